@@ -1,0 +1,56 @@
+"""What can go wrong, each with a remedy and an exit code (ARCHITECTURE.md, "Exit codes")."""
+
+from typing import ClassVar
+
+
+class FlopprofError(Exception):
+    """A problem the user can fix.
+
+    Attributes:
+        problem: The fact found, with the file, op or value it concerns.
+        remedy: The way out: usually a command to type.
+        exit_code: What the command line exits with.
+    """
+
+    exit_code: ClassVar[int] = 2
+
+    def __init__(self, problem: str, *, remedy: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.remedy = remedy
+
+
+class CheckError(FlopprofError):
+    """A check that the user asked for did not hold."""
+
+    exit_code = 1
+
+
+class UsageError(FlopprofError):
+    """Bad arguments, a missing path, a wrong shape, no CUDA, output that cannot be written."""
+
+    exit_code = 2
+
+
+class LoadError(FlopprofError):
+    """A file that is not a model or a trace, or is damaged."""
+
+    exit_code = 3
+
+
+class RefusedError(FlopprofError):
+    """A file that would run code, and no permission to let it."""
+
+    exit_code = 4
+
+
+class UnknownArchitectureError(FlopprofError):
+    """Weights without code, and no way to tell which code they belong to."""
+
+    exit_code = 5
+
+
+class ModelError(FlopprofError):
+    """The model raised while it ran."""
+
+    exit_code = 6

@@ -1,0 +1,1 @@
+"""Formulas for PyTorch's own ops, one file per family. Importing a file registers them."""

@@ -1,0 +1,74 @@
+"""Print numbers with units for people: three significant digits, decimal prefixes."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+_PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+UNKNOWN = "–"
+
+
+def si(value: float, unit: str) -> str:
+    """Return `value` with a decimal prefix: `si(3.64e9, "FLOPs")` is "3.64 GFLOPs"; NaN is "–"."""
+    if math.isnan(value):
+        return UNKNOWN
+    if math.isinf(value):
+        return f"∞ {unit}"
+    if value == 0:
+        return f"0 {unit}".rstrip()
+    magnitude = float(f"{abs(value):.3g}")
+    scale, prefix = next(((s, p) for s, p in _PREFIXES if magnitude >= s), (1.0, ""))
+    return f"{three_digits(value / scale)} {prefix}{unit}".rstrip()
+
+
+def three_digits(value: float) -> str:
+    """Return `value` with three significant digits and no exponent between 0.001 and 10⁶."""
+    if math.isnan(value):
+        return UNKNOWN
+    text = f"{value:#.3g}"
+    if "e" in text:
+        return f"{value:.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.2e}"
+    return text.rstrip(".")
+
+
+def percent(frac: float) -> str:
+    """Return a fraction as a percentage: 0.9987 is "99.9 %"; NaN is "–"."""
+    if math.isnan(frac):
+        return UNKNOWN
+    shown = 100 * frac
+    # 99.97 % of something is not all of it: never round up to 100.
+    return f"{min(shown, 99.9) if 99.9 <= shown < 100 else shown:.1f} %"
+
+
+def duration(microseconds: float) -> str:
+    """Return a duration with the unit that fits: 12.3 µs, 4.56 ms, 7.89 s."""
+    if math.isnan(microseconds):
+        return UNKNOWN
+    for scale, unit in ((1e6, "s"), (1e3, "ms"), (1.0, "µs")):
+        if abs(microseconds) >= scale or unit == "µs":
+            return f"{three_digits(microseconds / scale)} {unit}"
+    raise AssertionError("unreachable")
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return a shape as `1x3x224x224`; a 0-d shape is "()"."""
+    return "x".join(str(size) for size in shape) or "()"
+
+
+def shapes_text(shapes: Iterable[Any]) -> str:
+    """Return shapes, `1x3x8x8, 8x3x3x3`; lists of shapes in brackets, non-tensors left out."""
+    parts = []
+    for shape in shapes:
+        if shape and isinstance(shape[0], tuple | list):
+            parts.append("[" + ", ".join(shape_text(inner) for inner in shape) + "]")
+        elif shape:
+            parts.append(shape_text(shape))
+    return ", ".join(parts)
+
+
+def shorten(text: str, width: int) -> str:
+    """Return `text` cut in the middle to at most `width` characters."""
+    if len(text) <= width:
+        return text
+    head = (width - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"

@@ -1,0 +1,26 @@
+"""Fixtures that every test has."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _no_hook_is_left_behind() -> Iterator[None]:
+    yield
+    import sys
+
+    module = sys.modules.get("torch.nn.modules.module")
+    if module is not None:
+        assert not module._global_forward_hooks  # type: ignore[attr-defined]
+        assert not module._global_forward_pre_hooks  # type: ignore[attr-defined]
+
+
+@pytest.fixture(scope="session")
+def gpu_traces() -> Path:
+    """Return the folder of real GPU traces, or skip: it is not part of the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "traces"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} with recorded GPU traces")
+    return folder
