@@ -1,3 +1,51 @@
 """Count a PyTorch model's FLOPs, measure them, and say which part of the answer is missing."""
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flopprof.count import FlopsCounter, calculate_flops_for_size
+    from flopprof.errors import FlopprofError
+    from flopprof.formulas import module_formula, op_formula
+    from flopprof.pipeline import count_flops, profile
+    from flopprof.run import Count, Run
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Count": "flopprof.run",
+    "FlopprofError": "flopprof.errors",
+    "FlopsCounter": "flopprof.count",
+    "Run": "flopprof.run",
+    "calculate_flops_for_size": "flopprof.count",
+    "count_flops": "flopprof.pipeline",
+    "module_formula": "flopprof.formulas",
+    "op_formula": "flopprof.formulas",
+    "profile": "flopprof.pipeline",
+}
+
+__all__ = [
+    "Count",
+    "FlopprofError",
+    "FlopsCounter",
+    "Run",
+    "calculate_flops_for_size",
+    "count_flops",
+    "module_formula",
+    "op_formula",
+    "profile",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use: `import flopprof` costs nothing, torch waits."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flopprof' has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

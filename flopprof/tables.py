@@ -49,7 +49,7 @@ class Table:
         return [column.name for column in self.columns]
 
     def frame(self, data: Mapping[str, Any]) -> pd.DataFrame:
-        """Return `data` (column name → values) as a frame of this table, types cast and checked."""
+        """Return `data` (column name → values) as a frame of this table, cast and checked."""
         frame = pd.DataFrame(
             {column.name: _cast(data[column.name], column) for column in self.columns}
         )
@@ -149,9 +149,7 @@ OPS = Table(
         Column("op", "str", "Dispatcher name, `aten::addmm`."),
         Column("kind", "str", "Family of the op's formula, `free` or `unknown`."),
         Column("module_path", "str", "Module whose range is nearest; '' also outside any range."),
-        Column(
-            "call_id", "int", "Number of that range among all ranges, by start; -1 outside any."
-        ),
+        Column("call_id", "int", "Number of that range, by start; -1 outside any."),
         Column("phase", "str", "forward, backward, optimizer."),
         Column("sequence_nr", "int", "Joins a backward op to its forward op; -1 for none."),
         Column("thread", "str", "`pid/tid` of the host thread."),
@@ -160,13 +158,9 @@ OPS = Table(
         Column("dtype", "str", "Element type the op computes in."),
         Column("cpu_us", "float", "Host time, with what was called below."),
         Column("self_cpu_us", "float", "Host time, without the ops below."),
-        Column(
-            "device_us", "float", "Sum of compute kernels launched here and below; NaN on a CPU."
-        ),
+        Column("device_us", "float", "Compute kernels launched here and below; NaN on a CPU."),
         Column("counted", "bool", "Has a formula or is free, and no op around it is counted."),
-        Column(
-            "profiler_flops", "float", "FLOPs by `with_flops` for this call alone; NaN if unknown."
-        ),
+        Column("profiler_flops", "float", "By `with_flops`, this call alone; NaN if unknown."),
         Column("matmul_flops", "float", "By the formula; NaN where unknown."),
         Column("vector_flops", "float", "By the formula; NaN where unknown."),
         Column("min_bytes", "float", "Compulsory traffic; NaN where unknown."),
@@ -237,17 +231,13 @@ SITES = Table(
         Column("flops", "float", "matmul + vector over all calls; NaN where unknown."),
         Column("matmul_flops", "float", "Multiply-adds of contractions, two FLOPs each."),
         Column("vector_flops", "float", "Everything else."),
-        Column(
-            "flops_at_most", "float", "`flops` where known, else the bound; NaN without a bound."
-        ),
-        Column("hook_flops", "float", "By the module formula, where one op is the whole call."),
+        Column("flops_at_most", "float", "`flops` where known, else the bound; NaN if none."),
+        Column("hook_flops", "float", "By the module formula, if one op is the whole call."),
         Column("formula_flops", "float", "By the op formula."),
         Column("profiler_flops", "float", "By `with_flops`, summed over the ops below."),
         Column("flops_source", "str", "formula, hook, none: what `flops` was taken from."),
         Column("min_bytes", "float", "Compulsory traffic over all calls."),
-        Column(
-            "time_us", "float", "Device time on a GPU, host time on a CPU; NaN in a pure count."
-        ),
+        Column("time_us", "float", "Device time on a GPU, else host time; NaN in a pure count."),
         Column("time_share_frac", "float", "Share of all sites' time."),
         Column("achieved_flops_per_s", "float", "flops over time_us."),
         Column("intensity_flops_per_byte", "float", "flops over min_bytes: an upper bound."),

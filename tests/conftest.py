@@ -13,8 +13,8 @@ def _no_hook_is_left_behind() -> Iterator[None]:
 
     module = sys.modules.get("torch.nn.modules.module")
     if module is not None:
-        assert not module._global_forward_hooks  # type: ignore[attr-defined]
-        assert not module._global_forward_pre_hooks  # type: ignore[attr-defined]
+        assert not module._global_forward_hooks
+        assert not module._global_forward_pre_hooks
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,136 @@
-"""cli."""
+"""Turn arguments into a call, and errors into a message and an exit code; a file per subcommand."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import flopprof
+from flopprof.errors import FlopprofError, UsageError
+from flopprof.registry import Registry, import_all
+
+Handler = Callable[[Namespace], int]
+COMMANDS: Registry[Callable[[ArgumentParser], Handler]] = Registry("subcommand")
+INTERRUPTED, BUG = 130, 70
+
+
+def command(
+    name: str,
+) -> Callable[[Callable[[ArgumentParser], Handler]], Callable[[ArgumentParser], Handler]]:
+    """Register a subcommand: a function that adds its arguments and returns its handler."""
+    return COMMANDS.register(name)
+
+
+class _Parser(ArgumentParser):
+    """A parser whose errors are ours: one message, one remedy, and JSON where asked for."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message, remedy=f"{self.prog} --help")
+
+
+def _parser() -> ArgumentParser:
+    import_all("flopprof.cli")
+    parser = _Parser(
+        prog="flopprof",
+        description="Count a PyTorch model's FLOPs, measure how fast this device does them, and "
+        "say which part of that answer is missing.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    for name, define in COMMANDS.items():
+        summary, _, example = (define.__doc__ or "").partition("\n\n")
+        sub = commands.add_parser(
+            name,
+            help=summary.rstrip("."),
+            description=summary,
+            epilog="\n".join(line.strip() for line in example.strip().splitlines()),
+            formatter_class=RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(handler=define(sub))
+        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        torch = version("torch")
+    except PackageNotFoundError:
+        torch = "not installed"
+    return f"flopprof {flopprof.__version__} (torch {torch})"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run one subcommand and return its exit code; nothing the user can cause is a traceback."""
+    as_json = "--json" in arguments
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            args = _parser().parse_args(arguments)
+            code: int = args.handler(args)
+            sys.stdout.flush()
+            return code
+    except FlopprofError as error:
+        return _fail(error.problem, error.remedy, error.exit_code, as_json=as_json)
+    except KeyboardInterrupt:
+        return _fail("interrupted", "nothing was written", INTERRUPTED, as_json=as_json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except MemoryError:
+        return _fail(
+            "there is not enough memory", "try a smaller input or batch", 6, as_json=as_json
+        )
+    except Exception as error:
+        traceback.print_exc()
+        remedy = "this is a bug in flopprof; report it with the lines above"
+        return _fail(f"{type(error).__name__}: {error}", remedy, BUG, as_json=as_json)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fail(problem: str, remedy: str, exit_code: int, *, as_json: bool) -> int:
+    if as_json:
+        print_json({"error": {"problem": problem, "remedy": remedy, "exit_code": exit_code}})
+    print(f"flopprof: {problem}\n  {remedy}", file=sys.stderr)
+    return exit_code
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"flopprof: warning: {message}", file=sys.stderr)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    print(json.dumps(value, indent=1))
+
+
+class Progress:
+    """The stage under way, on stderr while that is a terminal; silent otherwise."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+
+    def __call__(self, stage: str) -> None:
+        """Show `stage` in place of the last one."""
+        if self._shown:
+            print(f"\r\x1b[K{stage} …", end="", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shown:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

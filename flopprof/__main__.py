@@ -1,0 +1,21 @@
+"""`python -m flopprof`, and the command `flopprof`."""
+
+import os
+import sys
+
+
+def main() -> int:
+    """Run the command line on `sys.argv` and return its exit code."""
+    # `python -m` puts the current folder first on sys.path: a torch.py lying beside a downloaded
+    # model would be imported. flopprof itself is found already.
+    if sys.path and sys.path[0] in ("", os.getcwd()):  # noqa: PTH109  # pathlib is third in line
+        del sys.path[0]
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: kineto reads it once
+
+    from flopprof.cli import main as run_command
+
+    return run_command(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

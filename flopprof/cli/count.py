@@ -1,0 +1,33 @@
+"""`flopprof count`: FLOPs from shapes, without weights and without timing."""
+
+from argparse import ArgumentParser, Namespace
+
+from flopprof.cli import Handler, Progress, command, print_json
+
+
+@command("count")
+def count(parser: ArgumentParser) -> Handler:
+    """Count a model file's FLOPs from shapes alone: no weights are read, nothing is timed.
+
+    example: flopprof count resnet18.pth --arch torchvision:resnet18 --input 8x3x224x224
+    """
+    from flopprof.cli.model import add_model_arguments
+
+    add_model_arguments(parser)
+
+    def handle(args: Namespace) -> int:
+        from flopprof.cli.model import load
+        from flopprof.pipeline import run_count
+        from flopprof.report.jsonfile import to_object
+
+        with Progress() as progress:
+            progress("loading")
+            loaded, inputs, provenance = load(args, device="cpu", meta=True)
+            counted = run_count(loaded.model, inputs, meta=provenance, progress=progress)
+        if args.json:
+            print_json(to_object(counted))
+        else:
+            print(counted.report("text"), end="")
+        return 0
+
+    return handle

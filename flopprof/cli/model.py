@@ -1,0 +1,65 @@
+"""Arguments and loading that the subcommands on a model file share."""
+
+from argparse import ArgumentParser, Namespace
+from typing import Any
+
+from flopprof.calling import SEED, Inputs
+from flopprof.errors import UsageError
+from flopprof.loaders import Loaded
+
+
+def add_model_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say which model and which input."""
+    parser.add_argument("model", metavar="MODEL", help="model file: a state_dict, a checkpoint, …")
+    parser.add_argument(
+        "--arch",
+        help="code for a state_dict: torchvision:NAME, or FILE.py:BUILD (factory or class)",
+    )
+    parser.add_argument(
+        "--input",
+        action="append",
+        metavar="[NAME=]SHAPE[:DTYPE]",
+        help="1x3x224x224, 1x3x224x224:float16, ids=1x128:int64; again for each further input "
+        "(default: the architecture's own size, batch 1)",
+    )
+    parser.add_argument(
+        "--dtype", help="cast model and inputs: float32, bfloat16, … (default: as is)"
+    )
+    parser.add_argument(
+        "--trust", action="store_true", help="let the file run code: pickled modules, TorchScript"
+    )
+
+
+def load(
+    args: Namespace, *, device: str, meta: bool = False
+) -> tuple[Loaded, Inputs, dict[str, Any]]:
+    """Return the model, its inputs and their provenance.
+
+    Raises:
+        FlopprofError: The file, the architecture or the input is not usable.
+    """
+    from flopprof.inputs import make_inputs, parse_input
+    from flopprof.loaders import load_model
+
+    specs = [parse_input(text) for text in args.input or []]
+    loaded = load_model(
+        args.model, arch=args.arch, trust=args.trust, device=device, dtype=args.dtype, meta=meta
+    )
+    source = "--input"
+    if not specs:
+        if loaded.input_hint is None:
+            raise UsageError(
+                f"nothing says which input {loaded.architecture} takes",
+                remedy="give its shape, such as --input 1x3x224x224",
+            )
+        specs, source = [parse_input(loaded.input_hint)], f"canonical for {loaded.architecture}"
+    where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
+    positional, named = make_inputs(specs, device=where, dtype=args.dtype, seed=SEED)
+    provenance = {
+        "architecture": loaded.architecture,
+        "source": f"{loaded.source} {args.model}",
+        "weights": loaded.weights,
+        "input_source": source,
+        "warnings": list(loaded.warnings),
+    }
+    return loaded, Inputs(positional, named), provenance

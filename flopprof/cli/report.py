@@ -1,0 +1,34 @@
+"""`flopprof report`: a saved run, in any format."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flopprof.cli import Handler, command, print_json
+
+
+@command("report")
+def report(parser: ArgumentParser) -> Handler:
+    """Print a saved run as a report, or write it to a file.
+
+    example: flopprof report resnet18.flopprof --format md -o resnet18.md
+    """
+    parser.add_argument("run", metavar="DIR", help="folder written by flopprof run")
+    parser.add_argument("--format", help="text, md, csv, json (default: by -o's suffix, else text)")
+    parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
+
+    def handle(args: Namespace) -> int:
+        from flopprof.report.jsonfile import to_object
+        from flopprof.run import Run, write_atomically
+
+        loaded = Run.load(args.run)
+        suffix = Path(args.output).suffix if args.output else ""
+        text = loaded.report(args.format or suffix or "text")
+        if args.output:
+            write_atomically(Path(args.output), text)
+        if args.json:
+            print_json(to_object(loaded, [args.output] if args.output else []))
+        elif not args.output:
+            print(text, end="")
+        return 0
+
+    return handle

@@ -1,0 +1,83 @@
+"""`flopprof run`: the whole job on one model file."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flopprof.cli import Handler, Progress, command, print_json
+
+
+@command("run")
+def run(parser: ArgumentParser) -> Handler:
+    """Profile a model file: count, measure, reconcile, and save everything in a folder.
+
+    example: flopprof run resnet18.pth --arch torchvision:resnet18
+    """
+    from flopprof.cli.model import add_model_arguments
+
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one (default)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own setting)")
+    parser.add_argument(
+        "--repeats", type=int, default=10, help="bare calls to time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=3, help="calls before them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="folder to write (default: MODEL's stem + .flopprof)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
+
+    def handle(args: Namespace) -> int:
+        from flopprof.errors import UsageError
+        from flopprof.run import check_target, writing
+
+        for name, least in (("repeats", 1), ("warmup", 1), ("threads", 1)):
+            value = getattr(args, name)
+            if value is not None and value < least:
+                raise UsageError(f"--{name} is {value}", remedy=f"give at least {least}")
+        target = Path(args.output or f"{Path(args.model).stem}.flopprof")
+        if not Path(args.model).exists():
+            raise UsageError(f"there is no file {args.model}", remedy="check the path")
+        check_target(target, force=args.force)
+        with Progress() as progress, writing(target, force=args.force) as folder:
+            profiled = _profile(args, progress)
+            progress("drawing")
+            profiled.write(folder)
+            profiled.plot_roofline(folder / "roofline.png")
+            (folder / "report.md").write_text(profiled.report("md"))
+            names = sorted(path.name for path in folder.iterdir())
+        files = [str(target / name) for name in names]
+        if args.json:
+            from flopprof.report.jsonfile import to_object
+
+            print_json(to_object(profiled, files))
+        else:
+            print(profiled.report("text"))
+            print(f"Chart   {target / 'roofline.png'}\nReport  {target / 'report.md'}")
+        return 0
+
+    return handle
+
+
+def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821
+    from flopprof.cli.model import load
+    from flopprof.devices import find_device
+    from flopprof.pipeline import profile
+
+    progress("loading torch")
+    device = find_device(args.device)
+    progress(f"loading {args.model}")
+    loaded, inputs, provenance = load(args, device=device.torch_device)
+    return profile(
+        loaded.model,
+        inputs,
+        device=device.torch_device,
+        threads=args.threads,
+        repeats=args.repeats,
+        warmup=args.warmup,
+        meta=provenance,
+        progress=progress,
+    )

@@ -1,0 +1,308 @@
+"""Run the stages in order and return a `Run`: the only module that knows their order."""
+
+import copy
+import datetime
+import math
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+import flopprof
+from flopprof.calling import (
+    Inputs,
+    are_sizes,
+    as_inputs,
+    first_float,
+    guarded,
+    home,
+    is_size,
+    meta_twin,
+    unchanged,
+)
+from flopprof.errors import FlopprofError
+from flopprof.run import Count, Run
+from flopprof.tables import KERNELS, ROOFLINES
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flopprof.trace.read import Trace
+
+REPEATS, WARMUP = 10, 3
+Progress = Callable[[str], None]
+
+
+def count_flops(
+    model: "nn.Module",
+    inputs_or_size: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+) -> "Count | pd.DataFrame":
+    """Return the FLOPs of one call of `model`, counted from shapes on the meta device.
+
+    The model is left as it was, and is itself called only where it cannot run on the meta device.
+
+    Args:
+        model: Any module, on any device.
+        inputs_or_size: A tensor, a tuple of inputs, a size such as (1, 3, 224, 224), a text
+            "1x3x224x224"; or a list of sizes, for a DataFrame with one row per size.
+        kwargs: Keyword inputs.
+
+    Raises:
+        UsageError: The inputs are of no usable kind, or do not fit the model.
+        ModelError: The model raised.
+    """
+    if (
+        isinstance(inputs_or_size, list)
+        and not is_size(inputs_or_size)
+        and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs_or_size)
+    ):
+        return _count_sizes(model, inputs_or_size, kwargs)
+    return Count(run_count(model, as_inputs(inputs_or_size, kwargs, model)))
+
+
+def _count_sizes(
+    model: "nn.Module", sizes: Sequence[Any], kwargs: Mapping[str, Any] | None
+) -> pd.DataFrame:
+    rows = []
+    for size in sizes:
+        inputs = as_inputs(size, kwargs, model)
+        totals = run_count(model, inputs).totals
+        rows.append(
+            {
+                "input": inputs.text,
+                "matmul_flops": totals.matmul_flops,
+                "vector_flops": totals.vector_flops,
+                "flops": totals.flops,
+                "flops_at_most": totals.flops_at_most,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def run_count(
+    model: "nn.Module",
+    inputs: Inputs,
+    *,
+    meta: dict[str, Any] | None = None,
+    progress: Progress = lambda _stage: None,
+) -> Run:
+    """Return a `Run` without times: hooks and formulas over one call on the meta device."""
+    import torch
+
+    progress("counting")
+    twin = meta_twin(model)
+    where = "meta"
+    traced: tuple[Trace, pd.DataFrame] | None = None
+    if twin is not None:
+        try:
+            traced = _count_and_trace(twin, inputs.to("meta"))
+        except FlopprofError:
+            traced = None  # what the model says on its own device is clearer, or it runs there
+    if traced is None:
+        where = home(model)[0]
+        if where == "meta":
+            traced = _count_and_trace(model, inputs.to("meta"))
+        else:
+            traced = _count_and_trace(model, inputs)
+    trace, module_calls = traced
+    return _assemble(
+        model,
+        inputs,
+        module_calls,
+        trace,
+        ROOFLINES.empty(),
+        meta={"device": {"name": where, "kind": where}, **(meta or {}), "torch": torch.__version__},
+        timed=False,
+    )
+
+
+def _count_and_trace(model: "nn.Module", inputs: Inputs) -> tuple["Trace", pd.DataFrame]:
+    from flopprof.count import count_modules
+    from flopprof.devices import find_device
+    from flopprof.trace.read import read_trace
+    from flopprof.trace.record import record_trace
+
+    with unchanged(model), tempfile.TemporaryDirectory(prefix="flopprof-") as folder:
+        call = guarded(model, inputs)
+        module_calls = count_modules(model, call)
+        device = find_device("cpu")  # the meta device records as host ops
+        recording = record_trace(
+            model, call, Path(folder) / "trace.json", device=device, attempts=1
+        )
+        trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
+    return trace, module_calls
+
+
+def profile(
+    model: "nn.Module",
+    inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    repeats: int = REPEATS,
+    warmup: int = WARMUP,
+    ceilings: bool = True,
+    meta: dict[str, Any] | None = None,
+    progress: Progress = lambda _stage: None,
+) -> Run:
+    """Count, trace and time one call of `model` in eval mode, and reconcile the three.
+
+    The model is left as it was: hooks, modes, random state.
+
+    Args:
+        model: Any module.
+        inputs: As for `count_flops`.
+        kwargs: Keyword inputs.
+        device: "cpu", "cuda", "cuda:1", "auto"; the model's own unless given.
+        threads: CPU threads for the passes; torch's own setting unless given.
+        repeats: Bare calls that are timed.
+        warmup: Calls before them.
+        ceilings: Whether to find the device's ceilings (measured once on a CPU, then cached).
+        meta: More provenance to store with the run.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        UsageError: No such device, or the inputs do not fit the model.
+        ModelError: The model raised.
+    """
+    import torch
+
+    from flopprof.ceilings import find_rooflines
+    from flopprof.count import count_modules
+    from flopprof.devices import find_device
+    from flopprof.trace.read import read_trace
+    from flopprof.trace.record import record_trace, summarise_times, time_calls
+
+    place = find_device(device or home(model)[0])
+    given = as_inputs(inputs, kwargs, model)
+    if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:
+        model = copy.deepcopy(model).to(place.torch_device)
+    given = given.to(place.torch_device)
+    dtype = home(model)[1] or first_float(given) or "float32"
+    with ExitStack() as stack:
+        stack.enter_context(_threads(torch, threads))
+        rooflines = ROOFLINES.empty()
+        if ceilings:
+            progress("finding the device's ceilings")
+            wanted = tuple(dict.fromkeys(("float32", dtype)))
+            rooflines = find_rooflines(place, dtypes=wanted, progress=progress)
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
+        stack.enter_context(unchanged(model))
+        call = guarded(model, given)
+        progress("warming up")
+        call()
+        progress(f"timing {repeats} calls")
+        times_us = time_calls(call, device=place, warmup=max(warmup - 1, 0), repeats=repeats)
+        progress("tracing")
+        recording = record_trace(model, call, folder / "trace.json", device=place)
+        progress("counting")
+        module_calls = count_modules(model, call)
+        described = place.describe()
+        progress("reading the trace")
+        trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
+        packed = _gzip(recording.path)
+    wall = summarise_times(times_us)
+    progress("reconciling")
+    return _assemble(
+        model,
+        given,
+        module_calls,
+        trace,
+        rooflines,
+        meta={
+            "device": described,
+            "torch": torch.__version__,
+            "wall_us": wall,
+            "traced_us": recording.traced_us,
+            "slowdown_frac": recording.traced_us / wall["median"] - 1,
+            "repeats": repeats,
+            **(meta or {}),
+        },
+        packed=packed,
+    )
+
+
+def _assemble(
+    model: "nn.Module",
+    inputs: Inputs,
+    module_calls: pd.DataFrame,
+    trace: "Trace",
+    rooflines: pd.DataFrame,
+    *,
+    meta: dict[str, Any],
+    timed: bool = True,
+    packed: bytes | None = None,
+) -> Run:
+    """Reconcile what the passes found and return it as a `Run` with its provenance."""
+    from flopprof.hooks import module_paths
+    from flopprof.reconcile import reconcile
+
+    dtype = home(model)[1] or first_float(inputs) or "float32"
+    called = set(module_calls["module_path"])
+    never = [
+        path
+        for module, path in module_paths(model).items()
+        if path not in called and type(module).__name__ not in ("ModuleList", "ModuleDict")
+    ]
+    sites = reconcile(
+        module_calls,
+        trace.ops,
+        trace.gaps,
+        trace.kernels if timed else KERNELS.empty(),
+        rooflines,
+        dtype=dtype,
+        never_called=never,
+        timed=timed,
+    )
+    ops = trace.ops
+    if not timed:
+        ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
+    gaps_us = trace.gaps["duration_us"].sum() if timed else math.nan
+    provenance = {
+        "model": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "input": inputs.text,
+        "dtype": dtype,
+        "flopprof": flopprof.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["flopprof", *sys.argv[1:]]) if sys.argv else "",
+        "never_called": never,
+        "host_overhead_us": gaps_us,
+        "device_busy_us": trace.info.get("device_busy_us", math.nan),
+        "warnings": list(trace.info.get("warnings", [])),
+        **meta,
+    }
+    run = Run(module_calls, ops, trace.kernels, rooflines, sites, provenance, packed)
+    totals = run.totals
+    provenance["totals"] = {
+        name: getattr(totals, name)
+        for name in ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac")
+    }
+    return run
+
+
+@contextmanager
+def _threads(torch: Any, threads: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _gzip(path: Path) -> bytes:
+    import gzip
+
+    return gzip.compress(path.read_bytes(), compresslevel=6, mtime=0)

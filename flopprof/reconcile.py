@@ -1,0 +1,471 @@
+"""Join hook counts with traced ops and give every row a verdict.
+
+The comparison is per module call: the hook's self count against the formula counts of the counted
+ops whose nearest range is that call. ARCHITECTURE.md, "Verdicts" and "Counting rules" 4 to 8.
+"""
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS
+from flopprof.units import duration, percent
+
+OWN_NAMESPACES = frozenset(
+    "aten prim prims quantized mkldnn onednn inductor c10d _c10d_functional autograd".split()  # noqa: SIM905
+)
+"""Namespaces of PyTorch's own ops; an op from any other is an `extension`."""
+
+FUSED_OPS = frozenset(
+    {
+        "aten::_transformer_encoder_layer_fwd",
+        "aten::_native_multi_head_attention",
+        "aten::_addmm_activation",
+        "aten::mkldnn_rnn_layer",
+        "aten::_cudnn_rnn",
+    }
+)
+"""Ops that do the work of several: of modules that are then never called, or of several ops."""
+
+# Modules whose inside no hook sees: only they themselves are ever called.
+OPAQUE_TYPES = (
+    "torch.jit.",
+    "torch._dynamo.",
+    "torch.export.",
+    "torch._export.",
+    "torch._inductor.",
+)
+
+HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
+HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
+_RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
+_FIRST_INPUT_RULE = {"aten::mul", "aten::add"}  # the profiler counts the first input's elements
+
+
+@dataclass(slots=True)
+class _Verdicts:
+    """Verdict and reason per op row, filled in by the passes below."""
+
+    verdict: list[str]
+    reason: list[str]
+    hook_flops: list[float]
+    not_run: list[dict[str, Any]] = field(default_factory=list)
+
+
+def reconcile(
+    module_calls: pd.DataFrame,
+    ops: pd.DataFrame,
+    gaps: pd.DataFrame,
+    kernels: pd.DataFrame,
+    rooflines: pd.DataFrame,
+    *,
+    dtype: str,
+    never_called: Collection[str] = (),
+    timed: bool = True,
+) -> pd.DataFrame:
+    """Return the sites (table SITES): every op, hidden stretch and uncalled work with a verdict.
+
+    Args:
+        module_calls: What the hooks counted; empty for a trace recorded elsewhere.
+        ops: The traced ops.
+        gaps: Stretches of host time in no op.
+        kernels: Kernels on a device; empty on a CPU.
+        rooflines: The device's ceilings; may be empty.
+        dtype: The run's element type, whose matmul ceiling bounds what is unknown.
+        never_called: Paths of the model's modules that no hook saw.
+        timed: False for a pure count: no times, no hidden rows, no coverage.
+    """
+    MODULE_CALLS.check(module_calls)
+    OPS.check(ops)
+    on_device = timed and len(kernels) > 0
+    walked = ops[_is_walked(ops)].reset_index(drop=True)
+    walked = walked.assign(
+        profiler_flops=_subtree_profiler_flops(ops).loc[walked["op_id"]].to_numpy(),
+        time_us=_times(walked, kernels, on_device=on_device) if timed else math.nan,
+        profiler_differs=walked["op_id"].isin(_profiler_disagreements(ops)),
+    )
+    walked = walked[_worth_a_row(walked, ops, timed=timed)].reset_index(drop=True)
+    types = dict(zip(module_calls["module_path"], module_calls["module_type"], strict=True))
+    verdicts = _judge(walked, module_calls, types, never_called)
+    rows = _group(walked, verdicts, types)
+    rows += verdicts.not_run
+    if timed and not on_device:
+        rows += _hidden_gaps(gaps, walked, types)
+    if on_device:
+        rows += _hidden_kernels(kernels)
+    return _finish(rows, rooflines, dtype=dtype, timed=timed)
+
+
+def _is_walked(ops: pd.DataFrame) -> np.ndarray:
+    """Return which ops are counted or lie below no counted op (rule 4)."""
+    counted = ops["counted"].tolist()
+    position = {op_id: index for index, op_id in enumerate(ops["op_id"].tolist())}
+    inside: list[bool] = []
+    for parent_id in ops["parent_op_id"].tolist():
+        parent = position.get(parent_id)
+        inside.append(parent is not None and (counted[parent] or inside[parent]))
+    return ~np.array(inside, dtype=bool)
+
+
+def _subtree_profiler_flops(ops: pd.DataFrame) -> pd.Series:
+    """Return the profiler's FLOPs of each op and all below it, by op_id; NaN where it has none."""
+    ids, parents = ops["op_id"].tolist(), ops["parent_op_id"].tolist()
+    sums = dict(zip(ids, ops["profiler_flops"].tolist(), strict=True))
+    for op_id, parent in zip(reversed(ids), reversed(parents), strict=True):
+        below = sums[op_id]
+        if parent in sums and not math.isnan(below):
+            above = sums[parent]
+            sums[parent] = below if math.isnan(above) else above + below
+    return pd.Series(sums, dtype="float64")
+
+
+def _profiler_disagreements(ops: pd.DataFrame) -> set[int]:
+    """Return the ids of counted ops at or below which profiler and formula differ.
+
+    Compared op by op, like with like. The profiler's rule for `mul` and `add` (elements of the
+    first input) is a known gap and no witness where it differs.
+    """
+    own = ops["profiler_flops"]
+    vector = ops["op"].isin(_FIRST_INPUT_RULE)
+    known = own.notna() & ops["matmul_flops"].notna() & ~vector
+    differing = ops.loc[known & (own != ops["matmul_flops"]), "op_id"]
+    parents = dict(zip(ops["op_id"], ops["parent_op_id"], strict=True))
+    found: set[int] = set()
+    for op_id in differing:
+        while op_id in parents and op_id not in found:
+            found.add(op_id)
+            op_id = parents[op_id]
+    return found
+
+
+def _times(walked: pd.DataFrame, kernels: pd.DataFrame, *, on_device: bool) -> pd.Series:
+    """Return each walked op's time: with its subtree if counted, else its own alone."""
+    if not on_device:
+        return walked["cpu_us"].where(walked["counted"], walked["self_cpu_us"])
+    compute = kernels[kernels["kind"] == "compute"]
+    own = walked["op_id"].map(compute.groupby("op_id")["duration_us"].sum()).fillna(0.0)
+    return walked["device_us"].fillna(0.0).where(walked["counted"], own)
+
+
+def _worth_a_row(walked: pd.DataFrame, ops: pd.DataFrame, *, timed: bool) -> pd.Series:
+    """Return which walked ops become sites: counted ones, and others that did something."""
+    if timed:
+        return walked["counted"] | (walked["time_us"] > 0) | walked["flops_at_most"].notna()
+    return walked["counted"] | ~walked["op_id"].isin(ops["parent_op_id"])
+
+
+def _judge(
+    walked: pd.DataFrame,
+    module_calls: pd.DataFrame,
+    types: dict[str, str],
+    never_called: Collection[str],
+) -> _Verdicts:
+    """Return the verdict of every walked op, and what the hooks counted but nothing ran."""
+    verdicts = _Verdicts([""] * len(walked), [""] * len(walked), [math.nan] * len(walked))
+    hooked = len(module_calls) > 0
+    rows = list(walked.itertuples(index=False))
+    by_call: dict[int, list[int]] = defaultdict(list)
+    calls_of_ops = _join_calls(walked, module_calls)
+    for index, row in enumerate(rows):
+        if hooked and row.phase == "forward":
+            by_call[calls_of_ops[index]].append(index)
+    for call in module_calls.itertuples(index=False):
+        hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
+        if not math.isnan(hook[0]):
+            _judge_call(call, hook, by_call.get(call.call_id, []), rows, verdicts)
+    for index, row in enumerate(rows):
+        if not verdicts.verdict[index]:
+            verdict, reason = _judge_alone(row, hooked=hooked, types=types, never=never_called)
+            verdicts.verdict[index], verdicts.reason[index] = verdict, reason
+    return verdicts
+
+
+def _join_calls(walked: pd.DataFrame, module_calls: pd.DataFrame) -> list[int]:
+    """Return each op's call_id among `module_calls`; -1 where the two passes took other paths.
+
+    Both passes number calls by entry. If a path differs between them, the n-th call of a path in
+    one is the n-th in the other.
+    """
+    ids: list[int] = walked["call_id"].tolist()
+    paths: list[str] = walked["module_path"].tolist()
+    hooked = dict(zip(module_calls["call_id"], module_calls["module_path"], strict=True))
+    if all(call == -1 or hooked.get(call) == path for call, path in zip(ids, paths, strict=True)):
+        return ids
+    nth: dict[tuple[str, int], int] = {}
+    for path, group in module_calls.groupby("module_path", sort=False):
+        nth |= {(str(path), n): call for n, call in enumerate(group["call_id"])}
+    order: dict[int, int] = {}
+    seen: Counter[str] = Counter()
+    for call, path in sorted({(c, p) for c, p in zip(ids, paths, strict=True) if c != -1}):
+        order[call] = nth.get((path, seen[path]), -1)
+        seen[path] += 1
+    return [order.get(call, -1) for call in ids]
+
+
+def _judge_call(
+    call: Any, hook: tuple[float, float], indices: list[int], rows: list[Any], out: _Verdicts
+) -> None:
+    """Compare one module call's hook count with its ops, each class on its own."""
+    working = [i for i in indices if rows[i].kind != "free"]
+    if any(math.isnan(rows[i].matmul_flops) for i in working):
+        return  # an unknown op in the call: no sum to compare with
+    sums = (
+        sum(rows[i].matmul_flops for i in working),
+        sum(rows[i].vector_flops for i in working),
+    )
+    if not working and sum(hook) > 0:
+        out.not_run.append(_not_run_row(call, hook))
+        return
+    agreeing = working
+    if sums != hook:
+        # Parametrised or wrapped: one op is the module's own work, the others were added to it.
+        exact = [i for i in working if (rows[i].matmul_flops, rows[i].vector_flops) == hook]
+        agreeing = exact if len(exact) == 1 and sum(hook) > 0 else []
+    for index in agreeing:
+        differs = rows[index].profiler_differs
+        out.verdict[index] = "disagrees" if differs else "agrees"
+        out.reason[index] = _profiler_reason(rows[index]) if differs else _agree_reason(rows[index])
+    if len(working) == 1 or len(agreeing) == 1:
+        out.hook_flops[(agreeing or working)[0]] = sum(hook)
+    if not agreeing:
+        for index in working:
+            out.verdict[index] = "disagrees"
+            out.reason[index] = (
+                f"{call.module_type}: its hook counts {_pair(*hook)}, the formulas of its "
+                f"{len(working)} ops {_pair(*sums)}"
+            )
+
+
+def _pair(matmul: float, vector: float) -> str:
+    return f"{matmul:.0f} matmul + {vector:.0f} vector FLOPs"
+
+
+def _agree_reason(row: Any) -> str:
+    known = not math.isnan(row.profiler_flops) and row.profiler_flops == row.matmul_flops
+    return "hook, formula and profiler agree" if known else "hook and formula agree"
+
+
+def _profiler_reason(row: Any) -> str:
+    return (
+        f"the profiler counts {row.profiler_flops:.0f} FLOPs, the formula "
+        f"{row.matmul_flops:.0f} matmul FLOPs"
+    )
+
+
+def _not_run_row(call: Any, hook: tuple[float, float]) -> dict[str, Any]:
+    return {
+        "op": "(not run)",
+        "module_path": call.module_path,
+        "module_type": call.module_type,
+        "phase": "forward",
+        "input_shapes": call.input_shapes,
+        "dtype": call.dtype,
+        "calls": 1,
+        "kind": "unknown",
+        "hook_flops": sum(hook),
+        "flops_source": "none",
+        "time_us": 0.0,
+        "verdict": "not_run",
+        "reason": f"the hook counted {_pair(*hook)}; no op of this call is in the trace",
+    }
+
+
+def _judge_alone(
+    row: Any, *, hooked: bool, types: dict[str, str], never: Collection[str]
+) -> tuple[str, str]:
+    """Return verdict and reason of an op that no hook count settles."""
+    namespace = row.op.partition("::")[0]
+    known = not math.isnan(row.matmul_flops)
+    if row.counted and row.kind == "free":
+        return "free", "views, moves or allocates"
+    if known and (not hooked or row.phase != "forward"):
+        if row.profiler_differs:
+            return "disagrees", _profiler_reason(row)
+        return "formula_only", (
+            "no hooks: the trace was recorded elsewhere" if not hooked else f"{row.phase} work"
+        )
+    if known and row.profiler_differs:
+        return "disagrees", _profiler_reason(row)
+    if known and row.op in FUSED_OPS:
+        below = f"{row.module_path}." if row.module_path else ""
+        count = sum(path.startswith(below) for path in never)
+        return "fused", (
+            f"hooks never fired for {count} modules below {row.module_path or 'the model'}: "
+            f"their work ran inside {row.op}"
+            if count
+            else f"{row.op} does the work of several ops in one"
+        )
+    own = namespace in OWN_NAMESPACES and "::" in row.op
+    module_type = types.get(row.module_path, "")
+    if own and known and module_type.startswith(OPAQUE_TYPES):
+        return "opaque", f"inside a {module_type}, which hooks cannot enter"
+    if own and known:
+        owner = module_type or "the model"
+        return "functional", f"called from the forward of {owner}, which has no hook count for it"
+    if not own:
+        has = "its formula gives the FLOPs" if known else "there is no formula for it"
+        return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"
+    if not math.isnan(row.flops_at_most):
+        return "unknown", "values that are not in the trace decide its FLOPs; bounded by shapes"
+    return "unknown", f"no formula for {row.op} with these arguments; write one with @op_formula"
+
+
+def _group(
+    walked: pd.DataFrame, verdicts: _Verdicts, types: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Return one row per site: the calls of one op, path, phase, shapes and dtype together."""
+    frame = walked.assign(
+        flops=walked["matmul_flops"] + walked["vector_flops"],
+        rank=[_RANK[verdict] for verdict in verdicts.verdict],
+        reason=verdicts.reason,
+        hook_flops=verdicts.hook_flops,
+    )
+    keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind"]
+    frame = frame.astype(dict.fromkeys(keys, "str")).sort_values("rank", kind="stable")
+    total = frame.groupby(keys, sort=False)
+    sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
+    # One unknown call makes the sum unknown: count the values behind each sum.
+    sites = total[[*sums, "profiler_flops", "flops_at_most"]].sum(min_count=1)
+    sites["calls"] = total.size()
+    for column in sums:
+        sites[column] = sites[column].where(total[column].count() == sites["calls"])
+    sites["rank"], sites["reason"] = total["rank"].last(), total["reason"].last()
+    sites = sites.reset_index()
+    sites["verdict"] = [VERDICTS[rank] for rank in sites.pop("rank")]
+    sites["formula_flops"] = sites["flops"]
+    sites["flops_source"] = np.where(sites["flops"].notna(), "formula", "none")
+    sites["module_type"] = sites["module_path"].map(types).fillna("")
+    return [{str(k): v for k, v in row.items()} for row in sites.to_dict("records")]
+
+
+def _hidden_gaps(
+    gaps: pd.DataFrame, walked: pd.DataFrame, types: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Return a row per gap too long to be ordinary host overhead (rule 7)."""
+    if not len(gaps):
+        return []
+    start = min(gaps["start_us"].min(), walked["start_us"].min() if len(walked) else math.inf)
+    end = max(
+        (gaps["start_us"] + gaps["duration_us"]).max(),
+        (walked["start_us"] + walked["cpu_us"]).max() if len(walked) else -math.inf,
+    )
+    run_us = end - start
+    median_us = gaps["duration_us"].median()
+    limit_us = max(HIDDEN_GAP_FACTOR * median_us, HIDDEN_GAP_FRAC * run_us)
+    hidden = gaps[gaps["duration_us"] > limit_us]
+    rows = []
+    for (path, before), group in hidden.groupby(["module_path", "before_op"], sort=False):
+        longest_us = group["duration_us"].max()
+        after = f"after {before}" if before else "before the first op"
+        rows.append(
+            {
+                "op": "(gap)",
+                "module_path": path,
+                "module_type": types.get(str(path), ""),
+                "phase": "forward",
+                "calls": len(group),
+                "kind": "unknown",
+                "flops_source": "none",
+                "time_us": group["duration_us"].sum(),
+                "verdict": "hidden",
+                "reason": (
+                    f"{duration(longest_us)} {after} in no op ({percent(longest_us / run_us)} of "
+                    f"the run, median gap {duration(median_us)}): code that bypasses PyTorch?"
+                ),
+            }
+        )
+    return rows
+
+
+def _hidden_kernels(kernels: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row per kernel name that no op launched."""
+    orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
+    rows = []
+    for (name, graph), group in orphans.groupby(["kernel", "graph_id"], sort=False, observed=True):
+        why = f"replayed from graph {graph}" if graph != -1 else "no launch record in the trace"
+        rows.append(
+            {
+                "op": "(kernels)",
+                "phase": "forward",
+                "input_shapes": str(name),
+                "calls": len(group),
+                "kind": "unknown",
+                "flops_source": "none",
+                "time_us": group["duration_us"].sum(),
+                "verdict": "hidden",
+                "reason": f"kernel on the device that no op accounts for: {why}",
+            }
+        )
+    return rows
+
+
+def _finish(
+    rows: list[dict[str, Any]], rooflines: pd.DataFrame, *, dtype: str, timed: bool
+) -> pd.DataFrame:
+    """Return the rows as the table SITES, with rates, rooflines and bounds."""
+    sites = SITES.from_rows(rows)
+    if not timed:
+        sites["time_us"] = math.nan
+    total_us = sites["time_us"].sum(min_count=1)
+    sites["time_share_frac"] = sites["time_us"] / total_us if total_us > 0 else math.nan
+    sites["achieved_flops_per_s"] = sites["flops"] / (
+        sites["time_us"].where(sites["time_us"] > 0) / 1e6
+    )
+    sites["intensity_flops_per_byte"] = sites["flops"] / sites["min_bytes"].where(
+        sites["min_bytes"] > 0
+    )
+    _apply_rooflines(sites, rooflines, dtype)
+    sites = sites.sort_values(
+        ["time_us", "flops", "module_path", "op", "input_shapes"],
+        ascending=[False, False, True, True, True],
+        kind="stable",
+        ignore_index=True,
+    )
+    sites["site_id"] = np.arange(len(sites))
+    return SITES.check(sites)
+
+
+def _apply_rooflines(sites: pd.DataFrame, rooflines: pd.DataFrame, dtype: str) -> None:
+    """Fill attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
+    main = (
+        rooflines[rooflines["memory_level"].isin(("DRAM", "HBM"))] if len(rooflines) else rooflines
+    )
+    peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in main.itertuples(index=False)}
+    bandwidth = main["peak_bytes_per_s"].max() if len(main) else math.nan
+    matmul = sites["matmul_flops"] > sites["vector_flops"]
+    peak = pd.Series(
+        [
+            peaks.get(
+                (kind, "tensor" if is_matmul else "vector"), peaks.get((kind, "tensor"), math.nan)
+            )
+            for kind, is_matmul in zip(sites["dtype"], matmul, strict=True)
+        ],
+        dtype="float64",
+    )
+    intensity = sites["intensity_flops_per_byte"]
+    working = intensity > 0
+    roof = np.minimum(peak, intensity * bandwidth).where(working)
+    sites["attainable_flops_per_s"] = roof
+    sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof
+    ridge = peak / bandwidth
+    bound = np.where(intensity < ridge, "memory", "compute")
+    sites["bound"] = np.where(roof.notna(), bound, "")
+    above = sites["efficiency_frac"] > 1.05
+    sites.loc[above, "reason"] += sites.loc[above, "bound"].map(_ABOVE_ROOF)
+    ceiling = peaks.get((dtype, "tensor"), math.nan)
+    unknown = sites["flops"].isna() & (sites["verdict"] != "not_run")
+    by_time = sites["time_us"] / 1e6 * ceiling
+    by_shape = sites["flops_at_most"]
+    bound_flops = np.fmin(by_time, by_shape)
+    sites["flops_at_most"] = sites["flops"].where(~unknown, np.ceil(bound_flops))
+
+
+_ABOVE_ROOF = {
+    "memory": "; above the memory roof: its operands fit a cache",
+    "compute": "; above the compute roof: the ceiling was measured on a slower or busier clock",
+}

@@ -1,0 +1,184 @@
+"""What every report says: the summary's lines, the top sites, what the hooks missed."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from flopprof.run import Run, Totals
+from flopprof.tables import VERDICTS
+from flopprof.units import UNKNOWN, duration, percent, si, three_digits
+
+GOOD = frozenset(("free", "agrees", "formula_only"))
+TOP = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """All sites of one verdict that is not good news."""
+
+    verdict: str
+    sites: int
+    time_frac: float
+    flops: float
+    examples: list[tuple[str, str, str]]  # module path, op, reason
+
+
+def is_timed(run: Run) -> bool:
+    """Return whether the run has times (a pure count has none)."""
+    return bool(run.sites["time_us"].notna().any()) and "wall_us" in run.meta
+
+
+def summary(run: Run) -> list[tuple[str, str]]:
+    """Return the summary as (label, text) lines."""
+    meta, totals = run.meta, run.totals
+    parameters = si(float(meta.get("parameters", math.nan)), "parameters")
+    architecture = meta.get("architecture") or meta.get("model", "")
+    source = meta.get("source")
+    lines = [
+        ("Model", f"{architecture}, {parameters}" + (f", {source}" if source else "")),
+        ("Input", _with_note(meta.get("input", ""), meta.get("input_source"))),
+        ("Device", _device(meta)),
+        ("FLOPs", _flops(totals)),
+    ]
+    lines += [("", _bounds(totals))]
+    if is_timed(run):
+        lines += [("Time", _time(meta)), ("Rate", _rate(run, totals)), ("Coverage", _coverage(run))]
+    lines += [("Verdicts", _verdicts(run))]
+    lines += [("Warning", text) for text in meta.get("warnings", [])]
+    return lines
+
+
+def _with_note(text: str, note: str | None) -> str:
+    return f"{text} ({note})" if note else text
+
+
+def _device(meta: dict[str, Any]) -> str:
+    device = meta.get("device") or {}
+    parts = [str(device.get("name", "unknown device"))]
+    if device.get("threads"):
+        parts.append(f"{device['threads']} threads")
+    return ", ".join([*parts, str(meta.get("dtype", "")), f"torch {meta.get('torch', '?')}"])
+
+
+def _flops(totals: Totals) -> str:
+    macs = si(totals.matmul_flops / 2, "MACs")
+    vector = si(float(totals.vector_flops), "FLOPs")
+    return f"matmul {si(float(totals.matmul_flops), 'FLOPs')} ({macs}) + vector {vector}"
+
+
+def _bounds(totals: Totals) -> str:
+    if totals.flops_at_most == totals.flops:
+        return f"{si(float(totals.flops), 'FLOPs')} in all; nothing is unknown"
+    most = si(totals.flops_at_most, "FLOPs")
+    return f"at least {si(float(totals.flops), 'FLOPs')}, at most " + (
+        "unknown" if most == UNKNOWN else most
+    )
+
+
+def _time(meta: dict[str, Any]) -> str:
+    wall = meta["wall_us"]
+    text = (
+        f"median {duration(wall['median'])} (p5 {duration(wall['p5'])}, "
+        f"p95 {duration(wall['p95'])}) of {meta.get('repeats', '?')} calls"
+    )
+    slowdown = meta.get("slowdown_frac")
+    return text if slowdown is None else f"{text}; tracing added {100 * slowdown:+.0f} %"
+
+
+def _rate(run: Run, totals: Totals) -> str:
+    rate = si(totals.flops_per_s, "FLOP/s")
+    roof = main_roofline(run)
+    if roof is None or math.isnan(roof.peak_flops_per_s):
+        return f"{rate}; no ceiling is known for this device"
+    share = percent(totals.flops_per_s / roof.peak_flops_per_s)
+    return (
+        f"{rate}, {share} of the {roof.dtype} matmul ceiling "
+        f"{si(roof.peak_flops_per_s, 'FLOP/s')} ({roof.kind})"
+    )
+
+
+def main_roofline(run: Run) -> Any:
+    """Return the row of the run's dtype × matmul × main memory, or None."""
+    roofs = run.rooflines
+    roofs = roofs[
+        (roofs["dtype"] == run.meta.get("dtype"))
+        & (roofs["unit"] == "tensor")
+        & roofs["memory_level"].isin(("DRAM", "HBM"))
+    ]
+    return next(roofs.itertuples(index=False), None)
+
+
+def _coverage(run: Run) -> str:
+    spent = duration(run.sites["time_us"].sum())
+    text = f"FLOPs are known for {percent(run.totals.coverage_frac)} of {spent} in ops"
+    overhead = run.meta.get("host_overhead_us")
+    if overhead is not None and not len(run.kernels):
+        text += f"; {duration(overhead)} between ops (Python, the tracer)"
+    return text
+
+
+def verdict_counts(run: Run) -> dict[str, dict[str, Any]]:
+    """Return, per verdict that occurs: sites, time_frac, matmul_flops (what is known of them)."""
+    counts = {}
+    for verdict in VERDICTS:
+        sites = run.sites[run.sites["verdict"] == verdict]
+        if len(sites):
+            counts[verdict] = {
+                "sites": len(sites),
+                "time_frac": float(sites["time_share_frac"].sum(min_count=1)),
+                "matmul_flops": float(sites["matmul_flops"].sum(min_count=1)),
+            }
+    return counts
+
+
+def _verdicts(run: Run) -> str:
+    parts = []
+    for verdict, count in verdict_counts(run).items():
+        share = "" if math.isnan(count["time_frac"]) else f" ({percent(count['time_frac'])})"
+        parts.append(f"{verdict} {count['sites']}{share}")
+    return ", ".join(parts)
+
+
+def top_sites(run: Run, top: int = TOP) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, as text, of the sites that take most time (or have most FLOPs)."""
+    timed = is_timed(run)
+    sites = run.sites
+    sites = sites[sites["flops"].isna() | (sites["flops"] > 0) | (sites["time_share_frac"] > 0.005)]
+    header = ["module", "op", "calls", "FLOPs"]
+    header += ["time", "FLOP/s", "FLOP/B", "roof", "bound"] if timed else ["FLOP/B"]
+    rows = []
+    for site in sites.head(top).itertuples(index=False):
+        row = [site.module_path or "(model)", short_op(site), str(site.calls), si(site.flops, "")]
+        intensity = three_digits(site.intensity_flops_per_byte)
+        if timed:
+            row += [percent(site.time_share_frac), si(site.achieved_flops_per_s, ""), intensity]
+            row += [percent(site.efficiency_frac), site.bound or UNKNOWN]
+        else:
+            row.append(intensity)
+        rows.append([*row, site.verdict])
+    return [*header, "verdict"], rows
+
+
+def short_op(site: Any) -> str:
+    """Return the op's name without PyTorch's own namespace; a kernel's name for a hidden one."""
+    if site.op == "(kernels)":
+        return str(site.input_shapes)
+    return str(site.op).removeprefix("aten::")
+
+
+def misses(run: Run) -> list[Miss]:
+    """Return what the hooks missed, by verdict, with the biggest examples of each."""
+    found = []
+    for verdict, count in verdict_counts(run).items():
+        if verdict in GOOD:
+            continue
+        sites: pd.DataFrame = run.sites[run.sites["verdict"] == verdict]
+        examples = [
+            (site.module_path or "(model)", short_op(site), site.reason)
+            for site in sites.drop_duplicates(["op", "reason"]).head(3).itertuples(index=False)
+        ]
+        flops = float(sites["flops"].sum(min_count=1))
+        found.append(Miss(verdict, count["sites"], count["time_frac"], flops, examples))
+    return found

@@ -1,0 +1,363 @@
+"""Hold one profiling result and its provenance; save it, load it, add it up."""
+
+import errno
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from flopprof import tables
+from flopprof.errors import LoadError, UsageError
+
+SCHEMA_VERSION = 1
+"""Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
+
+_SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the sites of a run. Unknown figures are NaN, never 0.
+
+    Attributes:
+        matmul_flops: FLOPs of contractions that were counted.
+        vector_flops: All other FLOPs that were counted.
+        flops: The sum of both: a lower bound where coverage is below 1.
+        flops_at_most: Upper bound: unknown and hidden time at the matmul ceiling; NaN without one.
+        coverage_frac: Share of time spent in sites whose FLOPs are known; NaN in a pure count.
+        wall_us: Median time of a bare call; NaN in a pure count.
+    """
+
+    matmul_flops: int
+    vector_flops: int
+    flops: int
+    flops_at_most: float
+    coverage_frac: float
+    wall_us: float
+
+    @property
+    def flops_per_s(self) -> float:
+        """FLOPs over the median wall time of a bare call; NaN without a time."""
+        return self.flops / (self.wall_us / 1e6) if self.wall_us > 0 else math.nan
+
+
+def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
+    """Return the totals of `sites` (table SITES)."""
+    known = sites[sites["flops"].notna()]
+    matmul, vector = (sum(map(int, known[c])) for c in ("matmul_flops", "vector_flops"))
+    unknown = sites[sites["flops"].isna() & (sites["verdict"] != "not_run")]
+    extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
+    time_us = sites["time_us"].sum(min_count=1)
+    covered_us = known["time_us"].sum(min_count=1) if len(known) else 0.0
+    return Totals(
+        matmul_flops=matmul,
+        vector_flops=vector,
+        flops=matmul + vector,
+        flops_at_most=matmul + vector + extra,
+        coverage_frac=covered_us / time_us if time_us > 0 else math.nan,
+        wall_us=wall_us,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One profiling result: tables (pandas DataFrames, see `flopprof.tables`) and metadata.
+
+    Attributes:
+        meta: Provenance: model, input, device, versions, command, date, wall time.
+        trace: The recorded Chrome trace, gzipped; None where there is none.
+    """
+
+    module_calls: pd.DataFrame
+    ops: pd.DataFrame
+    kernels: pd.DataFrame
+    rooflines: pd.DataFrame
+    sites: pd.DataFrame
+    meta: dict[str, Any] = field(default_factory=dict)
+    trace: bytes | None = field(default=None, repr=False)
+
+    @property
+    def totals(self) -> Totals:
+        """Sums over the sites, and the median wall time."""
+        wall = self.meta.get("wall_us") or {}
+        return add_up(self.sites, wall.get("median", math.nan))
+
+    def save(self, path: str | Path, *, force: bool = False) -> Path:
+        """Write the run to the folder `path` and return it; a run already there is replaced.
+
+        Raises:
+            UsageError: `path` cannot be written, or holds something else and `force` is not set.
+        """
+        with writing(path, force=force) as folder:
+            self.write(folder)
+        return Path(path)
+
+    def write(self, folder: Path) -> None:
+        """Write tables, metadata and trace into an existing folder."""
+        for name in _SAVED:
+            frame: pd.DataFrame = getattr(self, name)
+            frame.to_csv(folder / f"{name}.csv", index=False)
+        if self.trace is not None:
+            (folder / "trace.json.gz").write_bytes(self.trace)
+        text = json.dumps({"schema_version": SCHEMA_VERSION, **to_json(self.meta)}, indent=1)
+        (folder / "meta.json").write_text(text + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Run":
+        """Return the run saved in the folder `path`.
+
+        Raises:
+            UsageError: There is no such folder.
+            LoadError: The folder holds no run, a damaged one, or one of a newer flopprof.
+        """
+        folder = Path(path)
+        if not folder.is_dir():
+            raise UsageError(
+                f"there is no folder {folder}",
+                remedy="flopprof run MODEL writes one: MODEL.flopprof",
+            )
+        meta = _read_meta(folder)
+        frames = {name: tables.TABLES[name].read_csv(folder / f"{name}.csv") for name in _SAVED}
+        trace = folder / "trace.json.gz"
+        return cls(**frames, meta=meta, trace=trace.read_bytes() if trace.exists() else None)
+
+    def report(self, form: str = "text") -> str:
+        """Return the run as a report: "text", "md" or "json"."""
+        from flopprof.report import write_report  # a convenience: report sees run, not vice versa
+
+        return write_report(self, form)
+
+    def plot_roofline(self, path: str | Path, **options: Any) -> Path:
+        """Draw the roofline chart to `path` (.png, .svg or .pdf) and return it."""
+        from flopprof.plot import plot_roofline  # as above
+
+        plot_roofline(self, path, **options)
+        return Path(path)
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """FLOPs of one call of a model, without timing.
+
+    `matmul_flops`, `vector_flops` and `flops` are what was counted; `flops_at_most` is NaN where
+    an op is unknown. `coverage_frac` and `wall_us` are NaN: nothing was timed.
+    """
+
+    run: Run
+
+    @property
+    def totals(self) -> Totals:
+        """All sums at once."""
+        return self.run.totals
+
+    @property
+    def matmul_flops(self) -> int:
+        """FLOPs of contractions."""
+        return self.totals.matmul_flops
+
+    @property
+    def vector_flops(self) -> int:
+        """All other FLOPs."""
+        return self.totals.vector_flops
+
+    @property
+    def flops(self) -> int:
+        """The sum of both classes."""
+        return self.totals.flops
+
+    @property
+    def flops_at_most(self) -> float:
+        """Equal to `flops` where every op is known; NaN otherwise."""
+        return self.totals.flops_at_most
+
+    @property
+    def coverage_frac(self) -> float:
+        """NaN: coverage is a share of time."""
+        return self.totals.coverage_frac
+
+    @property
+    def wall_us(self) -> float:
+        """NaN: nothing was timed."""
+        return self.totals.wall_us
+
+    def by_module(self) -> pd.DataFrame:
+        """Return FLOPs per module, its own (`self_…`) and with all modules inside it.
+
+        `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
+        """
+        sites, calls = self.run.sites, self.run.module_calls
+        first = calls.drop_duplicates("module_path")
+        types = dict(zip(first["module_path"], first["module_type"], strict=True))
+        types = dict(zip(sites["module_path"], sites["module_type"], strict=True)) | types
+        times = calls["module_path"].value_counts()
+        rows = []
+        for path, module_type in types.items():
+            own = sites[sites["module_path"] == path]
+            inside = sites[
+                (sites["module_path"] == path) | sites["module_path"].str.startswith(f"{path}.")
+            ]
+            inside = inside if path else sites
+            matmul, vector = (int(inside[c].sum()) for c in ("matmul_flops", "vector_flops"))
+            rows.append(
+                {
+                    "module_path": path,
+                    "module_type": module_type,
+                    "calls": int(times.get(path, 0)),
+                    "self_matmul_flops": int(own["matmul_flops"].sum()),
+                    "self_vector_flops": int(own["vector_flops"].sum()),
+                    "matmul_flops": matmul,
+                    "vector_flops": vector,
+                    "flops": matmul + vector,
+                    "unknown_sites": int(inside["flops"].isna().sum()),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def by_op(self) -> pd.DataFrame:
+        """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
+        grouped = self.run.sites.groupby("op", sort=False)
+        columns = ["calls", "matmul_flops", "vector_flops", "flops"]
+        sums = grouped[columns].agg(lambda values: values.sum(skipna=False))
+        return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    remedy = "profile the model again with: flopprof run"
+    try:
+        meta = json.loads((folder / "meta.json").read_text())
+        version = int(meta.pop("schema_version"))
+    except FileNotFoundError:
+        raise LoadError(f"{folder} holds no meta.json, so it is not a run", remedy=remedy) from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadError(f"{folder}/meta.json is damaged: {error}", remedy=remedy) from error
+    if version > SCHEMA_VERSION:
+        raise LoadError(
+            f"{folder} was written by a newer flopprof (schema {version}, this one reads "
+            f"{SCHEMA_VERSION})",
+            remedy="pip install --upgrade flopprof",
+        )
+    return dict(meta)
+
+
+def to_json(value: Any) -> Any:
+    """Return `value` with NaN and infinities as None and numbers as plain Python ones."""
+    if isinstance(value, dict):
+        return {str(key): to_json(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(inner) for inner in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
+
+
+def whole(value: float) -> float | int:
+    """Return a count held as a float as an integer; NaN unchanged."""
+    return int(value) if math.isfinite(value) else value
+
+
+def check_target(path: str | Path, *, force: bool = False) -> Path:
+    """Return `path` if a run may be written there.
+
+    Raises:
+        UsageError: It is a file, or a folder that holds something other than a run.
+    """
+    target = Path(path)
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
+        raise UsageError(
+            f"{target} is the current folder, one above it or your home; a run replaces its folder",
+            remedy="choose a folder of its own with -o",
+        )
+    if target.is_dir() and any(target.iterdir()) and not force:
+        if not (target / "meta.json").exists() or not (target / "sites.csv").exists():
+            raise UsageError(
+                f"{target} exists and is not a run of flopprof",
+                remedy="choose another folder with -o, or add --force to replace it",
+            )
+    elif target.exists() and not target.is_dir() and not force:
+        raise UsageError(
+            f"{target} exists and is a file", remedy="choose a folder with -o, or add --force"
+        )
+    return target
+
+
+@contextmanager
+def writing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends, and vanishes if it raises.
+
+    Raises:
+        UsageError: `path` may not be replaced, or the disk is full or not writable.
+    """
+    target = check_target(path, force=force)
+    with explain_os_errors(target):
+        parent = target.resolve().parent
+        parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
+        try:
+            yield staging
+            staging.chmod(0o755)
+            _swap(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put `staging` in the place of `target`; the old one goes only once the new one is there."""
+    if not target.exists() and not target.is_symlink():
+        staging.rename(target)
+        return
+    old = staging.with_name(staging.name + "-old")
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+
+
+@contextmanager
+def explain_os_errors(path: str | Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write below `path` into a `UsageError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            problem = f"the disk filled up while writing {path}"
+        elif error.errno in (
+            errno.EACCES,
+            errno.EPERM,
+            errno.EROFS,
+            errno.ENOTDIR,
+            errno.ENAMETOOLONG,
+        ):
+            problem = f"{path} cannot be written: {os.strerror(error.errno).lower()}"
+        else:
+            raise
+        raise UsageError(problem, remedy="free space or choose another folder with -o") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: readers see the old file or the new one.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    with explain_os_errors(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.resolve().parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(name).chmod(0o644)
+            Path(name).replace(path)
+        finally:
+            Path(name).unlink(missing_ok=True)
