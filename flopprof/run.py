@@ -20,6 +20,8 @@ from flopprof.errors import LoadError, UsageError
 SCHEMA_VERSION = 1
 """Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
 
+_REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+_NOT_WRITABLE = frozenset(getattr(errno, name) for name in _REFUSALS)
 _SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
 
 
@@ -333,13 +335,7 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             problem = f"the disk filled up while writing {path}"
-        elif error.errno in (
-            errno.EACCES,
-            errno.EPERM,
-            errno.EROFS,
-            errno.ENOTDIR,
-            errno.ENAMETOOLONG,
-        ):
+        elif error.errno in _NOT_WRITABLE:
             problem = f"{path} cannot be written: {os.strerror(error.errno).lower()}"
         else:
             raise

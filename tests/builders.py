@@ -1,0 +1,69 @@
+"""Small runs made by hand, for tests of what lies below `Run`."""
+
+from typing import Any
+
+from flopprof.run import Run
+from flopprof.tables import KERNELS, MODULE_CALLS, OPS, ROOFLINES, SITES
+
+
+def make_run(sites: list[dict[str, Any]] | None = None, **meta: Any) -> Run:
+    """Return a run of two sites, one known and one not, unless others are given."""
+    if sites is None:
+        sites = [
+            {
+                "op": "aten::linear",
+                "module_path": "fc",
+                "module_type": "torch.nn.Linear",
+                "phase": "forward",
+                "input_shapes": "4x5, 6x5, 6",
+                "dtype": "float32",
+                "calls": 2,
+                "kind": "matmul",
+                "flops": 528.0,
+                "matmul_flops": 480.0,
+                "vector_flops": 48.0,
+                "flops_at_most": 528.0,
+                "hook_flops": 528.0,
+                "formula_flops": 528.0,
+                "flops_source": "formula",
+                "min_bytes": 592.0,
+                "time_us": 30.0,
+                "time_share_frac": 0.75,
+                "achieved_flops_per_s": 17.6e6,
+                "intensity_flops_per_byte": 528 / 592,
+                "attainable_flops_per_s": 528 / 592 * 1e9,
+                "efficiency_frac": 0.0197,
+                "bound": "memory",
+                "verdict": "agrees",
+                "reason": "hook and formula agree",
+            },
+            {
+                "site_id": 1,
+                "op": "aten::mystery",
+                "phase": "forward",
+                "calls": 1,
+                "kind": "unknown",
+                "flops_at_most": 1000.0,
+                "flops_source": "none",
+                "time_us": 10.0,
+                "time_share_frac": 0.25,
+                "verdict": "unknown",
+                "reason": 'no formula, with a comma, and a "quote"',
+            },
+        ]
+        sites[0]["site_id"] = 0
+    return Run(
+        module_calls=MODULE_CALLS.empty(),
+        ops=OPS.empty(),
+        kernels=KERNELS.empty(),
+        rooflines=ROOFLINES.empty(),
+        sites=SITES.from_rows(sites),
+        meta={
+            "model": "Net",
+            "device": {"name": "a CPU", "kind": "cpu", "threads": 2},
+            "dtype": "float32",
+            "wall_us": {"median": 50.0, "p5": 45.0, "p95": 60.0},
+            **meta,
+        },
+        trace=b"packed",
+    )

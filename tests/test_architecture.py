@@ -1,0 +1,95 @@
+"""The drawing in ARCHITECTURE.md holds: who imports whom, sizes, and what stays out of start-up."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
+
+# Top may import down, never sideways (but within itself) or up.
+LEVELS = [
+    ["cli", "__main__"],
+    ["pipeline"],
+    ["report", "plot", "plot_layout"],
+    ["run"],
+    ["reconcile"],
+    ["count", "trace", "ceilings"],
+    ["loaders"],
+    ["recognise", "inputs", "hooks", "devices", "formulas", "calling"],
+    ["tables", "registry", "units", "dtypes"],
+    ["errors"],
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+# `run` offers report and plot as methods, imported on use; `calling` spells inputs as specs.
+ALLOWED = {("run", "report"), ("run", "plot"), ("calling", "inputs")}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def part_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flopprof"):
+            names = [node.module or ""]
+            if node.module == "flopprof":
+                names = [f"flopprof.{alias.name}" for alias in node.names]
+            found |= {name.split(".")[1] for name in names if "." in name}
+        elif isinstance(node, ast.Import):
+            found |= {a.name.split(".")[1] for a in node.names if a.name.startswith("flopprof.")}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_modules_import_downwards_only(path):
+    part = part_of(path)
+    if part == "__init__":
+        return
+    for other in imports(path) - {part, "__version__"}:
+        assert (part, other) in ALLOWED or LEVEL[other] > LEVEL[part], f"{part} imports {other}"
+
+
+def test_the_two_witnesses_share_no_code():
+    modules = ast.parse((PACKAGE / "formulas" / "modules.py").read_text())
+    text = ast.dump(modules)
+
+    assert "formulas.ops" not in text
+    for path in (PACKAGE / "formulas" / "ops").glob("*.py"):
+        assert "formulas.modules" not in ast.dump(ast.parse(path.read_text()))
+
+
+def test_the_package_stays_readable_in_an_afternoon():
+    lengths = {path: len(path.read_text().splitlines()) for path in FILES}
+
+    assert max(lengths.values()) <= 500, max(lengths, key=lambda path: lengths[path])
+    assert sum(lengths.values()) <= 6000
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import flopprof",
+        "import flopprof.cli; flopprof.cli._parser().format_help()",
+        "from flopprof.trace import read",
+        "from flopprof.run import Run; import flopprof.report, flopprof.plot",
+        "from flopprof.formulas import load_op_formulas; load_op_formulas()",
+    ],
+)
+def test_start_up_leaves_torch_alone(code):
+    check = f"import sys; {code}; assert 'torch' not in sys.modules"
+
+    subprocess.run([sys.executable, "-c", check], check=True)
+
+
+def test_help_needs_no_pandas_either():
+    code = (
+        "import sys, flopprof.cli; flopprof.cli._parser().format_help();"
+        "assert not {'pandas', 'numpy', 'matplotlib', 'torch'} & set(sys.modules)"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,120 @@
+"""A run is added up, saved and loaded without loss, in one step or not at all."""
+
+import errno
+import json
+import math
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from flopprof.errors import LoadError, UsageError
+from flopprof.run import Run, write_atomically, writing
+from tests.builders import make_run
+
+
+def test_totals_add_what_is_known_and_bound_the_rest():
+    totals = make_run().totals
+
+    # 480 + 48 are known; the unknown site may do 1,000 more; 30 of 40 µs are covered.
+    assert (totals.matmul_flops, totals.vector_flops, totals.flops) == (480, 48, 528)
+    assert totals.flops_at_most == 1528
+    assert totals.coverage_frac == 0.75
+    assert totals.wall_us == 50
+    assert totals.flops_per_s == 528 / 50e-6
+
+
+def test_an_unbounded_site_leaves_the_total_without_an_upper_bound():
+    run = make_run()
+    run.sites["flops_at_most"] = [528.0, math.nan]
+
+    assert math.isnan(run.totals.flops_at_most)
+
+
+def test_a_run_saved_and_loaded_is_equal(tmp_path):
+    run = make_run()
+
+    loaded = Run.load(run.save(tmp_path / "x.flopprof"))
+
+    pd.testing.assert_frame_equal(loaded.sites, run.sites, check_dtype=False)
+    assert loaded.meta == run.meta
+    assert loaded.trace == b"packed"
+    assert loaded.totals == run.totals
+
+
+def test_unknown_is_empty_in_csv_and_null_in_json(tmp_path):
+    folder = make_run(device_busy_us=math.nan).save(tmp_path / "x.flopprof")
+
+    unknown = (folder / "sites.csv").read_text().splitlines()[2]
+    assert ",,,," in unknown
+    assert "nan" not in unknown.lower()
+    assert json.loads((folder / "meta.json").read_text())["device_busy_us"] is None
+
+
+def test_saving_again_replaces_a_run_and_nothing_else(tmp_path):
+    folder = make_run().save(tmp_path / "x.flopprof")
+    make_run().save(folder)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").touch()
+
+    with pytest.raises(UsageError, match="not a run"):
+        make_run().save(tmp_path / "mine")
+
+    assert (tmp_path / "mine" / "diary.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "x.flopprof"]
+
+
+def test_a_full_disk_leaves_the_old_run_and_no_rest(tmp_path):
+    make_run().save(tmp_path / "x.flopprof")
+
+    def fill_up():
+        with writing(tmp_path / "x.flopprof") as new:
+            (new / "sites.csv").touch()
+            raise OSError(errno.ENOSPC, "no space")
+
+    with pytest.raises(UsageError, match="disk filled up"):
+        fill_up()
+
+    assert [path.name for path in tmp_path.iterdir()] == ["x.flopprof"]
+    assert len(Run.load(tmp_path / "x.flopprof").sites) == 2
+
+
+def test_an_interruption_leaves_no_folder(tmp_path):
+    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "x.flopprof"):
+        raise KeyboardInterrupt
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("meta.json", "{", "meta.json is damaged"),
+        ("meta.json", '{"schema_version": 99}', "newer flopprof"),
+        ("sites.csv", "a,b\n1,2\n", "sites"),
+    ],
+)
+def test_a_damaged_run_is_named_with_the_way_out(tmp_path, name, text, says):
+    folder = make_run().save(tmp_path / "x.flopprof")
+    (folder / name).write_text(text)
+
+    with pytest.raises(LoadError, match=says) as caught:
+        Run.load(folder)
+
+    assert "flopprof" in caught.value.remedy
+
+
+def test_a_folder_without_a_run_and_a_missing_one(tmp_path):
+    with pytest.raises(LoadError, match="not a run"):
+        Run.load(tmp_path)
+    with pytest.raises(UsageError, match="no folder"):
+        Run.load(tmp_path / "nowhere")
+
+
+def test_text_is_written_in_one_step(tmp_path):
+    write_atomically(tmp_path / "a.md", "text")
+
+    assert (tmp_path / "a.md").read_text() == "text"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.md"]
+    with pytest.raises(UsageError, match="cannot be written"):
+        write_atomically(Path("/proc/nowhere.md"), "text")
