@@ -1,5 +1,6 @@
 """Say what a file or folder is, by its content, never by its name."""
 
+import os
 import re
 import stat
 import struct
@@ -80,8 +81,8 @@ _MAGIC = (
     # torch.serialization.MAGIC_NUMBER, pickled by any protocol from 2 on
     (2, b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", "torch_legacy"),
 )
-_ONNX_FIELDS = b"\x12\x1a\x22\x28\x32\x3a\x42"  # protobuf keys that may follow ir_version
-_PICKLE = re.compile(rb"\x80[\x02-\x05]|c[a-z_.]+\n\w+\n|\((?:[dl]p|i[a-z_.]+\n)")
+_PICKLE = re.compile(rb"\x80[\x02-\x05]|c[a-z_.]+\n\w+\n[(pq]|\((?:[dl]p\d|S')")
+_ONNX = re.compile(rb"\x08[\x01-\x1f][\x12\x1a\x22\x28\x32\x3a\x42]")  # ir_version, next field
 
 
 def detect(path: Path) -> FileKind:
@@ -100,19 +101,13 @@ def detect(path: Path) -> FileKind:
         with path.open("rb") as file:
             head = file.read(4096)
     except (OSError, ValueError) as error:
-        link = f"a link to {path.readlink()}, which is missing" if _is_link(path) else ""
-        reason = link or getattr(error, "strerror", None) or str(error)
+        reason = getattr(error, "strerror", None) or str(error)
+        if os.path.islink(path):  # noqa: PTH114  # Path's raises on a NUL in the name
+            reason = f"a link to {safe_text(path.readlink())}: {reason}"
         raise UsageError(
             f"{safe_text(path)}: {reason}", remedy="name a file that exists and can be read"
         ) from error
     return KINDS[_file(path, head, info.st_size)]
-
-
-def _is_link(path: Path) -> bool:
-    try:
-        return path.is_symlink()
-    except ValueError:  # a NUL in the name
-        return False
 
 
 def _folder(path: Path) -> str:
@@ -144,7 +139,7 @@ def _file(path: Path, head: bytes, size_bytes: int) -> str:
         return "safetensors"
     if _PICKLE.match(head):
         return "pickle"
-    if head[0] == 8 and head[1] < 32 and head[2:3] in _ONNX_FIELDS and len(head) > 2:
+    if _ONNX.match(head):
         return "onnx"
     return _text(path, head)
 
@@ -156,19 +151,13 @@ def _text(path: Path, head: bytes) -> str:
     if re.search(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]", head):
         return "unknown"
     if start.startswith((b"{", b"[")):
-        return "sharded" if b'"weight_map"' in _ends(path) else "json"
+        with path.open("rb") as file:  # an index is sorted: weight_map comes last of two keys
+            return "sharded" if b'"weight_map"' in file.read(1 << 20) else "json"
     try:
         head[:-3].decode()  # without the last, perhaps cut, character
     except UnicodeDecodeError:
         return "unknown"
     return "text"
-
-
-def _ends(path: Path) -> bytes:
-    with path.open("rb") as file:
-        head = file.read(1 << 20)
-        file.seek(max(0, path.stat().st_size - 4096))
-        return head + file.read(4096)
 
 
 def _zip(path: Path) -> str:
