@@ -13,95 +13,79 @@ from flopprof.units import shape_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-_EXAMPLE = "such as --input 1x3x224x224:float16 or --input ids=1x128:int64:0-1000"
 _SHORT_NAMES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32"}
 _SHORT_NAMES |= {"fp32": "float32", "double": "float64", "int": "int32", "long": "int64"}
 _MAX_ELEMENTS = 1 << 48  # more than any machine holds
-IDS = (0, 2)
-"""Default range of integers: 0 and 1 are rows of every embedding, and mean off and on in a mask."""
+_IDS = (0, 2)  # 0 and 1 are rows of every embedding, and mean off and on in a mask
 
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One example input.
+    """One example input: random values of a dtype; integers from `low` up to, not including `high`.
 
-    Attributes:
-        shape: Sizes; `()` for a scalar.
-        dtype: Element type. Floating: normal random values. Integers: uniform random values of
-            the range. bool: all True, which as an attention mask hides nothing.
-        name: The keyword it is passed by; None for a positional argument.
-        low: Smallest integer.
-        high: First integer that no longer occurs: a vocabulary's size.
+    `name` is the keyword it is passed by, or None. A bool is all True, which as a mask hides nothing.
     """
 
     shape: tuple[int, ...]
     dtype: str = "float32"
     name: str | None = None
-    low: int = IDS[0]
-    high: int = IDS[1]
+    low: int = _IDS[0]
+    high: int = _IDS[1]
 
     @property
     def text(self) -> str:
         """Return the spec in its shortest form; `parse_input(spec.text) == spec`."""
         name = f"{self.name}=" if self.name else ""
-        dtype = "" if self.dtype == "float32" else f":{self.dtype}"
-        bounds = "" if (self.low, self.high) == IDS else f":{self.low}-{self.high}"
+        bounds = "" if (self.low, self.high) == _IDS else f":{self.low}-{self.high}"
+        dtype = f":{self.dtype}" if self.dtype != "float32" else ""
         return f"{name}{shape_text(self.shape)}{dtype}{bounds}"
 
 
 def parse_input(spec: str) -> InputSpec:
-    """Return what `[name=]shape[:dtype[:low-high]]` says.
-
-    Sizes are joined by x, as in "1x3x224x224"; "()" is a scalar. The range is for integers and
-    does not include its end: "ids=1x128:int64:0-1000" for a vocabulary of 1000.
+    """Return what `[name=]shape[:dtype[:low-high]]` says; "()" is the shape of a scalar.
 
     Raises:
         UsageError: A part is something else.
     """
+    try:
+        return _parse(spec)
+    except ValueError as error:
+        raise UsageError(
+            f"input {spec!r}: {error}",
+            remedy="write [name=]shape[:dtype[:low-high]], such as --input 1x3x224x224:float16 "
+            "or --input ids=1x128:int64:0-1000",
+        ) from error
+
+
+def _parse(spec: str) -> InputSpec:
     name, equals, rest = spec.strip().rpartition("=")
-    shape_part, *more = rest.split(":")
     if equals and not name.isidentifier():
-        raise _odd(spec, f"{name!r} is not the name of an argument")
-    if len(more) > 2:
-        raise _odd(spec, f"{':'.join(more[2:])!r} comes after the range")
-    shape = _shape(spec, shape_part)
-    dtype = _SHORT_NAMES.get(more[0], more[0]) if more else "float32"
+        raise ValueError(f"{name!r} is not the name of an argument")
+    sizes, dtype, bounds, *more = [*rest.split(":"), *("", "")[rest.count(":") :]]
+    if more:
+        raise ValueError(f"{':'.join(more)!r} comes after the range")
+    parts = [] if sizes == "()" else re.split("[x×X,]", sizes)
+    if odd := [part for part in parts if not re.fullmatch("[0-9]{1,15}", part)]:
+        raise ValueError(f"{odd[0]!r} is not a size")
+    shape = tuple(int(part) for part in parts)
+    if math.prod(shape) > _MAX_ELEMENTS:
+        raise ValueError(f"{math.prod(shape):.1e} elements fit into no memory")
+    dtype = _SHORT_NAMES.get(dtype, dtype) if ":" in rest else "float32"
     if not dtypes.itemsize(dtype) or dtype.startswith(("q", "float4", "float8_e8")):
-        raise _odd(spec, f"{dtype!r} is not an element type, such as float16, bfloat16 or int64")
-    low, high = _bounds(spec, dtype, more[1]) if len(more) == 2 else IDS
+        raise ValueError(f"{dtype!r} is not an element type, such as float16, bfloat16 or int64")
+    low, high = _range(bounds, dtype) if rest.count(":") == 2 else _IDS
     return InputSpec(shape, dtype, name or None, low, high)
 
 
-def _shape(spec: str, text: str) -> tuple[int, ...]:
-    if text == "()":
-        return ()
-    parts = re.split("[x×X,]", text)
-    odd = next((part for part in parts if not re.fullmatch("[0-9]{1,15}", part)), None)
-    if odd is not None:
-        raise _odd(spec, f"{odd!r} is not a size")
-    shape = tuple(int(part) for part in parts)
-    if math.prod(shape) > _MAX_ELEMENTS:
-        raise _odd(spec, f"{math.prod(shape):.1e} elements fit into no memory")
-    return shape
-
-
-def _bounds(spec: str, dtype: str, text: str) -> tuple[int, int]:
-    if dtypes.is_floating(dtype) or dtype == "bool":
-        raise _odd(spec, f"a range is for integers, not for {dtype}")
+def _range(text: str, dtype: str) -> tuple[int, int]:
     found = re.fullmatch("([0-9]{1,18})-([0-9]{1,18})", text)
-    if not found or not int(found[1]) < int(found[2]):
-        raise _odd(spec, f"{text!r} is not a range low-high with low < high")
-    bits = 8 * (dtypes.itemsize(dtype) or 8) - (not dtype.startswith("u"))
-    if int(found[2]) > 1 << bits:
-        raise _odd(spec, f"{dtype} does not reach {found[2]}")
+    if dtypes.is_floating(dtype) or dtype == "bool":
+        raise ValueError(f"a range is for integers, not for {dtype}")
+    if not found or int(found[1]) >= int(found[2]):
+        raise ValueError(f"{text!r} is not a range low-high with low < high")
+    if int(found[2]) > 1 << 8 * (dtypes.itemsize(dtype) or 8) - (not dtype.startswith("u")):
+        raise ValueError(f"{dtype} does not reach {found[2]}")
     return int(found[1]), int(found[2])
-
-
-def _odd(spec: str, fact: str) -> UsageError:
-    return UsageError(
-        f"input {spec!r}: {fact}",
-        remedy=f"write [name=]shape[:dtype[:low-high]], {_EXAMPLE}",
-    )
 
 
 def make_inputs(
@@ -160,8 +144,7 @@ def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 
 def _describe(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(_describe(inner) for inner in value) + "]"
+        return f"[{describe_inputs(value, {})}]"
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         return type(value).__name__
-    dtype = str(value.dtype).removeprefix("torch.")
-    return InputSpec(tuple(value.shape), dtype).text
+    return InputSpec(tuple(value.shape), str(value.dtype).removeprefix("torch.")).text

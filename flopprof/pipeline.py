@@ -1,6 +1,7 @@
 """Run the stages in order and return a `Run`: the only module that knows their order."""
 
 import copy
+import dataclasses
 import datetime
 import math
 import platform
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from flopprof.trace.read import Trace
 
 REPEATS, WARMUP = 10, 3
+CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions by the machine
 Progress = Callable[[str], None]
 
 
@@ -178,6 +180,7 @@ def profile(
     from flopprof.ceilings import find_rooflines
     from flopprof.count import count_modules
     from flopprof.devices import find_device
+    from flopprof.reconcile import hidden_gaps, lasting_gaps
     from flopprof.trace.read import read_trace
     from flopprof.trace.record import record_trace, summarise_times, time_calls
 
@@ -209,6 +212,13 @@ def profile(
         progress("reading the trace")
         trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
         packed = _gzip(recording.path)
+        for _ in range(CONFIRMATIONS):
+            if not len(hidden_gaps(trace.ops, trace.gaps)):
+                break
+            progress("tracing again: is the hidden time there each time?")
+            again = record_trace(model, call, folder / "again.json", device=place, attempts=1)
+            lasting = lasting_gaps(trace.gaps, read_trace(again.path).gaps)
+            trace = dataclasses.replace(trace, gaps=lasting)
     wall = summarise_times(times_us)
     progress("reconciling")
     return _assemble(

@@ -90,12 +90,13 @@ def reconcile(
         profiler_differs=walked["op_id"].isin(_profiler_disagreements(ops)),
     )
     walked = walked[_worth_a_row(walked, ops, timed=timed)].reset_index(drop=True)
+    _settle_glue(walked, ops)
     types = dict(zip(module_calls["module_path"], module_calls["module_type"], strict=True))
     verdicts = _judge(walked, module_calls, types, never_called)
     rows = _group(walked, verdicts, types)
     rows += verdicts.not_run
     if timed and not on_device:
-        rows += _hidden_gaps(gaps, walked, types)
+        rows += _gap_rows(ops, gaps, types)
     if on_device:
         rows += _hidden_kernels(kernels)
     return _finish(rows, rooflines, dtype=dtype, timed=timed)
@@ -157,6 +158,19 @@ def _worth_a_row(walked: pd.DataFrame, ops: pd.DataFrame, *, timed: bool) -> pd.
     if timed:
         return walked["counted"] | (walked["time_us"] > 0) | walked["flops_at_most"].notna()
     return walked["counted"] | ~walked["op_id"].isin(ops["parent_op_id"])
+
+
+def _settle_glue(walked: pd.DataFrame, ops: pd.DataFrame) -> None:
+    """Mark as free what is known to leave its work to the ops below it, such as einsum."""
+    glue = (
+        ~walked["counted"]
+        & (walked["kind"] != "unknown")
+        & walked["flops_at_most"].isna()
+        & walked["op_id"].isin(ops["parent_op_id"])
+    )
+    walked["kind"] = walked["kind"].astype("str").where(~glue, "free")
+    walked["counted"] |= glue
+    walked.loc[glue, ["matmul_flops", "vector_flops", "min_bytes"]] = 0.0
 
 
 def _judge(
@@ -339,26 +353,45 @@ def _group(
     sites["verdict"] = [VERDICTS[rank] for rank in sites.pop("rank")]
     sites["formula_flops"] = sites["flops"]
     sites["flops_source"] = np.where(sites["flops"].notna(), "formula", "none")
-    sites["module_type"] = sites["module_path"].map(types).fillna("")
+    sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]
     return [{str(k): v for k, v in row.items()} for row in sites.to_dict("records")]
 
 
-def _hidden_gaps(
-    gaps: pd.DataFrame, walked: pd.DataFrame, types: dict[str, str]
-) -> list[dict[str, Any]]:
-    """Return a row per gap too long to be ordinary host overhead (rule 7)."""
-    if not len(gaps):
-        return []
-    start = min(gaps["start_us"].min(), walked["start_us"].min() if len(walked) else math.inf)
-    end = max(
-        (gaps["start_us"] + gaps["duration_us"]).max(),
-        (walked["start_us"] + walked["cpu_us"]).max() if len(walked) else -math.inf,
+def hidden_gaps(ops: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
+    """Return the gaps too long to be ordinary host overhead (rule 7)."""
+    return gaps[gaps["duration_us"] > max(_gap_limits(ops, gaps))]
+
+
+def lasting_gaps(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
+    """Return `gaps` no longer than they were in another trace of the same call.
+
+    A model's own work takes its time each time; an interruption by the machine hits elsewhere. The
+    n-th gap of a module call in one trace is the n-th in the other.
+    """
+    keys = [gaps["call_id"], gaps.groupby("call_id").cumcount()]
+    other = again["duration_us"].set_axis(
+        pd.MultiIndex.from_arrays([again["call_id"], again.groupby("call_id").cumcount()])
     )
-    run_us = end - start
-    median_us = gaps["duration_us"].median()
-    limit_us = max(HIDDEN_GAP_FACTOR * median_us, HIDDEN_GAP_FRAC * run_us)
-    hidden = gaps[gaps["duration_us"] > limit_us]
+    found = other.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy()
+    return gaps.assign(duration_us=np.fmin(gaps["duration_us"].to_numpy(), found))
+
+
+def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
+    """Return the two lengths a hidden gap exceeds: × the median gap, and a share of the run."""
+    if not len(gaps):
+        return math.inf, math.inf
+    start = min(gaps["start_us"].min(), ops["start_us"].min())
+    ends = [(frame["start_us"] + length).max() for frame, length in (
+        (gaps, gaps["duration_us"]), (ops, ops["cpu_us"]))]  # fmt: skip
+    run_us = np.nanmax(ends) - start
+    return HIDDEN_GAP_FACTOR * gaps["duration_us"].median(), HIDDEN_GAP_FRAC * run_us
+
+
+def _gap_rows(ops: pd.DataFrame, gaps: pd.DataFrame, types: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a row per place in the model where hidden gaps are."""
+    by_median_us, by_run_us = _gap_limits(ops, gaps)
     rows = []
+    hidden = hidden_gaps(ops, gaps)
     for (path, before), group in hidden.groupby(["module_path", "before_op"], sort=False):
         longest_us = group["duration_us"].max()
         after = f"after {before}" if before else "before the first op"
@@ -374,8 +407,9 @@ def _hidden_gaps(
                 "time_us": group["duration_us"].sum(),
                 "verdict": "hidden",
                 "reason": (
-                    f"{duration(longest_us)} {after} in no op ({percent(longest_us / run_us)} of "
-                    f"the run, median gap {duration(median_us)}): code that bypasses PyTorch?"
+                    f"{duration(longest_us)} {after} in no op "
+                    f"({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
+                    f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
                 ),
             }
         )
@@ -432,9 +466,7 @@ def _finish(
 
 def _apply_rooflines(sites: pd.DataFrame, rooflines: pd.DataFrame, dtype: str) -> None:
     """Fill attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
-    main = (
-        rooflines[rooflines["memory_level"].isin(("DRAM", "HBM"))] if len(rooflines) else rooflines
-    )
+    main = rooflines[rooflines["memory_level"].isin(("DRAM", "HBM")) & rooflines["valid"]]
     peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in main.itertuples(index=False)}
     bandwidth = main["peak_bytes_per_s"].max() if len(main) else math.nan
     matmul = sites["matmul_flops"] > sites["vector_flops"]

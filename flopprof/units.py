@@ -44,10 +44,9 @@ def duration(microseconds: float) -> str:
     """Return a duration with the unit that fits: 12.3 µs, 4.56 ms, 7.89 s."""
     if math.isnan(microseconds):
         return UNKNOWN
-    for scale, unit in ((1e6, "s"), (1e3, "ms"), (1.0, "µs")):
-        if abs(microseconds) >= scale or unit == "µs":
-            return f"{three_digits(microseconds / scale)} {unit}"
-    raise AssertionError("unreachable")
+    magnitude = float(f"{abs(microseconds):.3g}")
+    scale, unit = next((s for s in ((1e6, "s"), (1e3, "ms")) if magnitude >= s[0]), (1.0, "µs"))
+    return f"{three_digits(microseconds / scale)} {unit}"
 
 
 def shape_text(shape: Sequence[int]) -> str:

@@ -27,9 +27,10 @@ def test_percent_never_rounds_up_to_all():
 
 
 def test_durations_take_the_unit_that_fits():
-    assert [duration(v) for v in (0.5, 12.34, 1234.5, 7.89e6)] == [
+    assert [duration(v) for v in (0.5, 12.34, 999.7, 1234.5, 7.89e6)] == [
         "0.500 µs",
         "12.3 µs",
+        "1.00 ms",
         "1.23 ms",
         "7.89 s",
     ]

@@ -1,1 +1,60 @@
-"""devices."""
+"""Hide one kind of hardware behind one small protocol."""
+
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from flopprof.errors import UsageError
+from flopprof.registry import Registry, import_all
+
+
+class Device(Protocol):
+    """One device that runs models; made from a name that its class `matches`.
+
+    Attributes:
+        torch_device: What torch calls it: "cpu", "cuda:0".
+    """
+
+    torch_device: str
+
+    def __init__(self, name: str) -> None: ...
+
+    @classmethod
+    def matches(cls, name: str) -> bool:
+        """Return whether `name` ("cuda:1") means a device of this kind."""
+
+    def activities(self) -> list[Any]:
+        """Return what `torch.profiler` should record for this device."""
+
+    def synchronize(self) -> None:
+        """Wait until all work given to the device is done."""
+
+    def describe(self) -> dict[str, Any]:
+        """Return name, kind, memory, caches and what else tells this device from others."""
+
+    def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
+        """Return a context whose dict holds clocks, power and energy once it is left."""
+
+
+DEVICES: Registry[type[Device]] = Registry("kind of device")
+device = DEVICES.register
+
+
+def find_device(name: str) -> Device:
+    """Return the device called `name`: "cpu", "cuda", "cuda:1", or "auto" for CUDA if there is any.
+
+    Raises:
+        UsageError: There is no such device here, or its kind is not supported.
+    """
+    import_all("flopprof.devices")
+    wanted = str(name).strip().lower()
+    if wanted == "auto":
+        from flopprof.devices.cuda import why_no_cuda
+
+        wanted = "cpu" if why_no_cuda() else "cuda"
+    kind = next((kind for _, kind in DEVICES.items() if kind.matches(wanted)), None)
+    if kind is not None:
+        return kind(wanted)
+    raise UsageError(
+        f"the device {name!r} is not supported yet, CPU and CUDA/ROCm are",
+        remedy="--device cpu, cuda, cuda:1 or auto",
+    )

@@ -38,7 +38,8 @@ _MOVES = """
         _sparse_coo_tensor_with_dims _sparse_coo_tensor_with_dims_and_tensors sparse_csr_tensor
         sparse_compressed_tensor _sparse_compressed_tensor_unsafe _sparse_csr_tensor_unsafe
         sparse_csc_tensor sparse_bsr_tensor sparse_bsc_tensor _sparse_csc_tensor_unsafe
-        _sparse_bsr_tensor_unsafe _sparse_bsc_tensor_unsafe _coalesced_ scalar_tensor
+        _sparse_bsr_tensor_unsafe _sparse_bsc_tensor_unsafe _coalesced_ scalar_tensor tril_indices
+        triu_indices
     | item _local_scalar_dense is_nonzero record_stream result_type can_cast promote_types
         is_complex is_floating_point is_signed is_inference is_conj is_neg is_leaf is_same_size
         is_set_to is_coalesced is_contiguous is_distributed is_vulkan_available numel size dim
@@ -145,51 +146,53 @@ def _scalar_type(position: int | None) -> str:
     return dict(enumerate(_SCALAR_TYPES.split())).get(-1 if position is None else position, "")
 
 
-# Of a new tensor: `argument with its type | type without one | names`; 6 float32, 4 int64.
+# Tensors made by a size: `type where none is named | names`; 6 float32, 4 int64. Their last four
+# arguments are type, layout, device and pinning.
 _CREATED = """
-    1 | 6 | zeros ones rand randn eye normal normal_functional range hann_window hamming_window
-        blackman_window bartlett_window kaiser_window
-    2 | 6 | full new_zeros new_ones
-    3 | 6 | linspace logspace new_full
-    1 | 4 | randperm
-    2 | 4 | randint
-    3 | 4 | tril_indices triu_indices
+    6 | zeros ones rand randn eye full new_zeros new_ones new_full linspace logspace normal
+        normal_functional hann_window hamming_window blackman_window bartlett_window kaiser_window
+    4 | randint randperm
 """
 
 
-def _creates(dtype_at: int, default: int) -> Callable[[OpCall], Work]:
+def _creates(default: int) -> Callable[[OpCall], Work]:
     def formula(call: OpCall) -> Work:
-        counts = [call.integer(index) for index in range(len(call.shapes))]
-        sizes = next(filter(None, (call.integers(i) for i in range(len(call.shapes)))), None)
-        if call.op in ops("linspace logspace"):
-            sizes = (call.integer(2) or 0,)
-        elif sizes is None:
-            sizes = tuple(count or 0 for count in counts[:1])
-            if call.op == "aten::eye":
-                sizes += (call.integer(int(len(counts) > 5)) or 0,)  # (n, m, …), or of five (n, …)
-        dtype = _scalar_type(call.integer(dtype_at)) or call.dtype(0)  # `new_zeros`: as its own
-        itemsize = dtypes.itemsize(dtype) or dtypes.itemsize(_scalar_type(default))
-        return Work(min_bytes=prod(sizes) * (itemsize or call.itemsize))
+        named = len(call.shapes) - 4
+        if named < -3:  # the trace has no shapes
+            return Work()
+        sizes = next(filter(None, map(call.integers, range(max(named, 1)))), None)
+        if sizes is None:  # linspace(start, end, steps), eye(n) or (n, m), randperm(n)
+            at = (
+                (2,) if "space" in call.op else (0, min(1, named - 1)) if "eye" in call.op else (0,)
+            )
+            sizes = tuple(call.integer(index) or 0 for index in at)
+        return Work(min_bytes=prod(sizes) * _itemsize(call, named, default))
 
     return formula
 
 
-for (_dtype_at, _default), _names in rows(_CREATED):
-    free_op(*ops(_names))(_creates(int(_dtype_at), int(_default)))
+def _itemsize(call: OpCall, dtype_at: int, default: int) -> int:
+    """Return the bytes of the type named, else of the first argument's, else of the default."""
+    dtype = _scalar_type(call.integer(dtype_at) if dtype_at > 0 else None)
+    known = (dtypes.itemsize(one) for one in (dtype, call.dtype(0), _scalar_type(default)))
+    return next(filter(None, known), call.itemsize)
 
 
-@free_op("aten::arange")
+for (_default,), _names in rows(_CREATED):
+    free_op(*ops(_names))(_creates(int(_default)))
+
+
+@free_op("aten::arange", "aten::range")
 def arange(call: OpCall) -> Work:
-    """`⌈(end − start)/step⌉` numbers; how many arguments there are tells which is which."""
-    given = len(call.shapes)
-    texts = [call.value(i) for i in range({5: 1, 6: 2}.get(given, 3))]
-    # (end, …four), (start, end, …four), (start, end, step, …four or out)
-    first = [number(call, i) or 0.0 for i in range(len(texts))]
-    start, end, step = (0.0, *first, 1.0) if len(first) == 1 else (*first, 1.0)[:3]
+    """`⌈(end − start)/step⌉` numbers of an (end), a (start, end) or a (start, end, step)."""
+    if not call.shapes:
+        return Work()
+    named = len(call.shapes) - 4 or 3  # four arguments are start, end, step and the output
+    limits = [number(call, index) or 0.0 for index in range(named)]
+    start, end, step = [[0.0, *limits, 1.0], [*limits, 1.0], limits][min(max(named, 1), 3) - 1][:3]
+    default = 6 if any("." in call.value(index) for index in range(named)) else 4
     count = max(ceil((end - start) / step), 0) if step else 0
-    dtype = _scalar_type(call.integer(len(texts)))
-    default = 4 if any("." in text for text in texts) else 8  # float32, int64
-    return Work(min_bytes=count * (dtypes.itemsize(dtype) or default))
+    return Work(min_bytes=count * _itemsize(call, named, default))
 
 
 @free_op(*ops("to _to_copy type_as _autocast_to_full_precision _autocast_to_reduced_precision"))

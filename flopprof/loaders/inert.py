@@ -4,10 +4,8 @@ import hashlib
 import io
 import json
 import math
-import mmap
 import os
 import pickle
-import pickletools
 import re
 import struct
 import sys
@@ -22,9 +20,9 @@ from flopprof.loaders.detect import FileKind, damaged, safe_text, zip_members
 
 _MAX_OPCODES = 1_500_000  # a tensor takes about 60; an empty set 1, and 216 bytes of memory
 _MAX_BYTES = 64 << 20  # of a pickle or a header
-_MAX_GLOBALS = 5_000  # a stand-in class takes 1 KB
-_MAX_DEPTH = 500  # of tuples in tuples: hashing them recurses in C, unchecked
-_MAX_MODULES, _MAX_TENSORS, _MAX_KEY = 50_000, 200_000, 1_000
+_MAX_GLOBALS = 5_000
+_MAX_TUPLES = 2_000  # in a tuple: hashing it recurses into all of them, in C and unchecked
+_MAX_PARTS, _MAX_KEY = 500_000, 1_000  # attributes of a module's modules; a tensor's dotted name
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "ema", "model_ema", "state_dict_ema",
              "module", "network", "weights", "params", "params_ema")  # fmt: skip
 _HARMLESS = re.compile(
@@ -40,15 +38,6 @@ SAFETENSORS_DTYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF1
                       "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8",
                       "U16": "uint16", "U32": "uint32", "U64": "uint64", "BOOL": "bool",
                       "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"}  # fmt: skip
-# Where torch._utils' functions take storage, offset, shape, stride and dtype; None: nowhere.
-_REBUILD: dict[str, tuple[int | None, int, int, int, int | None]] = {
-    "_rebuild_tensor": (0, 1, 2, 3, None),
-    "_rebuild_tensor_v2": (0, 1, 2, 3, None),
-    "_rebuild_tensor_v3": (0, 1, 2, 3, 6),
-    "_rebuild_qtensor": (0, 1, 2, 3, None),
-    "_rebuild_meta_tensor_no_storage": (None, 0, 1, 2, 0),
-    "_rebuild_wrapper_subclass": (None, 0, 2, 3, 1),
-}
 
 
 class TensorInfo(NamedTuple):
@@ -63,7 +52,6 @@ class Contents:
     """What a file holds.
 
     Attributes:
-        path: The file.
         kind: state_dict, pickled_module, torchscript, safetensors, or object: anything else.
         tensors: Parameters and buffers by key, below the wrapper keys.
         top_class: Class of the pickled module or object; '' for plain containers.
@@ -90,11 +78,6 @@ class Contents:
             or (name.partition(".")[0] in _STDLIB and not _HARMLESS.fullmatch(name))
         )
 
-    @property
-    def elements(self) -> int:
-        """Return the number of elements of all tensors, buffers included."""
-        return sum(math.prod(tensor.shape) for tensor in self.tensors.values())
-
     def sha256(self) -> str:
         """Return the file's checksum."""
         with self.path.open("rb") as file:
@@ -107,55 +90,58 @@ class _Storage(NamedTuple):
 
 
 class _Stub:
-    """Stands for an object whose class or function is not imported."""
+    """Stands for a class or function that is not imported, and for what it would make."""
 
-    __slots__ = ("args", "entries", "state")
-    origin = ""
-    args: tuple[Any, ...]
-    entries: dict[Any, Any]
-    state: Any
+    __slots__ = ("args", "entries", "origin", "state")
 
-    def __new__(cls, *args: Any, **_kwargs: Any) -> Any:
-        module, _, name = cls.origin.rpartition(".")
-        if module.startswith("torch") and name.endswith(("Storage", "Tensor")):
-            raise ValueError(f"it calls {cls.origin}, which can ask for any amount of memory")
-        if module in ("torch._utils", "torch._tensor") and (tensor := _rebuild(name, args)):
-            return tensor
-        self = super().__new__(cls)
-        self.args, self.entries, self.state = args, {}, None
-        return self
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+    def __init__(self, origin: str, args: tuple[Any, ...] = ()) -> None:
+        self.origin, self.args = origin, args
+        self.entries: dict[Any, Any] = {}
+        self.state: Any = None
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.entries[key] = value
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> "_Stub":
-        return self
 
     def append(self, _item: Any) -> None: ...
 
     extend = add = append
 
 
+class _Tuple(tuple[Any, ...]):
+    """A tuple that is not too deep, or too often the same ones, to be hashed."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.tuples = 1 + sum(item.tuples for item in items if isinstance(item, _Tuple))
+        if self.tuples > _MAX_TUPLES:
+            raise ValueError(f"it nests tuples: more than {_MAX_TUPLES} in one")
+
+
+def _call(made_by: Any, args: Any) -> Any:
+    """Return what stands for the result of a call: a tensor, or a stub with its arguments."""
+    if not isinstance(made_by, _Stub) or not isinstance(args, tuple):
+        raise ValueError("it calls what is no class or function")
+    module, _, name = made_by.origin.rpartition(".")
+    if module.startswith("torch") and name.endswith(("Storage", "Tensor")):
+        raise ValueError(f"it calls {made_by.origin}, which can ask for any amount of memory")
+    tensor = _rebuild(name, args) if module in ("torch._utils", "torch._tensor") else None
+    return tensor or _Stub(made_by.origin, args)
+
+
 def _rebuild(name: str, args: tuple[Any, ...]) -> TensorInfo | None:
     """Return what torch's function `name` would make a tensor of; None if it is none we know."""
-    made: Any = None
-    if name in _REBUILD:
-        store, offset, shape, stride, dtype = _REBUILD[name]
-        at, *_ = _sizes((args[offset],)) if store is not None else (0,)
-        kind = None if dtype is None else args[dtype].origin.removeprefix("torch.")
-        storage = None if store is None else args[store]
-        made = _tensor(storage, at, _sizes(args[shape]), _sizes(args[stride]), kind)
-    elif name == "_rebuild_sparse_tensor":
-        made = TensorInfo(_sizes(args[1][2]), args[1][1].dtype)
-    elif name.startswith("_rebuild_parameter"):
-        made = args[0]
-    elif name == "_rebuild_from_type_v2" and isinstance(args[0], type):
-        made = args[0](*args[2])
+    if name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3", "_rebuild_qtensor"):
+        storage, (start, *shape) = args[0], _sizes((args[1], *_sizes(args[2])))
+        dtype = args[6].origin.removeprefix("torch.") if name.endswith("v3") else storage.dtype
+        steps = sum((n - 1) * step for n, step in zip(shape, _sizes(args[3]), strict=True))
+        end_bytes = (start + steps + 1) * (dtypes.itemsize(dtype) or 1)
+        if 0 not in shape and end_bytes > storage.size_bytes:
+            raise ValueError(f"a tensor of shape {shape} reaches outside its storage")
+        return TensorInfo(tuple(shape), dtype)
+    if name == "_rebuild_meta_tensor_no_storage":
+        return TensorInfo(_sizes(args[1]), args[0].origin.removeprefix("torch."))
+    if name == "_rebuild_sparse_tensor":
+        return TensorInfo(_sizes(args[1][2]), args[1][1].dtype)
+    made = _call(args[0], args[2]) if name == "_rebuild_from_type_v2" else args[0]
     return made if isinstance(made, TensorInfo) else None
 
 
@@ -166,46 +152,47 @@ def _sizes(value: Any) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def _tensor(
-    storage: _Storage | None,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    dtype: str | None,
-) -> TensorInfo:
-    if storage is not None:
-        dtype = dtype or storage.dtype
-        steps = sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        end_bytes = (offset + steps + 1) * (dtypes.itemsize(dtype) or 1)
-        if 0 not in shape and end_bytes > storage.size_bytes:
-            raise ValueError(f"a tensor of shape {shape} reaches outside its storage")
-    return TensorInfo(shape, dtype or "")
+class _Opcodes(dict[int, Any]):
+    """Handlers by opcode, for so many opcodes and no more."""
+
+    left = _MAX_OPCODES
+
+    def __getitem__(self, code: int) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise ValueError(f"its pickle has more than {_MAX_OPCODES} opcodes")
+        return super().__getitem__(code)
 
 
-class _Unpickler(pickle.Unpickler):
-    """Builds stand-ins: what the stream names is never looked up, so nothing of it can run."""
+class _Unpickler(pickle._Unpickler):
+    """Builds stubs: what the stream names is never looked up, so nothing of it can run.
 
-    def __init__(self, data: bytes, sizes_bytes: Mapping[str, int] | None = None) -> None:
-        super().__init__(io.BytesIO(data), encoding="latin-1")
+    In Python, since a memo of C's takes 8 bytes for the highest index that the stream names.
+    """
+
+    stack: list[Any]
+    pop_mark: Callable[[], list[Any]]
+
+    def __init__(self, stream: io.BytesIO, sizes_bytes: Mapping[str, int] | None = None) -> None:
+        super().__init__(stream, encoding="latin-1")
         self.sizes_bytes = sizes_bytes
-        self.stubs: dict[str, type[_Stub]] = {}
+        self.stubs: dict[str, _Stub] = {}
         self.storages: dict[str, int] = {}
+        self.dispatch = _Opcodes(_HANDLERS)  # type: ignore[misc]  # counts for this one
 
     def find_class(self, module: str, name: str) -> Any:
         origin = f"{_PYTHON_2.get(module, module)}.{name}"
-        if origin not in self.stubs:
-            if len(self.stubs) >= _MAX_GLOBALS:
-                raise ValueError(f"it names more than {_MAX_GLOBALS} classes")
-            self.stubs[origin] = type("Stub", (_Stub,), {"origin": origin, "__slots__": ()})
-        return self.stubs[origin]
+        if len(self.stubs) >= _MAX_GLOBALS:
+            raise ValueError(f"it names more than {_MAX_GLOBALS} classes")
+        return self.stubs.setdefault(origin, _Stub(origin))
 
     def persistent_load(self, pid: Any) -> Any:
         tag, kind, key = pid[:3]
-        if tag == "module" and isinstance(kind, type):  # a class, with its source
+        if tag == "module" and isinstance(kind, _Stub):  # a class, with its source
             return kind
-        if tag != "storage" or not isinstance(kind, type) or not isinstance(key, str):
+        if tag != "storage" or not isinstance(kind, _Stub) or not isinstance(key, str):
             raise ValueError("a persistent id is not torch's")
-        name = getattr(kind, "origin", "").rpartition(".")[2].removesuffix("Storage")
+        name = kind.origin.rpartition(".")[2].removesuffix("Storage")
         dtype = _STORAGE_DTYPES.get(name) or dtypes.parse_dtype(name)
         (elements,) = _sizes((pid[4],))
         size_bytes = elements * (dtypes.itemsize(dtype) or 1)
@@ -214,77 +201,44 @@ class _Unpickler(pickle.Unpickler):
         self.storages[key] = size_bytes
         return _Storage(dtype, size_bytes)
 
+    def _instantiate(self, made_by: Any, args: list[Any]) -> None:  # by INST and OBJ
+        self.stack.append(_call(made_by, tuple(args)))
 
-# Opcode → length of its argument, objects it takes from the stack (below the mark, if it takes
-# all down to one), whether that is so, objects it puts there.
-_EFFECTS = {
-    ord(op.code): (
-        op.arg.n if op.arg else 0,
-        next((i for i, o in enumerate(op.stack_before) if o.name == "mark"), len(op.stack_before)),
-        any(item.name == "mark" for item in op.stack_before),
-        len(op.stack_after),
-    )
-    for op in pickletools.opcodes
+    def get_extension(self, _code: int) -> None:
+        raise ValueError("it uses copyreg's extension codes")
+
+    def load_call(self) -> None:
+        args, made_by = self.stack.pop(), self.stack.pop()
+        self.stack.append(_call(made_by, args))
+
+    def load_call_with_keywords(self) -> None:
+        self.stack.pop()
+        self.load_call()
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        if isinstance(self.stack[-1], _Stub):
+            self.stack[-1].state = state
+
+    def load_tuple(self) -> None:
+        self.stack.append(_Tuple(self.pop_mark()))
+
+    def load_short_tuple(self, size: int) -> None:
+        self.stack[-size:] = [_Tuple(self.stack[-size:])]
+
+
+_HANDLERS: dict[int, Any] = {
+    **pickle._Unpickler.dispatch,
+    **dict.fromkeys((*pickle.REDUCE, *pickle.NEWOBJ), _Unpickler.load_call),
+    pickle.NEWOBJ_EX[0]: _Unpickler.load_call_with_keywords,
+    pickle.BUILD[0]: _Unpickler.load_build,
+    pickle.TUPLE[0]: _Unpickler.load_tuple,
+    pickle.TUPLE1[0]: lambda self: self.load_short_tuple(1),
+    pickle.TUPLE2[0]: lambda self: self.load_short_tuple(2),
+    pickle.TUPLE3[0]: lambda self: self.load_short_tuple(3),
+    # As bytes: Python's own asks for the memory before it looks whether there are as many.
+    pickle.BYTEARRAY8[0]: pickle._Unpickler.dispatch[pickle.BINBYTES8[0]],
 }
-_NEST, _GET, _PUT = b"t\x85\x86\x87\x91", b"ghj", b"pqr"  # TUPLE*, FROZENSET; GET*; PUT*
-_MARK, _POP, _STOP, _MEMOIZE, _EXT = 0x28, 0x30, 0x2E, 0x94, b"\x82\x83\x84"
-
-
-def _scan(data: Any, start: int = 0) -> int:
-    """Return where the pickle that starts at `start` ends, after checking its bounds.
-
-    Of the stack it follows only how deep tuples are nested.
-
-    Raises:
-        ValueError: It ends too soon, or has too many opcodes, memo slots, bytes or levels.
-    """
-    stack: list[int] = []
-    marks: list[int] = []
-    memo: dict[int, int] = {}
-    pos, last = start, min(len(data), start + _MAX_BYTES)
-    for _ in range(_MAX_OPCODES):
-        if pos >= last:
-            raise ValueError("its pickle ends too soon, or is longer than any model's")
-        code = data[pos]
-        length, pops, marked, pushes = _EFFECTS[code]
-        argument = pos = pos + 1
-        if length >= 0:
-            pos += length
-        elif length == pickletools.UP_TO_NEWLINE:
-            for _line in range(2 if code in b"ci" else 1):
-                pos = data.find(b"\n", pos, last) + 1 or last
-        else:  # a length of 1, 4 or 8 bytes, then as many bytes
-            width = {-2: 1, -3: 4, -4: 4, -5: 8}[length]
-            pos += width + int.from_bytes(data[pos : pos + width], "little")
-        if code == _STOP:
-            return pos
-        if code in _EXT:
-            raise ValueError("it uses copyreg's extension codes")
-        if code == _MARK:
-            marks.append(len(stack))
-            continue
-        if code == _POP and marks and marks[-1] == len(stack):
-            marks.pop()
-            continue
-        base = (marks.pop() if marked else len(stack)) - pops
-        depth = stack[base] if pops else 0  # most opcodes put back what they found, changed
-        if code in _NEST:
-            depth = 1 + max(stack[base:], default=0)
-        elif code in _GET or code in _PUT:
-            raw = data[argument:pos]
-            slot = int(raw) if length < 0 else int.from_bytes(raw, "little")
-            if slot > _MAX_OPCODES:
-                raise ValueError(f"its memo has a slot {slot}")
-            if code in _PUT:
-                memo[slot] = stack[-1]
-            depth = memo.get(slot, 0)
-        elif code == _MEMOIZE:
-            memo[len(memo)] = depth
-        if depth > _MAX_DEPTH or base < 0:
-            raise ValueError(f"it nests tuples over {_MAX_DEPTH} deep, or takes what is not there")
-        del stack[base:]
-        stack += [depth] * pushes
-    raise ValueError(f"its pickle has more than {_MAX_OPCODES} opcodes")
 
 
 def read_contents(path: Path, kind: FileKind) -> Contents:
@@ -301,12 +255,14 @@ def read_contents(path: Path, kind: FileKind) -> Contents:
         raise
     except OSError as error:
         raise UsageError(f"{safe_text(path)}: {error}", remedy="name a readable file") from error
+    except EOFError as error:
+        raise damaged(path, "its pickle ends too soon, or is longer than any model's") from error
     except Exception as error:  # a hostile stream may raise anything; all mean the same
         raise damaged(path, str(error) or type(error).__name__) from error
 
 
 def _read_zip(path: Path) -> Contents:
-    members = zip_members(path) or {}
+    members = zip_members(path)
     sizes_bytes = {name: info.compress_size for name, info in members.items()}
     if any(i.compress_type for name, i in members.items() if name.startswith("data")):
         raise ValueError("its tensors are compressed, which torch.save never does")
@@ -315,33 +271,29 @@ def _read_zip(path: Path) -> Contents:
     with path.open("rb") as file:
         file.seek(members["data.pkl"].header_offset + 26)  # two lengths close the local header
         file.seek(sum(struct.unpack("<HH", file.read(4))), os.SEEK_CUR)
-        data = file.read(sizes_bytes["data.pkl"])
-    _scan(data)
-    unpickler = _Unpickler(data, sizes_bytes)
+        unpickler = _Unpickler(io.BytesIO(file.read(sizes_bytes["data.pkl"])), sizes_bytes)
     kind = "torchscript" if "constants.pkl" in members else ""
     return _contents(path, unpickler.load(), unpickler, kind)
 
 
 def _read_legacy(path: Path) -> Contents:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        ends = [0]
-        for _ in range(5):  # magic number, version, machine, the object, the storages' keys
-            ends.append(_scan(data, ends[-1]))
-        unpickler = _Unpickler(data[ends[3] : ends[4]])
-        root = unpickler.load()
-        stored_bytes = sum(8 + size_bytes for size_bytes in unpickler.storages.values())
-        if stored_bytes > len(data) - ends[5]:
-            raise ValueError("its storages end too soon: truncated")
+    with path.open("rb") as file:
+        stream = io.BytesIO(file.read(_MAX_BYTES))
+    for _ in range(3):  # magic number, version, machine
+        _Unpickler(stream).load()
+    unpickler = _Unpickler(stream)
+    root = unpickler.load()
+    _Unpickler(stream).load()  # the storages' keys
+    stored_bytes = sum(8 + size_bytes for size_bytes in unpickler.storages.values())
+    if stored_bytes > path.stat().st_size - stream.tell():
+        raise ValueError("its storages end too soon: truncated")
     return _contents(path, root, unpickler)
 
 
 def _read_pickle(path: Path) -> Contents:
     with path.open("rb") as file:
-        data = file.read(_MAX_BYTES)
-    _scan(data)
-    unpickler = _Unpickler(data)
-    root = unpickler.load()
-    return replace(_contents(path, root, unpickler), kind="object")
+        unpickler = _Unpickler(io.BytesIO(file.read(_MAX_BYTES)))
+    return replace(_contents(path, unpickler.load(), unpickler), kind="object")
 
 
 def _read_safetensors(path: Path) -> Contents:
@@ -363,8 +315,7 @@ def safetensors_header(path: Path) -> tuple[dict[str, Any], int]:
         text = file.read(size_bytes) if size_bytes <= _MAX_BYTES else b""
     if len(text) < size_bytes or not text:
         raise ValueError(f"its header of {size_bytes} bytes ends too soon, or is too long")
-    pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=_unique)
-    header = dict(pairs)
+    header: dict[str, Any] = json.loads(text, object_pairs_hook=_unique)
     header.pop("__metadata__", None)
     return header, 8 + size_bytes
 
@@ -386,14 +337,14 @@ _READERS: dict[str, Callable[[Path], Contents]] = {
 
 def _contents(path: Path, root: Any, unpickler: _Unpickler, kind: str = "") -> Contents:
     node, wrapper_keys = (root, ()) if kind else _unwrap(root)
-    is_module = isinstance(node, _Stub) and "_modules" in _attributes(node)
+    is_module = "_modules" in _attributes(node)
     tensors = _module_tensors(node) if kind or is_module else _tensors(node)
     plain = {k: v for k, v in _entries(root).items() if isinstance(v, str | int | float)}
     return Contents(
         path,
         kind or ("pickled_module" if is_module else "state_dict" if tensors else "object"),
         tensors,
-        "" if isinstance(node, dict) or not isinstance(node, _Stub) else node.origin,
+        node.origin if isinstance(node, _Stub) else "",
         tuple(sorted(unpickler.stubs)),
         wrapper_keys,
         {str(k)[:100]: v[:200] if isinstance(v, str) else v for k, v in [*plain.items()][:50]},
@@ -406,7 +357,7 @@ def _attributes(node: Any) -> dict[Any, Any]:
 
 
 def _entries(node: Any) -> dict[Any, Any]:
-    """Return what a dict, or the stand-in of an OrderedDict, holds."""
+    """Return what a dict, or the stub of an OrderedDict, holds."""
     if isinstance(node, _Stub):
         from_pairs = node.origin == "collections.OrderedDict" and node.args  # by Python 2
         return node.entries or (dict(node.args[0]) if from_pairs else {})
@@ -423,7 +374,7 @@ def _unwrap(root: Any, depth: int = 0) -> tuple[Any, tuple[str, ...]]:
     entries = _entries(root)
     inside = [key for key in _WRAPPERS if key in entries]
     if not _tensors(root):  # else the one with the most tensors, whatever its name
-        others = [key for key in entries if isinstance(key, str) and key not in inside]
+        others = [key for key in entries if isinstance(key, str) and key not in inside][:50]
         inside += sorted(others, key=lambda key: -len(_tensors(entries[key])))[:1]
     for key in inside if depth < 3 else ():
         node, keys = _unwrap(entries[key], depth + 1)
@@ -435,22 +386,23 @@ def _unwrap(root: Any, depth: int = 0) -> tuple[Any, tuple[str, ...]]:
 def _module_tensors(root: Any) -> dict[str, TensorInfo]:
     """Return a pickled module's parameters and persistent buffers by key."""
     tensors: dict[str, TensorInfo] = {}
-    pending = [("", root)]
-    for _ in range(_MAX_MODULES):
-        if not pending:
-            return tensors
+    pending, parts = [("", root)], 0
+    while pending:
         prefix, node = pending.pop()
         state = _attributes(node)
-        held = [state.get(part) for part in ("_parameters", "_buffers", "_modules")]
-        children = {k: v for part in held for k, v in _entries(part).items()} or state
+        held = [_entries(state.get(part)) for part in ("_parameters", "_buffers", "_modules")]
+        children = {k: v for part in held for k, v in part.items()} or state
         hidden = state.get("_non_persistent_buffers_set", ())
         hidden = hidden.args[0] if isinstance(hidden, _Stub) and hidden.args else hidden
+        parts += 1 + len(children)
+        if parts > _MAX_PARTS:
+            raise ValueError(f"it holds more than {_MAX_PARTS} modules and attributes")
         for key, value in children.items():
             name = f"{prefix}{key}"
-            if len(name) > _MAX_KEY or len(tensors) > _MAX_TENSORS:
-                raise ValueError("it nests its modules deeper, or shares them more, than any model")
+            if len(name) > _MAX_KEY:
+                raise ValueError("it nests its modules deeper than any model")
             if isinstance(value, TensorInfo) and (isinstance(hidden, _Stub) or key not in hidden):
                 tensors[name] = value
             elif _attributes(value):
                 pending.append((f"{name}.", value))
-    raise ValueError(f"it holds more than {_MAX_MODULES} modules")
+    return tensors

@@ -56,7 +56,8 @@ per_output(
         special_scaled_modified_bessel_k0 special_scaled_modified_bessel_k1 special_multigammaln
         special_modified_bessel_i0 special_modified_bessel_i1 special_modified_bessel_k0
         special_modified_bessel_k1 special_spherical_bessel_j0
-    1 | 2 | float | polygamma~ special_polygamma div~ divide~ true_divide~ float_power~ atan2~ arctan2~ hypot~ copysign~
+    1 | 2 | float | polygamma~ special_polygamma div~ divide~ true_divide~ float_power~ atan2~
+        arctan2~ hypot~ copysign~
         logaddexp logaddexp2 xlogy~ nextafter~ ldexp~ igamma~ igammac~ special_xlogy
         special_xlog1py special_zeta special_gammainc special_gammaincc
         special_chebyshev_polynomial_t special_chebyshev_polynomial_u special_hermite_polynomial_h

@@ -1,0 +1,97 @@
+"""NVIDIA and AMD GPUs: ROCm answers to the name `cuda` in torch."""
+
+import re
+import warnings
+from contextlib import AbstractContextManager
+from typing import Any
+
+from flopprof.devices import device
+from flopprof.devices.nvml import driver_version, sample_telemetry
+from flopprof.errors import UsageError
+
+
+@device("cuda")
+class CudaDevice:
+    """One GPU of this machine."""
+
+    def __init__(self, name: str) -> None:
+        import torch
+
+        reason = why_no_cuda()
+        if reason:
+            raise UsageError(f"{name}: {reason}", remedy="--device cpu")
+        count = torch.cuda.device_count()
+        self.index = int(name[5:]) if ":" in name else torch.cuda.current_device()
+        if self.index >= count:
+            raise UsageError(
+                f"there is no {name}: this machine shows {count} GPU{'s' * (count != 1)}",
+                remedy=f"--device cuda:{count - 1}, or set CUDA_VISIBLE_DEVICES",
+            )
+        self.torch_device = f"cuda:{self.index}"
+
+    @classmethod
+    def matches(cls, name: str) -> bool:
+        """Return whether `name` is "cuda" or "cuda:N"."""
+        return re.fullmatch(r"cuda(:\d+)?", name) is not None
+
+    def activities(self) -> list[Any]:
+        """Return host and device activities."""
+        from torch.profiler import ProfilerActivity
+
+        return [ProfilerActivity.CPU, ProfilerActivity.CUDA]
+
+    def synchronize(self) -> None:
+        """Wait until every stream of this GPU is empty."""
+        import torch
+
+        torch.cuda.synchronize(self.index)
+
+    def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
+        """Return a context that samples NVML; on ROCm it says that there is no NVML."""
+        return sample_telemetry(self.describe()["uuid"])
+
+    def describe(self) -> dict[str, Any]:
+        """Return what torch's device properties say, None for what they leave out."""
+        import torch
+
+        properties = torch.cuda.get_device_properties(self.index)
+
+        def read(name: str, scale: float = 1) -> Any:
+            value = getattr(properties, name, None)
+            return value if value is None or scale == 1 else value * scale
+
+        rocm = torch.version.hip is not None
+        uuid = read("uuid")
+        return {
+            "name": properties.name,
+            "kind": "rocm" if rocm else "cuda",
+            "index": self.index,
+            "uuid": str(uuid) if uuid is not None else None,
+            "sm_count": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}",
+            "arch": str(read("gcnArchName")).split(":")[0] if rocm else None,
+            "memory_bytes": properties.total_memory,
+            "l2_bytes": read("L2_cache_size"),
+            "bus_bits": read("memory_bus_width"),
+            "clock_mhz": read("clock_rate", 1e-3),
+            "memory_clock_mhz": read("memory_clock_rate", 1e-3),
+            "driver": None if rocm else driver_version(),
+            "runtime": torch.version.hip if rocm else torch.version.cuda,
+        }
+
+
+def why_no_cuda() -> str:
+    """Return why torch has no CUDA or ROCm device to run on; "" if it has one."""
+    import torch
+
+    if torch.version.cuda is None and torch.version.hip is None:
+        return f"this torch ({torch.__version__}) is built without CUDA and ROCm"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns about an old driver, and init() says it too
+        if torch.cuda.is_available():
+            return ""
+        try:
+            torch.cuda.init()
+        except (RuntimeError, AssertionError) as error:
+            return f"torch finds no GPU: {str(error).strip().splitlines()[0]}"
+    return "torch finds no GPU"

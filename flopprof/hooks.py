@@ -1,0 +1,100 @@
+"""Run callbacks around a model's module calls and leave nothing behind."""
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final, TypeVar
+
+import torch
+from torch import nn
+from torch._C._profiler import _RecordFunctionFast  # 1.2 µs; record_function takes 10
+from torch.nn.modules import module as base
+
+T = TypeVar("T")
+
+RAISED: Final = object()  # the output of a module call that raised
+
+
+def module_paths(model: nn.Module) -> dict[nn.Module, str]:
+    """Return every module's dotted path, the first one of a shared module; '' for the model."""
+    return {module: path for path, module in model.named_modules()}
+
+
+@contextmanager
+def watch_modules(
+    model: nn.Module,
+    enter: Callable[[nn.Module, str, T | None], T],
+    leave: Callable[[T, nn.Module, tuple[Any, ...], dict[str, Any], Any], None],
+) -> Iterator[None]:
+    """Call `enter` before and `leave` after each call of a module of `model`, properly nested.
+
+    Compiled code and modules added later are not seen. Every call entered is left, after an
+    exception too, but for those that other threads are in when the watch ends.
+
+    Args:
+        model: The root.
+        enter: Maps the module, its path and the token of the call around it (None if outermost)
+            to this call's token. Calls of other threads lie in the one the watching thread is in.
+        leave: Takes that token, the module, its arguments and its output, or `RAISED`.
+    """
+    paths = module_paths(model)
+    home: list[tuple[nn.Module, T]] = []
+    open_calls = {threading.get_ident(): home}
+
+    def entering(module: nn.Module, _args: Any) -> None:
+        if torch.compiler.is_compiling() or module not in paths:
+            return
+        calls = open_calls.setdefault(threading.get_ident(), [])
+        around = (calls or home)[-1:]
+        calls.append((module, enter(module, paths[module], around[0][1] if around else None)))
+
+    # After an exception torch passes neither the keyword arguments nor an output of its own.
+    def leaving(module: nn.Module, args: tuple[Any, ...], *rest: Any) -> None:
+        if torch.compiler.is_compiling() or module not in paths:
+            return
+        kwargs, output = rest if len(rest) == 2 else ({}, RAISED)
+        calls = open_calls.get(threading.get_ident(), [])
+        if not calls or calls[-1][0] is not module:
+            if all(entered is not module for entered, _ in calls):
+                return  # another hook raised before ours, or the watch began inside the call
+            abandon(calls, module)  # KeyboardInterrupt, no Exception, calls no hooks
+        leave(calls.pop()[1], module, args, kwargs, output)
+
+    def abandon(calls: list[tuple[nn.Module, T]], until: nn.Module | None) -> None:
+        while calls and calls[-1][0] is not until:
+            module, token = calls.pop()
+            leave(token, module, (), {}, RAISED)
+
+    with ExitStack() as cleanup:  # global hooks only: hooks on modules switch off fused paths
+        cleanup.callback(abandon, home, None)
+        cleanup.callback(base.register_module_forward_pre_hook(entering).remove)
+        handle = base.register_module_forward_hook(leaving, with_kwargs=True, always_call=True)
+        # The handle forgets to clean this registry up (torch 2.15).
+        cleanup.callback(base._global_forward_hooks_with_kwargs.pop, handle.id, None)
+        cleanup.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def module_ranges(model: nn.Module) -> Iterator[None]:
+    """Name each module call `flopprof:<path>` in a running profiler's trace."""
+
+    def enter(_module: nn.Module, path: str, _around: object) -> _RecordFunctionFast:
+        named = _RecordFunctionFast(f"flopprof:{path}")
+        named.__enter__()
+        return named
+
+    def leave(named: _RecordFunctionFast, *_call: object) -> None:
+        named.__exit__(None, None, None)
+
+    with quiet_about_hooks(), watch_modules(model, enter, leave):
+        yield
+
+
+@contextmanager
+def quiet_about_hooks() -> Iterator[None]:
+    """Silence torch's remark that a compiled module's hooks fire for its wrapper too."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Using `torch.compile.module.` when there are global")
+        yield

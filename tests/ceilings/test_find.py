@@ -1,0 +1,197 @@
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flopprof import ceilings
+from flopprof.ceilings import find_ceilings, find_rooflines, measure
+from flopprof.ceilings.file import Ceiling
+from flopprof.errors import LoadError
+
+CPU = {"name": "a CPU", "kind": "cpu", "cores": 2, "threads": 2, "memory_bytes": 2**34}
+GPU = {
+    "name": "NVIDIA A100-SXM4-80GB",
+    "kind": "cuda",
+    "sm_count": 108,
+    "capability": "8.0",
+    "bus_bits": 5120,
+}
+
+
+def fake_device(described: dict[str, Any]) -> Any:
+    return SimpleNamespace(torch_device="cpu", describe=lambda: dict(described))
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "flopprof"
+
+
+@pytest.fixture
+def measured(monkeypatch):
+    """Replace the micro-benchmarks; return what they were asked for, and their `valid` flag."""
+    asked: list[Any] = []
+    control = SimpleNamespace(valid=True)
+
+    def fake(device, described, keys, *, notes, progress):
+        asked.append(list(keys))
+        return [
+            Ceiling(
+                "DRAM" if name == "main" else name,
+                unit,
+                1e9 * len(asked),
+                "measured",
+                "a test",
+                valid=control.valid,
+                measurement={"time": "2026-01-01T00:00:00+00:00"},
+            )
+            for name, unit in keys
+        ]
+
+    monkeypatch.setattr(measure, "measure_ceilings", fake)
+    return asked, control
+
+
+def test_only_what_is_missing_is_measured_and_then_kept(cache, measured):
+    asked, _ = measured
+    device = fake_device(CPU)
+
+    first = find_ceilings(device, dtypes=["float32"])
+    second = find_ceilings(device, dtypes=["float32", "bfloat16", "float32"])
+    third = find_ceilings(device, dtypes=["bfloat16"])
+
+    assert asked == [
+        [("main", "memory"), ("float32", "tensor"), ("float32", "vector")],
+        [("bfloat16", "tensor"), ("bfloat16", "vector")],
+        [],
+    ]
+    assert first.resolved["main", "memory"] == third.resolved["main", "memory"]
+    assert second.resolved["bfloat16", "tensor"] == third.resolved["bfloat16", "tensor"]
+    assert third.measured_at == "2026-01-01T00:00:00+00:00"
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_cache_no_faster_than_the_memory_is_left_out(cache, measured):
+    # The fake measures all at 10⁹ byte/s in one go: the arrays cannot have lain in L3.
+    found = find_ceilings(fake_device(CPU))
+
+    assert ("main", "memory") in found.resolved
+    assert ("L3", "memory") not in found.resolved
+
+
+def test_other_threads_are_other_ceilings(cache, measured):
+    asked, _ = measured
+
+    find_ceilings(fake_device(CPU), dtypes=["float32"])
+    found = find_ceilings(fake_device(CPU), dtypes=["float32"], threads=1)
+
+    assert found.device["threads"] == 1
+    assert len(asked[1]) == 3
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_refresh_measures_again(cache, measured):
+    find_ceilings(fake_device(CPU), dtypes=["float32"])
+    again = find_ceilings(fake_device(CPU), dtypes=["float32"], refresh=True)
+    later = find_ceilings(fake_device(CPU), dtypes=["float32"])
+
+    assert again.resolved["float32", "tensor"].per_s == 2e9  # the second measurement
+    assert later.resolved["float32", "tensor"].per_s == 2e9
+
+
+def test_a_measurement_on_a_busy_machine_is_flagged_and_not_kept(cache, measured):
+    asked, control = measured
+    control.valid = False
+
+    with pytest.warns(UserWarning, match="while the machine was busy"):
+        rooflines = find_rooflines(fake_device(CPU), dtypes=["float32"])
+    control.valid = True
+    again = find_rooflines(fake_device(CPU), dtypes=["float32"])
+
+    assert not rooflines["valid"].any()
+    assert again["valid"].all()
+    assert len(asked[1]) == 3
+
+
+def test_a_cache_that_cannot_be_written_is_only_a_warning(cache, measured):
+    cache.parent.write_text("a file where the folder should be")
+
+    found = find_ceilings(fake_device(CPU), dtypes=["float32"])
+
+    assert found.resolved["float32", "tensor"].per_s == 1e9
+    assert "not kept for the next run" in found.warnings[0]
+
+
+def test_a_damaged_cache_is_measured_again(cache, measured):
+    asked, _ = measured
+    find_ceilings(fake_device(CPU), dtypes=["float32"])
+    next(cache.iterdir()).write_text("{")
+
+    found = find_ceilings(fake_device(CPU), dtypes=["float32"])
+
+    assert len(asked[1]) == 3
+    assert "measured again" in found.warnings[0]
+    assert not find_ceilings(fake_device(CPU), dtypes=["float32"]).warnings
+
+
+def test_the_users_file_goes_before_everything(cache, measured, tmp_path):
+    asked, _ = measured
+    path = tmp_path / "mine.json"
+    path.write_text(
+        json.dumps(
+            {
+                "version": 1,
+                "device": {"name": "another CPU"},
+                "compute": [{"dtype": "float32", "unit": "tensor", "flops_per_s": 7e9}],
+                "memory": [{"level": "DRAM", "bytes_per_s": 1e9}],
+            }
+        )
+    )
+
+    found = find_ceilings(fake_device(CPU), dtypes=["float32"], user_file=path)
+
+    assert asked == [[("float32", "vector")]]
+    row = found.rooflines().query("unit == 'tensor'").iloc[0]
+    assert (row["peak_flops_per_s"], row["kind"], row["ridge_flops_per_byte"]) == (7e9, "user", 7)
+    assert "another CPU" in found.warnings[0]
+    path.write_text("{")
+    with pytest.raises(LoadError):
+        find_ceilings(fake_device(CPU), user_file=path)
+
+
+def test_a_gpu_is_measured_on_demand_only_and_then_goes_before_its_datasheet(cache, measured):
+    asked, _ = measured
+    device = fake_device(GPU)
+
+    tables = find_ceilings(device, dtypes=["bfloat16"])
+    find_ceilings(device, dtypes=["bfloat16"], refresh=True)
+    after = find_ceilings(device, dtypes=["bfloat16"])
+
+    assert len(asked) == 1
+    assert tables.resolved["bfloat16", "tensor"].kind == "datasheet"
+    assert after.resolved["bfloat16", "tensor"].kind == "measured"
+    assert after.resolved["float16", "tensor"].kind == "datasheet"
+    # Both are in the file: the chart draws a band between them.
+    kinds = [e["kind"] for e in after.to_json()["compute"] if e["dtype"] == "bfloat16"]
+    assert kinds.count("measured") == 2
+    assert kinds.count("datasheet") == 2
+
+
+def test_an_unknown_gpu_has_a_warning_and_no_rows(cache, measured):
+    unknown = {**GPU, "name": "NVIDIA X1"}
+
+    with pytest.warns(UserWarning, match="no ceiling is known for the GPU 'NVIDIA X1'"):
+        rooflines = find_rooflines(fake_device(unknown))
+
+    assert rooflines.empty
+
+
+def test_everything_is_measured_where_no_dtypes_are_given(cache, measured):
+    asked, _ = measured
+
+    find_ceilings(fake_device(CPU))
+
+    names = {name for name, _ in asked[0]}
+    assert names == {"main", "L3", *ceilings.MEASURED_DTYPES}

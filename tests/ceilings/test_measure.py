@@ -1,0 +1,237 @@
+import math
+from typing import Any
+
+import pytest
+
+from flopprof.ceilings import measure
+from flopprof.ceilings.measure import Candidate, array_sizes, search, why_not_matmul
+
+
+class FakeMachine:
+    """A clock that the calls themselves move on, and the CPU time that goes with it."""
+
+    def __init__(self, threads=2, share=1.0):
+        self.now_s = self.cpu_s = 0.0
+        self.threads, self.share = threads, share
+
+    def spend(self, seconds):
+        self.now_s += seconds
+        self.cpu_s += seconds * self.threads * self.share
+
+    def candidate(self, label, durations_s, work=1e6):
+        """Return a candidate whose calls take these times, the last one for ever."""
+        left = list(durations_s)
+        return Candidate(label, work, lambda: self.spend(left.pop(0) if len(left) > 1 else left[0]))
+
+    def search(self, *candidates, **options):
+        return search(
+            lambda _rate: list(candidates),
+            threads=self.threads,
+            clock=lambda: self.now_s,
+            cpu_clock=lambda: self.cpu_s,
+            **options,
+        )
+
+
+def test_the_best_of_many_calls_wins_not_the_mean():
+    machine = FakeMachine()
+
+    # One call in 20 takes 1 ms, the others 4 ms: 10⁶ / 1 ms = 10⁹ a second at best.
+    found = machine.search(machine.candidate("a", [0.004] * 19 + [0.001] + [0.004]))
+
+    assert found.best_per_s == pytest.approx(1e9)
+    assert found.details["median_per_s"] == pytest.approx(0.25e9)
+    assert found.details["p5_per_s"] == pytest.approx(0.25e9)
+    assert found.valid
+
+
+def test_the_fastest_of_several_shapes_is_named():
+    machine = FakeMachine()
+    slow, fast = machine.candidate("slow", [0.002]), machine.candidate("fast", [0.001])
+
+    assert machine.search(slow, fast).label == "fast"
+
+
+def test_the_search_stops_when_half_a_second_brings_no_gain():
+    machine = FakeMachine()
+
+    steady = machine.search(machine.candidate("steady", [0.001]))
+
+    assert measure.MINIMUM_S <= steady.details["seconds"] < measure.MINIMUM_S + 1
+
+
+def test_the_search_never_takes_much_longer_than_its_limit():
+    machine = FakeMachine()
+    # Each call is a little faster than the last: always improving.
+    improving = [0.02 * 0.999**n for n in range(2000)]
+
+    found = machine.search(machine.candidate("improving", improving))
+
+    assert measure.LIMIT_S <= found.details["seconds"] < measure.LIMIT_S + 1
+
+
+def test_a_process_without_its_cores_gives_no_valid_measurement():
+    busy = FakeMachine(share=0.85)
+    quiet = FakeMachine(share=0.95)
+
+    without = busy.search(busy.candidate("a", [0.001]))
+    having = quiet.search(quiet.candidate("a", [0.001]))
+
+    assert not without.valid
+    assert without.details["cpu_over_wall"] == pytest.approx(0.85)
+    assert having.valid
+    assert having.details["cpu_over_wall"] == pytest.approx(0.95)
+
+
+def test_a_quiet_turn_counts_before_a_disturbed_one():
+    machine = FakeMachine()
+
+    def call():
+        # The first second is disturbed: shorter calls by the clock, but without the cores.
+        machine.share = 0.5 if machine.now_s < 1 else 1.0
+        machine.spend(0.001 if machine.now_s < 1 else 0.002)
+
+    found = machine.search(Candidate("a", 1e6, call))
+
+    assert found.valid
+    assert found.best_per_s == pytest.approx(0.5e9)
+
+
+def test_work_done_elsewhere_needs_no_cpu_time():
+    machine = FakeMachine(share=0.0)
+    kernel = machine.candidate("kernel", [0.001])
+
+    found = search(lambda _rate: [kernel], clock=lambda: machine.now_s, cpu_clock=lambda: 0.0)
+
+    assert found.valid
+    assert "cpu_over_wall" not in found.details
+
+
+def test_candidates_grow_with_the_rate_that_is_reached():
+    machine = FakeMachine()
+    asked = []
+
+    def sized_for(rate):
+        asked.append(rate)
+        # A machine of 10⁹ a second with an overhead of 1 ms a call.
+        return [Candidate(f"for {rate:.0e}", rate, lambda: machine.spend(0.001 + rate / 1e9))]
+
+    search(
+        sized_for,
+        rate=1e5,
+        threads=2,
+        clock=lambda: machine.now_s,
+        cpu_clock=lambda: machine.cpu_s,
+    )
+
+    # 10⁵ takes 1.1 ms: 0.91·10⁸ a second; that much takes 92 ms: 0.99·10⁹; no doubling follows.
+    assert asked[1] == pytest.approx(0.909e8, rel=0.01)
+    assert asked[2] == pytest.approx(0.989e9, rel=0.01)
+    assert len(asked) == 3
+
+
+def test_arrays_are_four_times_the_last_cache_and_fit_the_memory():
+    mib = 2**20
+    cpu = {"kind": "cpu", "l2_bytes": 2 * mib, "l3_bytes": 32 * mib, "memory_bytes": 16 * 2**30}
+
+    sizes = array_sizes(cpu)
+
+    assert sizes["main"] == 4 * 32 * mib
+    assert 2 * mib < 3 * sizes["L3"] < 32 * mib  # three arrays: too large for L2, within L3
+    assert array_sizes({**cpu, "memory_bytes": 2**29})["main"] == 2**26  # an eighth of 512 MiB
+    assert "L3" not in array_sizes({**cpu, "l3_bytes": None})
+    assert array_sizes({"kind": "cuda", "l2_bytes": 50 * mib})["main"] >= 4 * 256 * mib
+
+
+def test_pathological_products_are_left_out(monkeypatch):
+    real = measure._matmul
+
+    def slow_half(dtype, *rest):
+        candidate = real("float32", *rest)
+        share = 0.01 if dtype == "float16" else 1.0
+        return Candidate(candidate.label, candidate.work * share, candidate.call)
+
+    monkeypatch.setattr(measure, "_matmul", slow_half)
+
+    assert "float16 products: they run at" in why_not_matmul("float16", "cpu", lambda: None)
+    assert why_not_matmul("bfloat16", "cpu", lambda: None) == ""
+
+
+def test_a_dtype_that_does_not_run_is_said_so():
+    reason = why_not_matmul("bool", "cpu", lambda: None)
+
+    assert reason.startswith("no ceiling for bool products: ")
+
+
+def test_candidates_count_their_work_and_keep_the_random_state():
+    import torch
+
+    torch.manual_seed(7)
+    before = torch.get_rng_state()
+    products = measure.matmul_candidates("float32", "cpu", 1e9)
+    vectors = measure.vector_candidates("float32", "cpu", 1e7)
+    copy, triad = measure.memory_candidates(4096, "cpu", math.inf)
+
+    for product in products:
+        result: Any = product.call()
+        m, k, n = map(int, product.label.removeprefix("mm ").split("x"))
+        assert product.work == 2 * m * k * n
+        assert result.shape == (m, n)
+    assert any(label.startswith("group_norm of") for label in (v.label for v in vectors))
+    # 4,096 bytes an array: a copy reads one and writes one, a triad reads two and writes one.
+    assert (copy.work, triad.work) == (8192, 12288)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.slow
+def test_a_real_measurement_holds_together():
+    import torch
+
+    from flopprof.devices import find_device
+
+    device = find_device("cpu")
+    notes: list[str] = []
+    said: list[str] = []
+    threads = torch.get_num_threads()
+    described = {**device.describe(), "threads": 1}
+
+    found = measure.measure_ceilings(
+        device,
+        described,
+        [("main", "memory"), ("float32", "tensor"), ("complex64", "tensor")],
+        notes=notes,
+        progress=said.append,
+    )
+
+    assert [(c.name, c.unit) for c in found] == [("DRAM", "memory"), ("float32", "tensor")]
+    for entry in found:
+        details = entry.measurement
+        assert entry.per_s == details["best_per_s"] >= details["median_per_s"]
+        assert details["p5_per_s"] <= details["median_per_s"] <= details["p95_per_s"]
+        assert details["threads"] == 1
+        assert details["torch"] == torch.__version__
+    assert found[0].measurement["array_bytes"] >= 2**26
+    assert len(said) == 2
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.gpu
+def test_a_gpu_reaches_no_more_than_its_datasheet():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    from flopprof.ceilings.peaks import ceilings_for_gpu
+    from flopprof.devices import find_device
+
+    device = find_device("cuda")
+    described = device.describe()
+    keys = [("main", "memory"), ("bfloat16", "tensor"), ("tfloat32", "tensor")]
+
+    found = measure.measure_ceilings(
+        device, described, keys, notes=[], progress=lambda _stage: None
+    )
+
+    tables = ceilings_for_gpu(described).resolved
+    for entry in found:
+        assert 0 < entry.per_s <= 1.05 * tables[entry.key].per_s

@@ -1,0 +1,143 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flopprof.devices import find_device
+from flopprof.devices.cpu import CpuDevice, cache_bytes
+from flopprof.devices.cuda import CudaDevice, why_no_cuda
+from flopprof.errors import UsageError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_importing_devices_and_ceilings_leaves_torch_and_pynvml_alone():
+    code = (
+        "import sys, flopprof.ceilings, flopprof.ceilings.measure, flopprof.devices.cuda;"
+        "flopprof.ceilings.rooflines_for_gpu({'name': 'MI300X'});"
+        "sys.exit(bool({'torch', 'pynvml'} & set(sys.modules)))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=False
+    )
+
+    assert done.returncode == 0
+
+
+def test_the_cpu_describes_itself():
+    import torch
+
+    device = find_device("cpu")
+    described = device.describe()
+
+    assert device.torch_device == "cpu"
+    assert described["kind"] == "cpu"
+    assert described["name"]
+    assert described["threads"] == torch.get_num_threads()
+    assert 1 <= described["cores"] <= (os.cpu_count() or 1)
+    assert [a.name for a in device.activities()] == ["CPU"]
+    device.synchronize()
+    with device.telemetry() as readings:
+        pass
+    assert readings == {}
+
+
+@pytest.mark.parametrize("name", ["xpu", "mps", "xpu:1", "tpu", "gpu", ""])
+def test_other_devices_are_not_supported_yet(name):
+    with pytest.raises(UsageError, match="not supported yet, CPU and CUDA/ROCm are") as caught:
+        find_device(name)
+    assert "--device cpu" in caught.value.remedy
+
+
+def test_names_match_their_kind_of_device():
+    assert CpuDevice.matches("cpu")
+    assert CudaDevice.matches("cuda")
+    assert CudaDevice.matches("cuda:1")
+    assert not CudaDevice.matches("cuda:")
+    assert not CudaDevice.matches("cuda:-1")
+    assert not CpuDevice.matches("cuda")
+
+
+def test_cuda_without_a_gpu_says_why_and_the_way_out():
+    reason = why_no_cuda()
+    if not reason:
+        pytest.skip("this machine has a GPU")
+
+    with pytest.raises(UsageError, match="cuda:1: ") as caught:
+        find_device("cuda:1")
+
+    assert reason in caught.value.problem
+    assert caught.value.remedy == "--device cpu"
+    assert find_device("auto").torch_device == "cpu"
+
+
+def test_a_torch_without_cuda_is_told_from_a_machine_without_a_gpu(monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch.version, "hip", None)
+
+    assert "built without CUDA" in why_no_cuda()
+
+
+def test_cache_sizes_count_each_instance_once(tmp_path):
+    # Two cores, each with its own L2, sharing one L3.
+    for cpu in (0, 1):
+        for index, (level, kind, size, sharers) in enumerate(
+            [
+                (1, "Instruction", "32K", cpu),
+                (2, "Unified", "1024K", cpu),
+                (3, "Unified", "8M", "0-1"),
+            ]
+        ):
+            folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            for name, value in (
+                ("level", level),
+                ("type", kind),
+                ("size", size),
+                ("shared_cpu_list", sharers),
+            ):
+                (folder / name).write_text(f"{value}\n")
+
+    assert cache_bytes(tmp_path) == {2: 2 * 1024 * 1024, 3: 8 * 1024 * 1024}
+    assert cache_bytes(tmp_path / "nowhere") == {}
+
+
+@pytest.mark.gpu
+def test_a_gpu_describes_itself_and_its_table_row_fits():
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    device = find_device("cuda")
+    described = device.describe()
+
+    assert device.torch_device.startswith("cuda:")
+    assert described["sm_count"] > 0
+    assert described["memory_bytes"] > 0
+    with pytest.raises(UsageError, match="there is no cuda:99"):
+        find_device("cuda:99")
+
+
+@pytest.mark.gpu
+def test_telemetry_of_a_busy_gpu_has_clocks_within_its_maximum():
+    import torch
+
+    if not torch.cuda.is_available() or torch.version.hip:
+        pytest.skip("no NVIDIA GPU")
+    device = find_device("cuda")
+    a = torch.randn(4096, 4096, device=device.torch_device)
+
+    with device.telemetry() as readings:
+        for _ in range(50):
+            a @ a
+        device.synchronize()
+
+    if readings["sm_clock_mhz"] is None:
+        assert readings["unavailable"]
+    else:
+        assert 0 < readings["sm_clock_mhz"]["median"] <= readings["maximum_sm_clock_mhz"]
