@@ -177,7 +177,7 @@ def profile(
     """
     import torch
 
-    from flopprof.ceilings import find_rooflines
+    from flopprof.ceilings import find_ceilings
     from flopprof.count import count_modules
     from flopprof.devices import find_device
     from flopprof.reconcile import hidden_gaps, lasting_gaps
@@ -192,18 +192,20 @@ def profile(
     dtype = home(model)[1] or first_float(given) or "float32"
     with ExitStack() as stack:
         stack.enter_context(_threads(torch, threads))
-        rooflines = ROOFLINES.empty()
+        rooflines, doubts = ROOFLINES.empty(), []
         if ceilings:
             progress("finding the device's ceilings")
             wanted = tuple(dict.fromkeys(("float32", dtype)))
-            rooflines = find_rooflines(place, dtypes=wanted, progress=progress)
+            found = find_ceilings(place, dtypes=wanted, progress=progress)
+            rooflines, doubts = found.rooflines(), list(found.warnings)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
         stack.enter_context(unchanged(model))
         call = guarded(model, given)
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
-        times_us = time_calls(call, device=place, warmup=max(warmup - 1, 0), repeats=repeats)
+        with place.telemetry() as telemetry:
+            times_us = time_calls(call, device=place, warmup=max(warmup - 1, 0), repeats=repeats)
         progress("tracing")
         recording = record_trace(model, call, folder / "trace.json", device=place)
         progress("counting")
@@ -234,8 +236,10 @@ def profile(
             "traced_us": recording.traced_us,
             "slowdown_frac": recording.traced_us / wall["median"] - 1,
             "repeats": repeats,
+            "telemetry": telemetry,
             **(meta or {}),
         },
+        doubts=doubts,
         packed=packed,
     )
 
@@ -249,6 +253,7 @@ def _assemble(
     *,
     meta: dict[str, Any],
     timed: bool = True,
+    doubts: Sequence[str] = (),
     packed: bytes | None = None,
 ) -> Run:
     """Reconcile what the passes found and return it as a `Run` with its provenance."""
@@ -289,8 +294,8 @@ def _assemble(
         "never_called": never,
         "host_overhead_us": gaps_us,
         "device_busy_us": trace.info.get("device_busy_us", math.nan),
-        "warnings": list(trace.info.get("warnings", [])),
         **meta,
+        "warnings": [*meta.get("warnings", []), *doubts, *trace.info["warnings"]],
     }
     run = Run(module_calls, ops, trace.kernels, rooflines, sites, provenance, packed)
     totals = run.totals

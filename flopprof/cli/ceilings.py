@@ -1,5 +1,6 @@
 """`flopprof ceilings`: what the device can do at most."""
 
+import warnings
 from argparse import ArgumentParser, Namespace
 
 from flopprof.cli import Handler, Progress, command, print_json
@@ -15,7 +16,7 @@ def ceilings(parser: ArgumentParser) -> Handler:
     parser.add_argument("--refresh", action="store_true", help="measure again, cached or not")
 
     def handle(args: Namespace) -> int:
-        from flopprof.ceilings import find_rooflines
+        from flopprof.ceilings import find_ceilings
         from flopprof.devices import find_device
         from flopprof.run import SCHEMA_VERSION, to_json
         from flopprof.units import si, three_digits
@@ -23,15 +24,15 @@ def ceilings(parser: ArgumentParser) -> Handler:
         with Progress() as progress:
             progress("loading torch")
             device = find_device(args.device)
-            roofs = find_rooflines(device, refresh=args.refresh, progress=progress)
+            found = find_ceilings(device, refresh=args.refresh, progress=progress)
+        roofs = found.rooflines()
         if args.json:
-            found = {
-                "schema_version": SCHEMA_VERSION,
-                "device": device.describe(),
-                "rooflines": roofs.to_dict("records"),
-            }
-            print_json(to_json(found))
+            rows = roofs.to_dict("records")
+            about = {"schema_version": SCHEMA_VERSION, "rooflines": rows}
+            print_json(to_json(about | found.to_json()))
             return 0
+        for text in found.warnings:
+            warnings.warn(text, stacklevel=1)
         print(device.describe().get("name", args.device))
         for roof in roofs.itertuples(index=False):
             print(

@@ -54,7 +54,9 @@ def load(
             )
         specs, source = [parse_input(loaded.input_hint)], f"canonical for {loaded.architecture}"
     where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
-    positional, named = make_inputs(specs, device=where, dtype=args.dtype or loaded.dtype, seed=SEED)
+    positional, named = make_inputs(
+        specs, device=where, dtype=args.dtype or loaded.dtype, seed=SEED
+    )
     provenance = {
         "architecture": loaded.architecture,
         "source": f"{loaded.source} {args.model}",

@@ -33,7 +33,7 @@ def is_timed(run: Run) -> bool:
 def summary(run: Run) -> list[tuple[str, str]]:
     """Return the summary as (label, text) lines."""
     meta, totals = run.meta, run.totals
-    parameters = si(float(meta.get("parameters", math.nan)), "parameters")
+    parameters = si(float(meta.get("parameters", math.nan)), "") + " parameters"
     architecture = meta.get("architecture") or meta.get("model", "")
     source = meta.get("source")
     lines = [

@@ -6,10 +6,8 @@ autograd engine's, the optimizer's, annotations) tell the phase, and their own t
 
 import math
 import re
-from array import array
-from bisect import bisect_right
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,10 @@ import pandas as pd
 
 from flopprof import dtypes
 from flopprof.errors import LoadError
-from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, Work, kind_of, load_op_formulas
-from flopprof.tables import GAPS, KERNELS, OPS
+from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, kind_of, load_op_formulas
+from flopprof.tables import KERNELS, OPS
 from flopprof.trace.stream import stream_events
+from flopprof.trace.tree import OP, OTHER, RANGE, Events, Signature, Tree
 from flopprof.units import shapes_text
 
 PREFIX = "flopprof:"
@@ -37,7 +36,6 @@ _NO_OP = re.compile(
     r"TorchDynamo|CompiledFunction|## Call |\w+Backward\d*$|DistributedDataParallel|"
     r"(?!.*::|triton_)"  # a name without a namespace, unless it is a generated kernel
 )
-_OP, _RANGE, _OTHER = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,43 +48,6 @@ class Trace:
     module_types: dict[str, str]
     devices: list[dict[str, Any]]
     info: dict[str, Any]
-
-
-@dataclass(slots=True)
-class _Signature:
-    """What all calls of one op with one set of arguments have in common."""
-
-    op: str
-    kind: str
-    shapes: str
-    dtype: str
-    work: Work | None
-    known_bytes: bool
-
-
-@dataclass(slots=True)
-class _Events:
-    """The events of interest, column by column."""
-
-    start: "array[float]" = field(default_factory=lambda: array("d"))
-    end: "array[float]" = field(default_factory=lambda: array("d"))
-    thread: "array[int]" = field(default_factory=lambda: array("q"))
-    role: "array[int]" = field(default_factory=lambda: array("b"))
-    label: "array[int]" = field(default_factory=lambda: array("q"))  # signature or name
-    external: "array[int]" = field(default_factory=lambda: array("q"))
-    sequence: "array[int]" = field(default_factory=lambda: array("q"))
-    names: dict[str, int] = field(default_factory=dict)
-    threads: dict[tuple[str, str], int] = field(default_factory=dict)
-    signatures: list[_Signature] = field(default_factory=list)
-    known: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    launches: dict[int, tuple[int, float]] = field(default_factory=dict)
-    kernels: list[tuple[int, str, str, int, int, int, float, float]] = field(default_factory=list)
-    steps: list[tuple[str, float, float]] = field(default_factory=list)
-    python_modules: list[tuple[str, int, float, float]] = field(default_factory=list)
-    has_ranges: bool = False
-    has_values: bool = False
-    odd: int = 0
-    warnings: list[str] = field(default_factory=list)
 
 
 def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None = None) -> Trace:
@@ -102,7 +63,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     """
     load_op_formulas()
     header: dict[str, Any] = {}
-    found = _Events()
+    found = Events()
     for events in stream_events(Path(path), header):
         for event in events:
             _take(event, found)
@@ -112,11 +73,11 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
         )
     if not found.has_ranges:
         for name, thread, start, end in found.python_modules:
-            _add_host(found, thread, start, end, _RANGE, _intern(found, name), -1, -1)
+            _add_host(found, thread, start, end, RANGE, _intern(found, name), -1, -1)
     return _build(found, header, profiler_flops or {})
 
 
-def _take(event: Any, found: _Events) -> None:
+def _take(event: Any, found: Events) -> None:
     """Sort one event into `found`; what is no complete event with finite times is left out."""
     if not isinstance(event, dict) or event.get("ph") != "X":
         return
@@ -138,12 +99,12 @@ def _take(event: Any, found: _Events) -> None:
     if name.startswith(PREFIX):
         found.has_ranges = True
         label = _intern(found, name.removeprefix(PREFIX))
-        _add_host(found, _thread(event, found), start, end, _RANGE, label, -1, -1)
+        _add_host(found, _thread(event, found), start, end, RANGE, label, -1, -1)
     elif category in _HOST:
         external = _integer(args, "External id", "external id")
         sequence = _integer(args, "Sequence number", "sequence number")
-        role = _OTHER if _NO_OP.match(name) else _OP
-        label = _intern(found, name) if role == _OTHER else _signature(name, args, found)
+        role = OTHER if _NO_OP.match(name) else OP
+        label = _intern(found, name) if role == OTHER else _signature(name, args, found)
         _add_host(found, _thread(event, found), start, end, role, label, external, sequence)
     elif category in _DEVICE:
         kind = _DEVICE[category]
@@ -173,17 +134,17 @@ def _integer(args: Mapping[str, Any], *names: str) -> int:
     return -1
 
 
-def _thread(event: Mapping[str, Any], found: _Events) -> int:
+def _thread(event: Mapping[str, Any], found: Events) -> int:
     key = (str(event.get("pid")), str(event.get("tid")))
     return found.threads.setdefault(key, len(found.threads))
 
 
-def _intern(found: _Events, name: str) -> int:
+def _intern(found: Events, name: str) -> int:
     return found.names.setdefault(name, len(found.names))
 
 
 def _add_host(
-    found: _Events, thread: int, start: float, end: float, role: int, label: int, external: int,
+    found: Events, thread: int, start: float, end: float, role: int, label: int, external: int,
     sequence: int,
 ) -> None:  # fmt: skip
     found.start.append(start)
@@ -195,7 +156,7 @@ def _add_host(
     found.sequence.append(sequence)
 
 
-def _signature(name: str, args: Mapping[str, Any], found: _Events) -> int:
+def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
     """Return the number of this op with these arguments; its formula is evaluated once."""
     shapes = args.get("Input Dims") or args.get("Input dims") or []
     types = args.get("Input type") or []
@@ -209,7 +170,7 @@ def _signature(name: str, args: Mapping[str, Any], found: _Events) -> int:
     return number
 
 
-def _evaluate(name: str, shapes: Any, types: Any, values: Any, found: _Events) -> _Signature:
+def _evaluate(name: str, shapes: Any, types: Any, values: Any, found: Events) -> Signature:
     parsed = tuple(dtypes.parse_dtype(str(kind)) for kind in types)
     tensors = [kind for kind in parsed if dtypes.itemsize(kind)]
     floating = [kind for kind in tensors if dtypes.is_floating(kind)]
@@ -229,7 +190,7 @@ def _evaluate(name: str, shapes: Any, types: Any, values: Any, found: _Events) -
         except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {error}"
             found.warnings.append(text)
-    return _Signature(name, kind_of(name), shapes_text(call.shapes), dtype, work, bool(tensors))
+    return Signature(name, kind_of(name), shapes_text(call.shapes), dtype, work, bool(tensors))
 
 
 def _nested(value: Any) -> tuple[Any, ...]:
@@ -239,7 +200,7 @@ def _nested(value: Any) -> tuple[Any, ...]:
     return tuple(_nested(item) if isinstance(item, list) else item for item in value)
 
 
-def _build(found: _Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
+def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
     """Build the trees and return the tables."""
     start, end = np.frombuffer(found.start), np.frombuffer(found.end)
     thread = np.frombuffer(found.thread, dtype=np.int64)
@@ -247,7 +208,7 @@ def _build(found: _Events, header: dict[str, Any], profiler_flops: Mapping[int, 
     # Parents first: earlier start, then later end, then the lower id.
     order = np.lexsort((external, -end, start, thread))
     origin = float(min(start.min(), min((k[6] for k in found.kernels), default=math.inf)))
-    tree = _Tree(found, order, start[order], end[order], thread[order], origin)
+    tree = Tree(found, order, start[order], end[order], thread[order], origin)
     tree.walk()
     tree.link_kernels()
     rows = tree.rows
@@ -280,167 +241,15 @@ def _build(found: _Events, header: dict[str, Any], profiler_flops: Mapping[int, 
     )  # fmt: skip
 
 
-class _Tree:
-    """The call trees of all threads; nodes are numbered in order of thread and start."""
-
-    def __init__(
-        self,
-        found: _Events,
-        order: np.ndarray,
-        start: np.ndarray,
-        end: np.ndarray,
-        thread: np.ndarray,
-        origin: float,
-    ) -> None:
-        self.found, self.origin = found, origin
-        self.start, self.end = start.tolist(), end.tolist()
-        self.thread = thread.tolist()
-        self.role = np.frombuffer(found.role, dtype=np.int8)[order].tolist()
-        self.label = np.frombuffer(found.label, dtype=np.int64)[order].tolist()
-        self.sequence = np.frombuffer(found.sequence, dtype=np.int64)[order].tolist()
-        self.names = list(found.names)
-        size = len(self.start)
-        self.parent = [-1] * size  # the node around
-        self.op_parent = [-1] * size  # the op around
-        self.call = [-1] * size  # the number of the nearest range
-        self.path = [""] * size
-        self.phase = ["forward"] * size
-        self.counted = [False] * size
-        self.self_us = [e - s for s, e in zip(self.start, self.end, strict=True)]
-        self.device_us = [0.0] * size
-        self.rows = np.full(size, -1)
-        self.kernel_ops: list[int] = []
-        self.module_types: dict[str, str] = {}
-        self.gaps: list[tuple[str, int, float, float, str]] = []
-        whole = all(value.is_integer() for value in self.start[:1000])
-        self.slack = 1.0 if whole else 0.002  # µs: traces of 2021 round, kineto prints ns
-
-    def walk(self) -> None:
-        """Find each node's parent, module, phase, and whether it counts (rule 4)."""
-        roles, labels, signatures = self.role, self.label, self.found.signatures
-        ranges = [n for n, role in enumerate(roles) if role == _RANGE]
-        ranges.sort(key=lambda n: self.start[n])
-        for number, node in enumerate(ranges):
-            self.call[node] = number
-        forward_of: dict[int, tuple[str, int]] = {}
-        below_counted = [False] * len(roles)
-        cursor = list(self.start)  # how far each open range is covered by its children
-        last_op = ""
-        stack: list[int] = []
-        row = 0
-        for node, (role, label) in enumerate(zip(roles, labels, strict=True)):
-            self._close(stack, node, cursor, last_op)
-            around = stack[-1] if stack else -1
-            self.parent[node] = around
-            if around >= 0:
-                self._inherit(node, around, below_counted)
-                if roles[around] == _RANGE and self.op_parent[node] < 0:
-                    self._gap(around, cursor, self.start[node], last_op)
-                    cursor[around] = max(cursor[around], self.end[node])
-            if role == _OP:
-                self.rows[node] = row
-                row += 1
-                signature = signatures[label]
-                work = signature.work
-                if work is not None and work.flops_at_most is None and not below_counted[node]:
-                    self.counted[node] = below_counted[node] = True
-                if self.sequence[node] >= 0 and self.phase[node] == "forward":
-                    forward_of.setdefault(self.sequence[node], (self.path[node], self.call[node]))
-                last_op = signature.op
-            elif role == _RANGE:
-                self._enter_range(node, around)
-            else:
-                self._enter_other(node, forward_of)
-            stack.append(node)
-        self._close(stack, -1, cursor, last_op)
-
-    def _close(self, stack: list[int], node: int, cursor: list[float], last_op: str) -> None:
-        """Leave what ended before `node` begins, or is of another thread; all for -1."""
-        while stack:
-            top = stack[-1]
-            if node >= 0 and self.thread[top] == self.thread[node]:
-                inside = self.end[node] <= self.end[top] + self.slack
-                begins = self.start[node] < self.end[top] or self.end[node] == self.end[top]
-                if inside and begins:
-                    return
-            stack.pop()
-            if self.role[top] == _RANGE and self.op_parent[top] < 0:
-                self._gap(top, cursor, self.end[top], last_op)
-
-    def _gap(self, node: int, cursor: list[float], until: float, last_op: str) -> None:
-        if until > cursor[node]:
-            length = until - cursor[node]
-            start = cursor[node] - self.origin
-            self.gaps.append((self.path[node], self.call[node], start, length, last_op))
-
-    def _inherit(self, node: int, around: int, below_counted: list[bool]) -> None:
-        is_op = self.role[around] == _OP
-        self.op_parent[node] = around if is_op else self.op_parent[around]
-        self.path[node], self.phase[node] = self.path[around], self.phase[around]
-        below_counted[node] = below_counted[around]
-        if self.call[node] < 0:
-            self.call[node] = self.call[around]
-        if self.role[node] == _OP and self.op_parent[node] >= 0:
-            self.self_us[self.op_parent[node]] -= self.end[node] - self.start[node]
-
-    def _enter_range(self, node: int, around: int) -> None:
-        name = self.names[self.label[node]]
-        if self.found.has_ranges:
-            self.path[node] = name
-            return
-        outer = self.path[around] if around >= 0 else ""
-        self.path[node] = f"{outer}.{name}" if outer else name
-        self.module_types[self.path[node]] = name.rpartition("_")[0]
-
-    def _enter_other(self, node: int, forward_of: dict[int, tuple[str, int]]) -> None:
-        name = self.names[self.label[node]]
-        if name.startswith("autograd::engine::evaluate_function"):
-            self.phase[node] = "backward"
-            if self.sequence[node] in forward_of:
-                self.path[node] = forward_of[self.sequence[node]][0]
-        elif name.startswith("Optimizer.step"):
-            self.phase[node] = "optimizer"
-
-    def link_kernels(self) -> None:
-        """Find each kernel's op: the innermost one around its launch, on the launch's thread."""
-        first: dict[int, int] = {}
-        for node, thread in enumerate(self.thread):
-            first.setdefault(thread, node)
-        last = {thread: node for node, thread in enumerate(self.thread)}
-        for correlation, _, kind, *_, length in self.found.kernels:
-            op = -1
-            launch = self.found.launches.get(correlation)
-            if launch is not None and launch[0] in first:
-                thread, time = launch
-                node = bisect_right(self.start, time, first[thread], last[thread] + 1) - 1
-                while node >= first[thread] and self.end[node] < time:
-                    node = self.parent[node]
-                    if node < 0:
-                        break
-                if node >= first[thread]:
-                    op = node if self.role[node] == _OP else self.op_parent[node]
-            self.kernel_ops.append(op)
-            if kind == "compute":
-                above = op
-                while above >= 0:
-                    self.device_us[above] += length
-                    above = self.op_parent[above]
-
-    def gaps_frame(self) -> pd.DataFrame:
-        """Return the gaps as a table."""
-        columns = zip(*self.gaps, strict=True) if self.gaps else [[]] * len(GAPS.columns)
-        return GAPS.frame({name: list(c) for name, c in zip(GAPS.names, columns, strict=True)})
-
-
 def _ops_frame(
-    tree: _Tree, nodes: np.ndarray, external: np.ndarray, profiler_flops: Mapping[int, float]
+    tree: Tree, nodes: np.ndarray, external: np.ndarray, profiler_flops: Mapping[int, float]
 ) -> pd.DataFrame:
     found = tree.found
     signatures = found.signatures
     labels = np.array(tree.label)[nodes]
     dtype = _dtypes(tree, signatures)
 
-    def of(values: list[Any]) -> np.ndarray:
+    def of(values: list[Any]) -> Any:
         return np.array(values, dtype=object if isinstance(values[0], str) else None)[nodes]
 
     def per_signature(values: list[Any]) -> Any:
@@ -499,23 +308,21 @@ def _codes(values: list[str], labels: np.ndarray) -> tuple[np.ndarray, list[str]
     return np.array([number[value] for value in values], dtype=np.int64)[labels], categories
 
 
-def _dtypes(tree: _Tree, signatures: list[_Signature]) -> list[str]:
+def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
     """Return each node's element type; an op on lists of tensors has that of its first child."""
     dtype = [
-        signatures[label].dtype if role == _OP else ""
+        signatures[label].dtype if role == OP else ""
         for role, label in zip(tree.role, tree.label, strict=True)
     ]
     for node in range(len(dtype) - 1, -1, -1):  # the first child is the last to write
         parent = tree.op_parent[node]
-        if tree.role[node] == _OP and parent >= 0 and dtype[node]:
-            if not signatures[tree.label[parent]].dtype:
-                dtype[parent] = dtype[node]
+        inner = tree.role[node] == OP and parent >= 0 and dtype[node]
+        if inner and not signatures[tree.label[parent]].dtype:
+            dtype[parent] = dtype[node]
     return dtype
 
 
-def _kernels_frame(
-    tree: _Tree, header: dict[str, Any], origin: float
-) -> tuple[pd.DataFrame, float]:
+def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
     kernels = tree.found.kernels
     if not kernels:

@@ -5,7 +5,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn, cast
+from typing import Any, BinaryIO, cast
 
 import orjson
 
@@ -55,7 +55,7 @@ def _events(file: BinaryIO, path: Path, header: dict[str, Any]) -> Iterator[list
             buffer, wanted = buffer[used:], CHUNK_BYTES
             yield events
         elif len(buffer) > LARGEST_BYTES:
-            _fail(path, f"holds no whole event within {LARGEST_BYTES >> 20} MiB")
+            raise _fault(path, f"holds no whole event within {LARGEST_BYTES >> 20} MiB")
         else:
             wanted = len(buffer)  # twice as much the next time: linear in all
 
@@ -71,12 +71,13 @@ def _skip_to_events(file: BinaryIO, path: Path, header: dict[str, Any]) -> bytes
             before = buffer[: found.start()].rstrip().rstrip(b",")
             try:
                 header.update(orjson.loads(before + b"}"))
-            except (orjson.JSONDecodeError, TypeError, ValueError):
-                _fail(path, "has no JSON object before its traceEvents")
+            except (orjson.JSONDecodeError, TypeError, ValueError) as error:
+                fact = "has no JSON object before its traceEvents"
+                raise _fault(path, fact) from error
             return buffer[found.end() :]
         if len(buffer) > LARGEST_BYTES:
             break
-    _fail(path, "holds no traceEvents" if buffer.strip() else "is empty")
+    raise _fault(path, "holds no traceEvents" if buffer.strip() else "is empty")
 
 
 def _whole_events(buffer: bytes) -> tuple[list[Any], int]:
@@ -108,8 +109,8 @@ def _last(buffer: bytes, path: Path, header: dict[str, Any]) -> list[Any]:
         events: list[Any] = rest.pop("traceEvents")
         header.update(rest)
         return events
-    _fail(path, "is cut off or damaged: its last events are not JSON")
+    raise _fault(path, "is cut off or damaged: its last events are not JSON")
 
 
-def _fail(path: Path, fact: str) -> NoReturn:
-    raise LoadError(f"{path} {fact}", remedy=_REMEDY)
+def _fault(path: Path, fact: str) -> LoadError:
+    return LoadError(f"{path} {fact}", remedy=_REMEDY)

@@ -1,0 +1,202 @@
+"""The call trees of a trace: which op lies in which, in which module and phase, and what counts."""
+
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+
+from flopprof.formulas import Work
+from flopprof.tables import GAPS
+
+OP, RANGE, OTHER = 0, 1, 2
+
+
+@dataclass(slots=True)
+class Signature:
+    """What all calls of one op with one set of arguments have in common."""
+
+    op: str
+    kind: str
+    shapes: str
+    dtype: str
+    work: Work | None
+    known_bytes: bool
+
+
+@dataclass(slots=True)
+class Events:
+    """The events of interest, column by column."""
+
+    start: "array[float]" = field(default_factory=lambda: array("d"))
+    end: "array[float]" = field(default_factory=lambda: array("d"))
+    thread: "array[int]" = field(default_factory=lambda: array("q"))
+    role: "array[int]" = field(default_factory=lambda: array("b"))
+    label: "array[int]" = field(default_factory=lambda: array("q"))  # signature or name
+    external: "array[int]" = field(default_factory=lambda: array("q"))
+    sequence: "array[int]" = field(default_factory=lambda: array("q"))
+    names: dict[str, int] = field(default_factory=dict)
+    threads: dict[tuple[str, str], int] = field(default_factory=dict)
+    signatures: list[Signature] = field(default_factory=list)
+    known: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    launches: dict[int, tuple[int, float]] = field(default_factory=dict)
+    kernels: list[tuple[int, str, str, int, int, int, float, float]] = field(default_factory=list)
+    steps: list[tuple[str, float, float]] = field(default_factory=list)
+    python_modules: list[tuple[str, int, float, float]] = field(default_factory=list)
+    has_ranges: bool = False
+    has_values: bool = False
+    odd: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+class Tree:
+    """The call trees of all threads; nodes are numbered in order of thread and start."""
+
+    def __init__(
+        self,
+        found: Events,
+        order: np.ndarray,
+        start: np.ndarray,
+        end: np.ndarray,
+        thread: np.ndarray,
+        origin: float,
+    ) -> None:
+        self.found, self.origin = found, origin
+        self.start, self.end = start.tolist(), end.tolist()
+        self.thread = thread.tolist()
+        self.role = np.frombuffer(found.role, dtype=np.int8)[order].tolist()
+        self.label = np.frombuffer(found.label, dtype=np.int64)[order].tolist()
+        self.sequence = np.frombuffer(found.sequence, dtype=np.int64)[order].tolist()
+        self.names = list(found.names)
+        size = len(self.start)
+        self.parent = [-1] * size  # the node around
+        self.op_parent = [-1] * size  # the op around
+        self.call = [-1] * size  # the number of the nearest range
+        self.path = [""] * size
+        self.phase = ["forward"] * size
+        self.counted = [False] * size
+        self.self_us = [e - s for s, e in zip(self.start, self.end, strict=True)]
+        self.device_us = [0.0] * size
+        self.rows = np.full(size, -1)
+        self.kernel_ops: list[int] = []
+        self.module_types: dict[str, str] = {}
+        self.gaps: list[tuple[str, int, float, float, str]] = []
+        whole = all(value.is_integer() for value in self.start[:1000])
+        self.slack = 1.0 if whole else 0.002  # µs: traces of 2021 round, kineto prints ns
+
+    def walk(self) -> None:
+        """Find each node's parent, module, phase, and whether it counts (rule 4)."""
+        roles, labels, signatures = self.role, self.label, self.found.signatures
+        ranges = [n for n, role in enumerate(roles) if role == RANGE]
+        ranges.sort(key=lambda n: self.start[n])
+        for number, node in enumerate(ranges):
+            self.call[node] = number
+        forward_of: dict[int, tuple[str, int]] = {}
+        below_counted = [False] * len(roles)
+        cursor = list(self.start)  # how far each open range is covered by its children
+        last_op = ""
+        stack: list[int] = []
+        row = 0
+        for node, (role, label) in enumerate(zip(roles, labels, strict=True)):
+            self._close(stack, node, cursor, last_op)
+            around = stack[-1] if stack else -1
+            self.parent[node] = around
+            if around >= 0:
+                self._inherit(node, around, below_counted)
+                if roles[around] == RANGE and self.op_parent[node] < 0:
+                    self._gap(around, cursor, self.start[node], last_op)
+                    cursor[around] = max(cursor[around], self.end[node])
+            if role == OP:
+                self.rows[node] = row
+                row += 1
+                signature = signatures[label]
+                work = signature.work
+                if work is not None and work.flops_at_most is None and not below_counted[node]:
+                    self.counted[node] = below_counted[node] = True
+                if self.sequence[node] >= 0 and self.phase[node] == "forward":
+                    forward_of.setdefault(self.sequence[node], (self.path[node], self.call[node]))
+                last_op = signature.op
+            elif role == RANGE:
+                self._enter_range(node, around)
+            else:
+                self._enter_other(node, forward_of)
+            stack.append(node)
+        self._close(stack, -1, cursor, last_op)
+
+    def _close(self, stack: list[int], node: int, cursor: list[float], last_op: str) -> None:
+        """Leave what ended before `node` begins, or is of another thread; all for -1."""
+        while stack:
+            top = stack[-1]
+            if node >= 0 and self.thread[top] == self.thread[node]:
+                inside = self.end[node] <= self.end[top] + self.slack
+                begins = self.start[node] < self.end[top] or self.end[node] == self.end[top]
+                if inside and begins:
+                    return
+            stack.pop()
+            if self.role[top] == RANGE and self.op_parent[top] < 0:
+                self._gap(top, cursor, self.end[top], last_op)
+
+    def _gap(self, node: int, cursor: list[float], until: float, last_op: str) -> None:
+        if until > cursor[node]:
+            length = until - cursor[node]
+            start = cursor[node] - self.origin
+            self.gaps.append((self.path[node], self.call[node], start, length, last_op))
+
+    def _inherit(self, node: int, around: int, below_counted: list[bool]) -> None:
+        is_op = self.role[around] == OP
+        self.op_parent[node] = around if is_op else self.op_parent[around]
+        self.path[node], self.phase[node] = self.path[around], self.phase[around]
+        below_counted[node] = below_counted[around]
+        if self.call[node] < 0:
+            self.call[node] = self.call[around]
+        if self.role[node] == OP and self.op_parent[node] >= 0:
+            self.self_us[self.op_parent[node]] -= self.end[node] - self.start[node]
+
+    def _enter_range(self, node: int, around: int) -> None:
+        name = self.names[self.label[node]]
+        if self.found.has_ranges:
+            self.path[node] = name
+            return
+        outer = self.path[around] if around >= 0 else ""
+        self.path[node] = f"{outer}.{name}" if outer else name
+        self.module_types[self.path[node]] = name.rpartition("_")[0]
+
+    def _enter_other(self, node: int, forward_of: dict[int, tuple[str, int]]) -> None:
+        name = self.names[self.label[node]]
+        if name.startswith("autograd::engine::evaluate_function"):
+            self.phase[node] = "backward"
+            if self.sequence[node] in forward_of:
+                self.path[node] = forward_of[self.sequence[node]][0]
+        elif name.startswith("Optimizer.step"):
+            self.phase[node] = "optimizer"
+
+    def link_kernels(self) -> None:
+        """Find each kernel's op: the innermost one around its launch, on the launch's thread."""
+        first: dict[int, int] = {}
+        for node, thread in enumerate(self.thread):
+            first.setdefault(thread, node)
+        last = {thread: node for node, thread in enumerate(self.thread)}
+        for correlation, _, kind, *_, length in self.found.kernels:
+            op = -1
+            launch = self.found.launches.get(correlation)
+            if launch is not None and launch[0] in first:
+                thread, time = launch
+                node = bisect_right(self.start, time, first[thread], last[thread] + 1) - 1
+                while node >= first[thread] and self.end[node] < time:
+                    node = self.parent[node]
+                    if node < 0:
+                        break
+                if node >= first[thread]:
+                    op = node if self.role[node] == OP else self.op_parent[node]
+            self.kernel_ops.append(op)
+            if kind == "compute":
+                above = op
+                while above >= 0:
+                    self.device_us[above] += length
+                    above = self.op_parent[above]
+
+    def gaps_frame(self) -> pd.DataFrame:
+        """Return the gaps as a table."""
+        columns = zip(*self.gaps, strict=True) if self.gaps else [[]] * len(GAPS.columns)
+        return GAPS.frame({name: list(c) for name, c in zip(GAPS.names, columns, strict=True)})
