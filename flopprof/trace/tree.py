@@ -164,7 +164,7 @@ class Tree:
 
     def _enter_other(self, node: int, forward_of: dict[int, tuple[str, int]]) -> None:
         name = self.names[self.label[node]]
-        if name.startswith("autograd::engine::evaluate_function"):
+        if name.startswith(("autograd::engine::", "torch::autograd::")) or "Backward" in name:
             self.phase[node] = "backward"
             if self.sequence[node] in forward_of:
                 self.path[node] = forward_of[self.sequence[node]][0]

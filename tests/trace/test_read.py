@@ -1,0 +1,420 @@
+"""The one reader: every trap of trace files on a small trace of our own, and real GPU traces."""
+
+import gzip
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from flopprof.devices import find_device
+from flopprof.errors import FlopprofError, LoadError, UsageError
+from flopprof.reconcile import reconcile
+from flopprof.tables import MODULE_CALLS, ROOFLINES
+from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.record import record_trace
+
+LINEAR = {"Input Dims": [[4, 5], [6, 5], [6]], "Input type": ["float", "float", "float"]}
+ADDMM = {"Input Dims": [[6], [4, 5], [5, 6]], "Input type": ["float", "float", "float"]}
+
+
+def op(name: str, ts: float, dur: float, tid: Any = 1, **args: Any) -> dict[str, Any]:
+    args = {key.replace("_", " "): value for key, value in args.items()}
+    event = {"ph": "X", "cat": "cpu_op", "name": name, "pid": 1, "tid": tid, "ts": ts, "dur": dur}
+    return event | {"args": args}
+
+
+def with_shapes(event: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
+    return event | {"args": event["args"] | shapes}
+
+
+def launch(correlation: int, ts: float, tid: Any = 1) -> dict[str, Any]:
+    return op("cudaLaunchKernel", ts, 1, tid, correlation=correlation) | {"cat": "cuda_runtime"}
+
+
+def kernel(correlation: int, ts: float, dur: float, name: str = "gemm", cat: str = "kernel"):
+    return op(name, ts, dur, 7, correlation=correlation, stream=7, device=0) | {
+        "cat": cat,
+        "pid": 0,
+    }
+
+
+def read(tmp_path: Path, *events: Any, **header: Any) -> Trace:
+    path = tmp_path / "trace.json"
+    path.write_text(json.dumps({"schemaVersion": 1, **header, "traceEvents": list(events)}))
+    return read_trace(path)
+
+
+def test_an_op_below_a_counted_one_keeps_its_count_and_is_not_counted_again(tmp_path):
+    trace = read(
+        tmp_path,
+        with_shapes(op("aten::linear", 0, 10), LINEAR),
+        with_shapes(op("aten::addmm", 2, 6), ADDMM),
+    )
+
+    ops = trace.ops.set_index("op")
+    # [4,5] @ [5,6]: 4·6·5 multiply-adds × 2 = 240; 4·6 = 24 bias adds.
+    assert ops["matmul_flops"].to_dict() == {"aten::linear": 240, "aten::addmm": 240}
+    assert ops["vector_flops"].to_dict() == {"aten::linear": 24, "aten::addmm": 24}
+    assert ops["counted"].to_dict() == {"aten::linear": True, "aten::addmm": False}
+    assert ops["parent_op_id"].to_dict() == {"aten::linear": -1, "aten::addmm": 0}
+    assert ops["self_cpu_us"].to_dict() == {"aten::linear": 4, "aten::addmm": 6}
+
+
+def test_ops_find_their_module_by_the_nearest_range(tmp_path):
+    trace = read(
+        tmp_path,
+        op("flopprof:", 0, 100),
+        op("flopprof:fc", 10, 50),
+        with_shapes(op("aten::linear", 20, 10), LINEAR),
+        op("aten::relu", 70, 5),
+    )
+
+    assert list(trace.ops["module_path"]) == ["fc", ""]
+    assert list(trace.ops["call_id"]) == [1, 0]
+
+
+def test_gaps_are_what_lies_in_no_op_of_each_range(tmp_path):
+    trace = read(
+        tmp_path,
+        op("flopprof:", 0, 100),
+        op("flopprof:fc", 10, 50),
+        op("aten::relu", 20, 10),
+        op("aten::neg", 25, 2),
+    )
+
+    gaps = sorted(zip(trace.gaps["module_path"], trace.gaps["duration_us"], strict=True))
+    # Before and behind fc: 10 and 40; in it, around relu: 10 and 30. None inside an op.
+    assert gaps == [("", 10), ("", 40), ("fc", 10), ("fc", 30)]
+
+
+def test_kernels_belong_to_the_innermost_op_around_their_launch(tmp_path):
+    trace = read(
+        tmp_path,
+        with_shapes(op("aten::linear", 0, 10), LINEAR),
+        with_shapes(op("aten::addmm", 2, 6), ADDMM),
+        launch(5, 4),
+        kernel(5, 100, 30),
+        op("aten::relu", 20, 5, tid=2),  # same time, another thread
+        launch(6, 21),
+        kernel(6, 200, 7),
+    )
+
+    assert list(trace.kernels["op_id"]) == [1, -1]
+    assert list(trace.ops["device_us"]) == [30, 30, 0]
+    assert trace.info["unlinked_kernel_us"] == 7
+
+
+def test_many_kernels_of_one_op_are_one_flop_count_over_the_sum_of_their_times(tmp_path):
+    trace = read(
+        tmp_path,
+        with_shapes(op("aten::addmm", 0, 10), ADDMM),
+        *(launch(n, 2 + n) for n in range(3)),
+        kernel(0, 100, 30),
+        kernel(1, 130, 20),
+        kernel(2, 150, 5, name="Memset (Device)", cat="gpu_memset"),
+    )
+
+    assert list(trace.ops["device_us"]) == [50]  # the memset is kept apart
+    assert list(trace.kernels["kind"]) == ["compute", "compute", "memset"]
+
+
+def test_busy_time_is_the_union_of_overlapping_kernels(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10),
+        *(launch(n, n) for n in range(4)),
+        kernel(0, 100, 50),
+        kernel(1, 110, 10),
+        kernel(2, 140, 30),
+        kernel(3, 200, 10),
+    )
+
+    # 100…170 and 200…210.
+    assert trace.info["device_busy_us"] == 80
+    assert trace.info["kernel_time_us"] == 100
+
+
+def test_collectives_are_no_compute(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10),
+        launch(1, 1),
+        kernel(1, 20, 40, name="ncclDevKernel_AllReduce_Sum_f32"),
+    )
+
+    assert list(trace.kernels["kind"]) == ["communication"]
+    assert list(trace.ops["device_us"]) == [0]
+
+
+def test_header_keys_may_follow_the_events(tmp_path):
+    path = tmp_path / "trace.json"
+    events = json.dumps([op("aten::relu", 0, 1)])
+    path.write_text(f'{{"traceEvents": {events}, "deviceProperties": [{{"name": "X"}}], "a": 1}}')
+
+    assert read_trace(path).devices == [{"name": "X"}]
+
+
+def test_a_gzipped_trace_is_known_by_its_content(tmp_path):
+    path = tmp_path / "trace.json"
+    path.write_bytes(gzip.compress(json.dumps({"traceEvents": [op("aten::relu", 0, 1)]}).encode()))
+
+    assert len(read_trace(path).ops) == 1
+
+
+def test_the_bare_array_form_is_read(tmp_path):
+    (tmp_path / "t.json").write_text(json.dumps([op("aten::relu", 0, 1)]))
+
+    assert len(read_trace(tmp_path / "t.json").ops) == 1
+
+
+def test_the_schema_of_2021_is_read(tmp_path):
+    event = op("aten::mm", 10, 0, tid="99", Input_dims=[[4, 5], [5, 6]], Input_type=["Float"] * 2)
+    trace = read(tmp_path, event | {"cat": "Operator"}, kernel(1, 20, 0, cat="Kernel"))
+
+    assert list(trace.ops["matmul_flops"]) == [240]
+    assert list(trace.ops["dtype"]) == ["float32"]
+    assert list(trace.kernels["duration_us"]) == [0]
+
+
+def test_a_convolution_without_recorded_stride_is_unknown_not_zero(tmp_path):
+    shapes = {"Input Dims": [[1, 3, 8, 8], [4, 3, 3, 3]], "Input type": ["float", "float"]}
+    trace = read(tmp_path, with_shapes(op("aten::conv2d", 0, 1), shapes))
+
+    assert trace.ops["matmul_flops"].isna().all()
+    assert not trace.ops["counted"].any()
+
+
+def test_engine_and_optimizer_events_are_no_ops_and_tell_the_phase(tmp_path):
+    name = "autograd::engine::evaluate_function: AddmmBackward0"
+    trace = read(
+        tmp_path,
+        op("flopprof:fc", 0, 10),
+        with_shapes(op("aten::linear", 1, 5, Sequence_number=3), LINEAR),
+        op(name, 20, 10, tid=2, Sequence_number=3),
+        op("AddmmBackward0", 21, 8, tid=2),
+        op("aten::mm", 22, 4, tid=2),
+        op("Optimizer.step#SGD.step", 40, 10),
+        op("aten::add_", 42, 4),
+    )
+
+    ops = trace.ops.set_index("op")
+    assert list(ops.index) == ["aten::linear", "aten::add_", "aten::mm"]
+    assert ops["phase"].to_dict() == {
+        "aten::linear": "forward",
+        "aten::mm": "backward",
+        "aten::add_": "optimizer",
+    }
+    assert ops.loc["aten::mm", "module_path"] == "fc"  # by the sequence number
+
+
+def test_generated_kernels_without_a_namespace_are_ops(tmp_path):
+    trace = read(
+        tmp_path, op("triton_poi_fused_relu_0", 0, 5), op("Torch-Compiled Region: 0/0", 9, 1)
+    )
+
+    assert list(trace.ops["op"]) == ["triton_poi_fused_relu_0"]
+
+
+def test_modules_of_a_foreign_trace_come_from_its_python_events(tmp_path):
+    outer = op("nn.Module: Block_0", 0, 50) | {"cat": "python_function"}
+    inner = op("nn.Module: Linear_3", 5, 20) | {"cat": "python_function"}
+    trace = read(tmp_path, outer, inner, with_shapes(op("aten::linear", 6, 5), LINEAR))
+
+    assert list(trace.ops["module_path"]) == ["Block_0.Linear_3"]
+    assert trace.module_types["Block_0.Linear_3"] == "Linear"
+
+
+@pytest.mark.parametrize(
+    ("spelling", "name", "size"),
+    [
+        ("float", "float32", 4),
+        ("double", "float64", 8),
+        ("c10::BFloat16", "bfloat16", 2),
+        ("c10::Half", "float16", 2),
+        ("c10::Float8_e4m3fn", "float8_e4m3fn", 1),
+        ("unsigned char", "uint8", 1),
+    ],
+)
+def test_dtypes_as_traces_spell_them(tmp_path, spelling, name, size):
+    shapes = {"Input Dims": [[4, 5], [5, 6]], "Input type": [spelling, spelling]}
+    trace = read(tmp_path, with_shapes(op("aten::mm", 0, 1), shapes))
+
+    assert list(trace.ops["dtype"]) == [name]
+    assert list(trace.ops["min_bytes"]) == [(20 + 30 + 24) * size]
+
+
+def test_bytes_of_an_unknown_dtype_are_unknown(tmp_path):
+    shapes = {"Input Dims": [[[2, 3], [2, 3]], []], "Input type": ["TensorList", "Scalar"]}
+    trace = read(tmp_path, with_shapes(op("aten::cat", 0, 1), shapes))
+
+    assert trace.ops["min_bytes"].isna().all()
+    assert list(trace.ops["input_shapes"]) == ["[2x3, 2x3]"]
+
+
+def test_odd_events_are_left_out_and_reported(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 1),
+        op("aten::relu", -5, -3),
+        op("aten::relu", "soon", 1),
+        op("aten::relu", math.nan, 1) | {"ts": None},
+        "no event",
+        {"ph": "i"},
+    )
+
+    assert len(trace.ops) == 1
+    assert trace.info["warnings"] == ["3 events without finite times were left out"]
+
+
+def test_duplicate_ids_and_orphans_are_no_error(tmp_path):
+    events = [op("aten::relu", n, 1, External_id=7) for n in range(3)]
+    trace = read(tmp_path, *events, launch(1, 0), launch(1, 1), kernel(1, 5, 1), kernel(9, 6, 1))
+
+    assert len(trace.ops) == 3
+    assert trace.kernels["op_id"].iloc[1] == -1
+
+
+def test_profiler_flops_join_by_external_id_and_zero_is_unknown(tmp_path):
+    path = tmp_path / "t.json"
+    events = [op("aten::relu", n, 1, External_id=n) for n in (1, 2, 3)]
+    path.write_text(json.dumps({"traceEvents": events}))
+
+    flops = read_trace(path, profiler_flops={1: 64.0, 2: 0.0}).ops["profiler_flops"]
+
+    assert flops[0] == 64
+    assert flops[1:].isna().all()
+
+
+def test_the_order_of_events_changes_nothing(tmp_path):
+    events = [
+        op("flopprof:", 0, 100, External_id=1),
+        with_shapes(op("aten::linear", 10, 20, External_id=2), LINEAR),
+        with_shapes(op("aten::addmm", 10, 20, External_id=3), ADDMM),  # equal times: id decides
+        op("aten::relu", 40, 5, External_id=4),
+    ]
+    straight = read(tmp_path, *events)
+    random.Random(0).shuffle(events)
+
+    assert read(tmp_path, *events).ops.equals(straight.ops)
+
+
+def bad(path: Path) -> FlopprofError:
+    with pytest.raises(FlopprofError) as caught:
+        read_trace(path)
+    assert str(path) in caught.value.problem
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"  \n",
+        b"not a trace",
+        b'{"a": 1}',
+        b'{"traceEvents": [{"ph": "X", "name": "aten::re',
+        b'{"traceEvents": [{"ph": "X"}, {"ph": "X"}',
+        b'{"traceEvents": []}',
+        b'{"x": oops, "traceEvents": []}',
+        gzip.compress(b'{"traceEvents": [' + bytes(range(32, 90)) * 1000)[:-20],
+        b'{"traceEvents": [' + b'{"a":' * 100_000,
+        b'{"traceEvents": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}",
+    ],
+)
+def test_a_damaged_file_is_refused_with_a_message(tmp_path, content):
+    path = tmp_path / "bad.json"
+    path.write_bytes(content)
+
+    assert isinstance(bad(path), LoadError)
+
+
+def test_one_endless_string_is_refused_in_bounded_memory(tmp_path):
+    path = tmp_path / "long.json.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b'{"traceEvents": [{"ph": "X", "name": "')
+        for _ in range(100):
+            file.write(b"a" * (1 << 20))
+
+    assert "no whole event" in bad(path).problem
+
+
+def test_a_missing_file_is_a_usage_error(tmp_path):
+    assert isinstance(bad(tmp_path / "nothing.json"), UsageError)
+
+
+def test_a_live_trace_joins_the_profilers_flops(tmp_path):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 6 * 6, 5)).eval()
+    x = torch.ones(2, 3, 8, 8)
+    with torch.no_grad():
+        model(x)
+        recording = record_trace(
+            model, lambda: model(x), tmp_path / "t.json", device=find_device("cpu"), attempts=1
+        )
+
+    ops = read_trace(recording.path, profiler_flops=recording.profiler_flops).ops
+    by_name = ops.drop_duplicates("op").set_index("op")
+    # 2 images × 4 channels × 6 × 6 outputs × 3·3·3 taps × 2; 2 rows × 144 × 5 × 2.
+    assert by_name.loc["aten::conv2d", "profiler_flops"] == 2 * 4 * 36 * 27 * 2
+    assert by_name.loc["aten::conv2d", "matmul_flops"] == 2 * 4 * 36 * 27 * 2
+    assert by_name.loc["aten::addmm", "profiler_flops"] == 2 * 144 * 5 * 2
+    assert list(ops.loc[ops["counted"], "module_path"]) == ["0", "1", "2"]
+
+
+# Real traces recorded by others, where they are.
+
+
+def sites_of(trace: Trace):
+    empty = ROOFLINES.empty()
+    return reconcile(
+        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, empty, dtype="bfloat16"
+    )
+
+
+def test_h100_vit_inference(gpu_traces):
+    trace = read_trace(gpu_traces / "h100_vit_infer.json.gz")
+    addmm = trace.ops[trace.ops["op"] == "aten::addmm"]
+
+    assert len(addmm) == 73
+    assert addmm["matmul_flops"].sum() == pytest.approx(1.339e11, rel=0.001)
+    assert addmm["device_us"].sum() == pytest.approx(735, abs=1)
+    assert (trace.kernels["op_id"] >= 0).all()
+    sites = sites_of(trace)
+    assert sites.loc[sites["flops"].notna(), "time_us"].sum() >= 0.97 * sites["time_us"].sum()
+
+
+def test_h100_training_of_two_ranks(gpu_traces):
+    for rank in (0, 1):
+        trace = read_trace(gpu_traces / f"h100_nanogpt_train_rank{rank}.json.gz")
+        mm = trace.ops[trace.ops["op"] == "aten::mm"]
+        scaled = trace.ops[trace.ops["op"] == "aten::_scaled_mm"]
+
+        assert (len(mm), len(scaled)) == (636, 12)
+        assert mm["matmul_flops"].sum() == pytest.approx(2.969e13, rel=0.001)
+        assert scaled["matmul_flops"].sum() == pytest.approx(1.519e13, rel=0.001)
+        assert set(trace.kernels["rank"]) == {rank}
+        assert trace.info["unlinked_kernel_us"] > 0
+        if rank == 0:
+            assert mm["device_us"].sum() == pytest.approx(42_900, rel=0.001)
+            assert scaled["device_us"].sum() == pytest.approx(10_846, rel=0.001)
+        attention = sites_of(trace).query("op == 'flash_attn_3::fwd'")
+        assert attention["flops"].isna().all()  # packed: bounded, not zero
+        assert (attention["flops_at_most"] > 0).all()
+
+
+def test_mi300x_device_ids_differ_and_kernels_are_linked(gpu_traces):
+    trace = read_trace(gpu_traces / "mi300x_bert_small_infer.json.gz")
+
+    assert set(trace.kernels["device_index"]) == {2}
+    assert (trace.kernels.query("kind == 'compute'")["op_id"] >= 0).all()
+
+
+def test_v100_of_2021_has_kernels_of_no_length(gpu_traces):
+    trace = read_trace(gpu_traces / "v100_resnet50_train_2021.json.gz")
+
+    assert (trace.kernels["duration_us"] == 0).sum() > 600
+    assert set(trace.ops["phase"]) >= {"forward", "backward"}
