@@ -66,7 +66,7 @@ def count_flops(
         and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs_or_size)
     ):
         return _count_sizes(model, inputs_or_size, kwargs)
-    return Count(run_count(model, as_inputs(inputs_or_size, kwargs, model)))
+    return Count.of(run_count(model, as_inputs(inputs_or_size, kwargs, model)))
 
 
 def _count_sizes(
@@ -74,17 +74,9 @@ def _count_sizes(
 ) -> pd.DataFrame:
     rows = []
     for size in sizes:
-        inputs = as_inputs(size, kwargs, model)
-        totals = run_count(model, inputs).totals
-        rows.append(
-            {
-                "input": inputs.text,
-                "matmul_flops": totals.matmul_flops,
-                "vector_flops": totals.vector_flops,
-                "flops": totals.flops,
-                "flops_at_most": totals.flops_at_most,
-            }
-        )
+        run = run_count(model, as_inputs(size, kwargs, model))
+        names = ("matmul_flops", "vector_flops", "flops", "flops_at_most")
+        rows.append({"input": run.meta["input"]} | {n: getattr(run.totals, n) for n in names})
     return pd.DataFrame(rows)
 
 
@@ -99,20 +91,15 @@ def run_count(
     import torch
 
     progress("counting")
-    twin = meta_twin(model)
-    where = "meta"
-    traced: tuple[Trace, pd.DataFrame] | None = None
-    if twin is not None:
+    traced = None
+    if (twin := meta_twin(model)) is not None:
         try:
-            traced = _count_and_trace(twin, inputs.to("meta"))
+            where, traced = "meta", _count_and_trace(twin, inputs.to("meta"))
         except FlopprofError:
             traced = None  # what the model says on its own device is clearer, or it runs there
     if traced is None:
         where = home(model)[0]
-        if where == "meta":
-            traced = _count_and_trace(model, inputs.to("meta"))
-        else:
-            traced = _count_and_trace(model, inputs)
+        traced = _count_and_trace(model, inputs.to("meta") if where == "meta" else inputs)
     trace, module_calls = traced
     return _assemble(
         model,

@@ -83,12 +83,8 @@ def reconcile(
     MODULE_CALLS.check(module_calls)
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
-    walked = ops[_is_walked(ops)].reset_index(drop=True)
-    walked = walked.assign(
-        profiler_flops=_subtree_profiler_flops(ops).loc[walked["op_id"]].to_numpy(),
-        time_us=_times(walked, kernels, on_device=on_device) if timed else math.nan,
-        profiler_differs=walked["op_id"].isin(_profiler_disagreements(ops)),
-    )
+    walked = _walked(ops)
+    walked["time_us"] = _times(walked, kernels, on_device=on_device) if timed else math.nan
     walked = walked[_worth_a_row(walked, ops, timed=timed)].reset_index(drop=True)
     _settle_glue(walked, ops)
     types = dict(zip(module_calls["module_path"], module_calls["module_type"], strict=True))
@@ -98,50 +94,36 @@ def reconcile(
     if timed and not on_device:
         rows += _gap_rows(ops, gaps, types)
     if on_device:
-        rows += _hidden_kernels(kernels)
+        rows += _kernel_rows(kernels)
     return _finish(rows, rooflines, dtype=dtype, timed=timed)
 
 
-def _is_walked(ops: pd.DataFrame) -> np.ndarray:
-    """Return which ops are counted or lie below no counted op (rule 4)."""
-    counted = ops["counted"].tolist()
-    position = {op_id: index for index, op_id in enumerate(ops["op_id"].tolist())}
-    inside: list[bool] = []
-    for parent_id in ops["parent_op_id"].tolist():
-        parent = position.get(parent_id)
-        inside.append(parent is not None and (counted[parent] or inside[parent]))
-    return ~np.array(inside, dtype=bool)
+def _walked(ops: pd.DataFrame) -> pd.DataFrame:
+    """Return the ops that are counted or lie below no counted op (rule 4).
 
-
-def _subtree_profiler_flops(ops: pd.DataFrame) -> pd.Series:
-    """Return the profiler's FLOPs of each op and all below it, by op_id; NaN where it has none."""
-    ids, parents = ops["op_id"].tolist(), ops["parent_op_id"].tolist()
-    sums = dict(zip(ids, ops["profiler_flops"].tolist(), strict=True))
-    for op_id, parent in zip(reversed(ids), reversed(parents), strict=True):
-        below = sums[op_id]
-        if parent in sums and not math.isnan(below):
-            above = sums[parent]
-            sums[parent] = below if math.isnan(above) else above + below
-    return pd.Series(sums, dtype="float64")
-
-
-def _profiler_disagreements(ops: pd.DataFrame) -> set[int]:
-    """Return the ids of counted ops at or below which profiler and formula differ.
-
-    Compared op by op, like with like. The profiler's rule for `mul` and `add` (elements of the
-    first input) is a known gap and no witness where it differs.
+    Their `profiler_flops` are summed over what is below them, and `profiler_differs` says whether
+    profiler and formula differ there: compared op by op, like with like. The profiler's rule for
+    `mul` and `add` (elements of the first input) is a known gap and no witness.
     """
-    own = ops["profiler_flops"]
-    vector = ops["op"].isin(_FIRST_INPUT_RULE)
-    known = own.notna() & ops["matmul_flops"].notna() & ~vector
-    differing = ops.loc[known & (own != ops["matmul_flops"]), "op_id"]
-    parents = dict(zip(ops["op_id"], ops["parent_op_id"], strict=True))
-    found: set[int] = set()
-    for op_id in differing:
-        while op_id in parents and op_id not in found:
-            found.add(op_id)
-            op_id = parents[op_id]
-    return found
+    parents, counted = ops["parent_op_id"].tolist(), ops["counted"].tolist()
+    sums = ops["profiler_flops"].tolist()
+    differs = (
+        ops["profiler_flops"].notna()
+        & ops["matmul_flops"].notna()
+        & (ops["profiler_flops"] != ops["matmul_flops"])
+        & ~ops["op"].isin(_FIRST_INPUT_RULE)
+    ).tolist()
+    inside: list[bool] = []
+    for parent in parents:
+        inside.append(parent >= 0 and (counted[parent] or inside[parent]))
+    for op in range(len(parents) - 1, -1, -1):  # children come behind their parents
+        parent = parents[op]
+        if parent >= 0:
+            differs[parent] = differs[parent] or differs[op]
+            if not math.isnan(sums[op]):
+                sums[parent] = sums[op] + (0 if math.isnan(sums[parent]) else sums[parent])
+    walked = ops.assign(profiler_flops=sums, profiler_differs=differs)
+    return walked[~np.array(inside, dtype=bool)].reset_index(drop=True)
 
 
 def _times(walked: pd.DataFrame, kernels: pd.DataFrame, *, on_device: bool) -> pd.Series:
@@ -381,8 +363,7 @@ def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
     if not len(gaps):
         return math.inf, math.inf
     start = min(gaps["start_us"].min(), ops["start_us"].min())
-    ends = [(frame["start_us"] + length).max() for frame, length in (
-        (gaps, gaps["duration_us"]), (ops, ops["cpu_us"]))]  # fmt: skip
+    ends = (gaps["start_us"] + gaps["duration_us"]).max(), (ops["start_us"] + ops["cpu_us"]).max()
     run_us = np.nanmax(ends) - start
     return HIDDEN_GAP_FACTOR * gaps["duration_us"].median(), HIDDEN_GAP_FRAC * run_us
 
@@ -391,51 +372,34 @@ def _gap_rows(ops: pd.DataFrame, gaps: pd.DataFrame, types: dict[str, str]) -> l
     """Return a row per place in the model where hidden gaps are."""
     by_median_us, by_run_us = _gap_limits(ops, gaps)
     rows = []
-    hidden = hidden_gaps(ops, gaps)
-    for (path, before), group in hidden.groupby(["module_path", "before_op"], sort=False):
+    places = hidden_gaps(ops, gaps).groupby(["module_path", "before_op"], sort=False)
+    for (path, before), group in places:
         longest_us = group["duration_us"].max()
-        after = f"after {before}" if before else "before the first op"
-        rows.append(
-            {
-                "op": "(gap)",
-                "module_path": path,
-                "module_type": types.get(str(path), ""),
-                "phase": "forward",
-                "calls": len(group),
-                "kind": "unknown",
-                "flops_source": "none",
-                "time_us": group["duration_us"].sum(),
-                "verdict": "hidden",
-                "reason": (
-                    f"{duration(longest_us)} {after} in no op "
-                    f"({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
-                    f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
-                ),
-            }
+        reason = (
+            f"{duration(longest_us)} {f'after {before}' if before else 'before the first op'} in "
+            f"no op ({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
+            f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
         )
+        where = {"module_path": path, "module_type": types.get(str(path), "")}
+        rows.append(_hidden_row("(gap)", group, reason) | where)
     return rows
 
 
-def _hidden_kernels(kernels: pd.DataFrame) -> list[dict[str, Any]]:
+def _kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row per kernel name that no op launched."""
     orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
     rows = []
     for (name, graph), group in orphans.groupby(["kernel", "graph_id"], sort=False, observed=True):
         why = f"replayed from graph {graph}" if graph != -1 else "no launch record in the trace"
-        rows.append(
-            {
-                "op": "(kernels)",
-                "phase": "forward",
-                "input_shapes": str(name),
-                "calls": len(group),
-                "kind": "unknown",
-                "flops_source": "none",
-                "time_us": group["duration_us"].sum(),
-                "verdict": "hidden",
-                "reason": f"kernel on the device that no op accounts for: {why}",
-            }
-        )
+        reason = f"kernel on the device that no op accounts for: {why}"
+        rows.append(_hidden_row("(kernels)", group, reason) | {"input_shapes": str(name)})
     return rows
+
+
+def _hidden_row(op: str, group: pd.DataFrame, reason: str) -> dict[str, Any]:
+    row = {"op": op, "phase": "forward", "kind": "unknown", "flops_source": "none"}
+    time_us = group["duration_us"].sum()
+    return row | {"calls": len(group), "time_us": time_us, "verdict": "hidden", "reason": reason}
 
 
 def _finish(
@@ -445,14 +409,10 @@ def _finish(
     sites = SITES.from_rows(rows)
     if not timed:
         sites["time_us"] = math.nan
-    total_us = sites["time_us"].sum(min_count=1)
-    sites["time_share_frac"] = sites["time_us"] / total_us if total_us > 0 else math.nan
-    sites["achieved_flops_per_s"] = sites["flops"] / (
-        sites["time_us"].where(sites["time_us"] > 0) / 1e6
-    )
-    sites["intensity_flops_per_byte"] = sites["flops"] / sites["min_bytes"].where(
-        sites["min_bytes"] > 0
-    )
+    time_us, moved = (sites[c].where(sites[c] > 0) for c in ("time_us", "min_bytes"))
+    sites["time_share_frac"] = sites["time_us"] / (time_us.sum(min_count=1))
+    sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
+    sites["intensity_flops_per_byte"] = sites["flops"] / moved
     _apply_rooflines(sites, rooflines, dtype)
     sites = sites.sort_values(
         ["time_us", "flops", "module_path", "op", "input_shapes"],
@@ -470,31 +430,21 @@ def _apply_rooflines(sites: pd.DataFrame, rooflines: pd.DataFrame, dtype: str) -
     peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in main.itertuples(index=False)}
     bandwidth = main["peak_bytes_per_s"].max() if len(main) else math.nan
     matmul = sites["matmul_flops"] > sites["vector_flops"]
-    peak = pd.Series(
-        [
-            peaks.get(
-                (kind, "tensor" if is_matmul else "vector"), peaks.get((kind, "tensor"), math.nan)
-            )
-            for kind, is_matmul in zip(sites["dtype"], matmul, strict=True)
-        ],
-        dtype="float64",
-    )
+    units = np.where(matmul, "tensor", "vector")
+    found = [peaks.get(key, math.nan) for key in zip(sites["dtype"], units, strict=True)]
+    peak = pd.Series(found, dtype="float64")
     intensity = sites["intensity_flops_per_byte"]
-    working = intensity > 0
-    roof = np.minimum(peak, intensity * bandwidth).where(working)
+    roof = np.minimum(peak, intensity * bandwidth).where(intensity > 0)
     sites["attainable_flops_per_s"] = roof
     sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof
-    ridge = peak / bandwidth
-    bound = np.where(intensity < ridge, "memory", "compute")
+    bound = np.where(intensity < peak / bandwidth, "memory", "compute")
     sites["bound"] = np.where(roof.notna(), bound, "")
     above = sites["efficiency_frac"] > 1.05
     sites.loc[above, "reason"] += sites.loc[above, "bound"].map(_ABOVE_ROOF)
-    ceiling = peaks.get((dtype, "tensor"), math.nan)
     unknown = sites["flops"].isna() & (sites["verdict"] != "not_run")
-    by_time = sites["time_us"] / 1e6 * ceiling
-    by_shape = sites["flops_at_most"]
-    bound_flops = np.fmin(by_time, by_shape)
-    sites["flops_at_most"] = sites["flops"].where(~unknown, np.ceil(bound_flops))
+    by_time = sites["time_us"] / 1e6 * peaks.get((dtype, "tensor"), math.nan)
+    most = np.ceil(np.fmin(by_time, sites["flops_at_most"]))
+    sites["flops_at_most"] = sites["flops"].where(~unknown, most)
 
 
 _ABOVE_ROOF = {

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -146,49 +146,19 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
-    """FLOPs of one call of a model, without timing.
+class Count(Totals):
+    """The totals of one call, counted without timing, and what they are made of.
 
-    `matmul_flops`, `vector_flops` and `flops` are what was counted; `flops_at_most` is NaN where
-    an op is unknown. `coverage_frac` and `wall_us` are NaN: nothing was timed.
+    `coverage_frac` and `wall_us` are NaN; `flops_at_most` is, where an op is unknown.
     """
 
-    run: Run
+    run: Run = field(repr=False)
 
-    @property
-    def totals(self) -> Totals:
-        """All sums at once."""
-        return self.run.totals
-
-    @property
-    def matmul_flops(self) -> int:
-        """FLOPs of contractions."""
-        return self.totals.matmul_flops
-
-    @property
-    def vector_flops(self) -> int:
-        """All other FLOPs."""
-        return self.totals.vector_flops
-
-    @property
-    def flops(self) -> int:
-        """The sum of both classes."""
-        return self.totals.flops
-
-    @property
-    def flops_at_most(self) -> float:
-        """Equal to `flops` where every op is known; NaN otherwise."""
-        return self.totals.flops_at_most
-
-    @property
-    def coverage_frac(self) -> float:
-        """NaN: coverage is a share of time."""
-        return self.totals.coverage_frac
-
-    @property
-    def wall_us(self) -> float:
-        """NaN: nothing was timed."""
-        return self.totals.wall_us
+    @classmethod
+    def of(cls, run: Run) -> "Count":
+        """Return the count that `run`, a run without times, holds."""
+        totals = run.totals
+        return cls(**{f.name: getattr(totals, f.name) for f in fields(Totals)}, run=run)
 
     def by_module(self) -> pd.DataFrame:
         """Return FLOPs per module, its own (`self_…`) and with all modules inside it.
@@ -196,38 +166,25 @@ class Count:
         `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
         """
         sites, calls = self.run.sites, self.run.module_calls
-        first = calls.drop_duplicates("module_path")
-        types = dict(zip(first["module_path"], first["module_type"], strict=True))
-        types = dict(zip(sites["module_path"], sites["module_type"], strict=True)) | types
+        types = dict(zip(sites["module_path"], sites["module_type"], strict=True))
+        types = dict(zip(calls["module_path"], calls["module_type"], strict=True)) | types
         times = calls["module_path"].value_counts()
         rows = []
         for path, module_type in types.items():
-            own = sites[sites["module_path"] == path]
-            inside = sites[
-                (sites["module_path"] == path) | sites["module_path"].str.startswith(f"{path}.")
-            ]
-            inside = inside if path else sites
-            matmul, vector = (int(inside[c].sum()) for c in ("matmul_flops", "vector_flops"))
-            rows.append(
-                {
-                    "module_path": path,
-                    "module_type": module_type,
-                    "calls": int(times.get(path, 0)),
-                    "self_matmul_flops": int(own["matmul_flops"].sum()),
-                    "self_vector_flops": int(own["vector_flops"].sum()),
-                    "matmul_flops": matmul,
-                    "vector_flops": vector,
-                    "flops": matmul + vector,
-                    "unknown_sites": int(inside["flops"].isna().sum()),
-                }
-            )
+            own = sites["module_path"] == path
+            inside = own | sites["module_path"].str.startswith(f"{path}." if path else "")
+            row = {"module_path": path, "module_type": module_type, "calls": times.get(path, 0)}
+            for prefix, part in (("self_", sites[own]), ("", sites[inside])):
+                for name in ("matmul_flops", "vector_flops", "flops"):
+                    row[prefix + name] = int(part[name].sum())
+            row["unknown_sites"] = int(sites.loc[inside, "flops"].isna().sum())
+            rows.append(row)
         return pd.DataFrame(rows)
 
     def by_op(self) -> pd.DataFrame:
         """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
-        grouped = self.run.sites.groupby("op", sort=False)
         columns = ["calls", "matmul_flops", "vector_flops", "flops"]
-        sums = grouped[columns].agg(lambda values: values.sum(skipna=False))
+        sums = self.run.sites.groupby("op", sort=False)[columns].agg(lambda v: v.sum(skipna=False))
         return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
 
 
@@ -336,7 +293,7 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             problem = f"the disk filled up while writing {path}"
         elif error.errno in _NOT_WRITABLE:
-            problem = f"{path} cannot be written: {os.strerror(error.errno).lower()}"
+            problem = f"{path} cannot be written: {str(error.strerror).lower()}"
         else:
             raise
         raise UsageError(problem, remedy="free space or choose another folder with -o") from error

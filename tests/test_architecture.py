@@ -11,9 +11,10 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
 
 # Top may import down, never sideways (but within itself) or up.
 LEVELS = [
-    ["cli", "__main__"],
+    ["__main__"],
+    ["cli"],
     ["pipeline"],
-    ["report", "plot", "plot_layout"],
+    ["report", "plot"],
     ["run"],
     ["reconcile"],
     ["count", "trace", "ceilings"],
