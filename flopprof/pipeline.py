@@ -182,7 +182,7 @@ def profile(
         rooflines, doubts = ROOFLINES.empty(), []
         if ceilings:
             progress("finding the device's ceilings")
-            wanted = tuple(dict.fromkeys(("float32", dtype)))
+            wanted = tuple(dict.fromkeys(("float32", "bfloat16", dtype)))
             found = find_ceilings(place, dtypes=wanted, progress=progress)
             rooflines, doubts = found.rooflines(), list(found.warnings)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))

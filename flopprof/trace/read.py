@@ -67,7 +67,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     for events in stream_events(Path(path), header):
         for event in events:
             _take(event, found)
-    if not found.start:
+    if not found.signatures:
         raise LoadError(
             f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
         )
