@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 """Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
 
 _REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _NOT_WRITABLE = frozenset(getattr(errno, name) for name in _REFUSALS)
 _SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
 
@@ -289,14 +290,15 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
     """Turn an operating system's refusal to write below `path` into a `UsageError`."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            problem = f"the disk filled up while writing {path}"
-        elif error.errno in _NOT_WRITABLE:
-            problem = f"{path} cannot be written: {str(error.strerror).lower()}"
-        else:
+    except (OSError, UsageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in _FULL | _NOT_WRITABLE:
             raise
-        raise UsageError(problem, remedy="free space or choose another folder with -o") from error
+        fact = f"cannot be written: {str(cause.strerror).lower()}"
+        if cause.errno in _FULL:
+            fact = "could not be finished: the disk is full"
+        remedy = "free space or choose another folder with -o"
+        raise UsageError(f"{path} {fact}", remedy=remedy) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -72,7 +72,7 @@ def test_a_full_disk_leaves_the_old_run_and_no_rest(tmp_path):
             (new / "sites.csv").touch()
             raise OSError(errno.ENOSPC, "no space")
 
-    with pytest.raises(UsageError, match="disk filled up"):
+    with pytest.raises(UsageError, match="disk is full"):
         fill_up()
 
     assert [path.name for path in tmp_path.iterdir()] == ["x.flopprof"]
