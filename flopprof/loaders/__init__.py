@@ -1,7 +1,7 @@
 """Turn a file into a module ready to call, without running its code."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,41 +27,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to call.
-
-    Attributes:
-        model: In eval mode.
-        architecture: Where its code came from: "torchvision:resnet18", "my_net.py:build", a class.
-        source: What the file is: "state_dict", "pickled nn.Module", "TorchScript archive".
-        weights: "file", or "meta": shapes only.
-        parameters: Number of elements of its parameters.
-        input_hint: The architecture's own input as a spec, "1x3x224x224"; None if not known.
-        dtype: The parameters' first floating dtype: what floating inputs should have.
-        warnings: What makes the model differ from what the file's name promises.
-    """
+    """A model ready to call, in eval mode; what a loader leaves out, `load_model` fills in."""
 
     model: "nn.Module"
-    architecture: str
-    source: str
-    weights: str
-    parameters: int
-    input_hint: str | None = None
-    dtype: str = "float32"
-    warnings: tuple[str, ...] = ()
+    architecture: str  # its code: "torchvision:resnet18", "my_net.py:build", a class
+    source: str  # what the file is: "state_dict of", "pickled nn.Module of"
+    weights: str = "file"  # or "meta": shapes only
+    parameters: int = 0
+    input_hint: str | None = None  # the architecture's own input, "1x3x224x224"
+    dtype: str = "float32"  # of the parameters, and what floating inputs should have
+    warnings: tuple[str, ...] = ()  # where the model differs from what its name promises
 
 
-@dataclass(frozen=True, slots=True)
-class Made:
-    """What a format returns: the model on CPU or meta, and the rest of `Loaded`."""
-
-    model: "nn.Module"
-    architecture: str
-    source: str
-    input_hint: str | None = None
-    warnings: tuple[str, ...] = ()
-
-
-Loader = Callable[[Request], Made]
+Loader = Callable[[Request], Loaded]
 LOADERS: Registry[Loader] = Registry("model format")
 
 
@@ -83,18 +61,9 @@ def load_model(
 
     The file is first read inertly; only then, if it is sound, is torch imported. With `meta` no
     tensor's data is read: the model has shapes and dtypes, checked against the file, on meta.
-
-    Raises:
-        UsageError: No such path, or keys and shapes that do not fit `arch`.
-        LoadError: The file is no model, is damaged, or of a kind that cannot be profiled.
-        RefusedError: It would run code, and `trust` is not given.
-        UnknownArchitectureError: It holds weights alone, and `arch` is not given.
-        ModelError: The code that `arch` names raised.
     """
     if dtype is not None and not (dtypes.itemsize(dtype) and dtypes.is_floating(dtype)):
-        raise UsageError(
-            f"{dtype!r} is no floating dtype", remedy="--dtype float32, bfloat16 or float16"
-        )
+        raise UsageError(f"{dtype!r} is no floating dtype", remedy="--dtype float32 or bfloat16")
     path = Path(path)
     kind = detect(path)
     contents = read_contents(path, kind)
@@ -106,44 +75,29 @@ def load_model(
             f"{safe_text(path)} is {kind.what}{safe_text(inside)}{_dangers(contents)}",
             remedy=kind.remedy or "name a file with a model or a state_dict",
         )
-    made = load(Request(contents, arch, trust, meta))
-    return _ready(made, "meta" if meta else device, dtype, "meta" if meta else "file")
-
-
-def _ready(made: Made, device: str, dtype: str | None, weights: str) -> Loaded:
     import torch
 
-    model = made.model.eval()
-    model.to(device=device, dtype=getattr(torch, dtype) if dtype else None)
-    parameters = list(model.parameters())
-    floats = [t.dtype for t in [*parameters, *model.buffers()] if t.is_floating_point()]
-    return Loaded(
-        model=model,
-        architecture=made.architecture,
-        source=made.source,
-        weights=weights,
-        parameters=sum(parameter.numel() for parameter in parameters),
-        input_hint=made.input_hint,
-        dtype=str((floats or [torch.get_default_dtype()])[0]).removeprefix("torch."),
-        warnings=made.warnings,
-    )
+    loaded = load(Request(contents, arch, trust, meta))
+    model = loaded.model.eval()
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
+    tensors = [*model.parameters(), *model.buffers()]
+    found = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    name, weights = str(found).removeprefix("torch."), "meta" if meta else "file"
+    return replace(loaded, parameters=parameters, dtype=name, weights=weights)
 
 
 def refuse_code(request: Request, what: str) -> None:
-    """Raise unless the user trusts the file, of which loading runs code.
-
-    Raises:
-        RefusedError: With the file, what it is and what it would import.
-    """
-    if not request.trust:
-        contents = request.contents
-        names = contents.dangerous or contents.globals
-        shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
-        raise RefusedError(
-            f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code; it "
-            f"wants {len(contents.globals)} names: {safe_text(shown)}{_dangers(contents)}",
-            remedy="if you trust its author: --trust; else ask for a state_dict",
-        )
+    """Raise `RefusedError` unless the user trusts the file, of which loading runs code."""
+    if request.trust:
+        return
+    contents = request.contents
+    shown = safe_text(", ".join((contents.dangerous or contents.globals)[:6]))
+    raise RefusedError(
+        f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code; it wants "
+        f"{len(contents.globals)} names, such as {shown}{_dangers(contents)}",
+        remedy="if you trust its author: --trust; else ask for a state_dict",
+    )
 
 
 def _dangers(contents: Contents) -> str:

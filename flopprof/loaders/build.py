@@ -1,55 +1,49 @@
-"""Build the architecture that `--arch` names."""
+"""Build the architecture that `--arch` names, and fit weights to it."""
 
 import importlib
-import importlib.util
 import inspect
+import math
+import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
+from torch.nn.parameter import is_lazy
 
-from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof import dtypes
+from flopprof.errors import ModelError, UnknownArchitectureError, UsageError
+from flopprof.loaders import Loaded, Request
 from flopprof.loaders.detect import safe_text
+from flopprof.loaders.inert import NAMES, TensorInfo
+from flopprof.units import shape_text
 
 _EXAMPLES = "--arch torchvision:resnet18, --arch my_net.py:build or --arch package.module:build"
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """Code that makes a model.
-
-    Attributes:
-        text: As `--arch` names it.
-        make: Returns the model; torchvision's takes overrides such as num_classes.
-        image_size: Height and width of the images it is for; None where it is for none.
-        adapts: Whether `make` takes overrides.
-    """
+    """Code that makes a model."""
 
     text: str
     make: Callable[..., Any]
     image_size: int | None = None
-    adapts: bool = False
+    adapts: bool = False  # takes overrides, such as num_classes
 
 
 def find_architecture(arch: str) -> Architecture:
-    """Return what `arch` names; no folder is added to sys.path for it.
-
-    Raises:
-        UsageError: There is no such file, module or attribute, or it cannot be called without
-            arguments.
-        ModelError: The user's code raised while it was imported.
-    """
-    place, colon, name = arch.rpartition(":")
-    if not colon or not place or not name:
+    """Return what `arch` names; no folder is added to sys.path for it."""
+    place, _, name = arch.rpartition(":")
+    if not place or not name:
         raise UsageError(f"--arch {arch!r} names no architecture", remedy=_EXAMPLES)
     if place == "torchvision":
         return _torchvision(name)
@@ -57,36 +51,28 @@ def find_architecture(arch: str) -> Architecture:
     make = getattr(module, name, None)
     if not callable(make):
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        near = get_close_matches(name, names, n=3, cutoff=0.3) or names[:3]
-        raise UsageError(
-            f"{place} has no function or class {name!r}",
-            remedy=f"it has: {', '.join(near) or 'none'}",
-        )
+        near = ", ".join(get_close_matches(name, names, n=3, cutoff=0.3) or names[:3])
+        raise UsageError(f"{place} has no function or class {name!r}", remedy=f"it has: {near}")
     try:
         inspect.signature(make).bind()
     except (TypeError, ValueError) as error:
-        raise UsageError(
-            f"{arch} cannot be called without arguments: {error}",
-            remedy="name a function without arguments that returns the model",
-        ) from error
+        fact = f"{arch} cannot be called without arguments: {error}"
+        raise UsageError(fact, remedy="name a function without arguments") from error
     return Architecture(arch, make)
 
 
 def _import(place: str) -> ModuleType:
     file = Path(place)
-    if place.endswith(".py") and not file.is_file():
+    is_file = file.suffix == ".py"
+    if is_file and not file.is_file():
         raise UsageError(f"there is no file {place}", remedy=f"name one that exists: {_EXAMPLES}")
     try:
-        if not file.is_file():
+        if not is_file:
             return importlib.import_module(place)
-        spec = importlib.util.spec_from_file_location(f"flopprof_arch_{file.stem}", file)
-        if spec is None or spec.loader is None:
-            raise UsageError(f"{place} is no Python file", remedy=_EXAMPLES)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses and pickle look a class's module up there
-        spec.loader.exec_module(module)
-    except FlopprofError:
-        raise
+        module = ModuleType(f"flopprof_arch_{file.stem}")
+        module.__file__ = place
+        sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
+        SourceFileLoader(module.__name__, place).exec_module(module)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
             raise UsageError(f"there is no module {error.name!r}", remedy=_EXAMPLES) from error
@@ -105,75 +91,139 @@ def _torchvision(name: str) -> Architecture:
     try:
         from torchvision import models
     except ImportError as error:
-        raise UsageError(
-            f"--arch torchvision:{name} needs torchvision: {error}",
-            remedy="pip install torchvision",
-        ) from error
-    try:
-        builder = models.get_model_builder(name)
-    except ValueError as error:
+        fact = f"--arch torchvision:{name} needs torchvision: {error}"
+        raise UsageError(fact, remedy="pip install torchvision") from error
+    if name not in models.list_models():
         near = get_close_matches(name.lower(), models.list_models(), n=3, cutoff=0.5)
         shown = ", ".join(f"--arch torchvision:{match}" for match in near)
-        raise UsageError(
-            f"torchvision has no model {name!r}",
-            remedy=shown or "its names: torchvision.models.list_models()",
-        ) from error
+        remedy = shown or "its names: torchvision.models.list_models()"
+        raise UsageError(f"torchvision has no model {name!r}", remedy=remedy)
+    builder = models.get_model_builder(name)
     fixed: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
         fixed["weights_backbone"] = None  # the default downloads them
     if name.endswith(("googlenet", "inception_v3")):
         fixed["init_weights"] = False  # the default takes minutes
-    weights = list(models.get_model_weights(name))
-    transforms = getattr(weights[0], "transforms", None) if weights else None
-    is_image = getattr(getattr(transforms, "func", None), "__name__", "") == "ImageClassification"
-    size = transforms.keywords.get("crop_size") if transforms is not None and is_image else None
-    return Architecture(f"torchvision:{name}", partial(builder, **fixed), size, adapts=True)
+    transforms = next((weights.transforms for weights in models.get_model_weights(name)), None)
+    size = getattr(transforms, "keywords", {}).get("crop_size")  # two of a video's frames
+    image_size = size if isinstance(size, int) else None
+    return Architecture(f"torchvision:{name}", partial(builder, **fixed), image_size, adapts=True)
 
 
-class _Weightless(TorchFunctionMode):
-    """Puts what `torch.empty` makes on meta: modules' parameters, and little else."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty and kwargs.get("device") is None:
-            kwargs["device"] = "meta"
-        return func(*args, **kwargs)
-
-
-def build(architecture: Architecture, *, real: bool = False, **overrides: Any) -> nn.Module:
-    """Return the model with parameters on meta where its code allows, or with all `real`.
-
-    The global random state stays as it is.
-
-    Raises:
-        ModelError: The code raised.
-        UsageError: It returned no module.
-    """
+def build(architecture: Architecture, *, meta: bool = False, **overrides: Any) -> nn.Module:
+    """Return the model, on meta if asked; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.default_generator.manual_seed(0)
         try:
-            if real:
+            with torch.device("meta") if meta else nullcontext():
                 model = architecture.make(**overrides)
-            else:
-                with _Weightless():
-                    model = architecture.make(**overrides)
         except (Exception, SystemExit) as error:  # the architecture's code may raise anything
-            if not real:  # it computes with what is on meta
-                return build(architecture, real=True, **overrides)
+            if meta:  # it computes with its tensors
+                return build(architecture, **overrides).to("meta")
             raise _raised(architecture.text, error) from error
     if not isinstance(model, nn.Module):
-        raise UsageError(
-            f"{architecture.text} returned a {type(model).__name__}, not an nn.Module",
-            remedy="name a function that returns the model, or its class",
+        fact = f"{architecture.text} returned a {type(model).__name__}, not an nn.Module"
+        raise UsageError(fact, remedy="name a function that returns the model, or its class")
+    if any(is_lazy(parameter) for parameter in model.parameters()):
+        fact = f"{architecture.text} has lazy parameters, without shapes until it is called"
+        raise UsageError(fact, remedy="call it once in the function that makes it")
+    return model.to("meta") if meta else model
+
+
+class _Fit(NamedTuple):
+    pairs: dict[str, tuple[torch.Tensor, TensorInfo, str]]  # by the model's key; the file's key
+    wrong: dict[str, list[str]]  # keys in words, by what is wrong with them
+    left_out: int
+
+
+def fit_weights(
+    request: Request, source: str, read: Callable[[], Mapping[str, torch.Tensor]]
+) -> Loaded:
+    """Return the model that `--arch` names with the file's weights; on meta, their shapes."""
+    tensors, path = request.contents.tensors, safe_text(request.contents.path)
+    if request.arch is None:
+        raise UnknownArchitectureError(
+            f"{path} holds {len(tensors)} tensors (a state_dict) and no code to run them with",
+            remedy=f"flopprof run {path} --arch torchvision:resnet18, or with your own function or "
+            "class: --arch my_net.py:build",
         )
-    return model
+    architecture = find_architecture(request.arch)
+    model = build(architecture, meta=request.meta)
+    fit = first = _compare(model, tensors)
+    overrides = _overrides(model, fit) if architecture.adapts else {}
+    if overrides:
+        model = build(architecture, meta=request.meta, **overrides)
+        fit = _compare(model, tensors)
+    if any(fit.wrong.values()):
+        differences = "; ".join(
+            f"{len(keys)} {what} ({safe_text(', '.join(keys[:3]))}{', …' if len(keys) > 3 else ''})"
+            for what, keys in first.wrong.items()
+            if keys
+        )
+        raise UsageError(
+            f"{path} does not fit {architecture.text}: of its keys are {differences}",
+            remedy="name the architecture that was saved; a changed one as --arch my_net.py:build",
+        )
+    found = {} if request.meta else read()
+    for tensor, info, name in fit.pairs.values():  # as data: parameters that are one stay one
+        empty = torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+        tensor.data = empty if request.meta else found[name].detach()
+    notes = [f"{name} = {value}, as the weights say" for name, value in overrides.items()]
+    if fit.left_out:
+        notes.append(f"{fit.left_out} of the file's tensors are not this model's and were left out")
+    size = overrides.get("image_size", architecture.image_size)
+    hint = f"1x3x{size}x{size}" if architecture.image_size else None
+    return Loaded(model, architecture.text, source, input_hint=hint, warnings=tuple(notes))
 
 
-def is_real(model: nn.Module) -> bool:
-    """Return whether no tensor of the model, plain attributes included, is on meta."""
-    held = [value for module in model.modules() for value in vars(module).values()]
-    tensors = [*model.parameters(), *model.buffers(), *held]
-    return not any(isinstance(t, torch.Tensor) and t.is_meta for t in tensors)
+def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:
+    state = model.state_dict(keep_vars=True)
+    expected = {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    is_torchvision = type(model).__module__.startswith("torchvision.")
+    spelled = {}  # the file's keys as the model would spell them, but for a prefix
+    for key in tensors:
+        plain = key.replace("_orig_mod.", "")  # by torch.compile
+        for pattern, new in NAMES["torchvision_keys"] if is_torchvision else ():
+            plain = re.sub(pattern, new, plain)  # as its own checkpoints of densenet and ViT spell
+        spelled[plain] = key
+    anchors = sorted(expected, key=len)[-20:]  # long keys: few of the file's end in them by chance
+    prefixes = {k.removesuffix(a) for a in anchors for k in spelled if k.endswith("." + a)}
+    prefix = max(["", *sorted(prefixes)], key=lambda p: sum(p + k in spelled for k in expected))
+    named = {key: spelled[prefix + key] for key in expected if prefix + key in spelled}
+    pairs = {key: (expected[key], tensors[name], name) for key, name in named.items()}
+    inside = [key for key in spelled if key.startswith(prefix)]
+    if len(spelled) - len(inside) > len(pairs):  # the model is the smaller part of the file
+        inside = list(spelled)
+    given = {id(expected[key]) for key in pairs}  # a tied parameter may be saved once
+    absent = [key for key, tensor in expected.items() if id(tensor) not in given]
+    missing = [key for key in absent if not key.endswith("num_batches_tracked")]
+    unexpected = [key for key in inside if key.removeprefix(prefix) not in expected]
+    misshaped = [
+        f"{key} is {shape_text(info.shape)} {info.dtype}, not {shape_text(tensor.shape)}"
+        for key, (tensor, info, _) in pairs.items()
+        if tensor.shape != info.shape
+        or dtypes.is_floating(info.dtype) != (tensor.is_floating_point() or tensor.is_complex())
+    ]
+    wrong = {"missing": missing, "unexpected": unexpected, "of another shape or type": misshaped}
+    return _Fit(pairs, wrong, len(tensors) - len(inside))
+
+
+def _overrides(model: nn.Module, fit: _Fit) -> dict[str, Any]:
+    """Return what torchvision's builders can be told, so that the shapes come out as saved."""
+    overrides: dict[str, Any] = {}
+    shapes = {key: (tensor.shape, info.shape) for key, (tensor, info, _) in fit.pairs.items()}
+    pairs = [(want, found) for want, found in shapes.values() if want != found]
+    heads = [found[0] for want, found in pairs if found and found[1:] == want[1:]]
+    if heads:
+        overrides["num_classes"] = min(heads)  # a detector's box head has four for each class
+    if "encoder.pos_embedding" in shapes and isinstance(patch := model.patch_size, int):
+        (_, built, _), (_, saved, _) = shapes["encoder.pos_embedding"]
+        if built != saved:
+            overrides["image_size"] = patch * math.isqrt(saved - 1)
+    missing, unexpected = fit.wrong["missing"], fit.wrong["unexpected"]
+    if missing and all(key.startswith(("aux1.", "aux2.", "AuxLogits.")) for key in missing):
+        overrides["aux_logits"] = False
+    if unexpected and all(key.startswith("aux_classifier.") for key in unexpected):
+        overrides["aux_loss"] = True
+    return overrides

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 import re
 import stat
 from dataclasses import dataclass
@@ -17,67 +16,49 @@ _MAX_DIRECTORY_BYTES = 16 << 20  # of a zip: 200,000 members; zipfile takes ten 
 
 @dataclass(frozen=True, slots=True)
 class FileKind:
-    """What a file is: a key, the noun for messages, and what to do where we cannot profile it."""
+    """What a file is called, and what to do where we cannot profile it."""
 
+    where: str  # the pattern is searched in the head, or in the names in a zip or folder
+    pattern: str
     name: str
     what: str
     remedy: str
 
 
-def _read_kinds() -> dict[str, list[tuple[re.Pattern[bytes], FileKind]]]:
-    """Return the kinds by where their patterns look: a file's head, or a zip's or folder's names."""
-    rows: dict[str, list[tuple[re.Pattern[bytes], FileKind]]] = {}
-    with Path(__file__).with_name("kinds.csv").open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file):
-            where, pattern = row.pop("where"), row.pop("pattern")
-            anchored = rf"\A(?:{pattern})" if where == "head" else pattern
-            compiled = re.compile(anchored.encode(), re.DOTALL | re.MULTILINE)
-            rows.setdefault(where, []).append((compiled, FileKind(**row)))
-    return rows
+with Path(__file__).with_name("kinds.csv").open(encoding="utf-8", newline="") as _file:
+    _KINDS = [FileKind(**row) for row in csv.DictReader(_file)]
 
 
-_KINDS = _read_kinds()
-
-
-def _kind(where: str, text: bytes) -> FileKind | None:
-    """Return the first kind whose pattern is found; the last of heads and of zips always is."""
-    return next((kind for pattern, kind in _KINDS[where] if pattern.search(text)), None)
+def _kind(where: str, text: str) -> FileKind | None:
+    """Return the first kind that fits; every head and every zip fits their last."""
+    kinds = (kind for kind in _KINDS if kind.where == where)
+    return next((k for k in kinds if re.search(k.pattern, text, re.DOTALL | re.MULTILINE)), None)
 
 
 def detect(path: Path) -> FileKind:
-    """Return what `path` is, from its type, its beginning and a zip's directory.
-
-    Raises:
-        UsageError: There is nothing at `path`, it cannot be read, or it is an unknown folder.
-        LoadError: It is a zip whose directory is damaged.
-    """
+    """Return what `path` is, from its type, its beginning and a zip's directory."""
+    names: list[str] = []
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
             names = sorted(item.name for item in path.iterdir())
-            kind = _kind("folder", os.fsencode("\n".join(names)))
-        elif not stat.S_ISREG(mode):
-            kind = _kind("special", b"")
-        else:
+            kind = _kind("folder", "\n".join(names))
+        elif stat.S_ISREG(mode):
             with path.open("rb") as file:
-                kind = _kind("head", file.read(_HEAD_BYTES))
+                kind = _kind("head", file.read(_HEAD_BYTES).decode("latin-1"))
+        else:
+            kind = _kind("special", "")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        if os.path.islink(path):  # noqa: PTH114  # Path's raises on a NUL in the name
+        if path.is_symlink():
             reason = f"a link to {safe_text(path.readlink())}: {reason}"
-        raise UsageError(
-            f"{safe_text(path)}: {reason}", remedy="name a file that exists and can be read"
-        ) from error
+        raise UsageError(f"{safe_text(path)}: {reason}", remedy="name a readable file") from error
     if kind is None:
-        inside = safe_text(", ".join(names[:3]) or "nothing")
-        raise UsageError(
-            f"{safe_text(path)} is a folder that holds {inside}, not a model",
-            remedy="name the model file",
-        )
-    if kind.name == "zip" and is_zipfile(path):
-        members = "".join(f"{name}\n" for name in zip_members(path))
-        return _kind("zip", members.encode(errors="replace")) or kind
-    return kind
+        held = safe_text(", ".join(names[:3]) or "nothing")
+        fact = f"{safe_text(path)} is a folder that holds {held}, not a model"
+        raise UsageError(fact, remedy="name the model file")
+    members = zip_members(path) if kind.name == "zip" else None
+    return kind if members is None else _kind("zip", "".join(f"{n}\n" for n in members)) or kind
 
 
 class _Directory(io.FileIO):
@@ -89,13 +70,11 @@ class _Directory(io.FileIO):
         return super().read(size) or b""
 
 
-def zip_members(path: Path) -> dict[str, ZipInfo]:
-    """Return a zip's members, by name below the one top folder.
-
-    Raises:
-        LoadError: The directory is damaged, too large, or names a member twice.
-    """
+def zip_members(path: Path) -> dict[str, ZipInfo] | None:
+    """Return a zip's members by name below the one top folder; None if it has no directory."""
     try:
+        if not is_zipfile(path):
+            return None
         with _Directory(path) as file, ZipFile(file) as archive:
             infos = archive.infolist()
     except Exception as error:  # a hostile directory may make zipfile raise anything
@@ -117,7 +96,5 @@ def safe_text(text: object, width: int = 300) -> str:
 
 def damaged(path: Path, fact: str) -> LoadError:
     """Return the error for a file that is of a known kind and does not hold together."""
-    return LoadError(
-        f"{safe_text(path)} is damaged: {safe_text(fact)}",
-        remedy="download or save it again, and compare its size with the original's",
-    )
+    remedy = "download or save it again, and compare its size with the original's"
+    return LoadError(f"{safe_text(path)} is damaged: {safe_text(fact)}", remedy=remedy)

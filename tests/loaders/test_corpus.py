@@ -270,27 +270,40 @@ CORPUS = {
     ),
     "inst_opcode": (
         lambda p: with_pickle(f"(S'{touch(p)}'\niposix\nsystem\n.".encode())(p),
-        LoadError, "DANGEROUS: posix.system",
+        LoadError, DAMAGED,
     ),
     "opens_a_file": (
         hostile(lambda p: {"w": torch.zeros(3), "x": Runs(os.open, touch(p), os.O_CREAT)}),
         ARCH, "1 tensors",
     ),
     "persistent_id": (with_pickle(b"\x80\x02X\x01\x00\x00\x00aQ."), LoadError, DAMAGED),
-    "extension_code": (with_pickle(b"\x80\x02\x82\x01."), LoadError, "extension codes"),
-    "memo_bomb": (with_pickle(b"\x80\x02Nr\xff\xff\xff\x7f."), LoadError, "its memo has a slot"),
-    "text_memo_bomb": (with_pickle(b"Np999999999\n."), LoadError, "its memo has a slot"),
-    "deep_tuples": (with_pickle(DEEP + b"."), LoadError, "nests tuples"),
-    "laundered_tuples": (with_pickle(LAUNDERED + b"."), LoadError, "nests tuples"),
+    "extension_code": (with_pickle(b"\x80\x02\x82\x01."), LoadError, "extension code"),
+    "memo_bomb": (with_pickle(b"\x80\x02Nr\xff\xff\xff\x7f."), LoadError, "without weights"),
+    "text_memo_bomb": (with_pickle(b"Np999999999\n."), LoadError, "without weights"),
+    "deep_tuples": (with_pickle(DEEP + b"."), LoadError, "without weights"),
+    "laundered_tuples": (with_pickle(LAUNDERED + b"."), LoadError, "without weights"),
     "memoized_tuples": (
-        with_pickle(b"\x80\x02)" + b"\x85q\x000h\x00" * 1000 + b"."), LoadError, "nests tuples"
+        with_pickle(b"\x80\x02)" + b"\x85q\x000h\x00" * 1000 + b"."), LoadError, "without weights"
     ),
-    "hashed_tuples": (with_pickle(b"\x80\x02}" + DEEP[2:] + b"Ns."), LoadError, "nests tuples"),
+    "hashed_tuples": (with_pickle(b"\x80\x02}" + DEEP[2:] + b"Ns."), LoadError, "without weights"),
     "deep_lists": (with_pickle(b"\x80\x02" + b"]" * 300_000 + b"a" * 299_999 + b"."),
                    LoadError, "without weights"),
     "set_bomb": (with_pickle(b"\x80\x04" + b"\x8f" * 2_000_000 + b"."), LoadError, "opcodes"),
     "long_string": (with_pickle(b"\x80\x02X\xff\xff\xff\xff"), LoadError, "ends too soon"),
-    "frame_bomb": (with_pickle(b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN."), LoadError, DAMAGED),
+    "frame_bomb": (
+        with_pickle(b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN."), LoadError, "without weights"
+    ),
+    "bytearray_bomb": (with_pickle(b"\x80\x05\x96" + b"\xff" * 7 + b"\x00."), LoadError, DAMAGED),
+    "shared_tuples": (  # 2⁶⁰ empty tuples to hash, or to print
+        with_pickle(b"\x80\x02})" + b"q\x00h\x00\x86" * 60 + b"K\x01s."), LoadError, "without"
+    ),
+    "shared_arguments": (  # 300,000 calls with one tuple of 100,000
+        with_pickle(
+            b"\x80\x02(" + b"N" * 100_000 + b"tq\x000ca\nb\nq\x010]("
+            + b"h\x01h\x00R" * 300_000 + b"e."
+        ),
+        LoadError, "without weights",
+    ),
     "class_bomb": (
         with_pickle(b"\x80\x02" + b"".join(b"ca\nb%d\n0" % i for i in range(6000)) + b"N."),
         LoadError, "more than 5000 classes",
@@ -302,9 +315,16 @@ CORPUS = {
     "escape_codes": (
         with_pickle(b"\x80\x02ca\x1b[2J\nb\n)R."), LoadError, "it holds a\N{REPLACEMENT CHARACTER}["
     ),
+    "several_disks": (
+        put(
+            b"PK\x03\x04" + b"PK\x06\x07" + struct.pack("<LQL", 1, 0, 2)
+            + b"PK\x05\x06" + struct.pack("<4H2LH", 0, 0, 1, 1, 0xFFFFFFFF, 0xFFFFFFFF, 0)
+        ),
+        LoadError, "its directory: zipfiles that span multiple disks",
+    ),
     "directory_bomb": (
         put(b"PK\x05\x06" + struct.pack("<4H2IH", 0, 0, 9, 9, 1 << 30, 0, 0)), LoadError,
-        "its directory takes 1073741824 bytes",
+        "is damaged: its directory: ",
     ),
 }  # fmt: skip
 
@@ -370,7 +390,7 @@ def test_modules_that_share_each_other_without_end_are_refused(tmp_path):
         inner = nn.ModuleList([inner, inner])
     torch.save(inner, tmp_path / "m.pth")
 
-    with pytest.raises(LoadError, match="more than 50000 modules"):
+    with pytest.raises(LoadError, match="over 500000 modules"):
         load_model(tmp_path / "m.pth")
 
 
@@ -403,10 +423,8 @@ def test_the_contents_of_a_checkpoint_are_told(tmp_path):
     assert contents.tensors == {"w": ((2, 3), "float16"), "n": ((), "int64")}
     assert contents.wrapper_keys == ("state_dict",)
     assert contents.metadata == {"epoch": 3, "arch": "small"}
-    assert contents.elements == 7  # 2·3 + 1
     assert contents.dangerous == ()
     assert "torch.HalfStorage" in contents.globals
-    assert len(contents.sha256()) == 64
 
 
 @pytest.mark.parametrize("legacy", [False, True])
@@ -443,9 +461,7 @@ def test_special_tensors_keep_their_shapes(tmp_path):
     base = torch.zeros(6, 4)
     state = {
         "parameter": nn.Parameter(base[1:3].t()),
-        "sparse": torch.eye(3).to_sparse(),
         "empty": torch.zeros(0, 5),
-        "meta": torch.zeros(7, device="meta"),
         "float8": torch.zeros(2, dtype=torch.float8_e4m3fn),
     }
     torch.save(state, path)
@@ -453,6 +469,6 @@ def test_special_tensors_keep_their_shapes(tmp_path):
     contents = read_contents(path, detect(path))
 
     assert {key: info.shape for key, info in contents.tensors.items()} == {
-        "parameter": (4, 2), "sparse": (3, 3), "empty": (0, 5), "meta": (7,), "float8": (2,)
+        "parameter": (4, 2), "empty": (0, 5), "float8": (2,)
     }  # fmt: skip
     assert contents.tensors["float8"].dtype == "float8_e4m3fn"

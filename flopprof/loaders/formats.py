@@ -1,0 +1,98 @@
+"""Load what files hold: weights alone, or modules whose code the user trusts."""
+
+import math
+import re
+import warnings
+from typing import Any
+
+import torch
+from torch import nn
+
+from flopprof.errors import LoadError
+from flopprof.loaders import Loaded, Request, loader, refuse_code
+from flopprof.loaders.build import fit_weights
+from flopprof.loaders.detect import safe_text
+from flopprof.loaders.inert import NAMES, read_safetensors
+
+_RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
+
+
+@loader("state_dict")
+def load_state_dict(request: Request) -> Loaded:
+    """Return the model that `--arch` names with the file's weights, mapped into memory."""
+    # Less than weights_only=True allows: bytearray and whole tensors can ask for any memory.
+    odd = [name for name in request.contents.globals if not re.fullmatch(NAMES["plain"], name)]
+
+    def read() -> dict[str, torch.Tensor]:
+        if odd:
+            refuse_code(request, f"a checkpoint with more than tensors ({', '.join(odd[:3])})")
+        return dict(_load_pickle(request, weights_only=not odd))
+
+    keys = ".".join(request.contents.wrapper_keys)
+    source = f"state_dict under {keys!r} of" if keys else "state_dict of"
+    return fit_weights(request, safe_text(source), read)
+
+
+@loader("safetensors")
+def load_safetensors(request: Request) -> Loaded:
+    """Return the model that `--arch` names with the file's weights, mapped into memory."""
+    path = request.contents.path
+
+    def read() -> dict[str, torch.Tensor]:
+        data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+        tensors = {}
+        for key, (info, start) in read_safetensors(path).items():
+            dtype = getattr(torch, info.dtype)
+            raw = data[start : start + math.prod(info.shape) * dtype.itemsize]
+            raw = raw.clone() if start % dtype.itemsize else raw  # the writer chose where it begins
+            tensors[key] = raw.view(dtype).reshape(info.shape)
+        return tensors
+
+    return fit_weights(request, "safetensors weights of", read)
+
+
+@loader("pickled_module")
+def load_pickled(request: Request) -> Loaded:
+    """Return the module that the file unpickles to."""
+    name = safe_text(request.contents.top_class)
+    refuse_code(request, f"a pickled nn.Module ({name})")
+    model = _load_pickle(request, weights_only=False)
+    if not isinstance(model, nn.Module):
+        what = f"{safe_text(request.contents.path)} unpickles to a {type(model).__name__}"
+        raise LoadError(f"{what}, not an nn.Module", remedy=_RESAVE)
+    return Loaded(model, name, "pickled nn.Module of")
+
+
+@loader("torchscript")
+def load_torchscript(request: Request) -> Loaded:
+    """Return the archive's module."""
+    path = request.contents.path
+    refuse_code(request, "a TorchScript archive")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated; its archives are here
+            model = torch.jit.load(path, map_location="meta" if request.meta else "cpu")
+    except (RuntimeError, ValueError) as error:
+        fact = f"{safe_text(path)}: torch.jit.load raised: {safe_text(str(error).strip())}"
+        raise LoadError(fact, remedy=_RESAVE) from error
+    name = re.sub(r"__torch__\.|___torch_mangle_\d+\.", "", request.contents.top_class)
+    return Loaded(model, safe_text(name), "TorchScript archive of")
+
+
+def _load_pickle(request: Request, *, weights_only: bool) -> Any:
+    """Return what lies at the file's wrapper keys, its tensors mapped where that is possible."""
+    path = request.contents.path
+    with path.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=is_zip)
+        for key in request.contents.wrapper_keys:
+            found = found[key]
+    except Exception as error:  # unpickling may run any code, which may raise anything
+        said = safe_text(str(error).partition("\n")[0])
+        is_gone = isinstance(error, AttributeError | ImportError)
+        raise LoadError(
+            f"{safe_text(path)}: torch.load raised {type(error).__name__}: {said}",
+            remedy="make the classes that it names importable (PYTHONPATH)" if is_gone else _RESAVE,
+        ) from error
+    return found
