@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
@@ -40,12 +40,17 @@ CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions
 Progress = Callable[[str], None]
 
 
+@overload
 def count_flops(
-    model: "nn.Module",
-    inputs_or_size: Any = None,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-) -> "Count | pd.DataFrame":
+    model: "nn.Module", inputs_or_size: list[Any], *, kwargs: Mapping[str, Any] | None = None
+) -> Any: ...
+@overload
+def count_flops(
+    model: "nn.Module", inputs_or_size: Any = None, *, kwargs: Mapping[str, Any] | None = None
+) -> Count: ...
+def count_flops(
+    model: "nn.Module", inputs_or_size: Any = None, *, kwargs: Mapping[str, Any] | None = None
+) -> Any:
     """Return the FLOPs of one call of `model`, counted from shapes on the meta device.
 
     The model is left as it was, and is itself called only where it cannot run on the meta device.

@@ -22,7 +22,7 @@ LINEAR = {"Input Dims": [[4, 5], [6, 5], [6]], "Input type": ["float", "float", 
 ADDMM = {"Input Dims": [[6], [4, 5], [5, 6]], "Input type": ["float", "float", "float"]}
 
 
-def op(name: str, ts: float, dur: float, tid: Any = 1, **args: Any) -> dict[str, Any]:
+def op(name: str, ts: Any, dur: float, tid: Any = 1, **args: Any) -> dict[str, Any]:
     args = {key.replace("_", " "): value for key, value in args.items()}
     event = {"ph": "X", "cat": "cpu_op", "name": name, "pid": 1, "tid": tid, "ts": ts, "dur": dur}
     return event | {"args": args}
@@ -36,7 +36,9 @@ def launch(correlation: int, ts: float, tid: Any = 1) -> dict[str, Any]:
     return op("cudaLaunchKernel", ts, 1, tid, correlation=correlation) | {"cat": "cuda_runtime"}
 
 
-def kernel(correlation: int, ts: float, dur: float, name: str = "gemm", cat: str = "kernel"):
+def kernel(
+    correlation: int, ts: float, dur: float, name: str = "gemm", cat: str = "kernel"
+) -> dict[str, Any]:
     return op(name, ts, dur, 7, correlation=correlation, stream=7, device=0) | {
         "cat": cat,
         "pid": 0,
@@ -368,7 +370,7 @@ def test_a_live_trace_joins_the_profilers_flops(tmp_path):
 # Real traces recorded by others, where they are.
 
 
-def sites_of(trace: Trace):
+def sites_of(trace: Trace) -> Any:
     empty = ROOFLINES.empty()
     return reconcile(
         MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, empty, dtype="bfloat16"
