@@ -161,23 +161,30 @@ def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
     shapes = args.get("Input Dims") or args.get("Input dims") or []
     types = args.get("Input type") or []
     values = args.get("Concrete Inputs") or []
-    key = (name, orjson.dumps((shapes, types, values)))
+    strides = args.get("Input Strides") or []
+    if not any(shape and not stride for shape, stride in zip(shapes, strides, strict=False)):
+        strides = []  # only a sparse tensor has a shape and no strides; else they change nothing
+    key = (name, orjson.dumps((shapes, types, values, strides)))
     number = found.known.get(key)
     if number is None:
         found.has_values = found.has_values or bool(values)
         number = found.known[key] = len(found.signatures)
-        found.signatures.append(_evaluate(name, shapes, types, values, found))
+        call = (_nested(shapes), types, values, _nested(strides))
+        found.signatures.append(_evaluate(name, *call, found))
     return number
 
 
-def _evaluate(name: str, shapes: Any, types: Any, values: Any, found: Events) -> Signature:
+def _evaluate(
+    name: str, shapes: Any, types: Any, values: Any, strides: Any, found: Events
+) -> Signature:
     parsed = tuple(dtypes.parse_dtype(str(kind)) for kind in types)
     tensors = [kind for kind in parsed if dtypes.itemsize(kind)]
     floating = [kind for kind in tensors if dtypes.is_floating(kind)]
     dtype = (floating or tensors or [""])[0]
     call = OpCall(
         op=name,
-        shapes=_nested(shapes),
+        shapes=shapes,
+        strides=strides,
         itemsize=dtypes.itemsize(dtype) or 4,
         dtypes=parsed,
         values=tuple(str(value) for value in values),

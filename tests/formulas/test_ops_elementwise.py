@@ -61,7 +61,7 @@ LIST = [torch.ones(3, 4), torch.ones(5)]  # 17 elements
         (lambda: F.pdist(X), 3 * 13),  # 3·2/2 pairs
     ],
 )
-def test_one_flop_per_output_element_and_operation(run: Callable[[], Any], expected: int):
+def test_one_flop_per_output_element_and_operation(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -79,7 +79,7 @@ def test_one_flop_per_output_element_and_operation(run: Callable[[], Any], expec
         lambda: F.relu(N),
     ],
 )
-def test_integer_and_boolean_work_is_zero_flops_with_known_bytes(run: Callable[[], Any]):
+def test_integer_and_boolean_work_is_zero_flops_with_known_bytes(run: Callable[[], Any]) -> None:
     assert vector_flops(run) == 0
 
 
@@ -87,7 +87,7 @@ def test_integer_and_boolean_work_is_zero_flops_with_known_bytes(run: Callable[[
     ("run", "expected"),
     [(lambda: N * 0.5, 12), (lambda: N / 2, 12), (lambda: N**0.5, 12), (lambda: N + 0.5, 12)],
 )
-def test_integers_that_become_floating_point_count(run: Callable[[], Any], expected: int):
+def test_integers_that_become_floating_point_count(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -104,7 +104,7 @@ def test_integers_that_become_floating_point_count(run: Callable[[], Any], expec
         (F.glu, 36),  # 6 of each of the 6 output elements
     ],
 )
-def test_backward_of_an_activation(function: Callable[..., Any], expected: int):
+def test_backward_of_an_activation(function: Callable[..., Any], expected: int) -> None:
     x = X.clone().requires_grad_()
     y = function(x)
 
@@ -126,7 +126,9 @@ def test_backward_of_an_activation(function: Callable[..., Any], expected: int):
         (lambda: torch._foreach_neg_([t.clone() for t in LIST]), 17),
     ],
 )
-def test_foreach_ops_count_every_element_of_their_lists(run: Callable[[], Any], expected: int):
+def test_foreach_ops_count_every_element_of_their_lists(
+    run: Callable[[], Any], expected: int
+) -> None:
     assert vector_flops(run) == expected
 
 
@@ -185,7 +187,7 @@ sizes = st.lists(st.integers(1, 4), max_size=4)
 
 @settings(deadline=None, max_examples=60)
 @given(sizes, st.data())
-def test_broadcast_is_torch_s(shape: list[int], data: st.DataObject):
+def test_broadcast_is_torch_s(shape: list[int], data: st.DataObject) -> None:
     other = [data.draw(st.sampled_from([size, 1])) for size in shape]
     other = other[data.draw(st.integers(0, len(other))) :]
 
@@ -199,7 +201,7 @@ KINDS = [torch.float16, torch.float32, torch.float64, torch.int64, torch.bool, t
 
 @settings(deadline=None, max_examples=60)
 @given(st.sampled_from(KINDS), st.sampled_from(KINDS), st.booleans(), st.booleans())
-def test_promotion_is_torch_s(a: torch.dtype, b: torch.dtype, a_sized: bool, b_sized: bool):
+def test_promotion_is_torch_s(a: torch.dtype, b: torch.dtype, a_sized: bool, b_sized: bool) -> None:
     shapes = ((2,) if a_sized else (), (2,) if b_sized else ())
     call = OpCall("aten::add", shapes, dtypes=(str(a)[6:], str(b)[6:]))
     expected = torch.result_type(torch.ones(shapes[0], dtype=a), torch.ones(shapes[1], dtype=b))

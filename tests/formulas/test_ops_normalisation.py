@@ -39,7 +39,7 @@ C = torch.ones(4)  # one number per channel
         (lambda: torch._weight_norm(X, X[:, :1, :1, :1], 0), 3 * 72),
     ],
 )
-def test_flops_per_element_as_in_the_conventions(run: Callable[[], Any], expected: int):
+def test_flops_per_element_as_in_the_conventions(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -57,7 +57,7 @@ def test_flops_per_element_as_in_the_conventions(run: Callable[[], Any], expecte
         (lambda x, w: F.group_norm(x, 2, w, w), (9 + 1 + 2 + 1) * 72),
     ],
 )
-def test_backward_follows_its_derivation(run: Callable[..., Any], expected: int):
+def test_backward_follows_its_derivation(run: Callable[..., Any], expected: int) -> None:
     x, weight = X.clone().requires_grad_(), C.clone().requires_grad_()
     y = run(x, weight)
 

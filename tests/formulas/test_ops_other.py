@@ -56,7 +56,7 @@ M = torch.eye(6).expand(2, 6, 6) + 0.1
         ),
     ],
 )
-def test_losses(run: Callable[[], Any], expected: int):
+def test_losses(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -68,7 +68,7 @@ def test_losses(run: Callable[[], Any], expected: int):
         (lambda x: F.cross_entropy(x, T), 4 + 4 * 12),  # 4 targets; log-softmax's 4n
     ],
 )
-def test_backward_of_losses(loss: Callable[..., Any], expected: int):
+def test_backward_of_losses(loss: Callable[..., Any], expected: int) -> None:
     x = A.clone().requires_grad_()
     value = loss(x)
 
@@ -76,7 +76,7 @@ def test_backward_of_losses(loss: Callable[..., Any], expected: int):
 
 
 @pytest.mark.parametrize(("mode", "per_output"), [("nearest", 0), ("bilinear", 9), ("bicubic", 35)])
-def test_interpolation_per_output_element(mode: str, per_output: int):
+def test_interpolation_per_output_element(mode: str, per_output: int) -> None:
     # 8 planes of 6·1.5 = 9 × 9 outputs.
     assert vector_flops(lambda: F.interpolate(X, scale_factor=1.5, mode=mode)) == 648 * per_output
 
@@ -87,7 +87,7 @@ def test_interpolation_in_one_and_three_dimensions():
 
 
 @pytest.mark.parametrize(("mode", "taps"), [("nearest", 0.5), ("bilinear", 4), ("bicubic", 16)])
-def test_interpolation_s_backward_is_two_flops_per_tap(mode: str, taps: float):
+def test_interpolation_s_backward_is_two_flops_per_tap(mode: str, taps: float) -> None:
     x = X.clone().requires_grad_()
     y = F.interpolate(x, size=(9, 9), mode=mode)
 
@@ -112,7 +112,7 @@ def test_antialiasing_sums_the_pixels_under_its_filter():
         ("bicubic", False, 18 * 2 * 4 + 72 * 35),
     ],
 )
-def test_grid_sampling(mode: str, aligned: bool, expected: int):
+def test_grid_sampling(mode: str, aligned: bool, expected: int) -> None:
     run = lambda: F.grid_sample(X, torch.zeros(2, 3, 3, 2), mode, align_corners=aligned)  # noqa: E731
     assert vector_flops(run) == expected
 
@@ -141,7 +141,7 @@ def test_roi_align_and_its_unknown_sampling_ratio():
 
 
 @pytest.mark.parametrize("masked", [True, False])
-def test_deformable_convolution_is_a_convolution_of_samples(masked: bool):
+def test_deformable_convolution_is_a_convolution_of_samples(masked: bool) -> None:
     ops = pytest.importorskip("torchvision").ops
     weight, offset = torch.ones(6, 2, 3, 3), torch.zeros(2, 2 * 9, 4, 4)
     mask = torch.ones(2, 9, 4, 4) if masked else None
@@ -166,7 +166,7 @@ def test_deformable_convolution_is_a_convolution_of_samples(masked: bool):
         (lambda: torch.fft.irfft(torch.ones(4, 5, dtype=torch.complex64)), 5 * 32 * 3 // 2),
     ],
 )
-def test_fourier_transforms(run: Callable[[], Any], expected: int):
+def test_fourier_transforms(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -191,7 +191,7 @@ def test_fourier_transforms(run: Callable[[], Any], expected: int):
         (lambda: torch.linalg.cholesky(M.to(torch.complex64)), 4 * 2 * 72),
     ],
 )
-def test_linear_algebra_counts_leading_terms(run: Callable[[], Any], expected: int):
+def test_linear_algebra_counts_leading_terms(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -212,7 +212,7 @@ def test_linear_algebra_counts_leading_terms(run: Callable[[], Any], expected: i
 )
 def test_fused_optimizers_count_per_parameter(
     optimizer: str, options: dict[str, Any], expected: int
-):
+) -> None:
     weights = [torch.ones(3, 4, requires_grad=True), torch.ones(5, requires_grad=True)]
     for weight in weights:
         weight.grad = torch.ones_like(weight)

@@ -77,7 +77,7 @@ INDEX = torch.tensor([0, 2, 2, 4])
         (lambda: torch.histc(ROWS), 30),
     ],
 )
-def test_flops_of_reductions_pools_and_scatters(run: Callable[[], Any], expected: int):
+def test_flops_of_reductions_pools_and_scatters(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
 
 
@@ -91,7 +91,7 @@ def test_flops_of_reductions_pools_and_scatters(run: Callable[[], Any], expected
         (lambda x: F.pad(x, (1, 1, 1, 1), mode="reflect"), 8 * 64),
     ],
 )
-def test_backward_of_pools(function: Callable[..., Any], expected: int):
+def test_backward_of_pools(function: Callable[..., Any], expected: int) -> None:
     x = X.clone().requires_grad_()
     y = function(x)
 
@@ -140,7 +140,7 @@ def test_a_reduction_writes_the_axes_that_stay():
 )
 def test_a_pooled_axis_has_torch_s_length(
     size: int, window: int, stride: int, padding: int, dilation: int, ceil_mode: bool
-):
+) -> None:
     assume(padding <= window // 2 and size + 2 * padding >= dilation * (window - 1) + 1)
 
     x = torch.zeros(1, 1, size)
@@ -158,7 +158,7 @@ def test_a_pooled_axis_has_torch_s_length(
 )
 def test_adaptive_windows_are_those_that_torch_averages(
     image: tuple[int, int], out: tuple[int, int]
-):
+) -> None:
     # A window's elements are the inputs with a gradient from its output alone.
     covered = 0
     for row, column in product(range(out[0]), range(out[1])):

@@ -1,146 +1,153 @@
 """Formulas of attention in every variant, forward and backward.
 
 Per query head and pair of query and key: the products Q·Kᵀ (width D) and P·V (width Dv) are
-matmul-class; softmax is 5, the scale 1 and a mask tensor 1 (vector class). A causal attention
-counts as a full one. The same whether one fused kernel runs or two batched products.
+matmul-class; vector-class are softmax 5, scale 1, a mask tensor 1 and dropout 2. A causal or
+windowed attention counts as a full one. The same whether one fused kernel runs or two batched
+products. A fused backward makes the scores again: five products, widths 3·D + 2·Dv; per score 6
+(scale, subtract log-sum-exp, exp; subtract the row sum, multiply by P, scale), a mask 1, dropout 4,
+and the row sums of dO·O 2 per output element. Soft caps, biases made of slopes and a mask's own
+gradient are left out.
 """
 
 from math import prod
 
-from flopprof.formulas import OpCall, Shape, Work
-from flopprof.formulas.ops._elements import formula_for, moved_bytes, rows
+from flopprof.formulas import OpCall, OpFormula, Work
+from flopprof.formulas.ops._elements import broadcast, formula_for, moved_bytes, number, rows
+from flopprof.formulas.ops._shapes import bounded
 
-_SCORE = 6  # softmax 5, scale 1
-# Per score in the backward of a fused kernel: scale, subtract log-sum-exp, exp (P again); subtract
-# the row sum, multiply by P, scale. The row sums dO·O are 2 per output element.
-_SCORE_BACKWARD = 6
-
-
-def _scores(query: Shape, key: Shape, layout: str) -> int:
-    """Return batch × query heads × query length × key length."""
-    length = -2 if layout == "heads first" else -3
-    return prod(query[:-1]) * key[length]
-
-
-def _forward(call: OpCall, query: Shape, key: Shape, value: Shape, layout: str, mask: int) -> Work:
-    scores = _scores(query, key, layout)
-    written = prod(query[:-1]) * value[-1]
-    vector = (_SCORE + call.has(mask)) * scores
-    moved = moved_bytes(call, 0, 1, 2, mask) + written * call.itemsize_of(0)
-    return Work(2 * scores * (query[-1] + value[-1]), vector, moved)
-
-
-# layout | where the mask is (99: none) | names; query, key, value are 0, 1, 2
-_FORWARD = """
-heads first | 3 | scaled_dot_product_attention _scaled_dot_product_efficient_attention
-    _scaled_dot_product_cudnn_attention _scaled_dot_product_attention_math
+# Where an op has the query, with key and value behind it: "H" for [batch, heads, length, width] or
+# "L" for [batch, length, heads, width] | mask | dropout | cumulative lengths | greatest length of
+# queries, with the keys' behind it | names; "-" for none. Backward, the query follows the gradient.
+_LAYOUTS = """
+0 | H | 3 | 4 | - | - | scaled_dot_product_attention _scaled_dot_product_attention_math
     _scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable
-heads first | 5 | _scaled_dot_product_flash_attention_for_cpu
-heads first | 99 | _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_quantized
+0 | H | 3 | 5 | - | - | _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+0 | H | 5 | 3 | - | - | _scaled_dot_product_flash_attention_for_cpu
+0 | H | - | 3 | - | - | _scaled_dot_product_flash_attention _triton_scaled_dot_attention
+0 | H | 3 | 9 | 4 | 6 | _cudnn_attention_forward
+1 | H | - | - | 4 | 6 | _cudnn_attention_forward_no_dropout_inplace
+0 | L | - | 7 | 3 | 5 | _flash_attention_forward flash_attn::_flash_attn_varlen_forward
+1 | L | - | 8 | 4 | 6 | _flash_attention_forward_no_dropout_inplace
+0 | L | 3 | 8 | 4 | 6 | _efficient_attention_forward xformers::efficient_attention_forward_cutlass
+0 | L | - | 8 | 3 | 6 | xformers_flash::flash_fwd
+0 | L | - | 3 | - | - | flash_attn::_flash_attn_forward
+0 | L | - | - | 7 | 12 | flash_attn_3::fwd flash_attn_3::_flash_attn_forward
+1 | H | - | 10 | - | - | _scaled_dot_product_flash_attention_backward
+1 | H | 8 | 6 | - | - | _scaled_dot_product_flash_attention_for_cpu_backward
+1 | H | 4 | 9 | - | - | _scaled_dot_product_efficient_attention_backward
+1 | H | 8 | 13 | - | - | _scaled_dot_product_cudnn_attention_backward
+1 | H | 4 | 12 | - | - | _scaled_dot_product_fused_attention_overrideable_backward
+1 | H | 8 | 13 | 9 | 11 | _cudnn_attention_backward
+1 | L | - | 10 | 6 | 8 | _flash_attention_backward
+1 | L | 4 | 11 | 6 | 8 | _efficient_attention_backward
+1 | L | - | 9 | - | - | flash_attn::_flash_attn_backward
+1 | L | - | 13 | 9 | 11 | flash_attn::_flash_attn_varlen_backward
+1 | L | - | - | 6 | 10 | flash_attn_3::_flash_attn_backward
+1 | L | - | - | 9 | 13 | flash_attn_3::bwd
 """
-for (_layout, _mask), _names in rows(_FORWARD):
-
-    @formula_for(_names)
-    def attention(call: OpCall, layout: str = _layout, mask: int = int(_mask)) -> Work:
-        """softmax(Q·Kᵀ·scale + mask)·V; grouped queries share keys and values."""
-        return _forward(call, call.shape(0), call.shape(1), call.shape(2), layout, mask)
+_NONE = 99  # no op has so many arguments
 
 
-# grad_output is 0, query 1, key 2, value 3, output and log-sum-exp 4 and 5
-@formula_for(
-    "_scaled_dot_product_flash_attention_backward _scaled_dot_product_cudnn_attention_backward"
-    " _scaled_dot_product_flash_attention_for_cpu_backward"
-    " _scaled_dot_product_efficient_attention_backward"
-    " _scaled_dot_product_fused_attention_overrideable_backward"
-)
-def attention_backward(call: OpCall) -> Work:
-    """Five products: Q·Kᵀ again, dO·Vᵀ, Pᵀ·dO, dS·K, dSᵀ·Q: widths 3·D + 2·Dv."""
-    query, key, value = map(call.shape, (1, 2, 3))
-    return _backward(call, query, key, value, _scores(query, key, "heads first"))
+def _attention(
+    query_at: int, order: str, mask_at: int, dropout_at: int, lengths_at: int, longest_at: int
+) -> OpFormula:
+    def formula(call: OpCall) -> Work | None:
+        """Count from shapes; bounds where sequences are packed and their lengths are values.
 
-
-def _backward(call: OpCall, query: Shape, key: Shape, value: Shape, scores: int) -> Work:
-    rows_out = prod(query[:-1]) * value[-1]
-    written = prod(query) + prod(key) + prod(value)
-    moved = moved_bytes(call, 0, 1, 2, 3, 4, 5) + written * call.itemsize_of(1)
-    matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
-    return Work(matmul, _SCORE_BACKWARD * scores + 2 * rows_out, moved)
-
-
-# where query is | where cumulative lengths may be | mask; heads lie behind the length
-_BY_LENGTH = """
-0 | 3 | 99 | _flash_attention_forward flash_attn::_flash_attn_forward
-0 | 4 | 3 | _efficient_attention_forward xformers::efficient_attention_forward_cutlass
-0 | 7 | 99 | flash_attn_3::fwd flash_attn_3::_flash_attn_forward vllm_flash_attn3::fwd
-0 | 3 | 99 | flash_attn::_flash_attn_varlen_forward
-1 | 6 | 99 | _flash_attention_backward
-1 | 6 | 99 | _efficient_attention_backward
-1 | 6 | 99 | flash_attn_3::bwd flash_attn::_flash_attn_backward
-"""
-for (_query, _lengths, _mask), _names in rows(_BY_LENGTH):
-
-    @formula_for(_names)
-    def attention_by_length(
-        call: OpCall, at: int = int(_query), lengths: int = int(_lengths), mask: int = int(_mask)
-    ) -> Work | None:
-        """[batch, length, heads, width], forward or backward; bounds where sequences are packed.
-
-        Packed, [tokens, heads, width], the lengths are values. At most all tokens are one sequence;
-        at least each token attends to itself.
+        Packed, [tokens, heads, width]: at least each query meets one key, at most each meets the
+        longest sequence's, or all. With keys in pages and no longest length, not determined.
         """
-        query, key, value = map(call.shape, (at, at + 1, at + 2))
-        if len(query) not in (3, 4):
+        query, key, value = (call.shape(query_at + offset) for offset in range(3))
+        if min(map(len, (query, key, value))) < 3:
             return None
-        packed = len(query) == 3 or (call.has(lengths) and len(call.shape(lengths)) == 1)
-        heads = query if len(query) == 4 else (1, *query)
-        other = key if len(key) == 4 else (1, *key)
-        scores = _scores(heads, other, "length first")
+        backward = "backward" in call.op or call.op.endswith("bwd")
+        masked = call.has(mask_at)
+        dropped = 2 * ((number(call, dropout_at) or 0) > 0)
 
         def work(scores: int) -> Work:
-            if at == 1:
-                return _backward(call, query, key, value, scores)
-            vector = (_SCORE + call.has(mask)) * scores
-            written = prod(query[:-1]) * value[-1]
-            moved = moved_bytes(call, 0, 1, 2) + written * call.itemsize_of(0)
-            return Work(2 * scores * (query[-1] + value[-1]), vector, moved)
+            outputs = prod(query[:-1]) * value[-1]
+            if backward:
+                matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
+                vector = scores * (6 + masked + 2 * dropped) + 2 * outputs
+                ends = query_at + 5 + (mask_at == query_at + 3)  # output and log-sum-exp last
+                read = tuple(index for index in range(ends) if index != mask_at)
+                written = prod(query) + prod(key) + prod(value)
+            else:
+                matmul = 2 * scores * (query[-1] + value[-1])
+                vector = scores * (6 + masked + dropped)
+                read, written = tuple(range(query_at, query_at + 3)), outputs
+            traffic = moved_bytes(call, *read, *[mask_at] * masked)
+            return Work(matmul, vector, traffic + written * call.itemsize_of(query_at))
 
-        if not packed:
-            return work(scores)
-        least, most = work(prod(query[:-1])), work(scores)
-        bound = most.matmul_flops + most.vector_flops
-        return Work(least.matmul_flops, least.vector_flops, least.min_bytes, bound)
+        if lengths_at != _NONE and (len(query) == 3 or prod(call.shape(lengths_at)) > 1):
+            if order == "H" and len(query) != 3:
+                return None
+            queries, heads, keys = prod(query[:-2]), query[-2], prod(key[:-2])
+            most_queries, most_keys = call.integer(longest_at), call.integer(longest_at + 1)
+            if len(key) > len(query) and most_keys is None:
+                return None
+            pairs = queries * (keys if most_keys is None else min(keys, most_keys))
+            if most_queries is not None and len(key) == len(query):
+                pairs = min(pairs, keys * most_queries)
+            return bounded(work(heads * queries), work(heads * pairs))
+        if order == "H":
+            batch = _batch(query[:-2], key[:-2], value[:-2])
+            return work(batch * query[-2] * key[-2])
+        if key[0] != query[0]:
+            return None  # keys in pages
+        return work(prod(query[:-1]) * key[1])
+
+    return formula
 
 
-@formula_for("_fused_sdp_choice")
-def sdp_choice(_call: OpCall) -> Work:
-    """Chooses a kernel; computes nothing."""
-    return Work()
+def _batch(*shapes: tuple[int, ...]) -> int:
+    """Return batch × query heads; keys may be broadcast, or shared by groups of heads."""
+    width = max(map(len, shapes))
+    padded = [(1,) * (width - len(shape)) + shape for shape in shapes]
+    heads = padded[0][-1:] if padded[0][-1:] != (1,) else broadcast(*(p[-1:] for p in padded))
+    return prod(broadcast(*(p[:-1] for p in padded))) * prod(heads)
 
 
-def _multihead(
-    call: OpCall, query: Shape, key: Shape, embed: int, heads: int, mask: int, *, weights: int = 0
-) -> Work:
-    """Return in-projections, attention and out-projection, with their biases."""
+def _place(text: str) -> int:
+    return _NONE if text == "-" else int(text)
+
+
+for (_query, _order, *_rest), _names in rows(_LAYOUTS):
+    formula_for(_names)(_attention(int(_query), _order, *map(_place, _rest)))
+
+
+def _multihead(call: OpCall, heads: int, mask_at: int, *, weights: int = 0) -> tuple[int, int, int]:
+    """Return FLOPs of both classes and scores of a self- or cross-attention with its projections.
+
+    `weights` asked for: the query is scaled instead of the scores; 2 averages the heads, 1 more.
+    """
+    query, key = call.shape(0), call.shape(1) or call.shape(0)
+    embed = query[-1]
     queries, keys = prod(query[:-1]), prod(key[:-1])
     scores = queries * heads * key[-2]
     matmul = 2 * embed * (2 * queries * embed + 2 * keys * embed + 2 * queries * key[-2])
-    vector = (2 * queries + 2 * keys) * embed + (5 + call.has(mask)) * scores
-    # Asked for its weights it scales the query instead of the scores, and may average the heads.
+    vector = (2 * queries + 2 * keys) * embed + (5 + call.has(mask_at)) * scores
     vector += queries * embed + (scores if weights == 2 else 0) if weights else scores
-    return Work(matmul, vector, 0)
+    return matmul, vector, scores
 
 
-@formula_for("_native_multi_head_attention")
+@formula_for("_native_multi_head_attention _triton_multi_head_attention")
 def native_multi_head_attention(call: OpCall) -> Work | None:
-    """(query, key, value, embed_dim, num_head, in-, out-projection, mask, need_weights, …)."""
-    query, key = call.shape(0), call.shape(1)
-    embed, heads = call.integer(3), call.integer(4)
-    if len(query) != 3 or embed is None or heads is None:
-        return None  # a nested tensor: its lengths are values
-    weights = (1 + (call.flag(11) is not False)) if call.flag(10) is not False else 0
-    work = _multihead(call, query, key, embed, heads, 9, weights=weights)
-    moved = moved_bytes(call, 0, 5, 6, 7, 8, 9) + prod(query) * call.itemsize_of(0)
-    return Work(work.matmul_flops, work.vector_flops, moved)
+    """In-projections, attention, out-projection, and the projections' biases.
+
+    (query, key, value, embed_dim, num_head, in-projection 5 6, out-projection 7 8, mask,
+    need_weights, average_attn_weights, …).
+    """
+    query, heads = call.shape(0), call.integer(4)
+    if len(query) != 3 or heads is None:
+        return None
+    needed = call.flag(10) is True
+    weights = 1 + (call.flag(11) is True) if needed else 0
+    matmul, vector, scores = _multihead(call, heads, 9, weights=weights)
+    written = prod(query) + needed * scores // (heads if weights == 2 else 1)
+    inputs = (0,) if call.shape(1) == query else (0, 1, 2)
+    moved = moved_bytes(call, *inputs, *range(5, 10)) + written * call.itemsize_of(0)
+    return Work(matmul, vector, moved)
 
 
 @formula_for("_transformer_encoder_layer_fwd")
@@ -150,13 +157,19 @@ def transformer_encoder_layer(call: OpCall) -> Work | None:
     (src, embed_dim, num_heads, in-projection 3 4, out-projection 5 6, …, norms 10…13,
     feed-forward 14…17, mask 18, …).
     """
-    src, embed, heads = call.shape(0), call.integer(1), call.integer(2)
-    if len(src) != 3 or embed is None or heads is None:
-        return None  # a nested tensor: its lengths are values
-    tokens, hidden = prod(src[:-1]), call.shape(14)[0]
-    inside = _multihead(call, src, src, embed, heads, 18)
-    feed_forward = 2 * tokens * embed * hidden * 2
+    src, heads = call.shape(0), call.integer(2)
+    if len(src) != 3 or heads is None:
+        return None
+    tokens, embed, hidden = prod(src[:-1]), src[-1], call.shape(14)[0]
+    matmul, vector, _ = _multihead(call, heads, 18)
     # Biases hidden + embed, activation hidden; residual adds 2, layer norms 2·(5 + weight + bias).
-    vector = tokens * (2 * hidden + embed + 2 * embed + 2 * 7 * embed)
+    vector += tokens * (2 * hidden + embed + 2 * embed + 2 * 7 * embed)
     moved = moved_bytes(call, 0, *range(3, 7), *range(10, 19)) + prod(src) * call.itemsize_of(0)
-    return Work(inside.matmul_flops + feed_forward, inside.vector_flops + vector, moved)
+    return Work(matmul + 4 * tokens * embed * hidden, vector, moved)
+
+
+@formula_for("_transform_bias_rescale_qkv")
+def transform_bias_rescale_qkv(call: OpCall) -> Work:
+    """(query, key and value in one, their bias, heads): the bias 1, and the query's scale 1."""
+    n = prod(call.shape(0))
+    return Work(0, n + n // 3, moved_bytes(call, 0, 0, 1))

@@ -1,0 +1,72 @@
+"""What contractions have in common: their work, unrecorded layouts, masks of gradients."""
+
+from flopprof.dtypes import is_complex, is_floating, itemsize
+from flopprof.formulas import OpCall, Work
+from flopprof.formulas.ops._elements import moved_bytes, number
+
+# Bytes of an element, by PyTorch's numbers for element types: int32, float16, float32, float64, …
+_RESULT_BYTES = {3: 4, 5: 2, 6: 4, 7: 8, 15: 2}
+
+
+def contraction(
+    call: OpCall,
+    multiply_adds: int,
+    written: int,
+    operands: tuple[int, ...],
+    *,
+    adds: int = 0,
+    scalings: int = 0,
+    result_type_at: int | None = None,
+    quantised: bool = False,
+) -> Work:
+    """Return the work of a contraction: a multiply-add is two FLOPs, a complex one eight.
+
+    Args:
+        call: The call.
+        multiply_adds: Multiply-adds of the contraction.
+        written: Elements of the result.
+        operands: The arguments read, those that are there; the first gives the type.
+        adds: Additions to the result: one FLOP each, two if complex, none on integers.
+        scalings: Multiplications of the result: one FLOP each, six if complex, none on integers.
+        result_type_at: The argument that names the result's element type; else as the first.
+        quantised: Integers stand for real numbers: additions and multiplications count.
+    """
+    dtype = call.dtype(operands[0])
+    add, multiply, both = (2, 6, 8) if is_complex(dtype) else (1, 1, 2)
+    integer = itemsize(dtype) is not None and not is_floating(dtype) and not quantised
+    named = None if result_type_at is None else call.integer(result_type_at)
+    result_bytes = _RESULT_BYTES.get(-1 if named is None else named, call.itemsize_of(operands[0]))
+    return Work(
+        matmul_flops=both * multiply_adds,
+        vector_flops=0 if integer else add * adds + multiply * scalings,
+        min_bytes=moved_bytes(call, *operands) + written * result_bytes,
+    )
+
+
+def bounded(least: Work, most: Work) -> Work:
+    """Return `least`, with the FLOPs of `most` as upper bound."""
+    return Work(
+        least.matmul_flops,
+        least.vector_flops,
+        least.min_bytes,
+        flops_at_most=most.matmul_flops + most.vector_flops,
+    )
+
+
+def is_sparse(call: OpCall, *indices: int) -> bool:
+    """Return whether one of the arguments has a shape but no strides, as sparse tensors have."""
+    return any(i < len(call.strides) and call.shape(i) and not call.strides[i] for i in indices)
+
+
+def flags(call: OpCall, index: int) -> tuple[bool, ...] | None:
+    """Return argument `index`, "[True, False]", as booleans, or None if it is no such list."""
+    text = call.value(index)
+    if not text.startswith("["):
+        return None
+    return tuple(part.strip() in ("True", "1") for part in text.strip("[]").split(","))
+
+
+def factor(call: OpCall, index: int) -> float:
+    """Return argument `index` as a factor: 1 where it is not recorded, NaN if it is complex."""
+    value = number(call, index) if call.value(index) else 1.0
+    return float("nan") if value is None else value
