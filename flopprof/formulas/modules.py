@@ -352,11 +352,11 @@ def multihead_attention(call: ModuleCall) -> Work:
 
 @_nn("CosineSimilarity PairwiseDistance")
 def distance(call: ModuleCall) -> Work:
-    """‖x₁ − x₂ + ε‖: 4n. x₁·x₂ ÷ max(‖x₁‖·‖x₂‖, ε): 2n, two norms 4n, and 3 per output."""
+    """‖x₁ − x₂ + ε‖: 4n. x₁·x₂ ÷ (max(‖x₁‖, ε)·max(‖x₂‖, ε)): 2n, norms 4n, 4 per output."""
     x1, x2 = _argument(call, 0, "x1"), _argument(call, 1, "x2")
     n = prod(broadcast_shapes(x1.shape, x2.shape))
     cosine = isinstance(call.module, nn.CosineSimilarity)
-    return Work(vector_flops=6 * n + 3 * _output(call).numel() if cosine else 4 * n)
+    return Work(vector_flops=6 * n + 4 * _output(call).numel() if cosine else 4 * n)
 
 
 @_nn("TripletMarginLoss TripletMarginWithDistanceLoss")

@@ -345,8 +345,8 @@ LOSSES = [
     (nn.NLLLoss(weight=zeros(5)), (A, torch.tensor([0, 1, 2])), 12),  # + weigh, sum the weights
     (nn.CrossEntropyLoss(), (A, torch.tensor([0, 1, 2])), 81),  # 75 + 6
     (nn.CrossEntropyLoss(), (zeros(2, 5, 3), zeros(2, 3, dtype=torch.int64)), 162),
-    (nn.CosineSimilarity(), (A, B), 99),  # 6·15 + 3·3
-    (nn.CosineSimilarity(dim=-1), (zeros(3, 1, 5), zeros(1, 2, 5)), 198),  # 6·30 + 3·6
+    (nn.CosineSimilarity(), (A, B), 102),  # 6·15 + 4·3
+    (nn.CosineSimilarity(dim=-1), (zeros(3, 1, 5), zeros(1, 2, 5)), 204),  # 6·30 + 4·6
     (nn.PairwiseDistance(), (A, B), 60),
 ]  # fmt: skip
 
