@@ -12,9 +12,13 @@ def main() -> int:
         del sys.path[0]
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: kineto reads it once
 
-    from flopprof.cli import main as run_command
+    try:
+        from flopprof.cli import main as run_command
 
-    return run_command(sys.argv[1:])
+        return run_command(sys.argv[1:])
+    except KeyboardInterrupt:  # before the command line could take it
+        print("flopprof: interrupted\n  nothing was written", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

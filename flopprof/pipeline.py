@@ -118,12 +118,15 @@ def run_count(
 
 
 def _count_and_trace(model: "nn.Module", inputs: Inputs) -> tuple["Trace", pd.DataFrame]:
+    import torch
+
     from flopprof.count import count_modules
     from flopprof.devices import find_device
     from flopprof.trace.read import read_trace
     from flopprof.trace.record import record_trace
 
-    with unchanged(model), tempfile.TemporaryDirectory(prefix="flopprof-") as folder:
+    eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
+    with unchanged(model), eager, tempfile.TemporaryDirectory(prefix="flopprof-") as folder:
         call = guarded(model, inputs)
         module_calls = count_modules(model, call)
         device = find_device("cpu")  # the meta device records as host ops

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flopprof.formulas import COMPILED, COMPOSITE_OPS
 from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS
 from flopprof.units import duration, percent
 
@@ -43,6 +44,7 @@ OPAQUE_TYPES = (
 
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
+HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 _FIRST_INPUT_RULE = {"aten::mul", "aten::add"}  # the profiler counts the first input's elements
 
@@ -85,8 +87,10 @@ def reconcile(
     on_device = timed and len(kernels) > 0
     walked = _walked(ops)
     walked["time_us"] = _times(walked, kernels, on_device=on_device) if timed else math.nan
-    walked = walked[_worth_a_row(walked, ops, timed=timed)].reset_index(drop=True)
-    _settle_glue(walked, ops)
+    _settle_glue(walked)
+    if timed:
+        did = walked["counted"] | (walked["time_us"] > 0) | walked["flops_at_most"].notna()
+        walked = walked[did].reset_index(drop=True)
     types = dict(zip(module_calls["module_path"], module_calls["module_type"], strict=True))
     verdicts = _judge(walked, module_calls, types, never_called)
     rows = _group(walked, verdicts, types)
@@ -103,7 +107,8 @@ def _walked(ops: pd.DataFrame) -> pd.DataFrame:
 
     Their `profiler_flops` are summed over what is below them, and `profiler_differs` says whether
     profiler and formula differ there: compared op by op, like with like. The profiler's rule for
-    `mul` and `add` (elements of the first input) is a known gap and no witness.
+    `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
+    of complex products as real ones.
     """
     parents, counted = ops["parent_op_id"].tolist(), ops["counted"].tolist()
     sums = ops["profiler_flops"].tolist()
@@ -112,6 +117,7 @@ def _walked(ops: pd.DataFrame) -> pd.DataFrame:
         & ops["matmul_flops"].notna()
         & (ops["profiler_flops"] != ops["matmul_flops"])
         & ~ops["op"].isin(_FIRST_INPUT_RULE)
+        & ~ops["dtype"].astype("str").str.startswith("complex")
     ).tolist()
     inside: list[bool] = []
     for parent in parents:
@@ -135,21 +141,9 @@ def _times(walked: pd.DataFrame, kernels: pd.DataFrame, *, on_device: bool) -> p
     return walked["device_us"].fillna(0.0).where(walked["counted"], own)
 
 
-def _worth_a_row(walked: pd.DataFrame, ops: pd.DataFrame, *, timed: bool) -> pd.Series:
-    """Return which walked ops become sites: counted ones, and others that did something."""
-    if timed:
-        return walked["counted"] | (walked["time_us"] > 0) | walked["flops_at_most"].notna()
-    return walked["counted"] | ~walked["op_id"].isin(ops["parent_op_id"])
-
-
-def _settle_glue(walked: pd.DataFrame, ops: pd.DataFrame) -> None:
-    """Mark as free what is known to leave its work to the ops below it, such as einsum."""
-    glue = (
-        ~walked["counted"]
-        & (walked["kind"] != "unknown")
-        & walked["flops_at_most"].isna()
-        & walked["op_id"].isin(ops["parent_op_id"])
-    )
+def _settle_glue(walked: pd.DataFrame) -> None:
+    """Mark as free what only calls other ops, such as einsum: they are walked for themselves."""
+    glue = ~walked["counted"] & walked["flops_at_most"].isna() & walked["op"].isin(COMPOSITE_OPS)
     walked["kind"] = walked["kind"].astype("str").where(~glue, "free")
     walked["counted"] |= glue
     walked.loc[glue, ["matmul_flops", "vector_flops", "min_bytes"]] = 0.0
@@ -296,6 +290,8 @@ def _judge_alone(
             if count
             else f"{row.op} does the work of several ops in one"
         )
+    if row.op == COMPILED:
+        return "fused", "code that torch.compile generated; which FLOPs it does, no op says"
     own = namespace in OWN_NAMESPACES and "::" in row.op
     module_type = types.get(row.module_path, "")
     if own and known and module_type.startswith(OPAQUE_TYPES):
@@ -308,7 +304,8 @@ def _judge_alone(
         return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"
     if not math.isnan(row.flops_at_most):
         return "unknown", "values that are not in the trace decide its FLOPs; bounded by shapes"
-    return "unknown", f"no formula for {row.op} with these arguments; write one with @op_formula"
+    which = "" if row.kind == "unknown" else " with these arguments"
+    return "unknown", f"no formula for {row.op}{which}; write one with @op_formula"
 
 
 def _group(
@@ -341,7 +338,7 @@ def _group(
 
 def hidden_gaps(ops: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
     """Return the gaps too long to be ordinary host overhead (rule 7)."""
-    return gaps[gaps["duration_us"] > max(_gap_limits(ops, gaps))]
+    return gaps[gaps["duration_us"] > max(HIDDEN_GAP_US, *_gap_limits(ops, gaps))]
 
 
 def lasting_gaps(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from torch import nn
 
+import flopprof
 from flopprof.cli import main
 
 ARCH = "torchvision:resnet18"
@@ -220,13 +222,68 @@ def test_usage_errors_are_json_too(capsys):
     assert error["remedy"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["run", "--help"]])
-def test_help_and_version(arguments, capsys):
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
+def test_help(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         call(*arguments)
 
     assert stop.value.code == 0
     assert "flopprof" in capsys.readouterr().out
+
+
+def test_version_is_a_line_or_an_object(capsys):
+    assert call("--version") == 0
+    assert capsys.readouterr().out.startswith(f"flopprof {flopprof.__version__} (torch 2.")
+    assert call("--version", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["flopprof"] == flopprof.__version__
+
+
+NOISY = """
+import os
+from torch import nn
+
+class Noisy(nn.Linear):
+    def forward(self, x):
+        print("printed")
+        os.write(1, b"written")  # as code in C does
+        return super().forward(x)
+
+def build():
+    return Noisy(4, 2)
+"""
+
+
+def flopprof_process(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "flopprof", *arguments]
+    return subprocess.run(command, text=True, stderr=subprocess.PIPE, **options)
+
+
+@pytest.mark.slow
+def test_json_is_alone_on_stdout_whatever_the_model_prints(tmp_path):
+    (tmp_path / "noisy.py").write_text(NOISY)
+    torch.save(nn.Linear(4, 2).state_dict(), "noisy.pth")
+
+    done = flopprof_process(
+        "count", "noisy.pth", "--arch", "noisy.py:build", "--input", "1x4", "--json",
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+
+    assert json.loads(done.stdout)["matmul_flops"] == 2 * 4 * 2
+    assert "printed" in done.stderr
+    assert "written" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [[], ["--json"]])
+def test_a_full_disk_under_stdout_is_two_lines(extra):
+    with Path("/dev/full").open("w") as full:
+        done = flopprof_process("--version", *extra, stdout=full)
+
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "flopprof: stdout cannot be written: no space left on device",
+        "  free space there, or redirect it elsewhere",
+    ]
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """The whole chain on real models: agreement, laws, and a model left as it was."""
 
 import math
+import threading
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -136,6 +138,51 @@ def test_a_model_that_cannot_run_on_meta_is_counted_where_it_is():
     # 1 × 4 × 4 multiply-adds × 2 FLOPs, once or twice.
     assert flopprof.count_flops(Looks(), torch.ones(1, 4)).matmul_flops == 32
     assert flopprof.count_flops(Looks(), -torch.ones(1, 4)).matmul_flops == 64
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_counted_as_the_eager_one_and_its_code_is_no_zero():
+    model: Any = torch.compile(nn.Sequential(nn.Linear(8, 16), nn.ReLU()))
+
+    counted = flopprof.count_flops(model, (1, 8))
+    profiled = flopprof.profile(model, (1, 8), ceilings=False)
+
+    assert (counted.matmul_flops, counted.vector_flops) == (2 * 8 * 16, 16 + 16)
+    # Generated code: no op says its FLOPs, so they are unknown.
+    generated = profiled.sites[profiled.sites["op"] == "inductor::compiled_region"]
+    assert set(generated["verdict"]) == {"fused"}
+    assert generated["flops"].isna().all()
+    assert math.isnan(profiled.totals.flops_at_most)
+
+
+def test_a_complex_layer_agrees_though_the_profiler_counts_it_as_real():
+    x = torch.ones(2, 4, dtype=torch.complex64)
+    run = flopprof.profile(nn.Linear(4, 3, dtype=torch.complex64), x, ceilings=False)
+
+    assert set(run.sites["verdict"]) <= {"agrees", "free"}
+    assert run.totals.matmul_flops == 8 * 2 * 3 * 4
+
+
+def test_waiting_for_ones_own_threads_is_not_hidden_work():
+    class Threaded(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            workers = [threading.Thread(target=multiply, args=(x,)) for _ in range(2)]
+            for worker in workers:
+                worker.start()
+            for worker in workers:
+                worker.join()
+            return x + 1
+
+    def multiply(x: torch.Tensor) -> None:
+        with torch.no_grad():
+            for _ in range(20):
+                x @ x
+
+    run = flopprof.profile(Threaded(), (400, 400), ceilings=False)
+
+    assert "hidden" not in set(run.sites["verdict"])
+    assert run.totals.matmul_flops == 2 * 20 * 2 * 400**3
+    assert run.meta["host_overhead_us"] < run.meta["traced_us"] / 2
 
 
 def test_a_shared_module_is_counted_at_each_call():

@@ -117,6 +117,27 @@ def test_a_custom_op_is_an_extension():
         library._destroy()
 
 
+def test_an_op_that_only_calls_others_is_free_and_they_are_judged():
+    def einsum(_module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ab,cb->ac", x, torch.ones(5, 4))
+
+    count = flopprof.count_flops(Calls(einsum), (3, 4))
+
+    assert count.matmul_flops == 2 * 3 * 5 * 4
+    verdicts = dict(zip(count.run.sites["op"], count.run.sites["verdict"], strict=True))
+    assert (verdicts["aten::einsum"], verdicts["aten::bmm"]) == ("free", "functional")
+
+
+def test_an_op_that_does_its_own_work_is_unknown_though_its_formula_gives_none():
+    row = op_row(op="aten::_fancy", kind="other", matmul_flops=math.nan, vector_flops=math.nan)
+
+    sites = judge(call_row(math.nan, math.nan), [row | {"counted": False}])
+
+    assert set(sites["verdict"]) == {"unknown"}
+    assert sites["flops"].isna().all()
+    assert "with these arguments" in sites["reason"][0]
+
+
 def test_time_that_no_op_accounts_for_is_hidden_in_its_module():
     def forward(module, x):
         for _ in range(10):

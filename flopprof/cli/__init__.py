@@ -1,5 +1,6 @@
 """Turn arguments into a call, and errors into a message and an exit code; a file per subcommand."""
 
+import argparse
 import json
 import os
 import signal
@@ -7,8 +8,9 @@ import sys
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from typing import Any, NoReturn, TextIO
 
 import flopprof
 from flopprof.errors import FlopprofError, UsageError
@@ -17,6 +19,7 @@ from flopprof.registry import Registry, import_all
 Handler = Callable[[Namespace], int]
 COMMANDS: Registry[Callable[[ArgumentParser], Handler]] = Registry("subcommand")
 INTERRUPTED, BUG = 130, 70
+_answer: TextIO | None = None  # where the one JSON object goes
 
 
 def command(
@@ -40,8 +43,9 @@ def _parser() -> ArgumentParser:
         description="Count a PyTorch model's FLOPs, measure how fast this device does them, and "
         "say which part of that answer is missing.",
     )
-    parser.add_argument("--version", action="version", version=_version())
-    commands = parser.add_subparsers(metavar="COMMAND", required=True, dest="command")
+    parser.add_argument("--version", action="store_true", help="print versions and exit")
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command")
     for name, define in COMMANDS.items():
         summary, _, example = (define.__doc__ or "").partition("\n\n")
         sub = commands.add_parser(
@@ -52,49 +56,99 @@ def _parser() -> ArgumentParser:
             formatter_class=RawDescriptionHelpFormatter,
         )
         sub.set_defaults(handler=define(sub))
-        sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        sub.add_argument(
+            "--json",
+            action="store_true",
+            default=argparse.SUPPRESS,
+            help="print one JSON object on stdout",
+        )
     return parser
 
 
-def _version() -> str:
+def _version(args: Namespace) -> int:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
         torch = version("torch")
     except PackageNotFoundError:
         torch = "not installed"
-    return f"flopprof {flopprof.__version__} (torch {torch})"
+    if args.json:
+        print_json({"flopprof": flopprof.__version__, "torch": torch})
+    else:
+        print(f"flopprof {flopprof.__version__} (torch {torch})")
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run one subcommand and return its exit code; nothing the user can cause is a traceback."""
     as_json = "--json" in arguments
     before = signal.getsignal(signal.SIGTERM)
+    with _answering(as_json), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            signal.signal(signal.SIGTERM, _interrupt)
+            return _run(arguments)
+        except FlopprofError as error:
+            return _fail(error.problem, error.remedy, error.exit_code, as_json=as_json)
+        except KeyboardInterrupt:
+            return _fail("interrupted", "nothing was written", INTERRUPTED, as_json=as_json)
+        except BrokenPipeError:
+            _discard_output()
+            return 0
+        except MemoryError:
+            remedy = "try a smaller input or batch"
+            return _fail("there is not enough memory", remedy, 6, as_json=as_json)
+        except Exception as error:
+            traceback.print_exc()
+            remedy = "this is a bug in flopprof; report it with the lines above"
+            return _fail(f"{type(error).__name__}: {error}", remedy, BUG, as_json=as_json)
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command is None and not args.version:
+        parser.error("no COMMAND was given")
     try:
-        signal.signal(signal.SIGTERM, _interrupt)
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            args = _parser().parse_args(arguments)
-            code: int = args.handler(args)
-            sys.stdout.flush()
-            return code
-    except FlopprofError as error:
-        return _fail(error.problem, error.remedy, error.exit_code, as_json=as_json)
-    except KeyboardInterrupt:
-        return _fail("interrupted", "nothing was written", INTERRUPTED, as_json=as_json)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except MemoryError:
-        return _fail(
-            "there is not enough memory", "try a smaller input or batch", 6, as_json=as_json
-        )
-    except Exception as error:
-        traceback.print_exc()
-        remedy = "this is a bug in flopprof; report it with the lines above"
-        return _fail(f"{type(error).__name__}: {error}", remedy, BUG, as_json=as_json)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        code: int = _version(args) if args.version else args.handler(args)
+        for stream in filter(None, (sys.stdout, _answer)):
+            stream.flush()
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) or error.filename is not None:
+            raise
+        _discard_output()
+        raise UsageError(
+            f"stdout cannot be written: {str(error.strerror).lower()}",
+            remedy="free space there, or redirect it elsewhere",
+        ) from error
+    return code
+
+
+def _discard_output() -> None:
+    """Let the interpreter's last flush of stdout succeed."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    if _answer is not None:
+        os.dup2(nowhere, _answer.fileno())
+
+
+@contextmanager
+def _answering(as_json: bool) -> Iterator[None]:
+    """With `as_json`, keep stdout for the one object: what a model prints goes to stderr."""
+    global _answer
+    own, real = sys.stdout, sys.stdout is not None and sys.stdout is sys.__stdout__
+    if as_json and real:  # code in C and C++ writes to the descriptor itself
+        own.flush()
+        own = os.fdopen(os.dup(1), "w", encoding="utf-8")
+        os.dup2(2, 1)
+    _answer = own
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        try:
+            yield
+        finally:
+            _answer = None
 
 
 def _interrupt(*_: object) -> NoReturn:
@@ -114,7 +168,7 @@ def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on stdout."""
-    print(json.dumps(value, indent=1))
+    print(json.dumps(value, indent=1), file=_answer, flush=True)
 
 
 class Progress:

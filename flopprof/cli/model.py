@@ -19,8 +19,9 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         "--input",
         action="append",
         metavar="[NAME=]SHAPE[:DTYPE]",
-        help="1x3x224x224, 1x3x224x224:float16, ids=1x128:int64; again for each further input "
-        "(default: the architecture's own size, batch 1)",
+        help="1x3x224x224, 1x3x224x224:float16, ids=1x128:int64:0-999 (values from 0 to 999); "
+        "again for each further input (default: the architecture's own size, batch 1); "
+        f"random values, seed {SEED}",
     )
     parser.add_argument(
         "--dtype", help="cast model and inputs: float32, bfloat16, … (default: as is)"

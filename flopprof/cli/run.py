@@ -1,5 +1,6 @@
 """`flopprof run`: the whole job on one model file."""
 
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -46,7 +47,12 @@ def run(parser: ArgumentParser) -> Handler:
             profiled = _profile(args, progress)
             progress("drawing")
             profiled.write(folder)
-            profiled.plot_roofline(folder / "roofline.png")
+            try:
+                profiled.plot_roofline(folder / "roofline.png")
+            except Exception as error:  # what was measured is not lost for want of a picture
+                if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                    raise
+                warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
             (folder / "report.md").write_text(profiled.report("md"))
             names = sorted(path.name for path in folder.iterdir())
         files = [str(target / name) for name in names]
@@ -56,7 +62,9 @@ def run(parser: ArgumentParser) -> Handler:
             print_json(to_object(profiled, files))
         else:
             print(profiled.report("text"))
-            print(f"Chart   {target / 'roofline.png'}\nReport  {target / 'report.md'}")
+            for label, name in (("Chart", "roofline.png"), ("Report", "report.md")):
+                if name in names:
+                    print(f"{label:8}{target / name}")
         return 0
 
     return handle

@@ -4,8 +4,10 @@ Op formulas (`ops/`) and module formulas (`modules.py`) are two witnesses: they 
 below and no arithmetic. This file and `ops/` never import torch.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof import dtypes
@@ -13,6 +15,9 @@ from flopprof.registry import Registry, import_all
 
 if TYPE_CHECKING:
     from torch import nn
+
+COMPILED = "inductor::compiled_region"
+"""What a compiled region is called as an op: its own time is that of generated code."""
 
 Shape = tuple[int, ...]
 
@@ -152,6 +157,12 @@ def module_formula(*names: str) -> Callable[[ModuleFormula], ModuleFormula]:
 def free_op(*names: str) -> Callable[[OpFormula], OpFormula]:
     """Register ops that only view, move or allocate, with the bytes they move."""
     return FREE_OPS.register(*names)
+
+
+COMPOSITE_OPS: frozenset[str] = frozenset(
+    json.loads(Path(__file__).with_name("composite.json").read_text())
+)
+"""PyTorch's ops that only call other ops (CompositeImplicitAutograd); by scripts/make_composite."""
 
 
 def load_op_formulas() -> None:

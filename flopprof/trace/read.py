@@ -17,10 +17,10 @@ import pandas as pd
 
 from flopprof import dtypes
 from flopprof.errors import LoadError
-from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, kind_of, load_op_formulas
+from flopprof.formulas import COMPILED, FREE_OPS, OP_FORMULAS, OpCall, kind_of, load_op_formulas
 from flopprof.tables import KERNELS, OPS
 from flopprof.trace.stream import stream_events
-from flopprof.trace.tree import OP, OTHER, RANGE, Events, Signature, Tree
+from flopprof.trace.tree import OP, OTHER, RANGE, Events, Signature, Tree, busy_until
 from flopprof.units import shapes_text
 
 PREFIX = "flopprof:"
@@ -32,8 +32,8 @@ _DEVICE |= {"gpu_memset": "memset", "memset": "memset"}
 _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv", re.IGNORECASE)
 # cpu_op events that are no ops: their self time is host overhead.
 _NO_OP = re.compile(
-    r"autograd::engine::|torch::autograd::|Optimizer\.|ProfilerStep#|Torch-Compiled Region|"
-    r"TorchDynamo|CompiledFunction|## Call |\w+Backward\d*$|DistributedDataParallel|"
+    r"autograd::engine::|torch::autograd::|Optimizer\.|ProfilerStep#|TorchDynamo|CompiledFunction|"
+    r"## Call |\w+Backward\d*$|DistributedDataParallel|"
     r"(?!.*::|triton_)"  # a name without a namespace, unless it is a generated kernel
 )
 
@@ -67,7 +67,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     for events in stream_events(Path(path), header):
         for event in events:
             _take(event, found)
-    if not found.signatures:
+    if not found.signatures and not found.has_ranges:
         raise LoadError(
             f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
         )
@@ -103,6 +103,8 @@ def _take(event: Any, found: Events) -> None:
     elif category in _HOST:
         external = _integer(args, "External id", "external id")
         sequence = _integer(args, "Sequence number", "sequence number")
+        if name.startswith("Torch-Compiled Region"):  # what no op inside takes is generated code
+            name = COMPILED
         role = OTHER if _NO_OP.match(name) else OP
         label = _intern(found, name) if role == OTHER else _signature(name, args, found)
         _add_host(found, _thread(event, found), start, end, role, label, external, sequence)
@@ -355,8 +357,6 @@ def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[p
             "duration_us": np.array(lengths),
         }
     )
-    compute = frame[frame["kind"] == "compute"].sort_values("start_us")
+    compute = frame[frame["kind"] == "compute"]
     start = compute["start_us"].to_numpy()
-    end = np.maximum.accumulate(start + compute["duration_us"].to_numpy()) if len(start) else start
-    before = np.concatenate(([-math.inf], end[:-1])) if len(start) else start
-    return frame, float(np.maximum(end - np.maximum(start, before), 0.0).sum())
+    return frame, float(busy_until(start, start + compute["duration_us"].to_numpy(), math.inf))

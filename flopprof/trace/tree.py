@@ -3,6 +3,7 @@
 from array import array
 from bisect import bisect_right
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -197,6 +198,25 @@ class Tree:
                     above = self.op_parent[above]
 
     def gaps_frame(self) -> pd.DataFrame:
-        """Return the gaps as a table."""
+        """Return the gaps as a table, less what ops of other threads fill of them."""
         columns = zip(*self.gaps, strict=True) if self.gaps else [[]] * len(GAPS.columns)
-        return GAPS.frame({name: list(c) for name, c in zip(GAPS.names, columns, strict=True)})
+        frame = GAPS.frame({name: list(c) for name, c in zip(GAPS.names, columns, strict=True)})
+        tops = [n for n, r in enumerate(self.role) if r == OP and self.op_parent[n] < 0]
+        starts, ends = (np.array(edge)[tops] - self.origin for edge in (self.start, self.end))
+        start = frame["start_us"].to_numpy()
+        waited = np.diff(busy_until(starts, ends, [start, start + frame["duration_us"]]), axis=0)
+        return frame.assign(duration_us=frame["duration_us"] - waited[0])
+
+
+def busy_until(starts: np.ndarray, ends: np.ndarray, times: Any) -> np.ndarray:
+    """Return how long before each of `times` any of the intervals was under way."""
+    if not len(starts):
+        return np.zeros(np.shape(times))
+    order = np.argsort(starts)
+    starts, latest = starts[order], np.maximum.accumulate(ends[order])
+    begins = np.concatenate(([starts[0]], np.maximum(starts[1:], latest[:-1])))
+    lengths = np.maximum(latest - begins, 0.0)
+    at = np.searchsorted(starts, times, side="right")
+    total: np.ndarray = np.concatenate(([0.0], np.cumsum(lengths)))[at]
+    latest = np.concatenate(([-np.inf], latest))[at]
+    return total - np.maximum(latest - np.asarray(times), 0.0)

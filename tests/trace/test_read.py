@@ -219,7 +219,7 @@ def test_generated_kernels_without_a_namespace_are_ops(tmp_path):
         tmp_path, op("triton_poi_fused_relu_0", 0, 5), op("Torch-Compiled Region: 0/0", 9, 1)
     )
 
-    assert list(trace.ops["op"]) == ["triton_poi_fused_relu_0"]
+    assert list(trace.ops["op"]) == ["triton_poi_fused_relu_0", "inductor::compiled_region"]
 
 
 def test_modules_of_a_foreign_trace_come_from_its_python_events(tmp_path):
