@@ -283,7 +283,7 @@ def _assemble(
         "dtype": dtype,
         "flopprof": flopprof.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["flopprof", *sys.argv[1:]]) if sys.argv else "",
         "never_called": never,

@@ -58,7 +58,8 @@ def _device(meta: dict[str, Any]) -> str:
     device = meta.get("device") or {}
     parts = [str(device.get("name", "unknown device"))]
     if device.get("threads"):
-        parts.append(f"{device['threads']} threads")
+        threads = device["threads"]
+        parts.append(f"{threads} thread" + ("s" if threads > 1 else ""))
     return ", ".join([*parts, str(meta.get("dtype", "")), f"torch {meta.get('torch', '?')}"])
 
 

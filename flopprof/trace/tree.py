@@ -217,6 +217,7 @@ def busy_until(starts: np.ndarray, ends: np.ndarray, times: Any) -> np.ndarray:
     begins = np.concatenate(([starts[0]], np.maximum(starts[1:], latest[:-1])))
     lengths = np.maximum(latest - begins, 0.0)
     at = np.searchsorted(starts, times, side="right")
-    total: np.ndarray = np.concatenate(([0.0], np.cumsum(lengths)))[at]
+    total = np.concatenate(([0.0], np.cumsum(lengths)))[at]
     latest = np.concatenate(([-np.inf], latest))[at]
-    return total - np.maximum(latest - np.asarray(times), 0.0)
+    until: np.ndarray = total - np.maximum(latest - np.asarray(times), 0.0)
+    return until
