@@ -1,6 +1,6 @@
 """Call a model under hooks and record each module call."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import count
 from operator import itemgetter
@@ -8,12 +8,12 @@ from typing import Any, Self
 
 import pandas as pd
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from flopprof.errors import UsageError
 from flopprof.formulas import ModuleCall
 from flopprof.formulas.modules import canonical_name, find_module_formula, nothing
-from flopprof.hooks import RAISED, quiet_about_hooks, watch_modules
+from flopprof.hooks import RAISED, quiet_about_hooks, tensors_in, watch_modules
 from flopprof.tables import MODULE_CALLS
 from flopprof.units import shapes_text
 
@@ -41,7 +41,7 @@ def _record(model: nn.Module, keep: Callable[[Row], None]) -> AbstractContextMan
     def leaving(
         row: Row, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        went_in, came_out = list(_tensors((args, kwargs))), list(_tensors(output))
+        went_in, came_out = list(tensors_in((args, kwargs))), list(tensors_in(output))
         tensors = went_in + came_out
         floating = (t.dtype for t in tensors if t.is_floating_point() or t.is_complex())
         row["module_type"] = canonical_name(type(module))
@@ -58,15 +58,6 @@ def _record(model: nn.Module, keep: Callable[[Row], None]) -> AbstractContextMan
         keep(row)
 
     return watch_modules(model, entering, leaving)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list | Mapping):
-        for item in value.values() if isinstance(value, Mapping) else value:
-            yield from _tensors(item)
 
 
 class FlopsCounter:

@@ -2,12 +2,12 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._C._profiler import _RecordFunctionFast  # 1.2 µs; record_function takes 10
 from torch.nn.modules import module as base
 
@@ -19,6 +19,15 @@ RAISED: Final = object()  # the output of a module call that raised
 def module_paths(model: nn.Module) -> dict[nn.Module, str]:
     """Return every module's dotted path, the first one of a shared module; '' for the model."""
     return {module: path for path, module in model.named_modules()}
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and mappings."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | Mapping):
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from tensors_in(item)
 
 
 @contextmanager

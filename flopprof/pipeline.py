@@ -123,17 +123,21 @@ def _count_and_trace(model: "nn.Module", inputs: Inputs) -> tuple["Trace", pd.Da
     from flopprof.count import count_modules
     from flopprof.devices import find_device
     from flopprof.trace.read import read_trace
-    from flopprof.trace.record import record_trace
+    from flopprof.trace.record import Recording, record_trace
 
     eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
     with unchanged(model), eager, tempfile.TemporaryDirectory(prefix="flopprof-") as folder:
-        call = guarded(model, inputs)
-        module_calls = count_modules(model, call)
+        call, path = guarded(model, inputs), Path(folder) / "trace.json"
         device = find_device("cpu")  # the meta device records as host ops
-        recording = record_trace(
-            model, call, Path(folder) / "trace.json", device=device, attempts=1
+        # Nothing is timed, so one call serves both witnesses.
+        recordings: list[Recording] = []
+        module_calls = count_modules(
+            model,
+            lambda: recordings.append(
+                record_trace(model, call, path, device=device, attempts=1, timed=False)
+            ),
         )
-        trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
+        trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
     return trace, module_calls
 
 

@@ -45,6 +45,7 @@ OPAQUE_TYPES = (
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
+_HOOKED_PHASES = ("forward", "recompute")
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 _FIRST_INPUT_RULE = {"aten::mul", "aten::add"}  # the profiler counts the first input's elements
 
@@ -162,7 +163,7 @@ def _judge(
     by_call: dict[int, list[int]] = defaultdict(list)
     calls_of_ops = _join_calls(walked, module_calls)
     for index, row in enumerate(rows):
-        if hooked and row.phase == "forward":
+        if hooked and row.phase in _HOOKED_PHASES:
             by_call[calls_of_ops[index]].append(index)
     for call in module_calls.itertuples(index=False):
         hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
@@ -273,7 +274,7 @@ def _judge_alone(
     known = not math.isnan(row.matmul_flops)
     if row.counted and row.kind == "free":
         return "free", "views, moves or allocates"
-    if known and (not hooked or row.phase != "forward"):
+    if known and (not hooked or row.phase not in _HOOKED_PHASES):
         if row.profiler_differs:
             return "disagrees", _profiler_reason(row)
         return "formula_only", (

@@ -42,10 +42,8 @@ class Table:
 
     def frame(self, data: Mapping[str, Any]) -> pd.DataFrame:
         """Return `data` (column name → values) as a frame of this table, cast and checked."""
-        frame = pd.DataFrame(
-            {column.name: _cast(data[column.name], column) for column in self.columns}
-        )
-        return self.check(frame)
+        columns = {column.name: _cast(data[column.name], column) for column in self.columns}
+        return self.check(pd.DataFrame(columns, copy=False))
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
         """Return `rows` as a frame of this table; a missing float is NaN, a missing text is ""."""

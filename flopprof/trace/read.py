@@ -4,8 +4,10 @@ Host events form a tree per thread, by time. Some are ops; ranges name modules; 
 autograd engine's, the optimizer's, annotations) tell the phase, and their own time is overhead.
 """
 
+import gc
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from flopprof.errors import LoadError
 from flopprof.formulas import COMPILED, FREE_OPS, OP_FORMULAS, OpCall, kind_of, load_op_formulas
 from flopprof.tables import KERNELS, OPS
 from flopprof.trace.stream import stream_events
-from flopprof.trace.tree import OP, OTHER, RANGE, Events, Signature, Tree, busy_until
+from flopprof.trace.tree import OP, OTHER, RANGE, Events, HostRow, Signature, Tree, busy_until
 from flopprof.units import shapes_text
 
 PREFIX = "flopprof:"
@@ -34,7 +36,7 @@ _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv"
 _NO_OP = re.compile(
     r"autograd::engine::|torch::autograd::|Optimizer\.|ProfilerStep#|TorchDynamo|CompiledFunction|"
     r"## Call |\w+Backward\d*$|DistributedDataParallel|"
-    r"(?!.*::|triton_)"  # a name without a namespace, unless it is a generated kernel
+    r"(?!.*::|triton_|Torch-Compiled Region)"  # without a namespace, unless it is generated
 )
 
 
@@ -64,72 +66,98 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     load_op_formulas()
     header: dict[str, Any] = {}
     found = Events()
-    for events in stream_events(Path(path), header):
-        for event in events:
-            _take(event, found)
+    collecting = gc.isenabled()
+    gc.disable()  # a trace's objects form no cycles, and walking them all doubles the time
+    try:
+        for events in stream_events(Path(path), header):
+            _take(events, found)
+    finally:
+        if collecting:
+            gc.enable()
     if not found.signatures and not found.has_ranges:
         raise LoadError(
             f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
         )
     if not found.has_ranges:
-        for name, thread, start, end in found.python_modules:
-            _add_host(found, thread, start, end, RANGE, _intern(found, name), -1, -1)
+        found.add(found.python_modules)
     return _build(found, header, profiler_flops or {})
 
 
-def _take(event: Any, found: Events) -> None:
-    """Sort one event into `found`; what is no complete event with finite times is left out."""
-    if not isinstance(event, dict) or event.get("ph") != "X":
-        return
-    name, start, length = event.get("name"), event.get("ts"), event.get("dur", 0)
-    args = event.get("args")
-    if not isinstance(name, str) or not isinstance(args, dict | None):
-        return
-    try:
-        start, length = float(start), float(length)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        found.odd += 1
-        return
-    if not (math.isfinite(start) and 0 <= length < math.inf):
-        found.odd += 1
-        return
-    args = args or {}
-    category = str(event.get("cat", "")).lower()
-    end = start + length
+def _take(events: list[Any], found: Events) -> None:
+    """Sort events into `found`; what is no complete event with finite times is left out."""
+    host: list[HostRow] = []
+    for event in events:
+        if type(event) is not dict or event.get("ph") != "X":
+            continue
+        name, start, length = event.get("name"), event.get("ts"), event.get("dur", 0.0)
+        args = event.get("args") or {}
+        if type(name) is not str or type(args) is not dict:
+            continue
+        if type(start) is not float or type(length) is not float:
+            start, length = _number(start), _number(length)
+        end = start + length
+        if not (end - end == 0 and length >= 0):  # NaN or infinite
+            found.odd += 1
+            continue
+        sort = found.sorts.get(event.get("cat"))
+        if sort is None:
+            sort = found.sorts[event.get("cat")] = _sort_of(str(event.get("cat", "")).lower())
+        role = found.roles.get(name)
+        if role is None:
+            role = found.roles[name] = _role_of(name)
+        if role == RANGE:
+            found.has_ranges = True
+            label = _intern(found, name.removeprefix(PREFIX))
+            host.append((start, end, _thread(event, found), RANGE, label, -1, -1))
+        elif sort == "host":
+            external = _integer(args, "External id", "external id")
+            sequence = _integer(args, "Sequence number", "sequence number")
+            label = _signature(name, args, found) if role == OP else _intern(found, name)
+            host.append((start, end, _thread(event, found), role, label, external, sequence))
+        elif sort == "launch":
+            found.launches[_integer(args, "correlation")] = (_thread(event, found), start)
+        elif sort == "python":
+            if name.startswith(_PYTHON_MODULE):
+                module = _intern(found, name.removeprefix(_PYTHON_MODULE))
+                where = _thread(event, found)
+                found.python_modules.append((start, end, where, RANGE, module, -1, -1))
+        elif sort:
+            kind = "communication" if sort == "compute" and _COLLECTIVE.search(name) else sort
+            numbers = [_integer(args, key) for key in ("stream", "device", "graph id")]
+            correlation = _integer(args, "correlation")
+            kernel = (correlation, sys.intern(name), kind, *numbers, start, length)
+            found.kernels.append(kernel)  # type: ignore[arg-type]  # three numbers
+        elif name.startswith("ProfilerStep#"):
+            found.steps.append((name, start, length))
+    found.add(host)
+
+
+def _sort_of(category: str) -> str:
+    """Return what an event of this category is: host, launch, python, a kernel's kind, or ""."""
+    if category in _HOST:
+        return "host"
+    if category in _LAUNCH:
+        return "launch"
+    return "python" if category == "python_function" else _DEVICE.get(category, "")
+
+
+def _role_of(name: str) -> int:
     if name.startswith(PREFIX):
-        found.has_ranges = True
-        label = _intern(found, name.removeprefix(PREFIX))
-        _add_host(found, _thread(event, found), start, end, RANGE, label, -1, -1)
-    elif category in _HOST:
-        external = _integer(args, "External id", "external id")
-        sequence = _integer(args, "Sequence number", "sequence number")
-        if name.startswith("Torch-Compiled Region"):  # what no op inside takes is generated code
-            name = COMPILED
-        role = OTHER if _NO_OP.match(name) else OP
-        label = _intern(found, name) if role == OTHER else _signature(name, args, found)
-        _add_host(found, _thread(event, found), start, end, role, label, external, sequence)
-    elif category in _DEVICE:
-        kind = _DEVICE[category]
-        if kind == "compute" and _COLLECTIVE.search(name):
-            kind = "communication"
-        numbers = (_integer(args, "stream"), _integer(args, "device"), _integer(args, "graph id"))
-        correlation = _integer(args, "correlation")
-        found.kernels.append((correlation, name, kind, *numbers, start, length))
-    elif category in _LAUNCH:
-        correlation = _integer(args, "correlation")
-        if correlation >= 0:
-            found.launches[correlation] = (_thread(event, found), start)
-    elif category == "python_function" and name.startswith(_PYTHON_MODULE):
-        module = name.removeprefix(_PYTHON_MODULE)
-        found.python_modules.append((module, _thread(event, found), start, end))
-    elif name.startswith("ProfilerStep#"):
-        found.steps.append((name, start, length))
+        return RANGE
+    return OTHER if _NO_OP.match(name) else OP
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
 
 
 def _integer(args: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = args.get(name)
-        if isinstance(value, int):
+        if type(value) is int:
             return value
         if isinstance(value, str) and value.isdigit():
             return int(value)
@@ -137,25 +165,18 @@ def _integer(args: Mapping[str, Any], *names: str) -> int:
 
 
 def _thread(event: Mapping[str, Any], found: Events) -> int:
-    key = (str(event.get("pid")), str(event.get("tid")))
-    return found.threads.setdefault(key, len(found.threads))
+    pid, tid = event.get("pid"), event.get("tid")
+    number = found.threads.get((pid, tid))
+    if number is None:
+        key = (str(pid), str(tid))
+        number = found.threads[(pid, tid)] = found.threads.setdefault(key, len(found.thread_names))
+        if number == len(found.thread_names):
+            found.thread_names.append("/".join(key))
+    return number
 
 
 def _intern(found: Events, name: str) -> int:
     return found.names.setdefault(name, len(found.names))
-
-
-def _add_host(
-    found: Events, thread: int, start: float, end: float, role: int, label: int, external: int,
-    sequence: int,
-) -> None:  # fmt: skip
-    found.start.append(start)
-    found.end.append(end)
-    found.thread.append(thread)
-    found.role.append(role)
-    found.label.append(label)
-    found.external.append(external)
-    found.sequence.append(sequence)
 
 
 def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
@@ -164,11 +185,13 @@ def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
     types = args.get("Input type") or []
     values = args.get("Concrete Inputs") or []
     strides = args.get("Input Strides") or []
-    if not any(shape and not stride for shape, stride in zip(shapes, strides, strict=False)):
+    if strides and strides.count([]) == shapes.count([]):
         strides = []  # only a sparse tensor has a shape and no strides; else they change nothing
     key = (name, orjson.dumps((shapes, types, values, strides)))
     number = found.known.get(key)
     if number is None:
+        if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
+            name = COMPILED
         found.has_values = found.has_values or bool(values)
         number = found.known[key] = len(found.signatures)
         call = (_nested(shapes), types, values, _nested(strides))
@@ -217,13 +240,19 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
     # Parents first: earlier start, then later end, then the lower id.
     order = np.lexsort((external, -end, start, thread))
     origin = float(min(start.min(), min((k[6] for k in found.kernels), default=math.inf)))
+    external = external[order]
+    span_us = float(end.max() - start.min())
     tree = Tree(found, order, start[order], end[order], thread[order], origin)
+    del start, end, thread
+    found.drop_host()
     tree.walk()
+    found.launches.pop(-1, None)
     tree.link_kernels()
-    rows = tree.rows
-    op_rows = np.flatnonzero(rows >= 0)
-    ops = _ops_frame(tree, op_rows, external[order], profiler_flops)
     kernels, device = _kernels_frame(tree, header, origin)
+    found.launches.clear()
+    found.kernels.clear()
+    nodes = np.flatnonzero(tree.rows >= 0)
+    ops = _ops_frame(tree, nodes, external, profiler_flops, on_device=len(kernels) > 0)
     known_ranks = header.get("distributedInfo") or {}
     compute = kernels[kernels["kind"] == "compute"]
     compute_us = float(compute["duration_us"].sum())
@@ -236,7 +265,7 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         "has_values": found.has_values,
         "rank": known_ranks.get("rank", 0) if isinstance(known_ranks, dict) else 0,
         "world_size": known_ranks.get("world_size", 1) if isinstance(known_ranks, dict) else 1,
-        "span_us": float(end.max() - start.min()),
+        "span_us": span_us,
         "steps": found.steps,
         "kernel_time_us": compute_us if len(kernels) else math.nan,
         "device_busy_us": device,
@@ -251,7 +280,12 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
 
 
 def _ops_frame(
-    tree: Tree, nodes: np.ndarray, external: np.ndarray, profiler_flops: Mapping[int, float]
+    tree: Tree,
+    nodes: np.ndarray,
+    external: np.ndarray,
+    profiler_flops: Mapping[int, float],
+    *,
+    on_device: bool,
 ) -> pd.DataFrame:
     found = tree.found
     signatures = found.signatures
@@ -280,7 +314,6 @@ def _ops_frame(
     ]
     start, end = of(tree.start), of(tree.end)
     parents = of(tree.op_parent)
-    threads = ["/".join(key) for key in found.threads]
     by_profiler = [profiler_flops.get(i) or math.nan for i in external[nodes].tolist()]
     return OPS.frame(
         {
@@ -293,13 +326,13 @@ def _ops_frame(
             "call_id": of(tree.call),
             "phase": pd.Categorical(of(tree.phase)),
             "sequence_nr": of(tree.sequence),
-            "thread": pd.Categorical.from_codes(*_codes(threads, of(tree.thread))),
+            "thread": pd.Categorical.from_codes(*_codes(found.thread_names, of(tree.thread))),
             "start_us": start - tree.origin,
             "input_shapes": per_signature([s.shapes for s in signatures]),
             "dtype": pd.Categorical(of(dtype)),
             "cpu_us": end - start,
             "self_cpu_us": np.maximum(of(tree.self_us), 0.0),
-            "device_us": of(tree.device_us) if found.kernels else np.full(len(nodes), math.nan),
+            "device_us": of(tree.device_us) if on_device else np.full(len(nodes), math.nan),
             "counted": of(tree.counted),
             "profiler_flops": by_profiler,
             "matmul_flops": per_signature(flops("matmul_flops")),

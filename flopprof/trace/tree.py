@@ -12,6 +12,7 @@ from flopprof.formulas import Work
 from flopprof.tables import GAPS
 
 OP, RANGE, OTHER = 0, 1, 2
+HostRow = tuple[float, float, int, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -38,17 +39,32 @@ class Events:
     external: "array[int]" = field(default_factory=lambda: array("q"))
     sequence: "array[int]" = field(default_factory=lambda: array("q"))
     names: dict[str, int] = field(default_factory=dict)
-    threads: dict[tuple[str, str], int] = field(default_factory=dict)
+    threads: dict[tuple[Any, Any], int] = field(default_factory=dict)
+    thread_names: list[str] = field(default_factory=list)
+    sorts: dict[Any, str] = field(default_factory=dict)  # of categories
+    roles: dict[str, int] = field(default_factory=dict)  # of names
     signatures: list[Signature] = field(default_factory=list)
     known: dict[tuple[str, bytes], int] = field(default_factory=dict)
     launches: dict[int, tuple[int, float]] = field(default_factory=dict)
     kernels: list[tuple[int, str, str, int, int, int, float, float]] = field(default_factory=list)
     steps: list[tuple[str, float, float]] = field(default_factory=list)
-    python_modules: list[tuple[str, int, float, float]] = field(default_factory=list)
+    python_modules: list[HostRow] = field(default_factory=list)
     has_ranges: bool = False
     has_values: bool = False
     odd: int = 0
     warnings: list[str] = field(default_factory=list)
+
+    def add(self, rows: list[HostRow]) -> None:
+        """Add host events: start, end, thread, role, label, external id, sequence number."""
+        columns: list[array[Any]] = [self.start, self.end, self.thread, self.role]
+        columns += [self.label, self.external, self.sequence]
+        for column, values in zip(columns, zip(*rows, strict=True), strict=bool(rows)):
+            column.extend(values)
+
+    def drop_host(self) -> None:
+        """Free the host events' columns."""
+        for column in (self.start, self.end, self.thread, self.role, self.label, self.sequence):
+            del column[:]
 
 
 class Tree:
@@ -115,7 +131,7 @@ class Tree:
                 work = signature.work
                 if work is not None and work.flops_at_most is None and not below_counted[node]:
                     self.counted[node] = below_counted[node] = True
-                if self.sequence[node] >= 0 and self.phase[node] == "forward":
+                if self.sequence[node] >= 0 and self.phase[node] in ("forward", "recompute"):
                     forward_of.setdefault(self.sequence[node], (self.path[node], self.call[node]))
                 last_op = signature.op
             elif role == RANGE:
@@ -156,6 +172,8 @@ class Tree:
 
     def _enter_range(self, node: int, around: int) -> None:
         name = self.names[self.label[node]]
+        if self.phase[node] == "backward":  # activation checkpointing calls the module again
+            self.phase[node] = "recompute"
         if self.found.has_ranges:
             self.path[node] = name
             return
