@@ -1,15 +1,20 @@
 """Call a model and leave it as it was: its inputs, its mode, its copy on the meta device."""
 
 import copy
+import inspect
 import re
-from collections.abc import Callable, Iterator, Mapping
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from flopprof.errors import FlopprofError, ModelError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 SEED = 0
@@ -20,28 +25,40 @@ class Inputs:
     """What a model is called with."""
 
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] | None = None
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def call(self, model: "nn.Module") -> Any:
         """Call the model with these inputs."""
-        return model(*self.args, **(self.kwargs or {}))
+        return model(*self.args, **self.kwargs)
 
     def to(self, device: str) -> "Inputs":
-        """Return the inputs with every tensor on `device`."""
+        """Return the inputs with every tensor on `device`; lengths of packed ones stay on CPU."""
         import torch
+        from torch.nn.utils.rnn import PackedSequence
         from torch.utils._pytree import tree_map
 
         def move(value: Any) -> Any:
-            return value.to(device) if isinstance(value, torch.Tensor) else value
+            can_move = isinstance(value, torch.Tensor | PackedSequence)
+            return value.to(device) if can_move else value
 
-        return Inputs(tree_map(move, self.args), tree_map(move, dict(self.kwargs or {})))
+        given = (self.args, dict(self.kwargs))
+        return Inputs(*tree_map(move, given, is_leaf=lambda v: isinstance(v, PackedSequence)))
+
+    @property
+    def tensors(self) -> list["torch.Tensor"]:
+        """The tensors in the inputs, however nested."""
+        import torch
+        from torch.utils._pytree import tree_leaves
+
+        leaves = tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
 
     @property
     def text(self) -> str:
         """The inputs as the command line spells them."""
         from flopprof.inputs import describe_inputs
 
-        return describe_inputs(self.args, dict(self.kwargs or {}))
+        return describe_inputs(self.args, self.kwargs)
 
 
 def as_inputs(inputs: Any, kwargs: Mapping[str, Any] | None, model: "nn.Module") -> Inputs:
@@ -51,45 +68,40 @@ def as_inputs(inputs: Any, kwargs: Mapping[str, Any] | None, model: "nn.Module")
         UsageError: It is none of these.
     """
     import torch
+    from torch.nn.utils.rnn import PackedSequence
 
-    device, dtype = home(model)
+    named = dict(kwargs or {})
     if isinstance(inputs, Inputs):
         return inputs
-    if inputs is None:
-        return Inputs((), kwargs)
-    if isinstance(inputs, torch.Tensor):
-        return Inputs((inputs,), kwargs)
+    if isinstance(inputs, torch.Tensor | PackedSequence):
+        return Inputs((inputs,), named)
     if isinstance(inputs, Mapping):
-        return Inputs((), {**inputs, **(kwargs or {})})
-    if isinstance(inputs, str) or is_size(inputs) or are_sizes(inputs):
+        return Inputs((), {**inputs, **named})
+    sizes = inputs if are_sizes(inputs) else [inputs]
+    if isinstance(inputs, str) or is_size(sizes[0]):
         from flopprof.inputs import make_inputs, parse_input
 
-        sizes = [inputs] if isinstance(inputs, str) or is_size(inputs) else inputs
-        texts = [s if isinstance(s, str) else "x".join(map(str, s)) for s in sizes]
-        args, named = make_inputs(
-            [parse_input(text) for text in texts], device=device, dtype=dtype, seed=SEED
-        )
-        return Inputs(args, {**named, **(kwargs or {})})
-    if isinstance(inputs, tuple | list):
-        return Inputs(tuple(inputs), kwargs)
+        device, dtype = home(model)
+        texts = [size if isinstance(size, str) else "x".join(map(str, size)) for size in sizes]
+        specs = [parse_input(text) for text in texts]
+        args, by_name = make_inputs(specs, device=device, dtype=dtype, seed=SEED)
+        return Inputs(args, {**by_name, **named})
+    if inputs is None or isinstance(inputs, tuple | list):
+        return Inputs(tuple(inputs or ()), named)
     raise UsageError(
-        f"inputs are a {type(inputs).__name__}",
+        f"inputs are of type {type(inputs).__name__}",
         remedy='give tensors, a size (1, 3, 224, 224), a text "1x3x224x224" or a dict',
     )
 
 
 def is_size(value: Any) -> bool:
     """Return whether `value` is a size such as (1, 3, 224, 224)."""
-    return (
-        isinstance(value, tuple | list)
-        and len(value) > 0
-        and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
-    )
+    return isinstance(value, tuple | list) and bool(value) and {type(n) for n in value} == {int}
 
 
 def are_sizes(value: Any) -> bool:
     """Return whether `value` is a sequence of sizes."""
-    return isinstance(value, tuple | list) and len(value) > 0 and all(map(is_size, value))
+    return isinstance(value, tuple | list) and bool(value) and all(map(is_size, value))
 
 
 def home(model: "nn.Module") -> tuple[str, str | None]:
@@ -101,31 +113,55 @@ def home(model: "nn.Module") -> tuple[str, str | None]:
 
 
 @contextmanager
-def unchanged(model: "nn.Module") -> Iterator[None]:
-    """Run the block in eval mode and no_grad; modes and random state are restored after it."""
+def unchanged(model: "nn.Module", *, training: bool = False) -> Iterator[None]:
+    """Run the block without gradients and in eval mode, or `training`; then restore the model.
+
+    Restored are modes, random state, gradients and buffers; when training, parameters too, from
+    copies. Elsewhere a change of parameters is only told of, since copies would take too much
+    memory. Other attributes, such as lists that a forward appends to, stay as it leaves them.
+    """
     import torch
 
-    modes = {module: module.training for module in model.modules()}
+    before = [(m, m.training, dict(m._buffers.items())) for m in model.modules()]
+    parameters = _initialised(model.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    versions = [None if p.is_inference() else p._version for p in parameters]
+    kept = [*_initialised(model.buffers()), *(parameters if training else ())]
+    dense = [tensor for tensor in kept if tensor.layout == torch.strided and not tensor.is_meta]
+    copies = [tensor.detach().clone() for tensor in dense]
     device = torch.device(home(model)[0])
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        model.eval()
+        model.train(training)
+        for parameter in parameters if training else ():
+            parameter.grad = None  # else a step would add to them
         try:
             yield
         finally:
-            for module, mode in modes.items():
+            for module, mode, buffers in before:
                 module.training = mode
+                for name, buffer in buffers.items():
+                    setattr(module, name, buffer)
+            for tensor, value in zip(dense, copies, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+    after = [None if p.is_inference() else p._version for p in parameters]
+    if after != versions and not training:
+        warnings.warn("the model's parameters change when it is called, and stay so", stacklevel=3)
+
+
+def _initialised(tensors: "Iterable[torch.Tensor]") -> "list[torch.Tensor]":
+    from torch.nn.parameter import is_lazy
+
+    return [tensor for tensor in tensors if not is_lazy(tensor)]
 
 
 def first_float(inputs: Inputs) -> str | None:
     """Return the element type of the first floating-point input; None if there is none."""
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    for value in tree_leaves((inputs.args, dict(inputs.kwargs or {}))):
-        if isinstance(value, torch.Tensor) and value.is_floating_point():
-            return str(value.dtype).removeprefix("torch.")
-    return None
+    found = (str(t.dtype) for t in inputs.tensors if t.is_floating_point())
+    return next(found, "").removeprefix("torch.") or None
 
 
 def meta_twin(model: "nn.Module") -> "nn.Module | None":
@@ -153,34 +189,67 @@ def meta_twin(model: "nn.Module") -> "nn.Module | None":
         return None
 
 
-# What torch and common models say when an input has the wrong shape, type or number.
-_INPUT_WORDS = re.compile(
-    r"shape|size|channel|dimension|mat1|expected|wrong|must match|argument|input|scalar type|dtype",
-    re.IGNORECASE,
-)
-
-
 def guarded(model: "nn.Module", inputs: Inputs) -> Callable[[], Any]:
     """Return a call of the model whose exceptions say whether input or model is at fault."""
 
     def call() -> Any:
         try:
             return inputs.call(model)
-        except (FlopprofError, MemoryError):
+        except (FlopprofError, MemoryError, KeyboardInterrupt):
             raise
-        except Exception as error:
-            said = str(error).strip().splitlines() or [""]
-            what = f"{type(error).__name__}: {said[0][:300]}"
-            if isinstance(error, RuntimeError | TypeError | AssertionError | ValueError) and (
-                _INPUT_WORDS.search(said[0])
-            ):
-                raise UsageError(
-                    f"the model does not take the input {inputs.text}; it said: {what}",
-                    remedy="give the input it expects, such as --input 1x3x224x224",
-                ) from error
-            raise ModelError(
-                f"the model raised while running on {inputs.text}: {what}",
-                remedy="check that it runs on this input without flopprof",
-            ) from error
+        except BaseException as error:  # also sys.exit, which would end the program in silence
+            raise _blame(model, inputs, error) from error
 
     return call
+
+
+def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> FlopprofError:
+    """Return the input's error where the input is certainly at fault, else the model's."""
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    what = f"{type(error).__name__}: {said}"
+    if isinstance(error, TypeError):
+        signature = inspect.signature(model.forward)
+        try:
+            signature.bind(*inputs.args, **inputs.kwargs)
+        except TypeError as misfit:
+            return UsageError(
+                f"the model does not take the input {inputs.text or '(none)'}: {misfit}",
+                remedy=f"it takes {signature}; give each with --input [NAME=]SHAPE[:DTYPE]",
+            )
+    if refused := _refused(inputs, error):
+        return UsageError(
+            f"the model does not take the input {refused}: {what}",
+            remedy=f"give {refused} another shape, dtype or range: "
+            "--input [NAME=]SHAPE[:DTYPE[:LOW-HIGH]]",
+        )
+    return ModelError(
+        f"the model raised while running on {inputs.text}: {what}",
+        remedy="check that it runs on this input without flopprof, or give another --input",
+    )
+
+
+def _refused(inputs: Inputs, error: BaseException) -> str:
+    """Return, as a spec, the input that the failing code was given; '' if that is not certain.
+
+    It is certain where a module or function of torch.nn raised, or an assertion of any code, that
+    had been given the input itself or a view of it. All else may be a mistake within the model.
+    """
+    import torch
+
+    if type(error) not in (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+        return ""  # not their subclasses: NotImplementedError, out of memory, …
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # An op on the meta device may be implemented in Python, anywhere in torch: those are left out.
+    frames = [f for f in frames if not re.match(r"torch\b(?!\.nn\.)", _module(f))]
+    if not (_module(frames[-1]).startswith("torch.nn.") or isinstance(error, AssertionError)):
+        return ""
+    given = [value for value in frames[-1].f_locals.values() if isinstance(value, torch.Tensor)]
+    held = {id(tensor) for value in given for tensor in (value, value._base)}
+    one_by_one = [Inputs((arg,)) for arg in inputs.args]
+    one_by_one += [Inputs((), {name: value}) for name, value in inputs.kwargs.items()]
+    at_fault = (each.text for each in one_by_one if held & set(map(id, each.tensors)))
+    return next(at_fault, "")
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))

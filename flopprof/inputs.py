@@ -52,24 +52,22 @@ def _parse(spec: str) -> InputSpec:
     name, equals, rest = spec.strip().rpartition("=")
     if equals and not name.isidentifier():
         raise ValueError(f"{name!r} is not the name of an argument")
-    sizes, *more = rest.split(":")
+    sizes, given, bounds = [*rest.split(":", 2), "", ""][:3]
     parts = [] if sizes == "()" else re.split("[x×X,]", sizes)
     for part in parts:
         if not re.fullmatch("[0-9]{1,15}", part):
             raise ValueError(f"{part!r} is not a size")
-    dtype = _SHORT_NAMES.get(more[0], more[0]) if more else "float32"
+    dtype = _SHORT_NAMES.get(given, given or "float32")
     if not dtypes.itemsize(dtype) or dtype.startswith(("q", "float4", "float8_e8")):
         raise ValueError(f"{dtype!r} is not an element type, such as float16, bfloat16 or int64")
-    low, high = _IDS
-    if len(more) > 1:
-        bounds = re.fullmatch("([0-9]{1,18})-([0-9]{1,18})", ":".join(more[1:]))
-        if dtypes.is_floating(dtype) or dtype == "bool":
-            raise ValueError(f"a range is for integers, not for {dtype}")
-        if not bounds or int(bounds[1]) >= int(bounds[2]):
-            raise ValueError(f"{':'.join(more[1:])!r} is not a range low-high with low < high")
-        low, high = int(bounds[1]), int(bounds[2])
-        if high > 1 << 8 * (dtypes.itemsize(dtype) or 8) - (not dtype.startswith("u")):
-            raise ValueError(f"{dtype} does not reach {high}")
+    if bounds and (dtypes.is_floating(dtype) or dtype == "bool"):
+        raise ValueError(f"a range is for integers, not for {dtype}")
+    match = re.fullmatch("([0-9]{1,18})-([0-9]{1,18})", bounds or "{}-{}".format(*_IDS))
+    low, high = map(int, match.groups()) if match else (0, 0)
+    if low >= high:
+        raise ValueError(f"{bounds!r} is not a range low-high with low < high")
+    if high > 1 << 8 * (dtypes.itemsize(dtype) or 8) - (not dtype.startswith("u")):
+        raise ValueError(f"{dtype} does not reach {high}")
     return InputSpec(tuple(int(part) for part in parts), dtype, name or None, low, high)
 
 
@@ -108,12 +106,11 @@ def _tensor(spec: InputSpec, dtype: Any, device: str, generator: Any) -> "Tensor
 
     if torch.device(device).type == "meta":
         return torch.empty(spec.shape, dtype=dtype, device=device)
-    if dtype == torch.bool:
-        return torch.ones(spec.shape, dtype=dtype, device=device)
     if dtypes.is_floating(spec.dtype):
         base = dtype if dtype.is_complex or dtype == torch.float64 else torch.float32
         return torch.randn(spec.shape, dtype=base, generator=generator).to(device, dtype)
-    return torch.randint(spec.low, spec.high, spec.shape, generator=generator).to(device, dtype)
+    low, high = (1, 2) if dtype == torch.bool else (spec.low, spec.high)
+    return torch.randint(low, high, spec.shape, generator=generator).to(device, dtype)
 
 
 def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flopprof.trace.read import Trace
+    from flopprof.training import Training
 
 REPEATS, WARMUP = 10, 3
 CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions by the machine
@@ -42,14 +43,26 @@ Progress = Callable[[str], None]
 
 @overload
 def count_flops(
-    model: "nn.Module", inputs_or_size: list[Any], *, kwargs: Mapping[str, Any] | None = None
+    model: "nn.Module",
+    inputs_or_size: list[Any],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: "bool | Training" = False,
 ) -> Any: ...
 @overload
 def count_flops(
-    model: "nn.Module", inputs_or_size: Any = None, *, kwargs: Mapping[str, Any] | None = None
+    model: "nn.Module",
+    inputs_or_size: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: "bool | Training" = False,
 ) -> Count: ...
 def count_flops(
-    model: "nn.Module", inputs_or_size: Any = None, *, kwargs: Mapping[str, Any] | None = None
+    model: "nn.Module",
+    inputs_or_size: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: "bool | Training" = False,
 ) -> Any:
     """Return the FLOPs of one call of `model`, counted from shapes on the meta device.
 
@@ -60,6 +73,8 @@ def count_flops(
         inputs_or_size: A tensor, a tuple of inputs, a size such as (1, 3, 224, 224), a text
             "1x3x224x224"; or a list of sizes, for a DataFrame with one row per size.
         kwargs: Keyword inputs.
+        train: Whether to count a training step: forward, loss (the sum of the outputs), backward
+            and an SGD step; or a `Training` that says which loss and optimizer.
 
     Raises:
         UsageError: The inputs are of no usable kind, or do not fit the model.
@@ -70,16 +85,19 @@ def count_flops(
         and not is_size(inputs_or_size)
         and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs_or_size)
     ):
-        return _count_sizes(model, inputs_or_size, kwargs)
-    return Count.of(run_count(model, as_inputs(inputs_or_size, kwargs, model)))
+        return _count_sizes(model, inputs_or_size, kwargs, train)
+    return Count.of(run_count(model, as_inputs(inputs_or_size, kwargs, model), train=train))
 
 
 def _count_sizes(
-    model: "nn.Module", sizes: Sequence[Any], kwargs: Mapping[str, Any] | None
+    model: "nn.Module",
+    sizes: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    train: "bool | Training",
 ) -> pd.DataFrame:
     rows = []
     for size in sizes:
-        run = run_count(model, as_inputs(size, kwargs, model))
+        run = run_count(model, as_inputs(size, kwargs, model), train=train)
         names = ("matmul_flops", "vector_flops", "flops", "flops_at_most")
         rows.append({"input": run.meta["input"]} | {n: getattr(run.totals, n) for n in names})
     return pd.DataFrame(rows)
@@ -89,6 +107,7 @@ def run_count(
     model: "nn.Module",
     inputs: Inputs,
     *,
+    train: "bool | Training" = False,
     meta: dict[str, Any] | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
@@ -99,12 +118,13 @@ def run_count(
     traced = None
     if (twin := meta_twin(model)) is not None:
         try:
-            where, traced = "meta", _count_and_trace(twin, inputs.to("meta"))
+            where, traced = "meta", _count_and_trace(twin, inputs.to("meta"), train)
         except FlopprofError:
             traced = None  # what the model says on its own device is clearer, or it runs there
     if traced is None:
         where = home(model)[0]
-        traced = _count_and_trace(model, inputs.to("meta") if where == "meta" else inputs)
+        given = inputs.to("meta") if where == "meta" else inputs
+        traced = _count_and_trace(model, given, train)
     trace, module_calls = traced
     return _assemble(
         model,
@@ -117,7 +137,9 @@ def run_count(
     )
 
 
-def _count_and_trace(model: "nn.Module", inputs: Inputs) -> tuple["Trace", pd.DataFrame]:
+def _count_and_trace(
+    model: "nn.Module", inputs: Inputs, train: "bool | Training"
+) -> tuple["Trace", pd.DataFrame]:
     import torch
 
     from flopprof.count import count_modules
@@ -126,8 +148,16 @@ def _count_and_trace(model: "nn.Module", inputs: Inputs) -> tuple["Trace", pd.Da
     from flopprof.trace.record import Recording, record_trace
 
     eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
-    with unchanged(model), eager, tempfile.TemporaryDirectory(prefix="flopprof-") as folder:
-        call, path = guarded(model, inputs), Path(folder) / "trace.json"
+    training = _training(train)
+    with (
+        unchanged(model, training=bool(train)),
+        eager,
+        tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
+    ):
+        path = Path(folder) / "trace.json"
+        call = guarded(model, training.of(model, inputs) if training else inputs)
+        if training:
+            call()  # an optimizer's first step makes its state
         device = find_device("cpu")  # the meta device records as host ops
         # Nothing is timed, so one call serves both witnesses.
         recordings: list[Recording] = []
@@ -146,6 +176,7 @@ def profile(
     inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
+    train: "bool | Training" = False,
     device: str | None = None,
     threads: int | None = None,
     repeats: int = REPEATS,
@@ -154,14 +185,16 @@ def profile(
     meta: dict[str, Any] | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
-    """Count, trace and time one call of `model` in eval mode, and reconcile the three.
+    """Count, trace and time one call of `model`, and reconcile the three.
 
-    The model is left as it was: hooks, modes, random state.
+    In eval mode and without gradients, unless it is trained. The model is left as it was: hooks,
+    modes, parameters, gradients, buffers, random state.
 
     Args:
         model: Any module.
         inputs: As for `count_flops`.
         kwargs: Keyword inputs.
+        train: As for `count_flops`.
         device: "cpu", "cuda", "cuda:1", "auto"; the model's own unless given.
         threads: CPU threads for the passes; torch's own setting unless given.
         repeats: Bare calls that are timed.
@@ -198,8 +231,9 @@ def profile(
             found = find_ceilings(place, dtypes=wanted, progress=progress)
             rooflines, doubts = found.rooflines(), list(found.warnings)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
-        stack.enter_context(unchanged(model))
-        call = guarded(model, given)
+        stack.enter_context(unchanged(model, training=bool(train)))
+        training = _training(train)
+        call = guarded(model, training.of(model, given) if training else given)
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
@@ -235,6 +269,7 @@ def profile(
             "traced_us": recording.traced_us,
             "slowdown_frac": recording.traced_us / wall["median"] - 1,
             "repeats": repeats,
+            "train": bool(train),
             "telemetry": telemetry,
             **(meta or {}),
         },
@@ -303,6 +338,12 @@ def _assemble(
         for name in ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac")
     }
     return run
+
+
+def _training(train: "bool | Training") -> "Training | None":
+    from flopprof.training import Training
+
+    return Training() if train is True else train or None
 
 
 @contextmanager

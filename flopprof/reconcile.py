@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas import COMPILED, COMPOSITE_OPS
-from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS
+from flopprof.formulas.external import find_op_formula
+from flopprof.tables import LOSS, MODULE_CALLS, OPS, SITES, VERDICTS
 from flopprof.units import duration, percent
 
 OWN_NAMESPACES = frozenset(
@@ -58,6 +59,7 @@ class _Verdicts:
     reason: list[str]
     hook_flops: list[float]
     not_run: list[dict[str, Any]] = field(default_factory=list)
+    by_hook: dict[int, tuple[float, float]] = field(default_factory=dict)  # the hook alone knows
 
 
 def reconcile(
@@ -203,8 +205,13 @@ def _judge_call(
 ) -> None:
     """Compare one module call's hook count with its ops, each class on its own."""
     working = [i for i in indices if rows[i].kind != "free"]
-    if any(math.isnan(rows[i].matmul_flops) for i in working):
-        return  # an unknown op in the call: no sum to compare with
+    lacking = [i for i in working if math.isnan(rows[i].matmul_flops)]
+    if lacking:  # no sum to compare with
+        if len(working) == 1 and sum(hook) > 0:
+            op = working[0]  # which is the whole call
+            out.by_hook[op], out.hook_flops[op], out.verdict[op] = hook, sum(hook), "unknown"
+            out.reason[op] = f"the FLOPs are the hook's alone; no formula for {rows[op].op} agrees"
+        return
     sums = (
         sum(rows[i].matmul_flops for i in working),
         sum(rows[i].vector_flops for i in working),
@@ -273,7 +280,7 @@ def _judge_alone(
     namespace = row.op.partition("::")[0]
     known = not math.isnan(row.matmul_flops)
     if row.counted and row.kind == "free":
-        return "free", "views, moves or allocates"
+        return "free", "no floating-point work: views, moves, allocates, or counts integers"
     if known and (not hooked or row.phase not in _HOOKED_PHASES):
         if row.profiler_differs:
             return "disagrees", _profiler_reason(row)
@@ -282,6 +289,10 @@ def _judge_alone(
         )
     if known and row.profiler_differs:
         return "disagrees", _profiler_reason(row)
+    if known and row.module_path == LOSS:
+        return "formula_only", "the loss, outside the model"
+    if known and row.phase == "recompute":
+        return "formula_only", "computed again in the backward pass, which ends it early"
     if known and row.op in FUSED_OPS:
         below = f"{row.module_path}." if row.module_path else ""
         count = sum(path.startswith(below) for path in never)
@@ -313,13 +324,18 @@ def _group(
     walked: pd.DataFrame, verdicts: _Verdicts, types: dict[str, str]
 ) -> list[dict[str, Any]]:
     """Return one row per site: the calls of one op, path, phase, shapes and dtype together."""
+    walked = walked.assign(flops_source=walked["op"].map(_sources(walked["op"])))
+    walked.loc[walked["matmul_flops"].isna(), "flops_source"] = "none"
+    for row, hook in verdicts.by_hook.items():
+        walked.loc[row, ["matmul_flops", "vector_flops"]] = hook
+        walked.loc[row, "flops_source"] = "hook"
     frame = walked.assign(
         flops=walked["matmul_flops"] + walked["vector_flops"],
         rank=[_RANK[verdict] for verdict in verdicts.verdict],
         reason=verdicts.reason,
         hook_flops=verdicts.hook_flops,
     )
-    keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind"]
+    keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind", "flops_source"]
     frame = frame.astype(dict.fromkeys(keys, "str")).sort_values("rank", kind="stable")
     total = frame.groupby(keys, sort=False)
     sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
@@ -331,10 +347,13 @@ def _group(
     sites["rank"], sites["reason"] = total["rank"].last(), total["reason"].last()
     sites = sites.reset_index()
     sites["verdict"] = [VERDICTS[rank] for rank in sites.pop("rank")]
-    sites["formula_flops"] = sites["flops"]
-    sites["flops_source"] = np.where(sites["flops"].notna(), "formula", "none")
+    sites["formula_flops"] = sites["flops"].where(sites["flops_source"] != "hook")
     sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]
     return [{str(k): v for k, v in row.items()} for row in sites.to_dict("records")]
+
+
+def _sources(ops: pd.Series) -> dict[str, str]:
+    return {op: find_op_formula(op)[1] for op in ops.unique()}
 
 
 def hidden_gaps(ops: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:

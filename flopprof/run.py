@@ -93,6 +93,19 @@ class Run:
         wall = self.meta.get("wall_us") or {}
         return add_up(self.sites, wall.get("median", math.nan))
 
+    def by_phase(self) -> pd.DataFrame:
+        """Return FLOPs and time per phase: forward, backward, recompute, optimizer.
+
+        `unknown_sites` counts the sites that have no known FLOPs and are left out of the sums.
+        """
+        names = ["calls", "matmul_flops", "vector_flops", "flops", "time_us"]
+        groups = self.sites.groupby("phase", sort=False, observed=True)
+        sums = groups[names].sum(min_count=1)
+        sums[names[1:4]] = sums[names[1:4]].fillna(0.0)
+        sums["unknown_sites"] = self.sites["flops"].isna().groupby(self.sites["phase"]).sum()
+        order = [p for p in ("forward", "backward", "recompute", "optimizer") if p in sums.index]
+        return sums.loc[order].reset_index()
+
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the run to the folder `path` and return it; a run already there is replaced.
 

@@ -17,6 +17,9 @@ VERDICTS = tuple(
 )
 """The reconciler's conclusions, in order: a site has the first that applies."""
 
+LOSS = "(loss)"
+"""The module path of a training step's loss, which is outside the model."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

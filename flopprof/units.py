@@ -71,3 +71,10 @@ def shorten(text: str, width: int) -> str:
         return text
     head = (width - 1) // 2
     return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+
+
+def safe_text(text: object, width: int = 300) -> str:
+    """Return `text`, which a file may have chosen, without control characters and not too long."""
+    chars = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[: width + 1])
+    shown = "".join(chars)
+    return shown if len(shown) <= width else shown[: width - 1] + "…"

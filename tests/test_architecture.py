@@ -20,8 +20,9 @@ LEVELS = [
     ["run"],
     ["reconcile"],
     ["count", "trace", "ceilings"],
-    ["loaders"],
+    ["loaders", "training"],
     ["recognise", "inputs", "hooks", "devices", "formulas", "calling"],
+    ["usercode"],
     ["tables", "registry", "units", "dtypes"],
     ["errors"],
 ]

@@ -128,6 +128,27 @@ def test_an_op_that_only_calls_others_is_free_and_they_are_judged():
     assert (verdicts["aten::einsum"], verdicts["aten::bmm"]) == ("free", "functional")
 
 
+def test_what_only_the_hook_knows_is_counted_and_said_to_be_unconfirmed():
+    row = op_row(op="quantized::linear", kind="matmul", matmul_flops=math.nan)
+
+    sites = judge(call_row(240, 24), [row | {"vector_flops": math.nan, "counted": False}])
+
+    assert set(sites["verdict"]) == {"unknown"}
+    assert set(sites["flops_source"]) == {"hook"}
+    assert list(sites["flops"]) == [264]
+    assert sites["formula_flops"].isna().all()
+    assert "the hook's alone" in sites["reason"][0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.ao
+def test_a_dynamically_quantised_layer_is_never_zero():
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 16)), {nn.Linear})
+
+    count = flopprof.count_flops(model, (2, 8))
+
+    assert (count.matmul_flops, count.vector_flops) == (2 * 2 * 8 * 16, 2 * 16)
+
+
 def test_an_op_that_does_its_own_work_is_unknown_though_its_formula_gives_none():
     row = op_row(op="aten::_fancy", kind="other", matmul_flops=math.nan, vector_flops=math.nan)
 

@@ -16,14 +16,16 @@ def count(parser: ArgumentParser) -> Handler:
     add_model_arguments(parser)
 
     def handle(args: Namespace) -> int:
-        from flopprof.cli.model import load
+        from flopprof.cli.model import load, training
         from flopprof.pipeline import run_count
         from flopprof.report.jsonfile import to_object
 
         with Progress() as progress:
             progress("loading")
             loaded, inputs, provenance = load(args, device="cpu", meta=True)
-            counted = run_count(loaded.model, inputs, meta=provenance, progress=progress)
+            counted = run_count(
+                loaded.model, inputs, train=training(args), meta=provenance, progress=progress
+            )
         if args.json:
             print_json(to_object(counted))
         else:

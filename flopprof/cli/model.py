@@ -27,6 +27,24 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         "--dtype", help="cast model and inputs: float32, bfloat16, … (default: as is)"
     )
     parser.add_argument(
+        "--formulas", metavar="FILE.py", help="file with formulas for your own ops and modules"
+    )
+    parser.add_argument(
+        "--train",
+        action="store_true",
+        help="one training step: forward, loss, backward, optimizer (default: inference)",
+    )
+    parser.add_argument(
+        "--loss",
+        metavar="FILE.py:FUNCTION",
+        help="with --train: maps the output to a scalar (default: the sum of the outputs)",
+    )
+    parser.add_argument(
+        "--optimizer",
+        default="sgd",
+        help="with --train: sgd (default), momentum, adam, adamw, none",
+    )
+    parser.add_argument(
         "--trust", action="store_true", help="let the file run code: pickled modules, TorchScript"
     )
 
@@ -39,9 +57,12 @@ def load(
     Raises:
         FlopprofError: The file, the architecture or the input is not usable.
     """
+    from flopprof.formulas.external import load_formulas
     from flopprof.inputs import make_inputs, parse_input
     from flopprof.loaders import load_model
 
+    if args.formulas:
+        load_formulas(args.formulas)
     specs = [parse_input(text) for text in args.input or []]
     loaded = load_model(
         args.model, arch=args.arch, trust=args.trust, device=device, dtype=args.dtype, meta=meta
@@ -66,3 +87,14 @@ def load(
         "warnings": list(loaded.warnings),
     }
     return loaded, Inputs(positional, named), provenance
+
+
+def training(args: Namespace) -> "Training | bool":  # type: ignore[name-defined]  # noqa: F821
+    """Return how the model is trained; False where it is not."""
+    from flopprof.training import Training
+    from flopprof.usercode import find_function
+
+    if not args.train:
+        return False
+    loss = find_function(args.loss, "--loss") if args.loss else None
+    return Training(loss, args.optimizer)

@@ -71,7 +71,7 @@ def run(parser: ArgumentParser) -> Handler:
 
 
 def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821
-    from flopprof.cli.model import load
+    from flopprof.cli.model import load, training
     from flopprof.devices import find_device
     from flopprof.pipeline import profile
 
@@ -82,6 +82,7 @@ def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name
     return profile(
         loaded.model,
         inputs,
+        train=training(args),
         device=device.torch_device,
         threads=args.threads,
         repeats=args.repeats,

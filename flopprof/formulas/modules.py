@@ -5,9 +5,13 @@ decide (CTC, adaptive softmax, multi-label margin), and the transformer layers a
 own work is functional.
 """
 
+import csv
 import inspect
+import sys
 from collections.abc import Callable
+from functools import partial
 from math import inf, prod
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, broadcast_shapes, nn
@@ -18,13 +22,14 @@ from flopprof.formulas import MODULE_FORMULAS, ModuleCall, ModuleFormula, Work, 
 
 _INTERNALS = ("forward", "__call__", "_conv_forward", "_apply_instance_norm")
 """Methods that do a layer's arithmetic: a subclass that overrides one is another layer."""
-_DIMS = (1, 2, 3)
 
 
 def canonical_name(cls: type) -> str:
-    """Return the name a class is registered by: `torch.nn.Conv2d`, else its full module path."""
-    if cls.__module__.startswith("torch.nn.modules.") and vars(nn).get(cls.__name__) is cls:
-        return f"torch.nn.{cls.__name__}"
+    """Return the name a class is registered by: as users import torch's, else its full path."""
+    package = cls.__module__.partition(".modules")[0]
+    exported = getattr(sys.modules.get(package), cls.__name__, None) is cls
+    if exported and package.startswith("torch."):
+        return f"{package}.{cls.__name__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
@@ -71,19 +76,24 @@ def _elements(tensor: Tensor) -> int:
     return tensor.numel() if tensor.is_floating_point() or tensor.is_complex() else 0
 
 
-def _nn(names: str) -> Callable[[ModuleFormula], ModuleFormula]:
-    """Register a formula for the classes `names` of torch.nn."""
-    return module_formula(*(f"torch.nn.{name}" for name in names.split()))
+def _nn(names: str, package: str = "torch.nn") -> Callable[[ModuleFormula], ModuleFormula]:
+    """Register a formula for the classes `names` of a package."""
+    return module_formula(*(f"{package}.{name}" for name in names.split()))
 
 
-def _of_input(flops: Callable[[Any, int], int]) -> ModuleFormula:
-    """Return the formula of a layer that does `flops(module, n)` on an input of n elements."""
-    return lambda call: Work(vector_flops=flops(call.module, _elements(_input(call))))
+def _sum(m: Any, terms: str) -> int:
+    """Return the sum of `terms` such as "8 weight 3*full": numbers and attributes of a module.
 
-
-def _has(module: Any, *names: str) -> int:
-    """Return how many of the optional tensors `names` the module has."""
-    return sum(getattr(module, name, None) is not None for name in names)
+    A flag or size counts as it is, anything else as one: a tensor that is given, a reduction.
+    """
+    total = 0
+    for term in terms.split():
+        factor, _, name = term.rpartition("*")
+        value = name if name.isdigit() else getattr(m, name, None)
+        if name == "reduction" or not isinstance(value, int | str):
+            value = value not in (None, "none")
+        total += int(factor or 1) * int(value)
+    return total
 
 
 def _rows(call: ModuleCall) -> int:
@@ -91,102 +101,27 @@ def _rows(call: ModuleCall) -> int:
     return prod(_input(call).shape[:-1])
 
 
-def _reduces(module: Any) -> int:
-    """Return the reduction's FLOPs per element of a loss: a sum or mean is 1."""
-    return int(module.reduction != "none")
-
-
-def _normalise(m: Any, n: int) -> int:
-    """Return 5n (mean, subtract, square, sum, scale), + n with weight, + n with bias."""
-    return (5 + _has(m, "weight", "bias")) * n
-
-
-_PADS = [f"{k}Pad" for k in ("Zero", "Constant", "Reflection", "Replication", "Circular")]
-
-
-@_nn(
-    "Identity Sequential ModuleList ModuleDict ParameterList ParameterDict Flatten Unflatten Unfold"
-    " PixelShuffle PixelUnshuffle ChannelShuffle MaxUnpool1d MaxUnpool2d MaxUnpool3d "
-    + " ".join(f"{pad}{dims}d" for pad in _PADS for dims in _DIMS)
-)
-@module_formula("torchvision.ops.misc.Permute")
 def nothing(_call: ModuleCall) -> Work:
     """Moves data, or only calls its children."""
     return Work()
 
 
-for _names, _flops in {
-    "ReLU ReLU6 Hardtanh LeakyReLU PReLU RReLU ELU CELU SELU GELU SiLU Mish Hardswish Hardsigmoid"
-    " Softplus Sigmoid Tanh LogSigmoid Hardshrink Softshrink Threshold": lambda _, n: n,
-    "GLU": lambda _, n: n,  # a sigmoid and a multiply for half of the elements
-    "Fold": lambda _, n: n,  # each element is added to the image
-    "Tanhshrink": lambda _, n: 2 * n,  # x − tanh x, composed in Python
-    "Softsign": lambda _, n: 3 * n,  # x ÷ (|x| + 1), composed in Python
-    "Softmax Softmax2d LogSoftmax": lambda _, n: 5 * n,  # max, subtract, exp, sum, divide
-    "Softmin": lambda _, n: 6 * n,  # the same of −x
-    "Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout": lambda m, n: (
-        2 * n * m.training  # mask, scale
-    ),
-    "LayerNorm GroupNorm": _normalise,
-    # Running statistics fold, with the affine part, to one scale and one shift.
-    "BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm": lambda m, n: (
-        2 * n if not m.training and m.running_mean is not None else _normalise(m, n)
-    ),
-    "InstanceNorm1d InstanceNorm2d InstanceNorm3d": lambda m, n: (
-        2 * n if not m.training and m.track_running_stats else _normalise(m, n)
-    ),
-    "RMSNorm": lambda m, n: (3 + _has(m, "weight")) * n,  # square, sum, scale
-    # Square, mean of `size` channels, scale, shift, power, divide.
-    "LocalResponseNorm CrossMapLRN2d": lambda m, n: (m.size + 5) * n,
-    "L1Loss MSELoss": lambda m, n: (2 + _reduces(m)) * n,  # |x − y| or (x − y)²
-    # |d| < β ? ½d²/β : |d| − ½β: subtract, abs, compare; square, halve, divide; subtract.
-    "SmoothL1Loss": lambda m, n: ((7 if m.beta else 2) + _reduces(m)) * n,
-    # |d| ≤ δ ? ½d² : δ(|d| − ½δ): subtract, abs, compare; square, halve; subtract, multiply.
-    "HuberLoss": lambda m, n: (7 + _reduces(m)) * n,
-    "SoftMarginLoss": lambda m, n: (4 + _reduces(m)) * n,  # log1p(exp(−y·x))
-    "HingeEmbeddingLoss": lambda m, n: (3 + _reduces(m)) * n,  # y = 1 ? x : max(0, δ − x)
-    "MarginRankingLoss": lambda m, n: (5 + _reduces(m)) * n,  # max(0, −y·(x₁ − x₂) + margin)
-    # −w·(y·log x + (1 − y)·log(1 − x))
-    "BCELoss": lambda m, n: (8 + _has(m, "weight") + _reduces(m)) * n,
-    # (1 − y)·x − w·logsigmoid x, where p makes w = 1 + (p − 1)·y.
-    "BCEWithLogitsLoss": lambda m, n: (
-        (4 + _has(m, "weight") + 3 * _has(m, "pos_weight") + _reduces(m)) * n
-        + (m.pos_weight.numel() if _has(m, "pos_weight") else 0)
-    ),
-    # y·(log y − x), or eʸ·(y − x); the batch mean divides the sum once.
-    "KLDivLoss": lambda m, n: (3 + _reduces(m)) * n + (m.reduction == "batchmean"),
-    # eˣ − y·x or x − y·log(x + ε); in full, Stirling's y·log y − y + ½·log(2πy) where y > 1.
-    "PoissonNLLLoss": lambda m, n: ((3 if m.log_input else 4) + 9 * m.full + _reduces(m)) * n,
-}.items():
-    _nn(_names)(_of_input(_flops))
-module_formula("torchvision.models.convnext.LayerNorm2d")(_of_input(_normalise))
-# The fold w ÷ √(var + ε), b − mean·w, is done on each call: 5 per channel.
-module_formula("torchvision.ops.misc.FrozenBatchNorm2d")(
-    _of_input(lambda m, n: 2 * n + 5 * m.weight.numel())
-)
+def _of_elements(call: ModuleCall, *, per_element: str, per_row: str = "") -> Work:
+    """So much for each element of the first input, and for each of its rows."""
+    m, n = call.module, _elements(_input(call))
+    return Work(vector_flops=_sum(m, per_element) * n + _sum(m, per_row) * _rows(call))
 
 
-@module_formula("torchvision.ops.stochastic_depth.StochasticDepth")
-def stochastic_depth(call: ModuleCall) -> Work:
-    """In training, one multiply per element and one division per drawn number; else nothing."""
-    module: Any = call.module
-    x = _input(call)
-    if not module.training or module.p == 0:
-        return Work()
-    drawn = len(x) if module.mode == "row" else 1
-    return Work(vector_flops=x.numel() + drawn * (module.p < 1))
-
-
-@_nn("Linear Bilinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d")
-def product(call: ModuleCall) -> Work:
+def _product(call: ModuleCall, *, per_element: str) -> Work:
     """Each output element sums in_features products, or in_channels ÷ groups × filter taps.
 
     Transposed, each input element goes into out_channels ÷ groups × filter taps. Bilinear,
-    x₁ᵀ·W·x₂: in₁·in₂ products, then in₂.
+    x₁ᵀ·W·x₂: in₁·in₂ products, then in₂. A quantised product counts as the real one, without the
+    scaling to and from integers; what is fused to it adds `per_element` to each output.
     """
     m: Any = call.module
     out = _output(call)
-    if isinstance(m, nn.Linear):
+    if hasattr(m, "in_features"):
         multiply_adds = out.numel() * m.in_features
     elif isinstance(m, nn.Bilinear):
         multiply_adds = out.numel() * (m.in1_features * m.in2_features + m.in2_features)
@@ -195,8 +130,75 @@ def product(call: ModuleCall) -> Work:
     else:
         multiply_adds = out.numel() * (m.in_channels // m.groups) * prod(m.kernel_size)
     parts = 2 if out.is_complex() else 1  # a complex multiply-add is 8 FLOPs, an add 2
-    bias = parts * _elements(out) if m.bias is not None else 0
-    return Work(matmul_flops=2 * parts**2 * multiply_adds, vector_flops=bias)
+    bias = m.bias() if callable(m.bias) else m.bias  # packed with the weight: a method unpacks it
+    each = (bias is not None) + _sum(m, per_element)
+    outputs = out.numel() if out.is_quantized else _elements(out)
+    return Work(2 * parts**2 * multiply_adds, parts * outputs * each)
+
+
+def _register(package: str, classes: str, formula: str, per_element: str, per_row: str) -> None:
+    """Register a row of modules.csv."""
+    known: dict[str, ModuleFormula] = {
+        "nothing": nothing,
+        "product": partial(_product, per_element=per_element),
+        "elements": partial(_of_elements, per_element=per_element, per_row=per_row),
+    }
+    _nn(classes, package)(known[formula])
+
+
+with Path(__file__).with_name("modules.csv").open(encoding="utf-8", newline="") as _file:
+    for _row in list(csv.reader(_file))[1:]:
+        _register(*_row[:5])
+
+
+@_nn("Quantize DeQuantize", "torch.ao.nn.quantized")
+def quantize(call: ModuleCall) -> Work:
+    """A scale and a shift."""
+    return Work(vector_flops=2 * _input(call).numel())
+
+
+@_nn("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm")
+@_nn("InstanceNorm1d InstanceNorm2d InstanceNorm3d")
+def batch_norm(call: ModuleCall) -> Work:
+    """Running statistics fold, with the affine part, to one scale and one shift.
+
+    Else mean, subtract, square, sum, scale, and weight and bias.
+    """
+    folded = not call.module.training and call.module.running_mean is not None
+    return _of_elements(call, per_element="2" if folded else "5 weight bias")
+
+
+@_nn("FrozenBatchNorm2d", "torchvision.ops.misc")
+def frozen_batch_norm(call: ModuleCall) -> Work:
+    """A scale and a shift; the fold w ÷ √(var + ε), b − mean·w, is done on each call: 5."""
+    m: Any = call.module
+    return Work(vector_flops=2 * _elements(_input(call)) + 5 * m.weight.numel())
+
+
+@_nn("SmoothL1Loss BCEWithLogitsLoss KLDivLoss")
+def loss_of_elements(call: ModuleCall) -> Work:
+    """So much per element of the first input, and once per call: see the comments."""
+    m: Any = call.module
+    if isinstance(m, nn.SmoothL1Loss):
+        # |d| < β ? ½d²/β : |d| − ½β: subtract, abs, compare; square, halve, divide; subtract.
+        each, once = "7 reduction" if m.beta else "2 reduction", 0
+    elif isinstance(m, nn.KLDivLoss):
+        # y·(log y − x), or eʸ·(y − x); the batch mean divides the sum once.
+        each, once = "3 reduction", int(m.reduction == "batchmean")
+    else:
+        # (1 − y)·x − w·logsigmoid x, where p makes w = 1 + (p − 1)·y.
+        each = "4 weight 3*pos_weight reduction"
+        once = 0 if m.pos_weight is None else m.pos_weight.numel()
+    return Work(vector_flops=_sum(m, each) * _elements(_input(call)) + once)
+
+
+@_nn("StochasticDepth", "torchvision.ops.stochastic_depth")
+def stochastic_depth(call: ModuleCall) -> Work:
+    """In training, one multiply per element and one division per drawn number; else nothing."""
+    m: Any = call.module
+    x = _input(call)
+    drawn = len(x) if m.mode == "row" else 1
+    return Work(vector_flops=(x.numel() + drawn * (m.p < 1)) * (m.training and m.p > 0))
 
 
 @_nn("Embedding EmbeddingBag")
@@ -229,23 +231,20 @@ def _adaptive(x: Tensor, out: Tensor, dims: int) -> int:
 def _register_pools(dims: int) -> None:
     fractional = f" FractionalMaxPool{dims}d" if dims > 1 else ""
 
-    @_nn(f"MaxPool{dims}d AvgPool{dims}d{fractional}")
-    def pool(call: ModuleCall) -> Work:
-        """The window's size per output element."""
-        module: Any = call.module
-        return Work(vector_flops=_window(module.kernel_size, dims) * _elements(_output(call)))
+    @_nn(f"MaxPool{dims}d AvgPool{dims}d LPPool{dims}d{fractional}")
+    def pool(call: ModuleCall) -> Work | None:
+        """The window's size per output element.
 
-    @_nn(f"LPPool{dims}d")
-    def lp_pool(call: ModuleCall) -> Work | None:
-        """Power n; per output the window, then sign, abs, relu, two multiplies, root.
-
-        For p = ∞, abs n and the window per output.
+        Of a norm, also the power of each input and, per output, sign, abs, relu, two multiplies,
+        root; for p = ∞ the input's abs.
         """
-        module: Any = call.module
-        if module.norm_type == -inf:
+        m: Any = call.module
+        norm, each = getattr(m, "norm_type", None), _window(m.kernel_size, dims)
+        if norm == -inf:
             return None
-        each = _window(module.kernel_size, dims) + (0 if module.norm_type == inf else 6)
-        return Work(vector_flops=_input(call).numel() + each * _output(call).numel())
+        powers = 0 if norm is None else _elements(_input(call))
+        roots = 0 if norm in (None, inf) else 6
+        return Work(vector_flops=powers + (each + roots) * _elements(_output(call)))
 
     @_nn(f"AdaptiveMaxPool{dims}d AdaptiveAvgPool{dims}d")
     def adaptive_pool(call: ModuleCall) -> Work:
@@ -253,7 +252,7 @@ def _register_pools(dims: int) -> None:
         return Work(vector_flops=_adaptive(_input(call), _output(call), dims))
 
 
-for _dims in _DIMS:
+for _dims in (1, 2, 3):
     _register_pools(_dims)
 
 
@@ -272,49 +271,31 @@ _CELLS = {"RNN": (1, 2, 2), "LSTM": (4, 13, 8), "GRU": (3, 11, 6)}
 """Gates, vector FLOPs and those of the biases, per hidden element and step."""
 
 
-def _step(module: Any, kind: str, width: int, recurrent: int) -> Work:
-    """Return one step: gates·H·(in + recurrent) multiply-adds, P·H more to project H to P."""
+def _recurrent(call: ModuleCall, *, kind: str) -> Work:
+    """One step per position, layer and direction; a packed sequence has its real lengths.
+
+    A step is gates·H·(in + recurrent) multiply-adds, P·H more to project H to P. Dropout between
+    layers in training is 2 per element handed on. A cell is one layer's step.
+    """
+    m: Any = call.module
     gates, vector, biases = _CELLS[kind]
-    hidden = module.hidden_size
-    multiply_adds = gates * hidden * (width + recurrent)
-    if recurrent != hidden:
-        multiply_adds += hidden * recurrent
-    return Work(2 * multiply_adds, (vector + biases * bool(module.bias)) * hidden)
-
-
-def _register_cell(kind: str) -> None:
-    @_nn(f"{kind}Cell")
-    def recurrent_cell(call: ModuleCall) -> Work:
-        """One step for each element of the batch."""
-        module: Any = call.module
-        step = _step(module, kind, module.input_size, module.hidden_size)
-        batch = _input(call).numel() // module.input_size
-        return Work(batch * step.matmul_flops, batch * step.vector_flops)
-
-    @_nn(kind)
-    def recurrent(call: ModuleCall) -> Work:
-        """One step per position, layer and direction; a packed sequence has its real lengths.
-
-        Dropout between layers in training is 2 per element handed on.
-        """
-        module: Any = call.module
-        sequence = _argument(call, 0, "input")
-        x = sequence.data if isinstance(sequence, PackedSequence) else sequence
-        positions = x.numel() // module.input_size
-        directions = 2 if module.bidirectional else 1
-        handed_on = module.proj_size or module.hidden_size
-        first = _step(module, kind, module.input_size, handed_on)
-        later = _step(module, kind, directions * handed_on, handed_on)
-        dropped = 2 * handed_on if module.training and module.dropout else 0
-        more, steps = module.num_layers - 1, positions * directions
-        return Work(
-            steps * (first.matmul_flops + more * later.matmul_flops),
-            steps * (first.vector_flops + more * (later.vector_flops + dropped)),
-        )
+    sequence = _argument(call, 0, "input")
+    x = sequence.data if isinstance(sequence, PackedSequence) else sequence
+    layers, directions = getattr(m, "num_layers", 1), 1 + getattr(m, "bidirectional", False)
+    hidden, projected = m.hidden_size, getattr(m, "proj_size", 0)
+    handed_on = projected or hidden
+    widths = m.input_size + (layers - 1) * directions * handed_on  # summed over the layers
+    multiply_adds = gates * hidden * (widths + layers * handed_on) + layers * hidden * projected
+    each = layers * hidden * (vector + biases * bool(m.bias))
+    if m.training and getattr(m, "dropout", 0):
+        each += 2 * (layers - 1) * handed_on
+    steps = x.numel() // m.input_size * directions
+    return Work(2 * steps * multiply_adds, steps * each)
 
 
 for _kind in _CELLS:
-    _register_cell(_kind)
+    for _package in ("torch.nn", "torch.ao.nn.quantized.dynamic"):
+        _nn(f"{_kind} {_kind}Cell", _package)(partial(_recurrent, kind=_kind))
 
 
 @_nn("MultiheadAttention")
@@ -334,7 +315,7 @@ def multihead_attention(call: ModuleCall) -> Work:
     queries = given["query"].numel() // embed  # batch × length
     keys = key.numel() // m.kdim  # batch × length
     key_length = key.shape[1 if m.batch_first and key.dim() == 3 else 0]
-    key_length += _has(m, "bias_k") + bool(m.add_zero_attn)
+    key_length += _sum(m, "bias_k") + bool(m.add_zero_attn)
     padding = given["key_padding_mask"] is not None
     # A causal hint stands in for the mask, unless a padding mask or the weights need the tensor.
     causal = given["is_causal"] and not padding and not need_weights
@@ -370,7 +351,7 @@ def triplet_margin_loss(call: ModuleCall) -> Work | None:
     if function is not None and not isinstance(function, nn.Module):
         return None
     distances = (2 + swap) * 4 * n if function is None else 0
-    return Work(vector_flops=distances + (3 + swap + _reduces(m)) * _rows(call))
+    return Work(vector_flops=distances + (3 + swap + _sum(m, "reduction")) * _rows(call))
 
 
 @_nn("GaussianNLLLoss")
@@ -379,23 +360,7 @@ def gaussian_nll_loss(call: ModuleCall) -> Work:
     m: Any = call.module
     n, variance = _input(call).numel(), _argument(call, 2, "var")
     variances = variance.numel() if isinstance(variance, Tensor) else n
-    return Work(vector_flops=3 * variances + (5 + bool(m.full) + _reduces(m)) * n)
-
-
-@_nn("CosineEmbeddingLoss MultiLabelSoftMarginLoss MultiMarginLoss")
-def loss_of_rows(call: ModuleCall) -> Work:
-    """So much per element of the first input, and per row: see the comments."""
-    m: Any = call.module
-    if isinstance(m, nn.CosineEmbeddingLoss):
-        # Three dot products; ε is added twice, multiply, root, divide, 1 − c, max(0, c − m), add.
-        each, row = 6, 9
-    elif isinstance(m, nn.MultiLabelSoftMarginLoss):
-        # −(y·logsigmoid x + (1 − y)·logsigmoid(−x)), weight, and the mean over the classes.
-        each, row = 9 + _has(m, "weight"), 1
-    else:
-        # Σ w·max(0, (margin − x_y) + x)^p ÷ C: add, max, power of two, weight, sum.
-        each, row = 3 + (m.p == 2) + _has(m, "weight"), 2
-    return Work(vector_flops=each * _input(call).numel() + (row + _reduces(m)) * _rows(call))
+    return Work(vector_flops=3 * variances + (5 + bool(m.full) + _sum(m, "reduction")) * n)
 
 
 @_nn("NLLLoss CrossEntropyLoss LinearCrossEntropyLoss")
@@ -406,10 +371,10 @@ def negative_log_likelihood(call: ModuleCall) -> Work | None:
     class probabilities and label smoothing are left out: unknown.
     """
     m: Any = call.module
-    x, target, weighted = _input(call), _argument(call, 1, "target"), _has(m, "weight")
+    x, target, weighted = _input(call), _argument(call, 1, "target"), _sum(m, "weight")
     if target.is_floating_point() or getattr(m, "label_smoothing", 0):
         return None
-    each = 1 + weighted + _reduces(m) + (weighted and m.reduction == "mean")
+    each = 1 + weighted + _sum(m, "reduction") + (weighted and m.reduction == "mean")
     vector = each * target.numel()
     if isinstance(m, nn.NLLLoss):
         return Work(vector_flops=vector)
@@ -417,4 +382,4 @@ def negative_log_likelihood(call: ModuleCall) -> Work | None:
     if head is None:
         return Work(vector_flops=vector + 5 * x.numel())
     logits = x.numel() // head.in_features * head.out_features
-    return Work(2 * logits * head.in_features, vector + (5 + _has(head, "bias")) * logits)
+    return Work(2 * logits * head.in_features, vector + (5 + _sum(head, "bias")) * logits)

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from flopprof import dtypes
 from flopprof.errors import LoadError, RefusedError, UsageError
-from flopprof.loaders.detect import detect, safe_text
+from flopprof.loaders.detect import detect
 from flopprof.loaders.inert import Contents, read_contents
 from flopprof.registry import Registry, import_all
+from flopprof.units import safe_text
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,18 +1,14 @@
 """Build the architecture that `--arch` names, and fit weights to it."""
 
-import importlib
 import inspect
 import math
 import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
-from importlib.machinery import SourceFileLoader
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -21,11 +17,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from flopprof import dtypes
-from flopprof.errors import ModelError, UnknownArchitectureError, UsageError
+from flopprof.errors import UnknownArchitectureError, UsageError
 from flopprof.loaders import Loaded, Request
-from flopprof.loaders.detect import safe_text
 from flopprof.loaders.inert import NAMES, TensorInfo
-from flopprof.units import shape_text
+from flopprof.units import safe_text, shape_text
+from flopprof.usercode import foreign_code, import_code
 
 _EXAMPLES = "--arch torchvision:resnet18, --arch my_net.py:build or --arch package.module:build"
 
@@ -47,12 +43,11 @@ def find_architecture(arch: str) -> Architecture:
         raise UsageError(f"--arch {arch!r} names no architecture", remedy=_EXAMPLES)
     if place == "torchvision":
         return _torchvision(name)
-    module = _import(place)
+    module = import_code(place)
     make = getattr(module, name, None)
     if not callable(make):
-        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        near = ", ".join(get_close_matches(name, names, n=3, cutoff=0.3) or names[:3])
-        raise UsageError(f"{place} has no function or class {name!r}", remedy=f"it has: {near}")
+        own = [n for n, v in vars(module).items() if _makes_models(v, module) and n[0] != "_"]
+        raise _no_such(place, name, own)
     try:
         inspect.signature(make).bind()
     except (TypeError, ValueError) as error:
@@ -61,30 +56,17 @@ def find_architecture(arch: str) -> Architecture:
     return Architecture(arch, make)
 
 
-def _import(place: str) -> ModuleType:
-    file = Path(place)
-    is_file = file.suffix == ".py"
-    if is_file and not file.is_file():
-        raise UsageError(f"there is no file {place}", remedy=f"name one that exists: {_EXAMPLES}")
-    try:
-        if not is_file:
-            return importlib.import_module(place)
-        module = ModuleType(f"flopprof_arch_{file.stem}")
-        module.__file__ = place
-        sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
-        SourceFileLoader(module.__name__, place).exec_module(module)
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
-        if isinstance(error, ModuleNotFoundError) and error.name and place.startswith(error.name):
-            raise UsageError(f"there is no module {error.name!r}", remedy=_EXAMPLES) from error
-        raise _raised(place, error) from error
-    return module
+def _makes_models(value: Any, module: ModuleType) -> bool:
+    is_own = str(getattr(value, "__module__", "")).startswith(module.__name__)
+    is_class = isinstance(value, type) and issubclass(value, nn.Module)
+    return is_own and (is_class or inspect.isfunction(value))
 
 
-def _raised(what: str, error: BaseException) -> ModelError:
-    return ModelError(
-        f"{what} raised {type(error).__name__}: {safe_text(error)}",
-        remedy="make it run in Python by itself; its folder is not on Python's path",
-    )
+def _no_such(place: str, name: str, names: list[str]) -> UsageError:
+    near = get_close_matches(name.lower(), names, n=6, cutoff=0.0)
+    shown = " or ".join([f"--arch {place}:{match}" for match in near[:1]] + near[1:])
+    remedy = shown or "define a function there that returns the model"
+    return UsageError(f"{place} has no model {name!r}", remedy=remedy)
 
 
 def _torchvision(name: str) -> Architecture:
@@ -94,10 +76,7 @@ def _torchvision(name: str) -> Architecture:
         fact = f"--arch torchvision:{name} needs torchvision: {error}"
         raise UsageError(fact, remedy="pip install torchvision") from error
     if name not in models.list_models():
-        near = get_close_matches(name.lower(), models.list_models(), n=3, cutoff=0.5)
-        shown = ", ".join(f"--arch torchvision:{match}" for match in near)
-        remedy = shown or "its names: torchvision.models.list_models()"
-        raise UsageError(f"torchvision has no model {name!r}", remedy=remedy)
+        raise _no_such("torchvision", name, models.list_models())
     builder = models.get_model_builder(name)
     fixed: dict[str, Any] = {"weights": None}
     if "weights_backbone" in inspect.signature(builder).parameters:
@@ -107,24 +86,39 @@ def _torchvision(name: str) -> Architecture:
     transforms = next((weights.transforms for weights in models.get_model_weights(name)), None)
     size = getattr(transforms, "keywords", {}).get("crop_size")  # two of a video's frames
     image_size = size if isinstance(size, int) else None
-    return Architecture(f"torchvision:{name}", partial(builder, **fixed), image_size, adapts=True)
+    make = partial(_make_torchvision, builder, **fixed)
+    return Architecture(f"torchvision:{name}", make, image_size, adapts=True)
+
+
+def _make_torchvision(builder: Callable[..., Any], *, channels: int = 3, **options: Any) -> Any:
+    """Return the model; its first convolution takes `channels`, which no builder can be told."""
+    model = builder(**options)
+    if channels != 3:
+        conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
+        shape = (conv.out_channels, channels, *conv.kernel_size)
+        conv.in_channels, conv.weight = channels, nn.Parameter(conv.weight.new_empty(shape))
+    return model
 
 
 def build(architecture: Architecture, *, meta: bool = False, **overrides: Any) -> nn.Module:
     """Return the model, on meta if asked; the global random state stays as it is."""
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with (
+        torch.random.fork_rng(devices=[]),
+        warnings.catch_warnings(action="ignore"),
+        foreign_code(architecture.text),
+    ):
         torch.default_generator.manual_seed(0)
         try:
             with torch.device("meta") if meta else nullcontext():
                 model = architecture.make(**overrides)
-        except (Exception, SystemExit) as error:  # the architecture's code may raise anything
-            if meta:  # it computes with its tensors
-                return build(architecture, **overrides).to("meta")
-            raise _raised(architecture.text, error) from error
+        except Exception:  # it may compute with its tensors
+            if not meta:
+                raise
+            model = architecture.make(**overrides)
     if not isinstance(model, nn.Module):
-        fact = f"{architecture.text} returned a {type(model).__name__}, not an nn.Module"
-        raise UsageError(fact, remedy="name a function that returns the model, or its class")
+        fact = f"{architecture.text} returned what is of type {type(model).__name__}"
+        remedy = "name a function that returns the nn.Module, or its class"
+        raise UsageError(fact, remedy=remedy)
     if any(is_lazy(parameter) for parameter in model.parameters()):
         fact = f"{architecture.text} has lazy parameters, without shapes until it is called"
         raise UsageError(fact, remedy="call it once in the function that makes it")
@@ -144,15 +138,15 @@ def fit_weights(
     tensors, path = request.contents.tensors, safe_text(request.contents.path)
     if request.arch is None:
         raise UnknownArchitectureError(
-            f"{path} holds {len(tensors)} tensors (a state_dict) and no code to run them with",
+            f"{path} holds {len(tensors)} tensor{'s' * (len(tensors) != 1)} (a state_dict) and no "
+            "code to run them with",
             remedy=f"flopprof run {path} --arch torchvision:resnet18, or with your own function or "
             "class: --arch my_net.py:build",
         )
     architecture = find_architecture(request.arch)
     model = build(architecture, meta=request.meta)
     fit = first = _compare(model, tensors)
-    overrides = _overrides(model, fit) if architecture.adapts else {}
-    if overrides:
+    if overrides := _overrides(model, fit) if architecture.adapts else {}:
         model = build(architecture, meta=request.meta, **overrides)
         fit = _compare(model, tensors)
     if any(fit.wrong.values()):
@@ -173,7 +167,7 @@ def fit_weights(
     if fit.left_out:
         notes.append(f"{fit.left_out} of the file's tensors are not this model's and were left out")
     size = overrides.get("image_size", architecture.image_size)
-    hint = f"1x3x{size}x{size}" if architecture.image_size else None
+    hint = f"1x{overrides.get('channels', 3)}x{size}x{size}" if size else None
     return Loaded(model, architecture.text, source, input_hint=hint, warnings=tuple(notes))
 
 
@@ -210,17 +204,21 @@ def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:
 
 
 def _overrides(model: nn.Module, fit: _Fit) -> dict[str, Any]:
-    """Return what torchvision's builders can be told, so that the shapes come out as saved."""
+    """Return what torchvision's models can be told, so that the shapes come out as saved."""
     overrides: dict[str, Any] = {}
     shapes = {key: (tensor.shape, info.shape) for key, (tensor, info, _) in fit.pairs.items()}
     pairs = [(want, found) for want, found in shapes.values() if want != found]
     heads = [found[0] for want, found in pairs if found and found[1:] == want[1:]]
     if heads:
         overrides["num_classes"] = min(heads)  # a detector's box head has four for each class
+    conv = next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
+    built, saved = shapes.get(f"{conv}.weight", ((), ()))
+    if built[1:2] != saved[1:2]:
+        overrides["channels"] = saved[1]
     if "encoder.pos_embedding" in shapes and isinstance(patch := model.patch_size, int):
-        (_, built, _), (_, saved, _) = shapes["encoder.pos_embedding"]
-        if built != saved:
-            overrides["image_size"] = patch * math.isqrt(saved - 1)
+        built, saved = shapes["encoder.pos_embedding"]
+        if built != saved and built[::2] == saved[::2]:
+            overrides["image_size"] = patch * math.isqrt(max(saved[1] - 1, 1))
     missing, unexpected = fit.wrong["missing"], fit.wrong["unexpected"]
     if missing and all(key.startswith(("aux1.", "aux2.", "AuxLogits.")) for key in missing):
         overrides["aux_logits"] = False

@@ -9,6 +9,7 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile, ZipInfo, is_zipfile
 
 from flopprof.errors import LoadError, UsageError
+from flopprof.units import safe_text
 
 _HEAD_BYTES = 1 << 16  # the index of a sharded checkpoint has its metadata first
 _MAX_DIRECTORY_BYTES = 16 << 20  # of a zip: 200,000 members; zipfile takes ten times that
@@ -85,13 +86,6 @@ def zip_members(path: Path) -> dict[str, ZipInfo] | None:
     if len(members) < len(infos):
         raise damaged(path, "it holds two members of one name")
     return members
-
-
-def safe_text(text: object, width: int = 300) -> str:
-    """Return `text`, which a file may have chosen, without control characters and not too long."""
-    shown = str(text)[: width + 1]
-    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in shown)
-    return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
 def damaged(path: Path, fact: str) -> LoadError:

@@ -3,6 +3,7 @@
 import math
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,8 +12,8 @@ from torch import nn
 from flopprof.errors import LoadError
 from flopprof.loaders import Loaded, Request, loader, refuse_code
 from flopprof.loaders.build import fit_weights
-from flopprof.loaders.detect import safe_text
 from flopprof.loaders.inert import NAMES, read_safetensors
+from flopprof.units import safe_text
 
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
 
@@ -58,41 +59,42 @@ def load_pickled(request: Request) -> Loaded:
     refuse_code(request, f"a pickled nn.Module ({name})")
     model = _load_pickle(request, weights_only=False)
     if not isinstance(model, nn.Module):
-        what = f"{safe_text(request.contents.path)} unpickles to a {type(model).__name__}"
-        raise LoadError(f"{what}, not an nn.Module", remedy=_RESAVE)
+        what = f"{safe_text(request.contents.path)} unpickles to {type(model).__name__}"
+        raise LoadError(f"{what}, which is no nn.Module", remedy=_RESAVE)
     return Loaded(model, name, "pickled nn.Module of")
 
 
 @loader("torchscript")
 def load_torchscript(request: Request) -> Loaded:
     """Return the archive's module."""
-    path = request.contents.path
     refuse_code(request, "a TorchScript archive")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is deprecated; its archives are here
-            model = torch.jit.load(path, map_location="meta" if request.meta else "cpu")
-    except (RuntimeError, ValueError) as error:
-        fact = f"{safe_text(path)}: torch.jit.load raised: {safe_text(str(error).strip())}"
-        raise LoadError(fact, remedy=_RESAVE) from error
+    device = "meta" if request.meta else "cpu"
+    model = _run_code(request, torch.jit.load, map_location=device)
     name = re.sub(r"__torch__\.|___torch_mangle_\d+\.", "", request.contents.top_class)
     return Loaded(model, safe_text(name), "TorchScript archive of")
 
 
 def _load_pickle(request: Request, *, weights_only: bool) -> Any:
     """Return what lies at the file's wrapper keys, its tensors mapped where that is possible."""
+    with request.contents.path.open("rb") as file:
+        options = {"weights_only": weights_only, "mmap": file.read(2) == b"PK"}
+    return _run_code(request, torch.load, map_location="cpu", **options)
+
+
+def _run_code(request: Request, load: Callable[..., Any], **options: Any) -> Any:
     path = request.contents.path
-    with path.open("rb") as file:
-        is_zip = file.read(2) == b"PK"
     try:
-        found = torch.load(path, map_location="cpu", weights_only=weights_only, mmap=is_zip)
+        with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated, not gone
+            found = load(path, **options)
         for key in request.contents.wrapper_keys:
             found = found[key]
-    except Exception as error:  # unpickling may run any code, which may raise anything
-        said = safe_text(str(error).partition("\n")[0])
+        return found
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the file's code may raise anything, sys.exit's too
+        said = safe_text(str(error).strip().partition("\n")[0])
         is_gone = isinstance(error, AttributeError | ImportError)
         raise LoadError(
-            f"{safe_text(path)}: torch.load raised {type(error).__name__}: {said}",
+            f"{safe_text(path)}: torch's loader raised {type(error).__name__}: {said}",
             remedy="make the classes that it names importable (PYTHONPATH)" if is_gone else _RESAVE,
         ) from error
-    return found

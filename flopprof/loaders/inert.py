@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 from flopprof import dtypes
 from flopprof.errors import LoadError
-from flopprof.loaders.detect import FileKind, damaged, safe_text, zip_members
+from flopprof.loaders.detect import FileKind, damaged, zip_members
+from flopprof.units import safe_text
 
 _MAX_OPCODES = 1_500_000  # a tensor takes about 60; an empty set 1, and 216 bytes of memory
 _MAX_BYTES = 64 << 20  # of a pickle or a header
@@ -215,7 +216,12 @@ def _read_pickled(path: Path, kind: str) -> Contents:
     is_module = kind == "torchscript" or "_modules" in _attributes(node)
     tensors = _module_tensors(node) if is_module else _tensors(node)
     found = "pickled_module" if is_module else "state_dict" if tensors else "object"
-    plain = [(k, v) for k, v in _entries(root).items() if isinstance(v, str | int | float)]
+    plain = {k: v for k, v in _entries(root).items() if isinstance(k, str)}
+    metadata = {
+        key[:100]: value[:200] if isinstance(value, str) else value
+        for key, value in islice(plain.items(), 50)
+        if isinstance(value, str | int | float)
+    }
     return Contents(
         path,
         {"torchscript": "torchscript", "pickle": "object"}.get(kind, found),
@@ -223,11 +229,7 @@ def _read_pickled(path: Path, kind: str) -> Contents:
         node.origin if isinstance(node, _Stub) else "",
         tuple(sorted(unpickler.globals)),
         wrapper_keys,
-        {
-            k[:100]: v[:200] if isinstance(v, str) else v
-            for k, v in plain[:50]
-            if isinstance(k, str)
-        },
+        metadata,
     )
 
 

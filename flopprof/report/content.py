@@ -43,6 +43,8 @@ def summary(run: Run) -> list[tuple[str, str]]:
         ("FLOPs", _flops(totals)),
     ]
     lines += [("", _bounds(totals))]
+    if len(phases := run.by_phase()) > 1:
+        lines += [("Phases", _phases(phases))]
     if is_timed(run):
         lines += [("Time", _time(meta)), ("Rate", _rate(run, totals)), ("Coverage", _coverage(run))]
     lines += [("Verdicts", _verdicts(run))]
@@ -76,6 +78,15 @@ def _bounds(totals: Totals) -> str:
     return f"at least {si(float(totals.flops), 'FLOPs')}, at most " + (
         "unknown" if most == UNKNOWN else most
     )
+
+
+def _phases(phases: pd.DataFrame) -> str:
+    whole_us = phases["time_us"].sum()
+    parts = []
+    for phase in phases.itertuples(index=False):
+        share = f" in {percent(phase.time_us / whole_us)} of the time" if whole_us else ""
+        parts.append(f"{phase.phase} {si(phase.flops, 'FLOPs')}{share}")
+    return ", ".join(parts)
 
 
 def _time(meta: dict[str, Any]) -> str:

@@ -51,6 +51,10 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "achieved_flops_per_s": totals.flops_per_s,
         "slowdown_frac": meta.get("slowdown_frac"),
         "host_overhead_us": meta.get("host_overhead_us") if wall else None,
+        "phases": {
+            row.pop("phase"): {name: whole(v) if "flops" in name else v for name, v in row.items()}
+            for row in run.by_phase().to_dict("records")
+        },
         "verdicts": verdicts,
         "ops": ops_object(run),
         "never_called": meta.get("never_called"),

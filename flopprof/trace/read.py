@@ -19,7 +19,8 @@ import pandas as pd
 
 from flopprof import dtypes
 from flopprof.errors import LoadError
-from flopprof.formulas import COMPILED, FREE_OPS, OP_FORMULAS, OpCall, kind_of, load_op_formulas
+from flopprof.formulas import COMPILED, OpCall, kind_of, load_op_formulas
+from flopprof.formulas.external import find_op_formula
 from flopprof.tables import KERNELS, OPS
 from flopprof.trace.stream import stream_events
 from flopprof.trace.tree import OP, OTHER, RANGE, Events, HostRow, Signature, Tree, busy_until
@@ -129,6 +130,9 @@ def _take(events: list[Any], found: Events) -> None:
             found.kernels.append(kernel)  # type: ignore[arg-type]  # three numbers
         elif name.startswith("ProfilerStep#"):
             found.steps.append((name, start, length))
+        elif name.startswith("Optimizer.step#") and event.get("cat") == "user_annotation":
+            label = _intern(found, name)
+            host.append((start, end, _thread(event, found), OTHER, label, -1, -1))
     found.add(host)
 
 
@@ -214,7 +218,7 @@ def _evaluate(
         dtypes=parsed,
         values=tuple(str(value) for value in values),
     )
-    formula = FREE_OPS.get(name) or OP_FORMULAS.get(name)
+    formula, source = find_op_formula(name)
     work = None
     if formula is not None:
         try:
@@ -222,7 +226,11 @@ def _evaluate(
         except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {error}"
             found.warnings.append(text)
-    return Signature(name, kind_of(name), shapes_text(call.shapes), dtype, work, bool(tensors))
+    kind = "other" if source == "torch" else kind_of(name)
+    if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
+        kind = "free"  # integers, or a dropout in eval
+    known_bytes = bool(tensors) and source != "torch"
+    return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes)
 
 
 def _nested(value: Any) -> tuple[Any, ...]:

@@ -90,7 +90,7 @@ def test_cache_sizes_count_each_instance_once(tmp_path):
             [
                 (1, "Instruction", "32K", cpu),
                 (2, "Unified", "1024K", cpu),
-                (3, "Unified", "8M", "0-1"),
+                (3, "Unified", "8192K", "0-1"),
             ]
         ):
             folder = tmp_path / f"cpu{cpu}" / "cache" / f"index{index}"

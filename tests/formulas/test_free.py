@@ -1,13 +1,16 @@
 """Free ops, and that between them and the formulas PyTorch's ops are covered."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
+from flopprof import formulas
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, Work, kind_of, load_op_formulas
+from flopprof.formulas.ops._elements import read_table
 from tests.formulas._walk import counted, roots
 
 load_op_formulas()
@@ -15,16 +18,9 @@ load_op_formulas()
 # Names of 2021's traces that PyTorch has dropped since.
 _DROPPED = {"aten::_cat"}
 # Composites whose parts are counted instead: their definition follows from values (a norm's order,
-# a distance's p, a series' length) or is spread over an FFT, a padding and a product.
-_WALKED = {"aten::cdist", "aten::pdist", "aten::stft", "aten::quantile"}
+# a series' length) or is spread over an FFT, a padding and a product.
+_WALKED = {"aten::stft", "aten::quantile", "aten::diff", "aten::trapezoid", "aten::linalg_pinv"}
 _WALKED |= {"aten::linalg_norm", "aten::linalg_matrix_norm", "aten::cov", "aten::kron"}
-_WALKED |= {
-    "aten::diff",
-    "aten::trapezoid",
-    "aten::linalg_pinv",
-    "aten::fft_fft",
-    "aten::fft_rfft2",
-}
 # What another family's file defines: contractions.
 _CONTRACTIONS: tuple[str, ...] = (
     "conv",
@@ -50,7 +46,11 @@ def test_every_registered_name_is_an_op_of_pytorch():
     pytest.importorskip("torchvision")
     known = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
     # Registered by builds and packages that may not be there; flash attention's are its own.
-    elsewhere = ("c10d", "_c10d", "_dtensor", "fsdp", "streams", "mempool", "mkl", "quantized")
+    # "flopproftest" is another test's.
+    elsewhere = (
+        *("c10d", "_c10d", "_dtensor", "fsdp", "streams", "mempool", "mkl", "quantized"),
+        "flopproftest",
+    )
 
     named = {name for registry in (OP_FORMULAS, FREE_OPS) for name, _ in registry.items()}
     unknown = {n for n in named if n not in known and not n.startswith(elsewhere)}
@@ -60,6 +60,15 @@ def test_every_registered_name_is_an_op_of_pytorch():
 
 def test_no_op_is_both_free_and_counted():
     assert not {name for name, _ in FREE_OPS.items() if name in OP_FORMULAS}
+
+
+def test_every_free_op_says_why_it_is_free():
+    rows = read_table(Path(formulas.__file__).with_name("free.csv"))
+
+    assert {row["reason"] for row in rows} == {
+        *("view", "query", "allocation", "creation", "fill", "copy"),
+        *("random numbers", "communication"),
+    }
 
 
 def test_a_view_moves_nothing():

@@ -1,6 +1,7 @@
 """Counts of torch.nn's layers, each derived by hand."""
 
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flopprof.formulas import MODULE_FORMULAS, ModuleCall, Work
 from flopprof.formulas.modules import canonical_name, find_module_formula
+from tests.formulas._calls import total
 
 torch.set_num_threads(1)
 
@@ -73,11 +75,75 @@ def test_products_count_two_flops_per_multiply_add_and_one_per_bias(module, shap
     assert matmul == torch_counts.get_total_flops()
 
 
-def test_complex_multiply_adds_are_eight_flops():
-    # 4·6 = 24 outputs × 3 multiply-adds × 8; each complex bias add is two.
-    module = nn.Linear(3, 6, dtype=torch.complex64)
+@pytest.mark.parametrize(
+    ("module", "shape", "matmul", "vector"),
+    [
+        # A vector is one row: 6 outputs × 3 multiply-adds, 6 adds. No rows, no FLOPs.
+        (nn.Linear(3, 6), (3,), 36, 6),
+        (nn.Linear(3, 6), (0, 3), 0, 0),
+        (nn.Linear(3, 6), (2, 0, 3), 0, 0),
+        (nn.Conv2d(2, 4, 3), (0, 2, 5, 5), 0, 0),
+        # 4·3·3 = 36 outputs × 2·9 taps, whatever fills the border; 36 adds.
+        *(
+            (nn.Conv2d(2, 4, 3, padding=1, padding_mode=mode), (1, 2, 3, 3), 1296, 36)
+            for mode in ("zeros", "circular", "reflect", "replicate")
+        ),
+        # Complex: 4·6 outputs × 3 multiply-adds × 8; a bias add is two.
+        (nn.Linear(3, 6, dtype=torch.complex64), (4, 3), 576, 48),
+        # 3·3 = 9 outputs × 2·2 taps = 36 multiply-adds.
+        (nn.Conv1d(2, 3, 2, dtype=torch.complex64), (1, 2, 4), 288, 18),
+    ],
+)
+def test_module_and_op_count_the_same_product(module, shape, matmul, vector):
+    x = zeros(*shape, dtype=module.weight.dtype)
 
-    assert work_of(module, zeros(4, 3, dtype=torch.complex64)) == Work(576, 48)
+    assert work_of(module, x) == Work(matmul, vector)
+    assert total(lambda: module(x)) == (matmul, vector)
+
+
+QUANTISED = [
+    # 4 rows × 6 outputs × 3 multiply-adds = 72; 24 bias adds.
+    (nn.Linear(3, 6), (4, 3), 144, 24),
+    (nn.Linear(3, 6, bias=False), (4, 3), 144, 0),
+    # As `RECURRENT` below.
+    (nn.LSTM(5, 4, 2), (6, 3, 5), 5184 + 4608, 3024),
+    (nn.GRU(5, 4, 2, bidirectional=True), (6, 3, 5), 2 * 3888 + 10368, 4 * 18 * 17 * 4),
+    (nn.LSTMCell(5, 4), (3, 5), 864, 252),
+    (nn.GRUCell(5, 4), (3, 5), 648, 204),
+    (nn.RNNCell(5, 4), (3, 5), 216, 48),
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("module", "shape", "matmul", "vector"), QUANTISED)
+def test_a_dynamically_quantised_layer_counts_like_the_real_one(module, shape, matmul, vector):
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(module.eval()), {type(module)})
+
+    assert type(model[0]) is not type(module)
+    assert work_of(model[0], zeros(*shape)) == Work(matmul, vector)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_statically_quantised_layer_counts_like_the_real_one():
+    quantisation: Any = torch.ao.quantization
+    layers = nn.Conv2d(4, 6, 3, groups=2), nn.ReLU(), nn.ConvTranspose2d(6, 2, 2), nn.Linear(6, 5)
+    model = nn.Sequential(*layers).eval()
+    model.qconfig = quantisation.get_default_qconfig("qnnpack")
+    model[2].qconfig = quantisation.QConfig(  # its weights are quantised as a whole
+        quantisation.default_observer, quantisation.default_weight_observer
+    )
+    fused = quantisation.fuse_modules(model, [["0", "1"]])
+    observed = quantisation.prepare(fused)
+    observed(zeros(2, 4, 7, 7))
+    conv, _, transposed, linear = quantisation.convert(observed)
+
+    x = torch.quantize_per_tensor(zeros(2, 4, 7, 7), 0.1, 0, torch.quint8)
+    # 2·6·5·5 = 300 outputs × 2·9 taps; a bias and a relu each.
+    assert work_of(conv, x) == Work(10800, 600)
+    # 300 inputs × 2·4 taps; 2·2·6·6 = 144 biases.
+    assert work_of(transposed, conv(x)) == Work(4800, 144)
+    # 2·2·6 = 24 rows × 5 outputs × 6.
+    assert work_of(linear, transposed(conv(x))) == Work(1440, 120)
 
 
 def test_bilinear_multiplies_by_both_inputs():
@@ -185,6 +251,33 @@ VECTOR = [
 @pytest.mark.parametrize(("module", "shape", "vector"), VECTOR)
 def test_layers_without_contractions_count_vector_flops(module, shape, vector):
     assert work_of(module, zeros(*shape)) == Work(vector_flops=vector)
+
+
+@pytest.mark.parametrize(
+    ("module", "inputs", "vector"),
+    [
+        (nn.Softsign(), 1, 1512),  # 504 × (abs, add, divide)
+        (nn.Tanhshrink(), 1, 1008),  # 504 × (tanh, subtract)
+        # 6n for two norms and a product of n = 504, and 4 in each of 2·9·7 = 126 pairs.
+        (nn.CosineSimilarity(1), 2, 3528),
+        (nn.PairwiseDistance(), 2, 2016),  # subtract, ε, and a norm of 2n
+    ],
+)
+def test_layers_composed_in_python_count_like_their_ops(module, inputs, vector):
+    arguments = [zeros(*X)] * inputs
+
+    assert work_of(module, *arguments) == Work(vector_flops=vector)
+    assert total(lambda: module(*arguments)) == (0, vector)
+
+
+def test_quantising_is_a_scale_and_a_shift():
+    package = torch.ao.nn.quantized
+    module = package.Quantize(0.1, 0, torch.quint8)
+    back = package.DeQuantize()
+
+    assert work_of(module, zeros(*X)) == Work(vector_flops=1008)
+    assert work_of(back, module(zeros(*X))) == Work(vector_flops=1008)
+    assert total(lambda: back(module(zeros(*X)))) == (0, 2016)
 
 
 def test_integer_elements_are_no_flops():
@@ -454,6 +547,7 @@ def test_weights_computed_on_each_call_are_unknown_work():
 
 def test_classes_are_named_as_users_write_them():
     assert canonical_name(nn.Conv2d) == "torch.nn.Conv2d"
+    assert canonical_name(torch.ao.nn.quantized.dynamic.Linear).endswith("quantized.dynamic.Linear")
     linear = nn.modules.linear.NonDynamicallyQuantizableLinear
     assert canonical_name(linear) == "torch.nn.modules.linear.NonDynamicallyQuantizableLinear"
     assert canonical_name(Renamed).endswith("test_modules.Renamed")

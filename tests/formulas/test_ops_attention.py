@@ -15,8 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flopprof.formulas import ModuleCall, Work
 from flopprof.formulas.modules import find_module_formula
-from flopprof.formulas.ops import attention
-from flopprof.formulas.ops._elements import rows
+from flopprof.formulas.ops._shapes import PLACES
 from tests.formulas._calls import formula, ones, outermost, places, torch_counts, total
 from tests.formulas._walk import _op_call, work_of
 
@@ -74,26 +73,21 @@ def test_ops_with_heads_behind_the_length_count_the_same(op, mask_at, dropout_at
 
 
 def test_arguments_are_where_the_schemas_have_them():
-    wanted = (
-        "query|q",
-        "attn_mask|attn_bias|bias",
-        "dropout_p",
-        "cum_seq_q|cu_seqlens_q",
-        "max_q|max_seqlen_q",
-    )
-    checked = 0
-    for (query, _, *others), ops in rows(attention._LAYOUTS):
-        for op in ops.split():
+    wanted = {
+        "query": "query|q",
+        "mask": "attn_mask|attn_bias|bias",
+        "dropout": "dropout_p",
+        "lengths": "cum_seq_q|cu_seqlens_q",
+        "longest": "max_q|max_seqlen_q",
+    }
+    for row in PLACES["attention"]:
+        for op in row["ops"].split():
             if "::" in op:
                 continue  # another package's
-            expected = [int(query), *map(attention._place, others)]
-            found = places(f"aten::{op}", *wanted)
+            found = places(f"aten::{op}", *wanted.values())
             if op.startswith("_scaled_dot_product") and op.endswith("backward"):
                 found[3:] = [99, 99]  # lengths of what it was called with: never packed
-            assert found == expected, op
-            checked += 1
-
-    assert checked == 22
+            assert found == [row[name] for name in wanted], op
 
 
 # Five products of widths 8, 3, 3, 8, 8; 6 per score, 2 per element of dO·O. Read dO, q, k, v, O and

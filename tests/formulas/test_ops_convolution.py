@@ -13,8 +13,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from flopprof.formulas import Work
-from flopprof.formulas.ops import convolution
-from flopprof.formulas.ops._elements import rows
+from flopprof.formulas.ops._shapes import PLACES
 from tests.formulas._calls import formula, ones, outermost, places, torch_counts, total
 from tests.formulas._walk import _op_call, roots, work_of
 
@@ -89,22 +88,28 @@ def test_every_name_of_a_transposed_convolution_counts_the_same(op, order, biase
 
 
 def test_arguments_are_where_the_schemas_have_them():
-    names = "input|self|X weight|W bias|B stride padding dilation transposed output_padding groups"
-    always, none = convolution._ALWAYS, convolution._NONE
-    checked = 0
-    for columns, ops in rows(convolution._FORWARD):
-        expected = [99 if at in (always, none) else at for at in convolution._places(columns)]
-        for op in ops.split():
-            if not (op.startswith("mkldnn::") or "padding" in op):
-                op = f"aten::{op}"
-            assert places(op, *names.split()) == expected, op
-            checked += 1
-    for columns, op in rows(convolution._BACKWARD):
-        *expected, mask = (99 if at < 0 else at for at in convolution._places(columns))
+    names = {
+        "input": "input|self|X|qx",
+        "filter": "weight|W|qw",
+        "bias": "bias|B",
+        **{name: name for name in ("stride", "padding", "dilation", "groups")},
+        **{name: name for name in ("transposed", "output_padding")},
+        "other": "z|other|qaccum",
+        "factor": "alpha",
+        "result_type": "output_dtype",
+    }
+    for row in PLACES["convolution"]:
+        for op in row["ops"].split():
+            full = op if "::" in op else f"aten::{op}"
+            if "pointwise" in op:
+                continue  # overloads: below, with real calls
+            expected = [row[n] if row[n] != "always" else 99 for n in names]
+            assert places(full, *names.values()) == expected, op
+    for row in PLACES["convolution_backward"]:
         wanted = "grad_output", "input|self", "transposed", "output_mask"
-        assert places(f"aten::{op}", *wanted) == [*expected, mask]
-
-    assert checked == 34
+        expected = [row[n] for n in ("grad", "input", "transposed", "mask")]
+        found = places(f"aten::{row['ops']}", *wanted)
+        assert found == [99 if at == "always" else at for at in expected]
 
 
 def test_a_fused_add_and_activation_are_one_flop_each_and_a_factor_one_more():
@@ -218,6 +223,46 @@ def test_backward_counts_the_gradients_asked_for(mask, expected):
     assert work == other == expected
     assert formula("aten::_slow_conv2d_backward", G, X, W, *nothing[4:], _6=mask) == expected
     assert formula("aten::mps_convolution_backward", X, G, W, *nothing[3:], _7=mask) == expected
+
+
+@pytest.mark.parametrize(
+    ("grad", "taps", "values", "expected"),
+    [
+        # Transposed, stride 2, two groups: each product is the forward's 504 inputs × 3·9 taps.
+        (
+            (2, 6, 18, 14),
+            (4, 3, 3, 3),
+            {"_7": "True", "_10": "[True, True, False]"},
+            Work(4 * 13608, 0, 4 * (3024 + 504 + 108 + 504 + 108)),
+        ),
+        # … its filter's gradient alone.
+        (
+            (2, 6, 18, 14),
+            (4, 3, 3, 3),
+            {"_7": "True", "_10": "[False, True, True]"},
+            Work(2 * 13608, 3024, 4 * (3024 + 504 + 108 + 6)),
+        ),
+        # Depthwise: 504 outputs × 9 taps = 4536 for each product; 504 adds for the bias.
+        (X, (4, 1, 3, 3), {"_10": "[True, True, True]"}, Work(18144, 504, 4 * (3 * 504 + 76))),
+        # … without the input's gradient.
+        (X, (4, 1, 3, 3), {"_10": "[False, True, True]"}, Work(9072, 504, 4 * (2 * 504 + 40))),
+    ],
+)
+def test_backward_knows_transposed_and_depthwise_filters(grad, taps, values, expected):
+    given_values = {"_7": "False"} | values
+
+    assert formula("aten::convolution_backward", grad, X, taps, *[None] * 8, **given_values) == (
+        expected
+    )
+
+
+def test_the_first_layer_makes_no_gradient_of_its_input():
+    # Two groups: 4·5·5 = 100 outputs × 2·9 taps: 1800 forward and for the filter.
+    conv = nn.Conv2d(4, 4, 3, groups=2)
+
+    matmul, _ = total(lambda: conv(torch.zeros(1, 4, 7, 7)).sum().backward())
+
+    assert matmul == 2 * 1800 + 2 * 1800
 
 
 def test_backward_without_values_is_bounded():

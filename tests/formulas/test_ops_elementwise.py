@@ -11,12 +11,13 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 
 from flopprof.formulas import OpCall, Work, kind_of
 from flopprof.formulas.ops._elements import broadcast, compute_dtype
-from tests.formulas._walk import vector_flops, work_of
+from tests.formulas._walk import counted, roots, vector_flops, work_of
 
 X = torch.linspace(0.1, 0.9, 12).reshape(3, 4)
 ROW = torch.ones(4)
 C = torch.complex(X, X)
 N = torch.arange(12).reshape(3, 4)
+DISTANCES = ("aten::_euclidean_dist", "aten::_cdist_forward")
 LIST = [torch.ones(3, 4), torch.ones(5)]  # 17 elements
 
 
@@ -57,12 +58,53 @@ LIST = [torch.ones(3, 4), torch.ones(5)]  # 17 elements
         (lambda: C * C, 72),  # four products, two adds
         (lambda: C.abs(), 48),  # two squares, add, root
         (lambda: torch.polar(X, X), 48),  # cos, sin, two products
+        (lambda: C - C, 24),
+        (lambda: torch.add(C, C, alpha=2), 48),  # a real factor: two products, two adds
+        (lambda: C * X, 72),
+        (lambda: C / C, 132),  # six products, three adds, two quotients
+        (lambda: C.exp(), 60),  # exp, cos, sin, two products
+        (lambda: C.abs().square(), 48 + 12),
+        (lambda: torch.absolute(C), 48),
+        (lambda: C == C, 24),
+        (lambda: C.cumsum(0), 24),
+        (lambda: torch.outer(X[0], X[:, 0]), 4 * 3),
+        (lambda: torch.ger(torch.ones(8), torch.ones(8)), 64),
+        (lambda: torch.outer(C[0], X[0]), 6 * 16),
+        (lambda: torch.outer(N[0], N[0]), 0),
+        (lambda: torch.cdist(X, X), 9 * 13),  # 9 pairs: 4 × (subtract, square, sum), root
         (lambda: torch.cdist(X, X, p=1.0), 9 * 13),  # 9 pairs: 4 × (3) + 1
+        (lambda: torch.cdist(X.expand(2, 3, 4), X[:2]), 2 * 6 * 13),
         (lambda: F.pdist(X), 3 * 13),  # 3·2/2 pairs
     ],
 )
 def test_one_flop_per_output_element_and_operation(run: Callable[[], Any], expected: int) -> None:
     assert vector_flops(run) == expected
+
+
+def test_many_euclidean_distances_are_a_product_of_matrices():
+    many = torch.ones(30, 4)
+    (found,) = [work for call, work in counted(roots(lambda: torch.cdist(many, X))) if work]
+
+    # 30·3 pairs, 4 + 2 columns: 90·6 multiply-adds. 30·4 squares, sums, products with −2; 3·4
+    # squares and sums; 90 maxima and roots.
+    assert (found.matmul_flops, found.vector_flops) == (1080, 360 + 24 + 180)
+
+
+@pytest.mark.parametrize("mode", ["use_mm_for_euclid_dist", "use_mm_for_euclid_dist_if_necessary"])
+@pytest.mark.parametrize("points", [3, 25, 26])
+def test_distances_count_as_the_ops_below_them(points: int, mode: str) -> None:
+    many = torch.ones(2, points, 4)
+    (node,) = roots(lambda: torch.cdist(many, X, compute_mode=mode))
+    *_, below = (n for n in node.children if n.call.op in DISTANCES)
+    product = below.call.op == "aten::_euclidean_dist"
+    parts = [work for _, work in counted(below.children if product else [below])]
+
+    whole = work_of(node.call)
+
+    assert product == (points > 25 or mode == "use_mm_for_euclid_dist")
+    assert whole is not None
+    assert whole.vector_flops == sum(work.vector_flops for work in parts if work)
+    assert whole.matmul_flops == sum(work.matmul_flops for work in parts if work)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812  # its usual name
 
-from flopprof.formulas import OP_FORMULAS, OpCall, Work, load_op_formulas
-from flopprof.formulas.ops import matmul
-from flopprof.formulas.ops._elements import rows
+from flopprof.formulas import OP_FORMULAS, OpCall, Work, kind_of, load_op_formulas
+from flopprof.formulas.ops._shapes import PLACES
 from tests.formulas._calls import formula, ones, outermost, places, torch_counts, total
 
 A, B = (4, 5), (5, 6)
@@ -196,18 +195,22 @@ def test_a_scaled_product_has_a_scale_per_output():
 
 
 def test_arguments_are_where_the_schemas_have_them():
-    for columns, ops in rows(matmul._SCALED):
-        expected = [99 if text == "-" else int(text) for text in columns]
-        op = f"aten::{ops.strip('~')}"
+    for row in PLACES["scaled"]:
+        op = f"aten::{row['ops'].strip('~')}"
         first, bias, result, ends = places(op, "mat1|self", "bias|self", "out_dtype", "offs")
-        assert [first, bias if "addmm" in op or bias else 99, result, ends] == expected, op
+        bias = bias if "addmm" in op or bias else 99
+        assert [first, bias, result, ends] == [
+            row[name] for name in ("first", "bias", "result_type", "ends")
+        ], op
     packed = {
         "mkl::_mkl_linear": ("ORI_W", "B", "other"),
         "onednn::qlinear_pointwise": ("qw", "bias", "other"),
     }
-    for (op, count), at in matmul._PACKED.items():
-        if op in packed and count < 18:
-            assert places(op, *packed[op]) == list(at)
+    rows = [r for r in PLACES["packed_linear"] if r["ops"] in packed and "arguments" not in r]
+    assert len(rows) == 2
+    for row in rows:
+        found = places(row["ops"], *packed[row["ops"]])
+        assert found == [row["weight"], row["bias"], row["other"]]
 
 
 def test_quantised_weights():
@@ -263,11 +266,10 @@ def test_linears_of_compiled_models():
     )
 
 
-def test_packed_weights_are_no_tensors_and_stay_unknown():
-    load_op_formulas()
-
-    assert OP_FORMULAS.get("quantized::linear_dynamic") is None
-    assert OP_FORMULAS.get("quantized::conv2d") is None
+@pytest.mark.parametrize("op", ["linear", "linear_dynamic", "linear_relu", "conv2d", "conv1d_relu"])
+def test_packed_weights_leave_no_trace_and_are_unknown_products(op):
+    assert formula(f"quantized::{op}", (3, 8), None, None) is None
+    assert kind_of(f"quantized::{op}") == ("matmul" if "linear" in op else "convolution")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,11 @@ X = torch.linspace(-1, 1, 2 * 4 * 6 * 6).reshape(2, 4, 6, 6)  # 8 planes of 36
 M = torch.eye(6).expand(2, 6, 6) + 0.1
 
 
+def outermost_of(run: Callable[[], Any]) -> Work | None:
+    (work,) = [w for c, w in counted(roots(run)) if c.op.startswith("torchvision::")]
+    return work
+
+
 @pytest.mark.parametrize(
     ("run", "expected"),
     [
@@ -49,6 +54,11 @@ M = torch.eye(6).expand(2, 6, 6) + 0.1
         (lambda: F.triplet_margin_loss(A, A, A), 8 * 12 + 3 * 4 + 4),
         (lambda: F.cosine_embedding_loss(A, A, torch.ones(4)), 6 * 12 + 9 * 4 + 4),
         (lambda: F.cosine_similarity(A, A), 6 * 12 + 4 * 4),
+        (lambda: F.cosine_similarity(A, A, dim=0), 6 * 12 + 4 * 3),
+        (lambda: F.cosine_similarity(torch.ones(2, 8), torch.ones(2, 8)), 6 * 16 + 4 * 2),
+        (lambda: F.cosine_similarity(torch.ones(1, 16), torch.ones(1, 16)), 6 * 16 + 4),
+        (lambda: F.cosine_similarity(A[0], A, dim=1), 6 * 12 + 4 * 4),  # [3] and [4, 3]
+        (lambda: F.cosine_similarity(X[:, :, :1], X[:1], dim=2), 6 * 288 + 4 * 48),
         # two series of 3 steps and 1 label: 2 × 3 × 3 states of 13; by length, and the mean
         (
             lambda: torch.ctc_loss(A.reshape(3, 2, 2), T[:2, None], [3, 3], [1, 1], 0, 1),
@@ -126,7 +136,7 @@ def test_an_affine_grid_is_a_product_with_its_base():
     assert (work.matmul_flops, work.vector_flops) == (40 * 2 * 3 * 2, 18)
 
 
-def test_roi_align_and_its_unknown_sampling_ratio():
+def test_pooling_of_regions_and_its_unknown_sampling_ratio():
     ops = pytest.importorskip("torchvision").ops
     boxes = torch.tensor([[0, 0, 0, 4, 4.0], [1, 0, 0, 4, 4.0]])
 
@@ -134,10 +144,36 @@ def test_roi_align_and_its_unknown_sampling_ratio():
     assert vector_flops(lambda: ops.roi_align(X, boxes, 3, sampling_ratio=2)) == 72 * 4 * 10
     # position-sensitive: 4 channels make 1 of 2 × 2 places
     assert vector_flops(lambda: ops.ps_roi_align(X, boxes, 2, sampling_ratio=1)) == 2 * 4 * 10
-    types = ("float32", "float32", *["Scalar"] * 5)
-    values = ("", "", "1.", "3", "3", "-1", "False")
-    call = OpCall("torchvision::roi_align", ((2, 4, 6, 6), (2, 5), *[()] * 5), 4, types, values)
-    assert work_of(call) is None
+    # The boxes decide: at least one sample of each of 72 outputs; at most, in a box of the image's
+    # 6 × 6 pixels, 6 + 3 − 1 along each axis: 2·4·8·8 = 512. 288 + 10 elements read, 72 written.
+    align = outermost_of(lambda: ops.roi_align(X, boxes, 3))
+    assert align == Work(0, 72 * 10, (288 + 10 + 72) * 4, flops_at_most=512 * 10)
+    # A pixel each: an empty bin has none.
+    assert outermost_of(lambda: ops.roi_pool(X, boxes, 3)) == Work(
+        0, 0, (288 + 10 + 72) * 4, flops_at_most=512
+    )
+    # 2 × 2 places of 1 channel: 6 + 2 − 1 along each axis.
+    pooled = outermost_of(lambda: ops.ps_roi_pool(X, boxes, 2))
+    assert pooled == Work(0, 0, (288 + 10 + 8) * 4, flops_at_most=2 * 49)
+    assert outermost_of(lambda: ops.nms(boxes[:, 1:], torch.ones(2), 0.5)) == Work(
+        0, 0, (8 + 2) * 4
+    )
+
+
+@pytest.mark.parametrize(("ratio", "least", "most"), [(2, 4, None), (-1, 1, 512 * 9)])
+def test_backward_of_roi_align(ratio: int, least: int, most: int | None) -> None:
+    ops = pytest.importorskip("torchvision").ops
+    boxes = torch.tensor([[0, 0, 0, 4, 4.0], [1, 0, 0, 4, 4.0]])
+    x = X.clone().requires_grad_()
+    y = ops.roi_align(x, boxes, 3, sampling_ratio=ratio)
+
+    # 72 gradients into 4 taps: multiply, add; and the mean's division.
+    (work,) = [
+        w
+        for c, w in counted(roots(lambda: y.backward(torch.ones_like(y))))
+        if c.op.endswith("_roi_align_backward") and w
+    ]
+    assert (work.vector_flops, work.flops_at_most) == (72 * least * 9, most)
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -164,10 +200,22 @@ def test_deformable_convolution_is_a_convolution_of_samples(masked: bool) -> Non
         (lambda: torch.fft.rfft(torch.ones(4, 8)), 5 * 32 * 3 // 2),
         (lambda: torch.fft.rfft2(torch.ones(4, 8)), 5 * 32 * 5 // 2),
         (lambda: torch.fft.irfft(torch.ones(4, 5, dtype=torch.complex64)), 5 * 32 * 3 // 2),
+        (lambda: torch.fft.irfft(torch.ones(4, 5), 16, 1), 5 * 64 * 4 // 2),
+        (lambda: torch.fft.ifft(torch.ones(4, 8), 16, 0), 5 * 128 * 4 // 2),
+        (lambda: torch.fft.fftn(torch.ones(4, 8)), 5 * 32 * 5),  # made complex first
+        (lambda: torch.fft.rfftn(torch.ones(2, 4, 8), (2, 4)), 5 * 16 * 3 // 2),  # the last two
+        (lambda: torch.fft.ifft2(torch.ones(2, 4, 8), (-1, 16)), 5 * 128 * 6),
+        (lambda: torch.fft.hfft(torch.ones(4, 5)), 5 * 32 * 3 // 2),
+        (lambda: torch.fft.ihfft(torch.ones(4, 8)), 5 * 32 * 3 // 2),
     ],
 )
 def test_fourier_transforms(run: Callable[[], Any], expected: int) -> None:
-    assert vector_flops(run) == expected
+    node = next(n for n in roots(run) if "fft" in n.call.op)
+    whole, parts = work_of(node.call), [work for _, work in counted(node.children)]
+
+    assert whole is not None
+    assert whole.vector_flops == expected
+    assert sum(work.vector_flops for work in parts if work) == expected
 
 
 @pytest.mark.parametrize(
@@ -185,7 +233,7 @@ def test_fourier_transforms(run: Callable[[], Any], expected: int) -> None:
         (lambda: torch.linalg.svd(M), 2 * (14 + 8) * 216),
         (lambda: torch.linalg.svdvals(M), 2 * 4 * 144),
         (lambda: torch.linalg.eigh(M), 2 * 9 * 216),
-        (lambda: torch.linalg.eigvalsh(M), 2 * 4 * 72),
+        (lambda: torch.linalg.eigvalsh(M), 2 * 4 * 72),  # eigh without vectors: 4n³/3
         # QR 2·4·16/3, Qᵀb and R⁻¹ (4·6·2 − 4) of each of 3 right-hand sides
         (lambda: torch.linalg.lstsq(M[0, :, :2], M[0, :, :3]), 42 + 44 * 3),
         (lambda: torch.linalg.cholesky(M.to(torch.complex64)), 4 * 2 * 72),

@@ -56,6 +56,44 @@ def test_layers_count_what_their_weights_and_the_module_say(module, multiply_add
     assert said(ModuleCall(module, (X,), {}, module(X))) == Work(2 * multiply_adds, vector)
 
 
+# What PyTorch quantises: neither plain RNNs nor projections, and only with biases.
+QUANTISED = [
+    (module, *counts)
+    for module, *counts in CASES
+    if type(module) is not nn.RNN and module.bias and not module.proj_size
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(("module", "multiply_adds", "vector"), QUANTISED)
+def test_quantised_layers_count_like_the_real_ones(module, multiply_adds, vector):
+    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)})
+    quantised.train(module.training)
+
+    op, work = outermost(lambda: quantised(X))
+
+    assert op in ("aten::quantized_lstm", "aten::quantized_gru")
+    assert work is not None
+    assert (work.matmul_flops, work.vector_flops) == (2 * multiply_adds, vector)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_quantised_layer_has_the_real_steps_of_a_packed_sequence_and_cells_have_one():
+    lstm = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LSTM(8, 16)), {nn.LSTM})
+    cell = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.GRUCell(8, 16)), {nn.GRUCell})
+    packed = pack_sequence([torch.zeros(3, 8), torch.zeros(1, 8)])
+
+    # 3 + 1 positions × 64·24; 4·16·21. 8-bit weights 64·24; 32 inputs, 64 outputs, two states of
+    # two rows of 16 in and out.
+    _, work = outermost(lambda: lstm(packed))
+    assert work == Work(2 * 4 * 64 * 24, 1344, 1536 + 4 * (32 + 64 + 2 * 2 * 32))
+    # Three rows × 48·24 = 3456; 3·16·17.
+    op, work = outermost(lambda: cell(torch.zeros(3, 8)))
+    assert op == "quantized::quantized_gru_cell_dynamic"
+    # 8-bit weights 48·24; 24 inputs, 48 outputs, the state twice.
+    assert work == Work(6912, 816, 1152 + 4 * (24 + 48 + 2 * 48))
+
+
 def test_bytes_are_input_weights_output_and_states_twice():
     weights = ((64, 8), (64, 16), (64,), (64,))
     shapes = ((3, 2, 8), ((1, 2, 16), (1, 2, 16)), weights, *[None] * 6)

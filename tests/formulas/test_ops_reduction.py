@@ -45,6 +45,9 @@ INDEX = torch.tensor([0, 2, 2, 4])
         (lambda: X.sort(1), 0),
         (lambda: X.topk(2), 0),
         (lambda: torch.complex(ROWS, ROWS).sum(), 2 * 15),
+        (lambda: torch.complex(ROWS, ROWS).mean(0), 2 * 15),
+        (lambda: torch.complex(ROWS, ROWS).prod(0), 6 * 15),  # a complex product each
+        (lambda: torch.complex(ROWS, ROWS).norm(), 4 * 15),  # two squares, their sum, the sum
         # 3 × 3 outputs of 2 × 2, of 8 planes
         (lambda: F.max_pool2d(X, 2), 8 * 9 * 4),
         (lambda: F.avg_pool2d(X, 2), 8 * 9 * 4),

@@ -164,16 +164,16 @@ CORPUS = {
     # what can be profiled once --arch or --trust is given
     "state_dict": (saved(net().state_dict()), ARCH, "holds 7 tensors (a state_dict) and no code"),
     "legacy": (saved(net().state_dict(), _use_new_zipfile_serialization=False), ARCH, "7 tensors"),
-    "checkpoint": (saved({"epoch": 3, "model_state_dict": STATE}), ARCH, "holds 1 tensors"),
-    "nested_checkpoint": (saved({"model": {"state_dict": STATE}}), ARCH, "holds 1 tensors"),
-    "odd_wrapper": (saved({"generator": STATE, "step": 1}), ARCH, "holds 1 tensors"),
+    "checkpoint": (saved({"epoch": 3, "model_state_dict": STATE}), ARCH, "holds 1 tensor ("),
+    "nested_checkpoint": (saved({"model": {"state_dict": STATE}}), ARCH, "holds 1 tensor ("),
+    "odd_wrapper": (saved({"generator": STATE, "step": 1}), ARCH, "holds 1 tensor ("),
     "module": (saved(net()), RefusedError, "pickled nn.Module (torch.nn.modules.container.Seq"),
     "module_in_checkpoint": (saved({"model": net()}), RefusedError, "a pickled nn.Module"),
     "legacy_module": (
         saved(net(), _use_new_zipfile_serialization=False), RefusedError, "a pickled nn.Module"
     ),
     "torchscript": (scripted, RefusedError, "a TorchScript archive, and loading it runs its code"),
-    "safetensors": (safetensors({"w": entry([2, 3], 0, 24)}, bytes(24)), ARCH, "holds 1 tensors"),
+    "safetensors": (safetensors({"w": entry([2, 3], 0, 24)}, bytes(24)), ARCH, "holds 1 tensor ("),
     # other kinds
     "export": (exported, LoadError, "a program by torch.export"),
     "aotinductor": (zip_with("m/data/aotinductor/model/a.so"), LoadError, "by AOTInductor"),
@@ -254,7 +254,7 @@ CORPUS = {
         LoadError, "DANGEROUS: builtins.exec",
     ),
     "among_weights": (
-        hostile(lambda p: {"w": torch.zeros(3), "x": Runs(os.system, touch(p))}), ARCH, "1 tensors"
+        hostile(lambda p: {"w": torch.zeros(3), "x": Runs(os.system, touch(p))}), ARCH, "1 tensor "
     ),
     "legacy_system": (
         hostile(lambda p: Runs(os.system, touch(p)), _use_new_zipfile_serialization=False),
@@ -274,7 +274,7 @@ CORPUS = {
     ),
     "opens_a_file": (
         hostile(lambda p: {"w": torch.zeros(3), "x": Runs(os.open, touch(p), os.O_CREAT)}),
-        ARCH, "1 tensors",
+        ARCH, "1 tensor ",
     ),
     "persistent_id": (with_pickle(b"\x80\x02X\x01\x00\x00\x00aQ."), LoadError, DAMAGED),
     "extension_code": (with_pickle(b"\x80\x02\x82\x01."), LoadError, "extension code"),

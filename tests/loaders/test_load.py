@@ -4,6 +4,7 @@ import argparse
 import json
 import pickle
 import struct
+import sys
 import zipfile
 
 import pytest
@@ -124,6 +125,34 @@ def test_the_number_of_classes_is_read_from_the_weights(tmp_path):
     assert same(loaded.model, changed, image(1, 3, 64, 64))
 
 
+@pytest.mark.parametrize("meta", [False, True])
+def test_the_input_channels_are_read_from_the_weights(meta, tmp_path):
+    changed = make("resnet18", num_classes=10)
+    changed.conv1 = nn.Conv2d(1, 64, 7, stride=2, padding=3, bias=False)
+    torch.save(changed.state_dict(), tmp_path / "r.pth")
+
+    loaded = load_model(tmp_path / "r.pth", arch="torchvision:resnet18", meta=meta)
+
+    assert loaded.input_hint == "1x1x224x224"
+    assert loaded.warnings == (
+        "num_classes = 10, as the weights say",
+        "channels = 1, as the weights say",
+    )
+    # of 11,689,512: without 2 of conv1's 3 channels (64·2·7·7) and 990 classes (of 512 + 1)
+    assert loaded.parameters == 11_689_512 - 6_272 - 990 * 513
+    assert "conv1): Conv2d(1, 64" in str(loaded.model)
+    assert meta or same(loaded.model, changed, image(1, 1, 64, 64))
+
+
+def test_a_first_convolution_of_other_filters_does_not_fit(tmp_path):
+    changed = make("resnet18")
+    changed.conv1 = nn.Conv2d(1, 64, 5, bias=False)
+    torch.save(changed.state_dict(), tmp_path / "r.pth")
+
+    with pytest.raises(UsageError, match=r"conv1\.weight is 64x1x5x5 float32, not 64x3x7x7"):
+        load_model(tmp_path / "r.pth", arch="torchvision:resnet18", meta=True)
+
+
 @pytest.mark.slow
 def test_the_image_size_of_a_vit_is_read_from_its_positions(tmp_path):
     torch.save(make("vit_b_16", image_size=384).state_dict(), tmp_path / "v.pth")
@@ -223,6 +252,9 @@ def broken():
 def leaves():
     raise SystemExit(3)
 
+def stops():
+    raise GeneratorExit
+
 def number():
     return 5
 
@@ -271,19 +303,30 @@ def test_a_module_path_is_imported(tmp_path):
     ("arch", "error", "problem", "remedy"),
     [
         ("resnet18", UsageError, "'resnet18' names no architecture", "torchvision:resnet18"),
-        ("torchvision:resnet81", UsageError, "no model 'resnet81'", "torchvision:resnet18"),
-        ("torchvision:ResNet-18", UsageError, "no model 'ResNet-18'", "torchvision:resnet18"),
-        ("gone.py:build", UsageError, "there is no file gone.py", "my_net.py:build"),
-        ("no_such_module:build", UsageError, "no module 'no_such_module'", "--arch"),
-        ("{code}:biuld", UsageError, "no function or class 'biuld'", "build"),
-        ("{code}:steps", UsageError, "no function or class 'steps'", "it has"),
+        ("torchvision:resnet81", UsageError, "no model 'resnet81'", "--arch torchvision:resnet18"),
+        (
+            "torchvision:ResNet-18",
+            UsageError,
+            "no model 'ResNet-18'",
+            "--arch torchvision:resnet18",
+        ),
+        ("gone.py:build", UsageError, "there is no file gone.py", "check the path"),
+        ("no_such_module:build", UsageError, "no module 'no_such_module'", "install it"),
+        ("{code}:biuld", UsageError, "no model 'biuld'", "my_net.py:build or "),
+        ("{code}:net", UsageError, "no model 'net'", "my_net.py:Net or "),
+        ("{code}:steps", UsageError, "no model 'steps'", "Net"),
+        ("torch.nn:Convd2", UsageError, "no model 'Convd2'", " or Conv2d or "),
+        ("my_empty.py:build", UsageError, "no model 'build'", "define a function there"),
         ("{code}:wide", UsageError, "cannot be called without arguments", "function without"),
-        ("{code}:number", UsageError, "returned a int, not an nn.Module", "function"),
+        ("{code}:number", UsageError, "returned what is of type int", "nn.Module"),
         ("{code}:broken", ModelError, "raised KeyError: 'no such config'", "by itself"),
         ("{code}:leaves", ModelError, "raised SystemExit: 3", "by itself"),
+        ("{code}:stops", ModelError, "raised GeneratorExit", "by itself"),
     ],
 )
-def test_a_wrong_arch_says_what_is_wrong(arch, error, problem, remedy, code, tmp_path):
+def test_a_wrong_arch_says_what_is_wrong(arch, error, problem, remedy, code, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_empty.py").write_text("import math\nfrom torch.nn import Linear\nsize = 3")
     torch.save({"w": torch.zeros(1)}, tmp_path / "m.pth")
 
     with pytest.raises(error) as caught:
@@ -291,6 +334,27 @@ def test_a_wrong_arch_says_what_is_wrong(arch, error, problem, remedy, code, tmp
 
     assert problem in caught.value.problem
     assert remedy in caught.value.remedy
+
+
+def test_what_the_users_file_has_is_its_own_and_the_nearest_comes_first(code, tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "m.pth")
+
+    with pytest.raises(UsageError) as caught:
+        load_model(tmp_path / "m.pth", arch=f"{code}:nosuch")
+
+    # not torch, nn (imported) and steps (a list)
+    names = caught.value.remedy.removeprefix(f"--arch {code}:").split(" or ")
+    assert set(names) <= {"Net", "build", "wide", "broken", "leaves", "stops", "number", "strict"}
+    assert len(names) == 6
+
+
+@pytest.mark.parametrize("code", ["raise SystemExit(0)", "import sys; sys.exit(0)"])
+def test_a_module_that_exits_when_imported_does_not_end_the_program(code, tmp_path):
+    torch.save({"w": torch.zeros(1)}, tmp_path / "m.pth")
+    (tmp_path / "script.py").write_text(code)
+
+    with pytest.raises(ModelError, match="raised SystemExit: 0"):
+        load_model(tmp_path / "m.pth", arch=f"{tmp_path}/script.py:build")
 
 
 def test_code_that_cannot_be_imported_is_the_models_error(tmp_path):
@@ -374,6 +438,18 @@ def test_torchscript_needs_trust(tmp_path):
     assert loaded.parameters == 112  # 4·3·3·3 + 4
     assert same(loaded.model, original, image(1, 3, 8, 8))
     assert on_meta.model(torch.empty(1, 3, 8, 8, device="meta")).shape == (1, 4, 6, 6)
+
+
+class Quits:
+    def __reduce__(self):
+        return sys.exit, (0,)
+
+
+def test_a_trusted_file_that_exits_does_not_end_the_program(small, tmp_path):
+    torch.save({"model": small, "extra": Quits()}, tmp_path / "m.pth")
+
+    with pytest.raises(LoadError, match="raised SystemExit: 0"):
+        load_model(tmp_path / "m.pth", trust=True)
 
 
 def test_a_trusted_module_whose_class_is_gone_says_so(code, tmp_path):

@@ -1,38 +1,41 @@
-"""Element counts, compute types, bytes, and formulas made from tables of op names."""
+"""Element counts, compute types, bytes; what every file of formulas uses."""
 
-from collections.abc import Callable, Iterator
+import csv
+from collections.abc import Callable
 from functools import wraps
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from flopprof import dtypes
 from flopprof.formulas import OpCall, OpFormula, Shape, Work, op_formula
 
-# Real operations of one complex operation; those of any other are not known.
-_COMPLEX = {"mul": 6, "multiply": 6, "square": 6, "outer": 6, "ger": 6, "reciprocal": 6}
-_COMPLEX |= {"div": 11, "divide": 11, "true_divide": 11, "lerp": 10, "neg": 2, "eq": 2, "ne": 2}
-_COMPLEX |= {"conj_physical": 1, "_conj_physical": 1, "abs": 4, "angle": 1, "exp": 5}
-_COMPLEX |= {"cumsum": 2, "cumprod": 6}
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def ops(names: str) -> tuple[str, ...]:
-    """Return the dispatcher names in `names`: `relu~` is aten::relu and in-place aten::relu_."""
-    full = [name if "::" in name else f"aten::{name}" for name in names.split()]
-    return tuple(n for f in full for n in ((f[:-1], f[:-1] + "_") if f.endswith("~") else (f,)))
+    """Return the dispatcher names in `names`, spelt as a shell spells alternatives.
+
+    `max_pool{1,2}d` is aten::max_pool1d and aten::max_pool2d; `relu~`, short for `relu{,_}`, is
+    aten::relu and in-place aten::relu_.
+    """
+    full = (name if "::" in name else f"aten::{name}" for name in names.split())
+    return tuple(one for name in full for one in _alternatives(name.replace("~", "{,_}")))
 
 
-def rows(table: str) -> Iterator[tuple[list[str], str]]:
-    """Yield (columns, op names) of a table's rows: `column | column | names`, names on and on."""
-    columns: list[str] = []
-    names = ""
-    for line in [*table.strip().splitlines(), "|"]:
-        *start, rest = (part.strip() for part in line.split("|"))
-        if start and names:
-            yield columns, names
-        columns, names = (start, rest) if start else (columns, f"{names} {rest}")
+def _alternatives(name: str) -> list[str]:
+    start, brace, rest = name.partition("{")
+    if not brace:
+        return [name]
+    choices, _, end = rest.partition("}")
+    return [start + one + more for one in choices.split(",") for more in _alternatives(end)]
 
 
-def formula_for(names: str) -> Callable[[OpFormula], OpFormula]:
+def formula_for(names: str, family: str = "") -> Callable[[OpFormula], OpFormula]:
     """Register a formula for the ops `names`, which a call without shapes does not determine.
 
     Nor does one whose first argument has no type: that is how a trace shows a nested tensor, a
@@ -45,6 +48,7 @@ def formula_for(names: str) -> Callable[[OpFormula], OpFormula]:
             nested = call.dtypes and not call.dtype(0)
             return None if nested or not call.shapes else formula(call)
 
+        of_shapes.__module__ = family or formula.__module__  # what `kind_of` reports
         op_formula(*ops(names))(of_shapes)
         return formula
 
@@ -123,6 +127,27 @@ def counts(call: OpCall, operands: int = 1) -> bool:
     return dtype == "" or dtypes.is_floating(dtype)
 
 
+def vector_work(
+    call: OpCall, flops: int, *read: int, written: int = 0, at_most: int | None = None
+) -> Work:
+    """Return vector FLOPs and their traffic: arguments read, elements of the first's type written.
+
+    Args:
+        call: The call.
+        flops: The FLOPs.
+        read: Arguments that are read, or written.
+        written: Elements written besides.
+        at_most: FLOPs at most, where values not in the call decide.
+    """
+    moved = moved_bytes(call, *read) + written * call.itemsize_of(0)
+    return Work(vector_flops=flops, min_bytes=moved, flops_at_most=at_most)
+
+
+def size_of(call: OpCall, operands: int) -> int:
+    """Return the elements of what the first `operands` arguments broadcast to."""
+    return prod(broadcast(*(call.shape(index) for index in range(operands))))
+
+
 def elementwise(
     call: OpCall, flops: int, operands: int = 1, *, at_most: int | None = None, result: str = ""
 ) -> Work:
@@ -134,14 +159,16 @@ def elementwise(
         operands: How many leading arguments may be tensors.
         at_most: FLOPs per output element at most, where values not in the call decide.
         result: Element type of the result: "" is the type computed in; "float" computes in
-            floating point even on integers.
+            floating point even on integers; "real" halves a complex element.
     """
-    size = prod(broadcast(*(call.shape(index) for index in range(operands))))
+    size = size_of(call, operands)
     dtype = compute_dtype(call, operands)
-    floating = counts(call, operands)
-    if result == "float":
-        dtype, floating, result = (dtype if floating else "float32"), True, ""
-    written = dtypes.itemsize(result or dtype) or call.itemsize
+    if "float" in result and not counts(call, operands):
+        dtype = "float32"
+    floating = dtype == "" or dtypes.is_floating(dtype)
+    written = dtypes.itemsize(result) or dtypes.itemsize(dtype) or call.itemsize
+    if "real" in result and dtypes.is_complex(dtype):
+        written //= 2
     return Work(
         vector_flops=flops * size * floating,
         min_bytes=moved_bytes(call, *range(operands)) + size * written,
@@ -149,52 +176,20 @@ def elementwise(
     )
 
 
-def per_output(module: str, table: str) -> None:
-    """Register, for `module`, rows of `FLOPs per output element | operands | result | names`."""
-    for (flops, operands, result), names in rows(table):
-        _register(module, names, _per_output(int(flops), int(operands), result))
+def reduced(call: OpCall, flops: int, dims_at: int, result: str = "") -> Work:
+    """Return the work of a reduction of some axes.
 
-
-def _per_output(flops: int, operands: int, result: str) -> OpFormula:
-    def formula(call: OpCall) -> Work | None:
-        dtype = compute_dtype(call, operands)
-        if not dtypes.is_complex(dtype):
-            return elementwise(call, flops, operands, result=result)
-        name = call.op.rpartition(":")[2].rstrip("_")
-        real = {"complex64": "float32", "complex128": "float64"}.get(dtype, "float16")
-        written = real if name in ("abs", "angle") else result.replace("float", "")
-        known = _COMPLEX.get(name)
-        return None if known is None else elementwise(call, known, operands, result=written)
-
-    return formula
-
-
-def per_input(module: str, table: str) -> None:
-    """Register, for `module`, rows of `FLOPs per element | argument | traffic | names`.
-
-    The FLOPs "5?2?3" are 5, and one more for each of the arguments 2 and 3 that is a tensor. They
-    are spent on each element of `argument`. `traffic` lists the arguments read or written, one that
-    is both twice.
+    Args:
+        call: The call.
+        flops: FLOPs per element of the input.
+        dims_at: The argument with the axes that go: a list, or one; all without.
+        result: Element type of the result: "" is that of the input.
     """
-    for (flops, argument, traffic), names in rows(table):
-        cost = [int(term) for term in flops.split("?")]
-        _register(module, names, _per_input(cost, int(argument), *map(int, traffic.split())))
-
-
-def _per_input(cost: list[int], argument: int, *traffic: int) -> OpFormula:
-    def formula(call: OpCall) -> Work:
-        flops = cost[0] + sum(call.has(index) for index in cost[1:])
-        integer = dtypes.itemsize(call.dtype(argument)) and not dtypes.is_floating(
-            call.dtype(argument)
-        )
-        return Work(
-            vector_flops=0 if integer else flops * elements(call, argument),
-            min_bytes=moved_bytes(call, *traffic),
-        )
-
-    return formula
-
-
-def _register(module: str, names: str, formula: OpFormula) -> None:
-    formula.__module__ = module  # the family that `kind_of` reports
-    formula_for(names)(formula)
+    shape, dims = call.shape(0), call.integers(dims_at)
+    single = call.integer(dims_at)  # of two arguments only, it is no axis but a type
+    if dims is None and single is not None and len(call.shapes) > 2:
+        dims = (single,)
+    gone = {dim % len(shape) for dim in dims or range(len(shape)) if shape}
+    kept = prod(size for axis, size in enumerate(shape) if axis not in gone)
+    written = kept * (dtypes.itemsize(result) or call.itemsize_of(0))
+    return Work(0, flops * elements(call, 0), moved_bytes(call, 0) + written)

@@ -1,8 +1,54 @@
-"""What contractions have in common: their work, unrecorded layouts, masks of gradients."""
+"""What contractions have in common: where arguments are, their work, masks of gradients."""
+
+import json
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
 
 from flopprof.dtypes import is_complex, is_floating, itemsize
 from flopprof.formulas import OpCall, Work
-from flopprof.formulas.ops._elements import moved_bytes, number
+from flopprof.formulas.ops._elements import formula_for, moved_bytes, number, ops
+
+_NO_ARGUMENT = 99  # no op has so many
+
+
+class Places(dict[str, Any]):
+    """Where an op has its arguments, and what else its row says; 99 for an argument it has not."""
+
+    def __missing__(self, _name: str) -> int:
+        return _NO_ARGUMENT
+
+
+PLACES: dict[str, list[Places]] = json.loads(
+    Path(__file__).with_name("places.json").read_text(), object_hook=Places
+)
+"""Families of ops: a row names `ops` alike, and under a role's name the place of that argument.
+
+Of an op with overloads, those with more `arguments` come first.
+"""
+
+
+FormulaOfPlaces = Callable[[OpCall, Places], Work | None]
+
+
+def formula_with_places(family: str) -> Callable[[FormulaOfPlaces], FormulaOfPlaces]:
+    """Register a formula for the ops of a family in `places.json`, told where the arguments are."""
+
+    def add(formula: FormulaOfPlaces) -> FormulaOfPlaces:
+        rows = [(ops(row["ops"]), row) for row in PLACES[family]]
+
+        @wraps(formula)
+        def of_call(call: OpCall) -> Work | None:
+            count = len(call.shapes)
+            mine = (row for names, row in rows if call.op in names)
+            return formula(call, next(row for row in mine if count >= row.get("arguments", 0)))
+
+        formula_for(" ".join({name: None for names, _ in rows for name in names}))(of_call)
+        return formula
+
+    return add
+
 
 # Bytes of an element, by PyTorch's numbers for element types: int32, float16, float32, float64, …
 _RESULT_BYTES = {3: 4, 5: 2, 6: 4, 7: 8, 15: 2}

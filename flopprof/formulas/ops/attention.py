@@ -11,93 +11,59 @@ gradient are left out.
 
 from math import prod
 
-from flopprof.formulas import OpCall, OpFormula, Work
-from flopprof.formulas.ops._elements import broadcast, formula_for, moved_bytes, number, rows
-from flopprof.formulas.ops._shapes import bounded
-
-# Where an op has the query, with key and value behind it: "H" for [batch, heads, length, width] or
-# "L" for [batch, length, heads, width] | mask | dropout | cumulative lengths | greatest length of
-# queries, with the keys' behind it | names; "-" for none. Backward, the query follows the gradient.
-_LAYOUTS = """
-0 | H | 3 | 4 | - | - | scaled_dot_product_attention _scaled_dot_product_attention_math
-    _scaled_dot_product_attention_math_for_mps _scaled_dot_product_fused_attention_overrideable
-0 | H | 3 | 5 | - | - | _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
-0 | H | 5 | 3 | - | - | _scaled_dot_product_flash_attention_for_cpu
-0 | H | - | 3 | - | - | _scaled_dot_product_flash_attention _triton_scaled_dot_attention
-0 | H | 3 | 9 | 4 | 6 | _cudnn_attention_forward
-1 | H | - | - | 4 | 6 | _cudnn_attention_forward_no_dropout_inplace
-0 | L | - | 7 | 3 | 5 | _flash_attention_forward flash_attn::_flash_attn_varlen_forward
-1 | L | - | 8 | 4 | 6 | _flash_attention_forward_no_dropout_inplace
-0 | L | 3 | 8 | 4 | 6 | _efficient_attention_forward xformers::efficient_attention_forward_cutlass
-0 | L | - | 8 | 3 | 6 | xformers_flash::flash_fwd
-0 | L | - | 3 | - | - | flash_attn::_flash_attn_forward
-0 | L | - | - | 7 | 12 | flash_attn_3::fwd flash_attn_3::_flash_attn_forward
-1 | H | - | 10 | - | - | _scaled_dot_product_flash_attention_backward
-1 | H | 8 | 6 | - | - | _scaled_dot_product_flash_attention_for_cpu_backward
-1 | H | 4 | 9 | - | - | _scaled_dot_product_efficient_attention_backward
-1 | H | 8 | 13 | - | - | _scaled_dot_product_cudnn_attention_backward
-1 | H | 4 | 12 | - | - | _scaled_dot_product_fused_attention_overrideable_backward
-1 | H | 8 | 13 | 9 | 11 | _cudnn_attention_backward
-1 | L | - | 10 | 6 | 8 | _flash_attention_backward
-1 | L | 4 | 11 | 6 | 8 | _efficient_attention_backward
-1 | L | - | 9 | - | - | flash_attn::_flash_attn_backward
-1 | L | - | 13 | 9 | 11 | flash_attn::_flash_attn_varlen_backward
-1 | L | - | - | 6 | 10 | flash_attn_3::_flash_attn_backward
-1 | L | - | - | 9 | 13 | flash_attn_3::bwd
-"""
-_NONE = 99  # no op has so many arguments
+from flopprof.formulas import OpCall, Work
+from flopprof.formulas.ops._elements import broadcast, formula_for, moved_bytes, number
+from flopprof.formulas.ops._shapes import Places, bounded, formula_with_places
 
 
-def _attention(
-    query_at: int, order: str, mask_at: int, dropout_at: int, lengths_at: int, longest_at: int
-) -> OpFormula:
-    def formula(call: OpCall) -> Work | None:
-        """Count from shapes; bounds where sequences are packed and their lengths are values.
+@formula_with_places("attention")
+def attention(call: OpCall, at: Places) -> Work | None:
+    """Count from shapes; bounds where sequences are packed and their lengths are values.
 
-        Packed, [tokens, heads, width]: at least each query meets one key, at most each meets the
-        longest sequence's, or all. With keys in pages and no longest length, not determined.
-        """
-        query, key, value = (call.shape(query_at + offset) for offset in range(3))
-        if min(map(len, (query, key, value))) < 3:
+    Key and value follow the query, backward also output and log-sum-exp. "heads length" is
+    [batch, heads, length, width], "length heads" [batch, length, heads, width]. Packed, [tokens,
+    heads, width]: at least each query meets one key, at most each meets the longest sequence's, or
+    all. With keys in pages and no longest length, not determined.
+    """
+    query, key, value = (call.shape(at["query"] + offset) for offset in range(3))
+    if min(map(len, (query, key, value))) < 3:
+        return None
+    masked = call.has(at["mask"])
+    dropped = 2 * ((number(call, at["dropout"]) or 0) > 0)
+
+    def work(scores: int) -> Work:
+        outputs = prod(query[:-1]) * value[-1]
+        if "backward" in call.op or call.op.endswith("bwd"):
+            matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
+            vector = scores * (6 + masked + 2 * dropped) + 2 * outputs
+            ends = at["query"] + 5 + (at["mask"] == at["query"] + 3)
+            read = {*range(ends), at["mask"]}
+            written = prod(query) + prod(key) + prod(value)
+        else:
+            matmul = 2 * scores * (query[-1] + value[-1])
+            vector = scores * (6 + masked + dropped)
+            read = {*range(at["query"], at["query"] + 3), at["mask"]}
+            written = outputs
+        traffic = moved_bytes(call, *read) + written * call.itemsize_of(at["query"])
+        return Work(matmul, vector, traffic)
+
+    heads_first = at["order"] == "heads length"
+    if "lengths" in at and (len(query) == 3 or prod(call.shape(at["lengths"])) > 1):
+        if heads_first and len(query) != 3:
             return None
-        backward = "backward" in call.op or call.op.endswith("bwd")
-        masked = call.has(mask_at)
-        dropped = 2 * ((number(call, dropout_at) or 0) > 0)
-
-        def work(scores: int) -> Work:
-            outputs = prod(query[:-1]) * value[-1]
-            if backward:
-                matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
-                vector = scores * (6 + masked + 2 * dropped) + 2 * outputs
-                ends = query_at + 5 + (mask_at == query_at + 3)  # output and log-sum-exp last
-                read = tuple(index for index in range(ends) if index != mask_at)
-                written = prod(query) + prod(key) + prod(value)
-            else:
-                matmul = 2 * scores * (query[-1] + value[-1])
-                vector = scores * (6 + masked + dropped)
-                read, written = tuple(range(query_at, query_at + 3)), outputs
-            traffic = moved_bytes(call, *read, *[mask_at] * masked)
-            return Work(matmul, vector, traffic + written * call.itemsize_of(query_at))
-
-        if lengths_at != _NONE and (len(query) == 3 or prod(call.shape(lengths_at)) > 1):
-            if order == "H" and len(query) != 3:
-                return None
-            queries, heads, keys = prod(query[:-2]), query[-2], prod(key[:-2])
-            most_queries, most_keys = call.integer(longest_at), call.integer(longest_at + 1)
-            if len(key) > len(query) and most_keys is None:
-                return None
-            pairs = queries * (keys if most_keys is None else min(keys, most_keys))
-            if most_queries is not None and len(key) == len(query):
-                pairs = min(pairs, keys * most_queries)
-            return bounded(work(heads * queries), work(heads * pairs))
-        if order == "H":
-            batch = _batch(query[:-2], key[:-2], value[:-2])
-            return work(batch * query[-2] * key[-2])
-        if key[0] != query[0]:
-            return None  # keys in pages
-        return work(prod(query[:-1]) * key[1])
-
-    return formula
+        queries, heads, keys = prod(query[:-2]), query[-2], prod(key[:-2])
+        most_queries, most_keys = (call.integer(at["longest"] + side) for side in range(2))
+        if len(key) > len(query) and most_keys is None:
+            return None
+        pairs = queries * (keys if most_keys is None else min(keys, most_keys))
+        if most_queries is not None and len(key) == len(query):
+            pairs = min(pairs, keys * most_queries)
+        return bounded(work(heads * queries), work(heads * pairs))
+    if heads_first:
+        return work(_batch(query[:-2], key[:-2], value[:-2]) * query[-2] * key[-2])
+    if key[0] != query[0]:
+        return None  # keys in pages
+    return work(prod(query[:-1]) * key[1])
 
 
 def _batch(*shapes: tuple[int, ...]) -> int:
@@ -106,14 +72,6 @@ def _batch(*shapes: tuple[int, ...]) -> int:
     padded = [(1,) * (width - len(shape)) + shape for shape in shapes]
     heads = padded[0][-1:] if padded[0][-1:] != (1,) else broadcast(*(p[-1:] for p in padded))
     return prod(broadcast(*(p[:-1] for p in padded))) * prod(heads)
-
-
-def _place(text: str) -> int:
-    return _NONE if text == "-" else int(text)
-
-
-for (_query, _order, *_rest), _names in rows(_LAYOUTS):
-    formula_for(_names)(_attention(int(_query), _order, *map(_place, _rest)))
 
 
 def _multihead(call: OpCall, heads: int, mask_at: int, *, weights: int = 0) -> tuple[int, int, int]:

@@ -4,95 +4,64 @@ Counts are Golub and Van Loan's (Matrix Computations, 4th ed.): one multiply-add
 complex numbers eight.
 """
 
-from collections.abc import Callable
+import re
 from math import log2, prod
 
-from flopprof import dtypes
-from flopprof.formulas import OpCall, OpFormula, Work
-from flopprof.formulas.ops._elements import (
-    broadcast,
-    compute_dtype,
-    formula_for,
-    moved_bytes,
-)
+from flopprof.dtypes import is_complex
+from flopprof.formulas import OpCall, Work
+from flopprof.formulas.ops import _elements as el
 
 
-@formula_for("_fft_c2c _fft_r2c _fft_c2r")
+@el.formula_for("_fft_{c2c,r2c,c2r} fft_{,i,r,ir}fft{,2,n} fft_{h,ih}fft")
 def fft(call: OpCall) -> Work | None:
     """`5·N·log₂ n` for N numbers in transforms of n (Cooley-Tukey); real ones half.
 
-    Scaling by 1/n or 1/√n is left out.
+    Scaling by 1/n or 1/√n is left out. Arguments: input, sizes wanted, axes; or input, axes. A real
+    input of `fft2` and `fftn` is made complex first.
     """
-    dims, shape = call.integers(1), list(call.shape(0))
-    last = call.integer(3)
-    if not dims or (call.op == "aten::_fft_c2r" and last is None):
+    composite, shape = "::fft" in call.op, list(call.shape(0))
+    to_real = bool(re.search("irfft|_hfft|c2r", call.op))
+    if not call.values or not (composite or call.integers(1)):
         return None
-    half = not call.op.endswith("c2c")
-    if call.op == "aten::_fft_c2r" and last is not None:
-        shape[dims[-1]] = last
-    length = prod(shape[dim] for dim in dims)
-    real = prod(shape) * call.itemsize_of(0) // (2 if half else 1)
-    return Work(
-        vector_flops=round((2.5 if half else 5) * prod(shape) * log2(length)) if length else 0,
-        min_bytes=moved_bytes(call, 0) + real * (2 if call.op.endswith("r2c") else 1),
-    )
+    sizes = _sizes(call, 1) if composite else ()
+    axes = _sizes(call, 2 if composite else 1) or range(-len(sizes or shape), 0)
+    if to_real:
+        shape[axes[-1]] = (not composite and call.integer(3)) or 2 * (shape[axes[-1]] - 1)
+    for axis, size in zip(axes, sizes, strict=True) if sizes else ():
+        shape[axis] = size if size > 0 else shape[axis]
+    real_input = not (is_complex(call.dtype(0)) or re.search("c2[cr]", call.op))
+    half = to_real or (real_input and not re.search("_i?fft[2n]", call.op))
+    numbers, length = prod(shape), prod(shape[axis] for axis in axes)
+    if re.search("_rfft|ihfft", call.op) or (call.op == "aten::_fft_r2c" and call.flag(3)):
+        shape[axes[-1]] = shape[axes[-1]] // 2 + 1  # the others are these, conjugated
+    itemsize = call.itemsize_of(0) * (2 if real_input else 1) // (2 if to_real else 1)
+    flops = round((2.5 if half else 5) * numbers * log2(max(length, 1)))
+    return Work(vector_flops=flops, min_bytes=el.moved_bytes(call, 0) + prod(shape) * itemsize)
 
 
-def _triangle(m: int, n: int, times: int = 1) -> int:
-    """Return `k²·(max(m, n) − k/3)`, k = min(m, n): LU of an m × n matrix; 2n³/3 of a square."""
+def _sizes(call: OpCall, index: int) -> tuple[int, ...]:
+    one = call.integer(index)
+    return call.integers(index) or (() if one is None else (one,))
+
+
+def _thirds(m: int, n: int, a: int, b: int) -> int:
+    """Return `(a·M·k² + b·k³)/3` of an m × n matrix, k the lesser, M the greater; LU is 3, −1."""
     k = min(m, n)
-    return times * k * k * (3 * max(m, n) - k) // 3
-
-
-def _bidiagonal(m: int, n: int) -> int:
-    """Return `14·m·n² + 8·n³` for m ≥ n: singular values with both sets of vectors."""
-    m, n = max(m, n), min(m, n)
-    return 14 * m * n * n + 8 * n**3
-
-
-_FACTORISATIONS: dict[str, Callable[[int, int], int]] = {
-    "linalg_cholesky linalg_cholesky_ex linalg_ldl_factor linalg_ldl_factor_ex": (
-        lambda m, n: m * n * n // 3
-    ),
-    "linalg_lu_factor linalg_lu_factor_ex linalg_lu _lu_with_info linalg_det _linalg_det det "
-    "linalg_slogdet _linalg_slogdet slogdet logdet": _triangle,
-    "cholesky_inverse": lambda m, n: 2 * m * n * n // 3,
-    "linalg_inv linalg_inv_ex inverse": lambda m, n: 2 * m * n * n,
-    "geqrf linalg_householder_product orgqr": lambda m, n: _triangle(m, n, 2),
-    "linalg_qr": lambda m, n: _triangle(m, n, 4),  # R, and Q from the reflections
-    "linalg_svdvals": lambda m, n: _triangle(m, n, 4),
-    "linalg_svd svd _linalg_svd": _bidiagonal,
-    "linalg_eigvalsh": lambda m, n: 4 * m * n * n // 3,
-    "linalg_eigh _linalg_eigh": lambda m, n: 9 * m * n * n,
-    "linalg_eigvals _linalg_eigvals": lambda m, n: 10 * m * n * n,
-    "linalg_eig": lambda m, n: 25 * m * n * n,
-}
-
-
-def _factorisation(cost: Callable[[int, int], int]) -> OpFormula:
-    def formula(call: OpCall) -> Work:
-        *batch, m, n = call.shape(0)
-        flops = cost(m, n)
-        if call.op == "aten::_linalg_eigh" and call.flag(2) is False:
-            flops = 4 * n**3 // 3
-        if call.op == "aten::_linalg_svd" and call.flag(2) is False:
-            flops = _triangle(m, n, 4)
-        return Work(
-            vector_flops=prod(batch) * flops * _multiply_adds(call),
-            min_bytes=moved_bytes(call, 0, 0),
-        )
-
-    return formula
+    return k * k * (a * max(m, n) + b * k) // 3
 
 
 def _multiply_adds(call: OpCall) -> int:
-    return 4 if dtypes.is_complex(compute_dtype(call)) else 1
+    return 4 if is_complex(el.compute_dtype(call)) else 1
 
 
-for _names, _cost in _FACTORISATIONS.items():
-    formula_for(_names)(_factorisation(_cost))
+def factorisation(call: OpCall, a: int, b: int) -> Work:
+    """Return the work of `(a·M·k² + b·k³)/3` for each m × n matrix, k the lesser, M the greater."""
+    *batch, m, n = call.shape(0)
+    flops = prod(batch) * _thirds(m, n, a, b)
+    return el.vector_work(call, flops * _multiply_adds(call), 0, 0)
 
-# Name → (argument with the n × n matrix, with the right-hand sides, FLOPs over n²·k, factorises).
+
+# Arguments with the n × n matrix and the right-hand sides, FLOPs over n²·k, whether it factorises.
 _SOLVERS = {
     "linalg_solve linalg_solve_ex _linalg_solve_ex": (0, 1, 2, True),
     "linalg_solve_triangular": (0, 1, 1, False),
@@ -102,42 +71,35 @@ _SOLVERS = {
 }
 
 
-def _solver(matrix: int, sides: int, per_side: int, factorises: bool) -> OpFormula:
-    def formula(call: OpCall) -> Work:
-        a, b = call.shape(matrix), call.shape(sides)
-        n = a[-1]
-        vectors = len(b) == 1 or (factorises and b == a[:-1])
-        batch = prod(broadcast(a[:-2], b[:-1] if vectors else b[:-2]))
-        unknowns = batch * (n if vectors else prod(b[-2:]))
-        flops = per_side * n * unknowns + factorises * prod(a[:-2]) * _triangle(n, n)
-        return Work(
-            vector_flops=flops * _multiply_adds(call),
-            min_bytes=moved_bytes(call, matrix, sides) + unknowns * call.itemsize_of(sides),
-        )
-
-    return formula
+@el.formula_for(" ".join(_SOLVERS))
+def solve(call: OpCall) -> Work:
+    """n²·k for each triangle and k right-hand sides; and LU `2n³/3` where it factorises."""
+    mine = next(parts for names, parts in _SOLVERS.items() if call.op[6:] in names.split())
+    matrix, sides, triangles, factorises = mine
+    a, b = call.shape(matrix), call.shape(sides)
+    n = a[-1]
+    vectors = len(b) == 1 or (factorises and b == a[:-1])
+    batch = prod(el.broadcast(a[:-2], b[:-1] if vectors else b[:-2]))
+    unknowns = batch * (n if vectors else prod(b[-2:]))
+    flops = triangles * n * unknowns + factorises * prod(a[:-2]) * _thirds(n, n, 3, -1)
+    return el.vector_work(call, flops * _multiply_adds(call), matrix, sides, written=unknowns)
 
 
-for _names, _parts in _SOLVERS.items():
-    formula_for(_names)(_solver(*_parts))
-
-
-@formula_for("linalg_lstsq")
+@el.formula_for("linalg_lstsq")
 def lstsq(call: OpCall) -> Work:
     """Householder QR `2n²(m − n/3)`, and of each right-hand side Qᵀb `4mn − 2n²` and R⁻¹ n²."""
     *batch, m, n = call.shape(0)
     sides = call.shape(1)[-1] if len(call.shape(1)) > 1 + len(batch) else 1
-    flops = _triangle(m, n, 2) + (4 * m * n - n * n) * sides
-    return Work(
-        vector_flops=prod(batch) * flops * _multiply_adds(call),
-        min_bytes=moved_bytes(call, 0, 1) + prod(batch) * n * sides * call.itemsize_of(0),
+    flops = _thirds(m, n, 6, -2) + (4 * m * n - n * n) * sides
+    return el.vector_work(
+        call, prod(batch) * flops * _multiply_adds(call), 0, 1, written=prod(batch) * n * sides
     )
 
 
-@formula_for("ormqr")
+@el.formula_for("ormqr")
 def ormqr(call: OpCall) -> Work:
     """`2nk(2m − k)`: k reflections of an m × n matrix, 4mn each, less as they shrink."""
     reflections = call.shape(1)[-1]
     *batch, rows, columns = call.shape(2)
     flops = 2 * prod(batch) * columns * reflections * (2 * rows - reflections)
-    return Work(vector_flops=flops * _multiply_adds(call), min_bytes=moved_bytes(call, 0, 1, 2, 2))
+    return el.vector_work(call, flops * _multiply_adds(call), 0, 1, 2, 2)

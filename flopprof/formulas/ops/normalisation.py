@@ -1,78 +1,24 @@
-"""Formulas of normalisation and the softmax family; n is the number of elements of the input.
+"""Formulas of normalisation not in per_element.csv; n is the number of elements of the input.
 
 Terms per channel or row (a root, an update of running statistics) are left out, as in the
 conventions of ARCHITECTURE.md.
 """
 
 from flopprof.formulas import OpCall, Work
-from flopprof.formulas.ops._elements import (
-    elements,
-    formula_for,
-    moved_bytes,
-    per_input,
-    per_output,
-)
-
-# Maximum, subtract, exp, sum, divide (of log-softmax: log, subtract).
-per_output(
-    __name__,
-    """
-    5 | 1 | float | softmax _softmax log_softmax _log_softmax special_softmax special_log_softmax
-        _safe_softmax _masked_softmax
-    """,
-)
-# Layer, group and training's batch norm: mean, subtract, square, sum, scale, and one for each of
-# weight and bias; RMS norm: square, sum, scale, and one for the weight. On running statistics two.
-# Softmax's backward: y·(g − Σ g·y), log-softmax's g − eʸ·Σ g, four each. Synchronised batch norm
-# in parts: mean, subtract, square, sum; subtract, scale, weight, bias; backward x̂ (2), g·x̂ and two
-# sums; x̂ again, multiply, two subtracts, scale; of every process and channel 13 to merge them
-# (variance 3, difference, three for the mean, four for the squares, two weights). Weight
-# norm g·v/‖v‖: norm 2, scale; backward Σ g·v 2, multiply, subtract, scale. renorm: norm 2, scale.
-# Quantised batch norm is integer work.
-per_input(
-    __name__,
-    """
-    5?2?3 | 0 | 0 2 3 0 | layer_norm native_layer_norm group_norm
-    5?1?2 | 0 | 0 1 2 0 | native_group_norm _batch_norm_with_update
-        _batch_norm_with_update_functional
-    3?2 | 0 | 0 2 0 | rms_norm _fused_rms_norm
-    2 | 0 | 0 1 2 0 | _batch_norm_no_update _native_batch_norm_legit_no_training
-    4 | 0 | 0 1 0 | _softmax_backward_data _log_softmax_backward_data _masked_softmax_backward
-    4 | 0 | 0 | batch_norm_stats batch_norm_update_stats
-    2?1?2 | 0 | 0 1 2 0 | batch_norm_elemt
-    5 | 0 | 0 1 | batch_norm_backward_reduce
-    6 | 0 | 0 1 0 | batch_norm_backward_elemt
-    13 | 1 | 1 2 | batch_norm_gather_stats batch_norm_gather_stats_with_counts
-    9 | 0 | 0 1 2 0 | cudnn_batch_norm_backward miopen_batch_norm_backward
-    3 | 0 | 0 1 0 | _weight_norm _weight_norm_interface
-    5 | 0 | 0 1 2 0 | _weight_norm_interface_backward
-    3 | 0 | 0 0 | renorm~
-    0 | 0 | 0 0 | quantized_batch_norm quantized::batch_norm quantized::batch_norm_relu
-        quantized::batch_norm1d quantized::batch_norm1d_relu quantized::batch_norm2d
-        quantized::batch_norm2d_relu quantized::batch_norm3d quantized::batch_norm3d_relu
-        onednn::qbatch_norm2d
-    """,
-)
+from flopprof.formulas.ops import _elements as el
 
 
-@formula_for(
-    """
-    batch_norm _batch_norm_impl_index native_batch_norm cudnn_batch_norm miopen_batch_norm
-    _native_batch_norm_legit _native_batch_norm_legit_functional instance_norm
-    """
-)
+@el.formula_for("{,native_,cudnn_,miopen_}batch_norm _native_batch_norm_legit{,_functional}")
+@el.formula_for("_batch_norm_impl_index instance_norm")
 def batch_norm(call: OpCall) -> Work:
     """On the batch's statistics 5n, + n with weight, + n with bias; on running ones 2n (folded).
 
     `training` (instance norm: `use_input_stats`) is argument 5, or 3 without running statistics.
     """
     training = call.flag(5) if call.flag(5) is not None else call.flag(3)
-    size, trained = elements(call, 0), 5 + call.has(1) + call.has(2)
-    return Work(
-        vector_flops=size * (trained if training else 2),
-        min_bytes=moved_bytes(call, 0, 1, 2, 0),
-        flops_at_most=trained * size if training is None else None,
-    )
+    size, trained = el.elements(call, 0), 5 + call.has(1) + call.has(2)
+    at_most = trained * size if training is None else None
+    return el.vector_work(call, size * (trained if training else 2), 0, 1, 2, 0, at_most=at_most)
 
 
 def _wanted(call: OpCall, index: int, gradients: int) -> list[bool]:
@@ -81,7 +27,7 @@ def _wanted(call: OpCall, index: int, gradients: int) -> list[bool]:
     return known if len(known) == gradients else [True] * gradients
 
 
-@formula_for("native_batch_norm_backward batch_norm_backward _batch_norm_impl_index_backward")
+@el.formula_for("native_batch_norm_backward batch_norm_backward _batch_norm_impl_index_backward")
 def batch_norm_backward(call: OpCall) -> Work:
     """In training 9n, in eval n; where only γ's or β's gradient is wanted 4n and n; see there.
 
@@ -90,16 +36,14 @@ def batch_norm_backward(call: OpCall) -> Work:
     """
     first = int(call.op.startswith("aten::_batch_norm_impl"))  # follows the implementation's number
     x, gamma, beta = _wanted(call, first + 9, 3)
-    train, size = call.flag(first + 7), elements(call, first)
-    cost = 9 if train and x else x + 4 * gamma + beta
-    return Work(
-        vector_flops=size * (1 if train is None else cost),
-        min_bytes=moved_bytes(call, first, first + 1, first + 2, *[first] * x),
-        flops_at_most=9 * size if train is None else None,
-    )
+    train, size = call.flag(first + 7), el.elements(call, first)
+    cost = 1 if train is None else 9 if train and x else x + 4 * gamma + beta
+    moved = (first, first + 1, first + 2, *[first] * x)
+    at_most = 9 * size if train is None else None
+    return el.vector_work(call, size * cost, *moved, at_most=at_most)
 
 
-@formula_for("native_layer_norm_backward native_group_norm_backward")
+@el.formula_for("native_layer_norm_backward native_group_norm_backward")
 def layer_norm_backward(call: OpCall) -> Work:
     """9n, + n with weight, and for its gradient 2n, for the bias's n.
 
@@ -111,11 +55,10 @@ def layer_norm_backward(call: OpCall) -> Work:
     x, gamma, beta = _wanted(call, 7 if layer else 9, 3)
     gamma, beta = gamma and call.has(weight), beta and (not layer or call.has(6))
     cost = (9 + call.has(weight)) * x + (2 if x else 4) * gamma + beta
-    moved = moved_bytes(call, 0, 1, weight, *[0] * x)
-    return Work(vector_flops=cost * elements(call, 0), min_bytes=moved)
+    return el.vector_work(call, cost * el.elements(call, 0), 0, 1, weight, *[0] * x)
 
 
-@formula_for("_fused_rms_norm_backward")
+@el.formula_for("_fused_rms_norm_backward")
 def rms_norm_backward(call: OpCall) -> Work:
     """6n, + n with weight, and for its gradient 2n.
 
@@ -123,5 +66,4 @@ def rms_norm_backward(call: OpCall) -> Work:
     """
     x, gamma = _wanted(call, 5, 2)
     cost = (6 + call.has(4)) * x + (2 if x else 3) * (gamma and call.has(4))
-    moved = moved_bytes(call, 0, 1, 4, *[0] * x)
-    return Work(vector_flops=cost * elements(call, 0), min_bytes=moved)
+    return el.vector_work(call, cost * el.elements(call, 0), 0, 1, 4, *[0] * x)

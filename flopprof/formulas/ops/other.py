@@ -1,7 +1,7 @@
 """Formulas of optimizers that run as one op; the unfused ones are made of elementwise ops."""
 
 from flopprof.formulas import OpCall, Work
-from flopprof.formulas.ops._elements import elements, formula_for, moved_bytes, number
+from flopprof.formulas.ops import _elements as el
 
 
 def _update(call: OpCall, flops: int, lists: int, maximize_at: int, scale_at: int) -> Work:
@@ -11,39 +11,39 @@ def _update(call: OpCall, flops: int, lists: int, maximize_at: int, scale_at: in
     """
     flops += bool(call.flag(maximize_at)) + call.has(scale_at)
     traffic = [index for index in range(lists) for _ in range(1 if index == 1 else 2)]
-    return Work(vector_flops=flops * elements(call, 0), min_bytes=moved_bytes(call, *traffic))
+    return el.vector_work(call, flops * el.elements(call, 0), *traffic)
 
 
-@formula_for("_fused_adam~ _fused_adamw~")
+@el.formula_for("_fused_adam~ _fused_adamw~")
 def adam(call: OpCall) -> Work | None:
     """13 per parameter p with gradient g, of rates known per step.
 
     m ← m + (1 − β₁)(g − m) 3; v ← β₂·v + (1 − β₂)·g·g 4; √v/c + ε 3; p ← p − r·m/(that) 3.
     Weight decay: g ← g + λp 2, of AdamW p ← (1 − rλ)p 1. AMSGrad: a maximum 1.
     """
-    decay = number(call, 9)
+    decay = el.number(call, 9)
     if decay is None:
         return None
     decayed = (1 if "adamw" in call.op else 2) if decay else 0
     return _update(call, 13 + decayed + bool(call.flag(11)), 5, 12, 13)
 
 
-@formula_for("_fused_sgd~")
+@el.formula_for("_fused_sgd~")
 def sgd(call: OpCall) -> Work | None:
     """`p ← p − r·g` 2; decay `g + λp` 2; momentum and Nesterov's step 2 each.
 
     Momentum is b ← μ·b + (1 − τ)·g: 3 if dampened (τ ≠ 0), a copy on the first step. Nesterov's:
     g + μ·b.
     """
-    decay, momentum, dampening = (number(call, index) for index in (3, 4, 6))
+    decay, momentum, dampening = (el.number(call, index) for index in (3, 4, 6))
     if decay is None or momentum is None:
         return None
     moment = (2 + bool(dampening)) * (not call.flag(9)) + 2 * bool(call.flag(7))
     return _update(call, 2 + 2 * bool(decay) + moment * bool(momentum), 3, 8, 10)
 
 
-@formula_for("_fused_adagrad~")
+@el.formula_for("_fused_adagrad~")
 def adagrad(call: OpCall) -> Work | None:
     """`s ← s + g·g` 2; `p ← p − r·g/(√s + ε)` 5; decay `g + λp` 2."""
-    decay = number(call, 6)
+    decay = el.number(call, 6)
     return None if decay is None else _update(call, 7 + 2 * bool(decay), 3, 8, 9)

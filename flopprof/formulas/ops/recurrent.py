@@ -14,8 +14,9 @@ from typing import Any
 
 from flopprof.formulas import OpCall, Shape, Work
 from flopprof.formulas.ops._elements import formula_for, moved_bytes, number
-from flopprof.formulas.ops._shapes import flags
+from flopprof.formulas.ops._shapes import Places, flags, formula_with_places
 
+_FLOAT16 = 5  # PyTorch's number for it
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
 # Without biases, and what they add (ARCHITECTURE.md, "Conventions behind rule 2").
 _FORWARD = {"rnn": (2, 2), "gru": (11, 6), "lstm": (13, 8)}
@@ -26,24 +27,18 @@ _CELL_BACKWARD = {"rnn": (3, 1), "gru": (16, 6), "lstm": (23, 4)}
 _BACKWARD = {"rnn": (4, 1), "gru": (18, 6), "lstm": (24, 4)}
 
 
-def _weights(call: OpCall, index: int) -> list[Shape]:
-    """Return the shapes in a list of tensors; none if the trace has not recorded them."""
-    found: tuple[Any, ...] = call.shape(index)
-    return [tuple(shape) for shape in found if isinstance(shape, tuple | list)]
+@formula_with_places("recurrent")
+def recurrent(call: OpCall, at: Places) -> Work | None:
+    """All layers and directions over the input, argument 0; None without the weights' shapes.
 
-
-def _layers(
-    call: OpCall,
-    weights: list[Shape],
-    states: tuple[int, ...],
-    *,
-    biased: bool | None = None,
-    directions: int = 1,
-    dropout: float = 0,
-    backward: bool = False,
-    weight_gradients: bool = True,
-) -> Work | None:
-    """Return all layers and directions over the input, argument 0; None without weights' shapes."""
+    A packed sequence (data, batch sizes, …) has its real steps only. Backward, the last of the
+    output mask asks for the weights' gradients.
+    """
+    if call.dtype(1) == "int64":  # batch sizes: all else is one further
+        at = Places({role: place + 1 for role, place in at.items() if role != "ops"})
+    backward, quantised = call.op.endswith("backward"), "quantized" in call.op
+    directions = 2 if call.flag(at["bidirectional"]) else 1
+    weights = (_packed_weights if quantised else _weights)(call, at, directions)
     matrices = [shape for shape in weights if len(shape) == 2]
     if len(matrices) < 2:
         return None
@@ -52,75 +47,43 @@ def _layers(
     hidden = gate_rows // _GATES[kind]
     # Input and recurrent weights of a cell have gates·H rows; a projection has fewer.
     cells = sum(height == gate_rows for height, _ in matrices) // 2
-    if biased is None:
-        biased = len(weights) > len(matrices)
+    biased = call.flag(at["biased"]) or call.has(at["bias"]) or len(weights) > len(matrices)
     alone, with_bias = (_BACKWARD if backward else _FORWARD)[kind]
-    positions = prod(call.shape(0)[:-1])
-    between = positions * handed_on * (cells - directions)
+    positions, itemsize = prod(call.shape(0)[:-1]), call.itemsize_of(0)
     vector = positions * cells * hidden * (alone + with_bias * biased)
-    vector += 2 * between if dropout > 0 else 0
-    each = 1 + weight_gradients if backward else 1
-    written = positions * handed_on * directions
-    if backward:
-        written += prod(call.shape(0)) + sum(map(prod, weights)) * weight_gradients
-    stored = written + sum(map(prod, weights))
-    moved = moved_bytes(call, 0, *states, *states) + stored * call.itemsize_of(0)
-    return Work(2 * each * positions * sum(map(prod, matrices)), vector, moved)
+    if (number(call, at["dropout"]) or 0) > 0 and call.flag(at["training"]):
+        vector += 2 * positions * handed_on * (cells - directions)
+    mask = flags(call, at["mask"])
+    of_weights = backward and (mask is None or mask[-1])
+    stored = sum(map(prod, weights))
+    written = positions * handed_on * directions + stored * of_weights
+    written += prod(call.shape(0)) * backward
+    each_stored = (2 if call.integer(9) == _FLOAT16 else 1) if quantised else itemsize
+    states = (at["state"], at["cell"])
+    moved = moved_bytes(call, 0, *states, *states) + written * itemsize + stored * each_stored
+    matmul = 2 * positions * sum(map(prod, matrices)) * (1 + of_weights)
+    return Work(matmul, vector, moved)
 
 
-def _dropout(call: OpCall, rate: int, training: int) -> float:
-    return (number(call, rate) or 0) if call.flag(training) else 0
+def _weights(call: OpCall, at: Places, _directions: int) -> list[Shape]:
+    """Return the shapes of weights and biases: in a list, or four arguments in a row."""
+    listed: tuple[Any, ...] = call.shape(at["weights"])
+    if "first_weight" in at:
+        first, given = at["first_weight"], 2 if call.flag(at["biased"]) is False else 4
+        listed = call.shapes[first : first + given]
+    return [tuple(shape) for shape in listed if isinstance(shape, tuple | list) and shape]
 
 
-@formula_for("lstm gru rnn_tanh rnn_relu")
-def recurrent(call: OpCall) -> Work | None:
-    """(input, state, weights, biases?, layers, dropout, train, bidirectional, …).
-
-    Of a packed sequence (data, batch sizes, state, weights, …): real steps only.
-    """
-    at = 3 if call.dtype(1) == "int64" else 2
-    directions = 2 if call.flag(at + 5) else 1
-    dropout = _dropout(call, at + 3, at + 4)
-    weights = _weights(call, at)
-    return _layers(call, weights, (at - 1,), directions=directions, dropout=dropout)
-
-
-@formula_for("mkldnn_rnn_layer mkldnn_rnn_layer_backward")
-def mkldnn_rnn_layer(call: OpCall) -> Work | None:
-    """One layer and direction: (input, weights, …, state, cell, …); `biases?` tells of two more."""
-    backward = call.op.endswith("backward")
-    biased = call.flag(17 if backward else 12)
-    weights = [call.shape(i) for i in range(1, 5 if biased else 3)]
-    return _layers(call, weights, (5, 6), biased=biased, backward=backward)
-
-
-@formula_for("_cudnn_rnn _cudnn_rnn_backward miopen_rnn miopen_rnn_backward")
-def gpu_rnn(call: OpCall) -> Work | None:
-    """(input, weights, stride, buffer, state, cell, mode, …), MIOpen's forward without a buffer.
-
-    Backward, the last of the output mask asks for the weights' gradients.
-    """
-    miopen, backward = "miopen" in call.op, call.op.endswith("backward")
-    state = 3 if miopen and not backward else 4
-    # Mode, H, projection (not MIOpen's), layers, batch first; before them, backward, the output
-    # and three gradients.
-    dropout_at = state + (6 if backward else 2) + (4 if miopen else 5)
-    mask = flags(call, dropout_at + 6) if backward else None
-    return _layers(
-        call,
-        _weights(call, 1),
-        (state, state + 1),
-        directions=2 if call.flag(dropout_at + 2) else 1,
-        dropout=_dropout(call, dropout_at, dropout_at + 1),
-        backward=backward,
-        weight_gradients=mask is None or mask[-1],
-    )
-
-
-@formula_for("lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell")
-def recurrent_cell(call: OpCall) -> Work | None:
-    """One step: (input, state, input weights, recurrent weights, biases)."""
-    return _layers(call, [call.shape(i) for i in range(2, 6) if call.has(i)], (1,))
+def _packed_weights(call: OpCall, at: Places, directions: int) -> list[Shape]:
+    """Return the shapes of quantised weights, which are not recorded, from the state's width."""
+    state: tuple[Any, ...] = call.shape(at["state"])
+    if not state:
+        return []
+    hidden = (state[0] if isinstance(state[0], tuple | list) else state)[-1]
+    rows = hidden * next(gates for kind, gates in _GATES.items() if kind in call.op)
+    more = (call.integer(at["layers"]) or 1) - 1
+    widths = [call.shape(0)[-1], *[hidden * directions] * more]
+    return [(rows, size) for width in widths for size in (width, hidden) * directions]
 
 
 @formula_for("_thnn_fused_lstm_cell _thnn_fused_gru_cell")

@@ -1,106 +1,32 @@
 """Formulas of reductions, cumulative ops, pooling, and of scatters that add."""
 
 import re
-from math import prod
+from dataclasses import replace
+from math import gcd, prod
 
-from flopprof import dtypes
-from flopprof.formulas import OpCall, OpFormula, Shape, Work
-from flopprof.formulas.ops._elements import (
-    broadcast,
-    compute_dtype,
-    counts,
-    elements,
-    elementwise,
-    formula_for,
-    moved_bytes,
-    per_input,
-    per_output,
-    rows,
-)
-
-# FLOPs per input element (a complex one counts as two) | argument with the dims | bytes of a
-# result, 0 where it is like the input | names. var: mean, subtract, square, sum; logsumexp: max,
-# subtract, exp, sum; norm: power, sum.
-_REDUCTIONS = """
-    1 | 1 | 0 | sum nansum prod amax amin mean nanmean linalg__powsum trace
-    1 | 1 | 8 | argmax argmin count_nonzero
-    1 | 1 | 1 | all any _is_all_true _is_any_true
-    2 | 1 | 0 | aminmax _aminmax frobenius_norm
-    4 | 1 | 0 | var std var_mean std_mean logsumexp special_logsumexp
-    2 | 2 | 0 | norm linalg_vector_norm
-"""
-per_output(
-    __name__,
-    """
-    1 | 1 | | cumsum~ cumprod~ cummax cummin _cummax_helper _cummin_helper segment_reduce
-    4 | 1 | | logcumsumexp _logcumsumexp
-    """,
-)
-# Scatters that add: one add per element that comes in. Quantisation's range: minimum and maximum.
-# How often sorting and searching compare, the values decide: none are counted.
-per_input(
-    __name__,
-    """
-    1 | 0 | 0 1 | max_pool2d_with_indices_backward max_pool3d_with_indices_backward
-        max_pool2d_backward mkldnn_max_pool2d_backward mkldnn_max_pool3d_backward
-        adaptive_max_pool2d_backward adaptive_max_pool3d_backward fractional_max_pool2d_backward
-        fractional_max_pool3d_backward reflection_pad1d_backward reflection_pad2d_backward
-        reflection_pad3d_backward replication_pad1d_backward replication_pad2d_backward
-        replication_pad3d_backward cummaxmin_backward
-    1 | 0 | 0 0 | unfold_backward col2im
-    2 | 0 | 0 | _choose_qparams_per_tensor
-    0 | 0 | 0 0 | sort argsort msort topk median nanmedian mode kthvalue unique_dim _unique _unique2
-        unique_consecutive unique_dim_consecutive nonzero nonzero_numpy nonzero_static argwhere
-    0 | 0 | 0 1 0 | isin searchsorted bucketize
-    """,
-)
+from flopprof.formulas import OpCall, Shape, Work
+from flopprof.formulas.ops import _elements as el
 
 
-def _kept(call: OpCall, dims_at: int) -> int:
-    """Return the elements of a reduction's result: those of the axes that stay."""
-    shape, dims = call.shape(0), call.integers(dims_at)
-    single = call.integer(dims_at)  # of two arguments only, it is no axis but a type
-    if dims is None and single is not None and len(call.shapes) > 2:
-        dims = (single,)
-    gone = {dim % len(shape) for dim in dims or range(len(shape)) if shape}
-    return prod(size for axis, size in enumerate(shape) if axis not in gone)
-
-
-def _reduction(flops: int, dims_at: int, result_bytes: int) -> OpFormula:
-    def formula(call: OpCall) -> Work:
-        scale = 2 if dtypes.is_complex(compute_dtype(call)) else counts(call)
-        written = _kept(call, dims_at) * (result_bytes or call.itemsize_of(0))
-        return Work(
-            vector_flops=flops * scale * elements(call, 0),
-            min_bytes=moved_bytes(call, 0) + written,
-        )
-
-    return formula
-
-
-for _columns, _names in rows(_REDUCTIONS):
-    formula_for(_names)(_reduction(*map(int, _columns)))
-
-
-@formula_for("max min")
+@el.formula_for("max min")
 def maximum(call: OpCall) -> Work | None:
     """All of a tensor or one of its axes: n; of two tensors: one per output element."""
-    return elementwise(call, 1, 2) if call.has(1) else _reduction(1, 1, 0)(call)
+    return el.elementwise(call, 1, 2) if call.has(1) else el.reduced(call, int(el.counts(call)), 1)
 
 
-@formula_for("dist equal allclose pairwise_distance")
+@el.formula_for("dist equal allclose pairwise_distance")
 def dist(call: OpCall) -> Work:
     """Per broadcast element: subtract, norm: 3 (pairwise: and ε, 4); compare 1; isclose's 6."""
     flops = {"aten::dist": 3, "aten::equal": 1, "aten::allclose": 6}.get(call.op, 4)
-    size = prod(broadcast(call.shape(0), call.shape(1)))
-    return Work(vector_flops=flops * size * counts(call, 2), min_bytes=moved_bytes(call, 0, 1))
+    size = el.size_of(call, 2)
+    return el.vector_work(call, flops * size * el.counts(call, 2), 0, 1)
 
 
-@formula_for("histc histogram bincount")
+@el.formula_for("histc histogram bincount")
 def histogram(call: OpCall) -> Work:
     """Each element's bin, `(x − min)·scale`: 2n; of integers, the adds of their weights."""
-    flops = call.has(1) if call.op == "aten::bincount" else 2 * counts(call)
-    return Work(vector_flops=flops * elements(call, 0), min_bytes=moved_bytes(call, 0, 1))
+    flops = call.has(1) if call.op == "aten::bincount" else 2 * el.counts(call)
+    return el.vector_work(call, flops * el.elements(call, 0), 0, 1)
 
 
 # Pooling: a window's size per output element (an average: its adds, and one division).
@@ -131,18 +57,11 @@ def pooled(
 
 def _pool_work(call: OpCall, flops: int, outputs: int) -> Work:
     outer = prod(call.shape(0)[: -_dimensions(call)])
-    written = outer * outputs * call.itemsize_of(0)
-    return Work(vector_flops=outer * flops * counts(call), min_bytes=moved_bytes(call, 0) + written)
+    return el.vector_work(call, outer * flops * el.counts(call), 0, written=outer * outputs)
 
 
-@formula_for(
-    """
-    max_pool1d max_pool2d max_pool3d max_pool1d_with_indices max_pool2d_with_indices
-    max_pool3d_with_indices mkldnn_max_pool2d mkldnn_max_pool3d quantized_max_pool1d
-    quantized_max_pool2d quantized_max_pool3d quantized::max_pool1d quantized::max_pool2d
-    avg_pool1d avg_pool2d avg_pool3d
-    """
-)
+@el.formula_for("max_pool{1,2,3}d{,_with_indices} mkldnn_max_pool{2,3}d quantized_max_pool{1,2,3}d")
+@el.formula_for("quantized::max_pool{1,2}d avg_pool{1,2,3}d")
 def pool(call: OpCall) -> Work | None:
     """Arguments: input, window, stride, padding, (of a maximum) dilation, ceil mode."""
     window, axes = _axes(call, 1), _dimensions(call)
@@ -160,68 +79,50 @@ def pool(call: OpCall) -> Work | None:
     return _pool_work(call, prod(window) * outputs, outputs)
 
 
-@formula_for("fractional_max_pool2d fractional_max_pool3d")
-def fractional_max_pool(call: OpCall) -> Work | None:
-    """The window's size per output element; how many there are is given."""
-    window, outputs = _axes(call, 1), _axes(call, 2)
+def _adaptive_windows(inputs: Shape, outputs: Shape) -> int:
+    """Return the windows' sizes, summed: along an axis window i is ⌊i·in/out⌋ … ⌈(i+1)·in/out⌉.
+
+    They cover in elements, and two neighbours share one wherever i·in/out is no integer.
+    """
+    pairs = zip(inputs, outputs, strict=True)
+    return prod(size + out - gcd(size, out) for size, out in pairs)
+
+
+@el.formula_for("{,_}adaptive_avg_pool{2,3}d adaptive_avg_pool1d mkldnn_adaptive_avg_pool2d")
+@el.formula_for("adaptive_max_pool{1,2,3}d fractional_max_pool{2,3}d")
+def sized_pool(call: OpCall) -> Work | None:
+    """As many outputs as asked for: the sum of the real window sizes, or of windows given."""
+    fractional = "fractional" in call.op
+    window, outputs = _axes(call, 1), _axes(call, 2 if fractional else 1)
     if window is None or outputs is None:
         return None
-    return _pool_work(call, prod(window) * prod(outputs), prod(outputs))
+    adaptive = _adaptive_windows(call.shape(0)[-len(outputs) :], outputs)
+    sizes = prod(window) * prod(outputs) if fractional else adaptive
+    return _pool_work(call, sizes, prod(outputs))
 
 
-def _adaptive_windows(inputs: Shape, outputs: Shape) -> int:
-    """Return the windows' sizes, summed: along an axis window i is ⌊i·in/out⌋ … ⌈(i+1)·in/out⌉."""
-    return prod(
-        sum(-(-(i + 1) * size // out) - i * size // out for i in range(out))
-        for size, out in zip(inputs, outputs, strict=True)
-    )
-
-
-@formula_for(
-    """
-    adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d _adaptive_avg_pool2d
-    _adaptive_avg_pool3d mkldnn_adaptive_avg_pool2d adaptive_max_pool1d adaptive_max_pool2d
-    adaptive_max_pool3d
-    """
-)
-def adaptive_pool(call: OpCall) -> Work | None:
-    """The sum of the real window sizes."""
-    outputs = _axes(call, 1)
-    if outputs is None:
-        return None
-    windows = _adaptive_windows(call.shape(0)[-len(outputs) :], outputs)
-    return _pool_work(call, windows, prod(outputs))
-
-
-@formula_for(
-    """
-    _adaptive_avg_pool2d_backward _adaptive_avg_pool3d_backward avg_pool2d_backward
-    adaptive_avg_pool3d_backward mkldnn_adaptive_avg_pool2d_backward avg_pool3d_backward
-    """
-)
+@el.formula_for("_adaptive_avg_pool{2,3}d_backward adaptive_avg_pool3d_backward")
+@el.formula_for("mkldnn_adaptive_avg_pool2d_backward avg_pool{2,3}d_backward")
 def avg_pool_backward(call: OpCall) -> Work | None:
     """Each gradient is divided once, and added to each element of its window."""
     gradient, axes = call.shape(0), _dimensions(call)
-    if "adaptive" in call.op:
+    adaptive, window = "adaptive" in call.op, _axes(call, 2)
+    adds = prod(window or ()) * prod(gradient)
+    if adaptive:
         adds = prod(gradient[:-axes]) * _adaptive_windows(call.shape(1)[-axes:], gradient[-axes:])
-    else:
-        window = _axes(call, 2)
-        if window is None:
-            return None
-        adds = prod(window) * prod(gradient)
-    return Work(vector_flops=prod(gradient) + adds, min_bytes=moved_bytes(call, 0, 1))
+    elif window is None:
+        return None
+    return el.vector_work(call, prod(gradient) + adds, 0, 1)
 
 
 def _adds(call: OpCall, incoming: int, flops: int) -> Work:
     """Return the work of `flops` for each element of argument `incoming`, added to argument 0."""
-    size = elements(call, incoming)
-    return Work(
-        vector_flops=flops * counts(call) * size,
-        min_bytes=moved_bytes(call, *range(1, incoming + 1)) + 2 * size * call.itemsize_of(0),
-    )
+    size = el.elements(call, incoming)
+    read = range(1, incoming + 1)
+    return el.vector_work(call, flops * el.counts(call) * size, *read, written=2 * size)
 
 
-@formula_for("scatter~ scatter_add~ scatter_reduce~")
+@el.formula_for("scatter~ scatter_add~ scatter_reduce~")
 def scatter(call: OpCall) -> Work:
     """One add per element of the index; plain `scatter` only where told to `reduce` (argument 4).
 
@@ -231,68 +132,56 @@ def scatter(call: OpCall) -> Work:
     return _adds(call, 2, int(not plain or (len(call.shapes) > 4 and not call.has(4))))
 
 
-@formula_for("index_add~ index_reduce~")
+@el.formula_for("index_add~ index_reduce~")
 def index_add(call: OpCall) -> Work:
     """One operation per element of the source; two for `index_add` with alpha ≠ 1."""
     scaled = "add" in call.op and call.value(4) not in ("", "1", "1.")
     return _adds(call, 3, 1 + scaled)
 
 
-@formula_for("index_put~ _index_put_impl~ _unsafe_index_put put~")
+@el.formula_for("index_put~ _index_put_impl~ _unsafe_index_put put~")
 def index_put(call: OpCall) -> Work | None:
     """Moves data; with `accumulate` one add per value. A trace does not tell the places.
 
     A lone value may go to any number of places: then the adds are not determined.
     """
     accumulate = call.flag(3)
-    if accumulate and elements(call, 2) <= 1:
+    if accumulate and el.elements(call, 2) <= 1:
         return None
     work = _adds(call, 2, int(bool(accumulate)))
-    if accumulate is None and not call.values:
-        return Work(min_bytes=work.min_bytes, flops_at_most=elements(call, 2))
-    return work
+    return work if call.values else replace(work, flops_at_most=el.elements(call, 2))
 
 
-@formula_for("embedding_backward embedding_dense_backward")
+@el.formula_for("embedding_backward embedding_dense_backward")
 def embedding_backward(call: OpCall) -> Work:
     """One add per gradient that comes in (into a sparse result none); all rows are written."""
     sparse = call.op == "aten::embedding_backward" and bool(call.flag(5))
-    written = 0 if sparse else (call.integer(2) or 0) * call.shape(0)[-1] * call.itemsize_of(0)
-    return Work(
-        vector_flops=0 if sparse else elements(call, 0),
-        min_bytes=moved_bytes(call, 0, 1) + written,
-    )
+    if sparse:
+        return el.vector_work(call, 0, 0, 1)
+    written = (call.integer(2) or 0) * call.shape(0)[-1]
+    return el.vector_work(call, el.elements(call, 0), 0, 1, written=written)
 
 
-@formula_for("embedding_bag _embedding_bag _embedding_bag_forward_only")
+@el.formula_for("embedding_bag _embedding_bag _embedding_bag_forward_only")
 def embedding_bag(call: OpCall) -> Work:
     """Sum, mean or maximum of each bag: a row of D operations per index, D more with weights.
 
     Bytes: a row per index, and a row per bag.
     """
-    width, indices = call.shape(0)[-1], elements(call, 1)
-    moved = (indices + elements(call, 2)) * width * call.itemsize_of(0)
-    return Work(
-        vector_flops=indices * width * (1 + call.has(6)),
-        min_bytes=moved + moved_bytes(call, 1, 2, 6),
-    )
+    width, indices = call.shape(0)[-1], el.elements(call, 1)
+    rows, flops = indices + el.elements(call, 2), indices * width * (1 + call.has(6))
+    return el.vector_work(call, flops, 1, 2, 6, written=rows * width)
 
 
-@formula_for(
-    """
-    _embedding_bag_backward _embedding_bag_dense_backward embedding_renorm_
-    _embedding_bag_per_sample_weights_backward
-    """
-)
+@el.formula_for("_embedding_bag_{,dense_,per_sample_weights_}backward embedding_renorm_")
 def embedding_bag_backward(call: OpCall) -> Work:
     """A row of D adds per index; for the weights' gradient a dot product, 2D.
 
     `embedding_renorm_` takes norm 2D and scale D once per distinct index: at most 3D of each.
     """
     weights = "per_sample" in call.op
-    indices = elements(call, 2 if weights else 1)
-    size = indices * call.shape(0)[-1]
-    moved = moved_bytes(call, 0, 2 if weights else 1)
+    index = 2 if weights else 1
+    size = el.elements(call, index) * call.shape(0)[-1]
     if call.op == "aten::embedding_renorm_":
-        return Work(min_bytes=moved_bytes(call, 1), flops_at_most=3 * size)
-    return Work(vector_flops=(1 + weights) * size, min_bytes=moved + size * call.itemsize_of(0))
+        return el.vector_work(call, 0, 1, at_most=3 * size)
+    return el.vector_work(call, (1 + weights) * size, 0, index, written=size)

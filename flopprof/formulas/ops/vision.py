@@ -1,31 +1,19 @@
 """Formulas of interpolation, grid sampling and torchvision's own ops."""
 
 import re
+from dataclasses import replace
 from math import prod
 
 from flopprof.formulas import OpCall, Shape, Work
-from flopprof.formulas.ops._elements import (
-    counts,
-    elements,
-    formula_for,
-    moved_bytes,
-    numbers,
-    per_input,
-)
+from flopprof.formulas.ops import _elements as el
 
 # Per output element: a lerp is three FLOPs, bilinear three lerps, trilinear seven; bicubic five
-# sums of four products. Backward, each gradient times a weight is added to each of its taps.
-_FORWARD = {"nearest": 0, "linear": 3, "bilinear": 9, "trilinear": 21, "bicubic": 35}
-_TAPS = {"linear": 2, "bilinear": 4, "trilinear": 8, "bicubic": 16}
+# sums of four products. Backward, each gradient times a weight is added to each of its taps, two
+# along an axis (bicubic: four); nearest: one add.
+_FLOPS = {"nearest": 0, "linear": 3, "bilinear": 9, "trilinear": 21, "bicubic": 35}
+_BACKWARD_FLOPS = {"nearest": 1, "linear": 4, "bilinear": 8, "trilinear": 16, "bicubic": 32}
 # Half the width of the antialiasing filter, in pixels of the coarser of the two images.
 _SUPPORT = {"bilinear": 1, "bicubic": 2, "lanczos": 3}
-_UPSAMPLE = """
-    upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
-    _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_linear1d upsample_bilinear2d
-    upsample_trilinear3d upsample_bicubic2d
-"""
-# Boxes are compared, but which pairs the values decide; boxes count none.
-per_input(__name__, "0 | 0 | 0 1 | torchvision::nms torchvision::qnms")
 
 
 def _mode(call: OpCall) -> str:
@@ -36,7 +24,7 @@ def _output_size(call: OpCall) -> Shape | None:
     """Return the size asked for, or the input's times the factors asked for, rounded down."""
     if size := call.integers(1):
         return size
-    factors = next(filter(None, (numbers(call, i) for i in range(1, len(call.shapes)))), None)
+    factors = next(filter(None, (el.numbers(call, i) for i in range(1, len(call.shapes)))), None)
     if factors is None:
         return None
     return tuple(
@@ -44,30 +32,21 @@ def _output_size(call: OpCall) -> Shape | None:
     )
 
 
-@formula_for(_UPSAMPLE)
+@el.formula_for("{upsample_nearest,_upsample_nearest_exact}{1,2,3}d{,_backward}")
+@el.formula_for("upsample_{linear1,bilinear2,trilinear3,bicubic2}d{,_backward}")
 def upsample(call: OpCall) -> Work | None:
-    """Nearest 0, linear 3, bilinear 9, trilinear 21, bicubic 35 per output element."""
-    size = _output_size(call)
+    """Nearest 0, linear 3, bilinear 9, trilinear 21, bicubic 35 per output element.
+
+    Backward, per gradient, 1, 4, 8, 16, 32.
+    """
+    backward = call.op.endswith("backward")
+    size = call.integers(2) if backward else _output_size(call)
     if size is None:
         return None
-    outputs = prod(call.shape(0)[:2]) * prod(size)
-    return Work(
-        vector_flops=_FORWARD[_mode(call)] * outputs * counts(call),
-        min_bytes=moved_bytes(call, 0) + outputs * call.itemsize_of(0),
-    )
-
-
-@formula_for(" ".join(f"{name}_backward" for name in _UPSAMPLE.split()))
-def upsample_backward(call: OpCall) -> Work | None:
-    """A multiply and an add per tap of each gradient; nearest: one add."""
-    taps = _TAPS.get(_mode(call))
-    inputs = call.integers(2)
-    if inputs is None:
-        return None
-    return Work(
-        vector_flops=(2 * taps if taps else 1) * elements(call, 0),
-        min_bytes=moved_bytes(call, 0) + prod(inputs) * call.itemsize_of(0),
-    )
+    written = prod(size) if backward else prod((*call.shape(0)[:2], *size))
+    counted = el.elements(call, 0) if backward else written
+    flops = (_BACKWARD_FLOPS if backward else _FLOPS)[_mode(call)] * counted
+    return el.vector_work(call, flops * el.counts(call), 0, written=written)
 
 
 def _antialias_taps(size: int, out: int, support: int) -> int:
@@ -82,10 +61,7 @@ def _antialias_taps(size: int, out: int, support: int) -> int:
     return sum(min(int(c + reach + 0.5), size) - max(int(c - reach + 0.5), 0) for c in centres)
 
 
-_AA = "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa"
-
-
-@formula_for(" ".join(f"{name} {name}_backward" for name in _AA.split()))
+@el.formula_for("_upsample_{bilinear,bicubic,lanczos}2d_aa{,_backward}")
 def upsample_antialias(call: OpCall) -> Work | None:
     """Along the rows, then the columns: each output a sum of products over its filter's taps.
 
@@ -103,13 +79,11 @@ def upsample_antialias(call: OpCall) -> Work | None:
     sums = 0 if backward else (height + out_height) * out_width
     planes = prod(inputs[:-2])
     result = inputs if backward else (planes, *size)
-    return Work(
-        vector_flops=planes * (2 * taps - sums) * counts(call),
-        min_bytes=moved_bytes(call, 0) + prod(result) * call.itemsize_of(0),
-    )
+    flops = planes * (2 * taps - sums) * el.counts(call)
+    return el.vector_work(call, flops, 0, written=prod(result))
 
 
-@formula_for("grid_sampler grid_sampler_2d grid_sampler_3d cudnn_grid_sampler")
+@el.formula_for("grid_sampler grid_sampler_2d grid_sampler_3d cudnn_grid_sampler")
 def grid_sampler(call: OpCall) -> Work | None:
     """Interpolation of each output element, and each coordinate's way from −1 … 1 to pixels.
 
@@ -123,13 +97,11 @@ def grid_sampler(call: OpCall) -> Work | None:
     points = prod(call.shape(1)[:-1])
     outputs = points * call.shape(0)[1]
     aligned = "cudnn" in call.op or bool(call.flag(4))
-    return Work(
-        vector_flops=cost * outputs + (3 if aligned else 4) * points * axes,
-        min_bytes=moved_bytes(call, 0, 1) + outputs * call.itemsize_of(0),
-    )
+    flops = cost * outputs + (3 if aligned else 4) * points * axes
+    return el.vector_work(call, flops, 0, 1, written=outputs)
 
 
-@formula_for("grid_sampler_2d_backward grid_sampler_3d_backward")
+@el.formula_for("grid_sampler_2d_backward grid_sampler_3d_backward")
 def grid_sampler_backward(call: OpCall) -> Work | None:
     """Bilinear 22, trilinear 61, nearest 1 per gradient; bicubic is not derived.
 
@@ -142,10 +114,10 @@ def grid_sampler_backward(call: OpCall) -> Work | None:
     if call.integer(3) not in (0, 1):
         return None
     cost = 1 if nearest else 22 if "2d" in call.op else 61
-    return Work(vector_flops=cost * elements(call, 0), min_bytes=moved_bytes(call, 0, 1, 2, 1, 2))
+    return el.vector_work(call, cost * el.elements(call, 0), 0, 1, 2, 1, 2)
 
 
-@formula_for("affine_grid_generator affine_grid_generator_backward")
+@el.formula_for("affine_grid_generator affine_grid_generator_backward")
 def affine_grid(call: OpCall) -> Work | None:
     """Every point of the base grid with a 1, times θ: (d + 1)·d multiply-adds, forward and back.
 
@@ -156,16 +128,12 @@ def affine_grid(call: OpCall) -> Work | None:
         return None
     axes = len(size) - 2
     points = size[0] * prod(size[2:])
-    grid = points * axes * call.itemsize_of(0)
-    theta = size[0] * axes * (axes + 1) * call.itemsize_of(0)
-    return Work(
-        matmul_flops=2 * points * axes * (axes + 1),
-        vector_flops=0 if call.flag(2) else 2 * sum(size[2:]),
-        min_bytes=grid + theta,
-    )
+    moved = points * axes + size[0] * axes * (axes + 1)  # the grid, and θ
+    work = el.vector_work(call, 0 if call.flag(2) else 2 * sum(size[2:]), written=moved)
+    return replace(work, matmul_flops=2 * points * axes * (axes + 1))
 
 
-@formula_for("torchvision::deform_conv2d")
+@el.formula_for("torchvision::deform_conv2d")
 def deform_conv2d(call: OpCall) -> Work:
     """A convolution (matmul class) of sampled inputs.
 
@@ -176,41 +144,53 @@ def deform_conv2d(call: OpCall) -> Work:
     batch, channels, *_ = call.shape(0)
     area = prod(call.shape(2)[-2:])
     outputs, window = batch * filters * area, prod(kernel)
-    masked = call.flag(13) is not False and elements(call, 3) > 0
+    masked = call.flag(13) is not False and el.elements(call, 3) > 0
     samples = batch * channels * window * area
-    return Work(
-        matmul_flops=2 * outputs * per_group * window,
-        vector_flops=(9 + masked) * samples + elements(call, 2) + outputs,
-        min_bytes=moved_bytes(call, 0, 1, 2, 3, 4) + outputs * call.itemsize_of(0),
-    )
+    flops = (9 + masked) * samples + el.elements(call, 2) + outputs
+    work = el.vector_work(call, flops, 0, 1, 2, 3, 4, written=outputs)
+    return replace(work, matmul_flops=2 * outputs * per_group * window)
 
 
-@formula_for("torchvision::roi_align torchvision::ps_roi_align torchvision::qroi_align")
-def roi_align(call: OpCall) -> Work | None:
-    """r² samples of each output: bilinear 9, and their mean r². r ≤ 0 leaves it to the values.
+def _sampled(
+    call: OpCall, flops: int, maps: int, grid: Shape, image: Shape, ratio: int | None
+) -> Work:
+    """Return the work of `flops` per sample of `maps` grids of bins, the traffic left out.
+
+    With a sampling ratio r > 0 a bin has r × r samples. Else its box decides: at least one sample,
+    or none without a ratio (its pixels), and at most those of a box as large as the image: along H
+    in h bins no more than H + h − 1, be it h·⌈H/h⌉ or the sum of ⌊i·H/h⌋ … ⌈(i + 1)·H/h⌉.
+    """
+    least = maps * prod(grid) * (0 if ratio is None else max(ratio, 1) ** 2)
+    most = maps * prod(size + bins - 1 for size, bins in zip(image, grid, strict=True))
+    flops *= el.counts(call)
+    known = ratio is not None and ratio > 0
+    return Work(vector_flops=flops * least, flops_at_most=None if known else flops * most)
+
+
+@el.formula_for("torchvision::roi_align torchvision::ps_roi_align torchvision::qroi_align")
+@el.formula_for("torchvision::roi_pool torchvision::ps_roi_pool")
+def roi_pool(call: OpCall) -> Work | None:
+    """Of each sample: bilinear 9 where it aligns, and its part in the mean or maximum.
 
     Position-sensitive pooling takes each of its h·w places from channels of its own.
     """
-    height, width = call.integer(3), call.integer(4)
-    ratio = call.integer(7 if "::q" in call.op else 5)
-    if not height or not width or not ratio or ratio < 0:
+    grid = (call.integer(3) or 0, call.integer(4) or 0)
+    if not prod(grid):
         return None
-    outputs = call.shape(1)[0] * call.shape(0)[1] * height * width
-    if "::ps" in call.op:
-        outputs //= height * width
-    return Work(
-        vector_flops=10 * ratio**2 * outputs * counts(call),
-        min_bytes=moved_bytes(call, 0, 1) + outputs * call.itemsize_of(0),
-    )
+    maps = call.shape(1)[0] * call.shape(0)[1] // (prod(grid) if "::ps" in call.op else 1)
+    ratio = (call.integer(7 if "::q" in call.op else 5) or 0) if "align" in call.op else None
+    work = _sampled(call, 1 if ratio is None else 10, maps, grid, call.shape(0)[-2:], ratio)
+    moved = el.moved_bytes(call, 0, 1) + maps * prod(grid) * call.itemsize_of(0)
+    return replace(work, min_bytes=moved)
 
 
-@formula_for("torchvision::_roi_align_backward")
-def roi_align_backward(call: OpCall) -> Work | None:
+@el.formula_for("torchvision::_roi_align_backward torchvision::_ps_roi_align_backward")
+def roi_align_backward(call: OpCall) -> Work:
     """Of each sample: a multiply and an add into 4 taps, and the mean's division."""
-    ratio = call.integer(9)
-    if not ratio or ratio < 0:
-        return None
-    inputs = prod(call.integer(index) or 0 for index in (5, 6, 7, 8)) * call.itemsize_of(0)
-    return Work(
-        vector_flops=9 * ratio**2 * elements(call, 0), min_bytes=moved_bytes(call, 0, 1) + inputs
-    )
+    sensitive = "_ps_" in call.op
+    grid, image_at = call.shape(0)[-2:], 7 if sensitive else 5
+    sizes = tuple(call.integer(image_at + axis) or 0 for axis in range(4))
+    ratio = call.integer(6 if sensitive else 9) or 0
+    maps = prod(call.shape(0)[:-2])
+    work = _sampled(call, 9, maps, grid, sizes[-2:], ratio)
+    return replace(work, min_bytes=el.moved_bytes(call, 0, 1) + prod(sizes) * call.itemsize_of(0))

@@ -1,0 +1,63 @@
+"""`flopprof formulas`: what is covered, and how each count is defined."""
+
+import inspect
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator
+from typing import Any
+
+from flopprof.cli import Handler, command, print_json
+
+
+@command("formulas")
+def formulas(parser: ArgumentParser) -> Handler:
+    """List every op and module whose FLOPs are known, or explain one.
+
+    example: flopprof formulas aten::addmm
+    """
+    parser.add_argument("name", nargs="?", metavar="NAME", help="an op or module, or part of one")
+    parser.add_argument("--formulas", metavar="FILE.py", help="file with formulas of your own")
+
+    def handle(args: Namespace) -> int:
+        from flopprof.errors import UsageError
+        from flopprof.formulas.external import load_formulas
+        from flopprof.run import SCHEMA_VERSION
+
+        if args.formulas:
+            load_formulas(args.formulas)
+        every = list(_entries())
+        exact = [e for e in every if e["name"] == args.name]
+        found = exact or [e for e in every if not args.name or args.name in e["name"]]
+        if not found:
+            raise UsageError(
+                f"there is no formula for {args.name!r}",
+                remedy="write one: @flopprof.op_formula(NAME), and give its file to --formulas",
+            )
+        if args.json:
+            print_json({"schema_version": SCHEMA_VERSION, "formulas": found})
+        elif exact:
+            for entry in exact:
+                print(f"{entry['name']} ({entry['kind']}, {entry['source']})\n{entry['doc']}")
+        else:
+            for entry in found:
+                print(f"{entry['name']:40} {entry['doc'].partition(chr(10))[0]}")
+        return 0
+
+    return handle
+
+
+def _entries() -> Iterator[dict[str, Any]]:
+    """Yield name, kind, definition and source file of every formula and free op."""
+    import flopprof.formulas.modules  # noqa: F401  # registers on import
+    from flopprof.formulas import FREE_OPS, MODULE_FORMULAS, OP_FORMULAS, kind_of, load_op_formulas
+
+    load_op_formulas()
+    for registry in (OP_FORMULAS, FREE_OPS, MODULE_FORMULAS):
+        for name, formula in registry.items():
+            kind = "module" if registry is MODULE_FORMULAS else kind_of(name)
+            source = formula.__module__.replace(".", "/") + ".py"
+            yield {
+                "name": name,
+                "kind": kind,
+                "source": source,
+                "doc": inspect.getdoc(formula) or "Moves data or views it: 0 FLOPs.",
+            }

@@ -1,0 +1,77 @@
+"""Formulas from elsewhere: the user's files, and what was registered with torch's FLOP counter."""
+
+import ast
+import sys
+from pathlib import Path
+from typing import Any
+
+from flopprof.errors import UsageError
+from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work
+from flopprof.usercode import import_code
+
+_LOADED: set[Path] = set()
+
+
+def load_formulas(path: str | Path) -> None:
+    """Run the user's file at `path`, whose decorators register formulas.
+
+    Raises:
+        UsageError: There is no such file.
+        ModelError: It raised, or names an op that has a formula.
+    """
+    file = Path(path).resolve()
+    if file not in _LOADED:
+        if file.suffix != ".py":
+            raise UsageError(f"{path} is not a Python file", remedy="give FILE.py to --formulas")
+        import_code(str(path))
+        _LOADED.add(file)
+
+
+def find_op_formula(op: str) -> tuple[OpFormula | None, str]:
+    """Return the formula of `op`, or None, and where it is from: formula, user, torch, none."""
+    formula = FREE_OPS.get(op) or OP_FORMULAS.get(op)
+    if formula is not None:
+        own = getattr(formula, "func", formula).__module__.startswith("flopprof.")  # or partial
+        return formula, "formula" if own else "user"
+    formula = _torch_formula(op)
+    return formula, "torch" if formula else "none"
+
+
+def _torch_formula(op: str) -> OpFormula | None:
+    """Return what `torch.utils.flop_counter.register_flop_formula` was given for `op`.
+
+    Only for libraries' own ops: torch's own formulas check ours and supply none. Its one figure
+    is taken as matmul FLOPs; of vector FLOPs and bytes it says nothing.
+    """
+    counter = sys.modules.get("torch.utils.flop_counter")  # else nobody registered anything
+    if counter is None or op.startswith("aten::"):
+        return None
+    for packet, registered in counter.flop_registry.items():
+        if getattr(packet, "_qualified_op_name", "") == op:
+            return _adapter(packet, registered)
+    return None
+
+
+def _adapter(packet: Any, registered: Any) -> OpFormula:
+    def formula(call: OpCall) -> Work | None:
+        arguments = [_argument(call, index) for index in range(len(call.shapes))]
+        try:
+            output = packet(*arguments)  # on the meta device: its shape alone
+            return Work(matmul_flops=int(registered(*arguments, out_val=output)))
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, AttributeError):
+            return None
+
+    return formula
+
+
+def _argument(call: OpCall, index: int) -> Any:
+    """Return argument `index` as the op would get it, a tensor as one on the meta device."""
+    import torch
+
+    if call.has(index):
+        dtype = getattr(torch, call.dtype(index), torch.float32)
+        return torch.empty(call.shape(index), dtype=dtype, device="meta")
+    try:
+        return ast.literal_eval(call.value(index) or "None")
+    except (ValueError, SyntaxError):
+        return call.value(index)

@@ -1,0 +1,87 @@
+"""Formulas from elsewhere: files of the user's, and torch's own registry."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+import flopprof
+from flopprof.errors import FlopprofError
+from flopprof.formulas.external import find_op_formula, load_formulas
+
+
+@torch.library.custom_op("flopproftest::product", mutates_args=())
+def product(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return torch.matmul(x, y)
+
+
+@product.register_fake
+def _(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], y.shape[1])
+
+
+@register_flop_formula(torch.ops.flopproftest.product)
+def product_flops(x_shape: Any, y_shape: Any, *, out_shape: Any = None, **_: Any) -> int:
+    assert tuple(out_shape) == (x_shape[0], y_shape[1])
+    return int(2 * x_shape[0] * x_shape[1] * y_shape[1])
+
+
+class Product(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = product(x, x.t())
+        return out
+
+
+def test_a_formula_registered_with_torch_is_picked_up_and_named_as_the_source():
+    count = flopprof.count_flops(Product(), (3, 5))
+
+    sites = count.run.sites.set_index("op")
+    assert sites.loc["flopproftest::product", "flops_source"] == "torch"
+    assert sites.loc["flopproftest::product", "verdict"] == "extension"
+    assert count.matmul_flops == 2 * 3 * 5 * 3
+    # torch's formula says nothing of bytes: not known, not zero.
+    assert sites.loc["flopproftest::product", ["min_bytes"]].isna().all()
+
+
+def test_torchs_own_formulas_supply_nothing():
+    assert find_op_formula("aten::_no_such_op") == (None, "none")
+    assert find_op_formula("aten::mm")[1] == "formula"
+
+
+FORMULAS = """
+import flopprof
+from flopprof.formulas import Work
+
+@flopprof.op_formula("flopproftest::twice")
+def twice(call):
+    return Work(vector_flops=call.shape(0)[0])
+"""
+
+
+def test_a_file_of_formulas_is_the_users_and_is_loaded_once(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(FORMULAS)
+
+    load_formulas(path)
+    load_formulas(path)
+
+    assert find_op_formula("flopproftest::twice")[1] == "user"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "fact"),
+    [
+        ("none.py", None, "there is no file"),
+        ("broken.py", "1/0", "raised ZeroDivisionError"),
+        ("taken.py", FORMULAS.replace("flopproftest::twice", "aten::mm"), "two implementations"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(tmp_path, name, text, fact):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+
+    with pytest.raises(FlopprofError, match=fact) as caught:
+        load_formulas(tmp_path / name)
+
+    assert name in caught.value.problem
