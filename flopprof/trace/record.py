@@ -91,16 +91,18 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]
     with ExitStack() as cleanup:
         with _quiet_kineto():
             profiler.start()
-        cleanup.callback(profiler.stop)
+        cleanup.callback(_stop, profiler)
         device.synchronize()
         start = time.perf_counter()
         call()
         device.synchronize()
         elapsed_us = (time.perf_counter() - start) * 1e6
-        cleanup.pop_all()
-        with _quiet_kineto():
-            profiler.stop()
     return elapsed_us, profiler
+
+
+def _stop(profiler: Any) -> None:
+    with _quiet_kineto():
+        profiler.stop()
 
 
 def _export(profiler: Any, path: Path) -> None:
