@@ -93,6 +93,33 @@ class Run:
         wall = self.meta.get("wall_us") or {}
         return add_up(self.sites, wall.get("median", math.nan))
 
+    def by_module(self) -> pd.DataFrame:
+        """Return FLOPs per module, its own (`self_…`) and with all modules inside it.
+
+        `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
+        """
+        sites, calls = self.sites, self.module_calls
+        types = dict(zip(sites["module_path"], sites["module_type"], strict=True))
+        types = dict(zip(calls["module_path"], calls["module_type"], strict=True)) | types
+        times = calls["module_path"].value_counts()
+        rows = []
+        for path, module_type in types.items():
+            own = sites["module_path"] == path
+            inside = own | sites["module_path"].str.startswith(f"{path}." if path else "")
+            row = {"module_path": path, "module_type": module_type, "calls": times.get(path, 0)}
+            for prefix, part in (("self_", sites[own]), ("", sites[inside])):
+                for name in ("matmul_flops", "vector_flops", "flops"):
+                    row[prefix + name] = int(part[name].sum())
+            row["unknown_sites"] = int(sites.loc[inside, "flops"].isna().sum())
+            rows.append(row)
+        return pd.DataFrame(rows)
+
+    def by_op(self) -> pd.DataFrame:
+        """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
+        columns = ["calls", "matmul_flops", "vector_flops", "flops"]
+        sums = self.sites.groupby("op", sort=False)[columns].agg(lambda v: v.sum(skipna=False))
+        return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
+
     def by_phase(self) -> pd.DataFrame:
         """Return FLOPs and time per phase: forward, backward, recompute, optimizer.
 
@@ -175,31 +202,12 @@ class Count(Totals):
         return cls(**{f.name: getattr(totals, f.name) for f in fields(Totals)}, run=run)
 
     def by_module(self) -> pd.DataFrame:
-        """Return FLOPs per module, its own (`self_…`) and with all modules inside it.
-
-        `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
-        """
-        sites, calls = self.run.sites, self.run.module_calls
-        types = dict(zip(sites["module_path"], sites["module_type"], strict=True))
-        types = dict(zip(calls["module_path"], calls["module_type"], strict=True)) | types
-        times = calls["module_path"].value_counts()
-        rows = []
-        for path, module_type in types.items():
-            own = sites["module_path"] == path
-            inside = own | sites["module_path"].str.startswith(f"{path}." if path else "")
-            row = {"module_path": path, "module_type": module_type, "calls": times.get(path, 0)}
-            for prefix, part in (("self_", sites[own]), ("", sites[inside])):
-                for name in ("matmul_flops", "vector_flops", "flops"):
-                    row[prefix + name] = int(part[name].sum())
-            row["unknown_sites"] = int(sites.loc[inside, "flops"].isna().sum())
-            rows.append(row)
-        return pd.DataFrame(rows)
+        """Return FLOPs per module: see `Run.by_module`."""
+        return self.run.by_module()
 
     def by_op(self) -> pd.DataFrame:
-        """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
-        columns = ["calls", "matmul_flops", "vector_flops", "flops"]
-        sums = self.run.sites.groupby("op", sort=False)[columns].agg(lambda v: v.sum(skipna=False))
-        return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
+        """Return calls and FLOPs per op name: see `Run.by_op`."""
+        return self.run.by_op()
 
 
 def _read_meta(folder: Path) -> dict[str, Any]:

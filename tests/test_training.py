@@ -144,8 +144,9 @@ def test_backward_work_belongs_to_the_forward_module():
 
 def test_a_trained_model_is_left_as_it_was():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
-    model[0].weight.grad = torch.ones_like(model[0].weight)
+    first = nn.Conv2d(3, 4, 3, bias=True)
+    model = nn.Sequential(first, nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten())
+    first.weight.grad = torch.ones_like(first.weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     model.eval()
     state = torch.get_rng_state()
@@ -158,8 +159,10 @@ def test_a_trained_model_is_left_as_it_was():
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert not any(module.training for module in model.modules())
-    assert torch.equal(model[0].weight.grad, torch.ones_like(model[0].weight))
-    assert model[0].bias.grad is None
+    assert first.weight.grad is not None
+    assert torch.equal(first.weight.grad, torch.ones_like(first.weight))
+    assert first.bias is not None
+    assert first.bias.grad is None
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ KINDS = ("user", "measured", "datasheet", "formula")
 MAIN_MEMORY = ("HBM", "DRAM")
 Key = tuple[str, str]
 MAIN: Key = ("main", "memory")
+_PARTS = {"compute": ("dtype", "flops_per_s"), "memory": ("level", "bytes_per_s")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class Ceiling:
     name: str
     unit: str
     per_s: float
-    kind: str
-    source: str
+    kind: str = "user"
+    source: str = ""
     clock: str = ""
     valid: bool = True
     measurement: dict[str, Any] = field(default_factory=dict)
@@ -84,42 +84,36 @@ class Ceilings:
 
     def rooflines(self) -> pd.DataFrame:
         """Return the table ROOFLINES: each compute ceiling over each memory level."""
-        found = self.resolved.values()
-        memories = [entry for entry in found if entry.unit == "memory"]
-        if MAIN not in self.resolved:
-            memories.append(Ceiling("DRAM", "memory", math.nan, "", ""))
+        found = self.resolved
+        memories = [entry for entry in found.values() if entry.unit == "memory"]
+        if MAIN not in found:
+            memories.append(Ceiling("DRAM", "memory", math.nan, source="unknown"))
         return ROOFLINES.from_rows(
             [
-                {
+                asdict(peak)  # its unit, kind and clock
+                | {
                     "dtype": peak.name,
-                    "unit": peak.unit,
                     "memory_level": memory.name,
                     "peak_flops_per_s": peak.per_s,
                     "peak_bytes_per_s": memory.per_s,
                     "ridge_flops_per_byte": peak.per_s / memory.per_s,
-                    "kind": peak.kind,
-                    "clock": peak.clock,
                     "valid": peak.valid and memory.valid,
-                    "source": f"{peak.source}; {memory.name}: {memory.source or 'unknown'}",
+                    "source": f"{peak.source}; {memory.name}: {memory.source}",
                 }
                 for memory in memories
-                for peak in found
+                for peak in found.values()
                 if peak.unit != "memory"
             ]
         )
 
     def to_json(self) -> dict[str, Any]:
         """Return the file's content: all entries, those that do not count too."""
-        parts: dict[str, list[dict[str, Any]]] = {"compute": [], "memory": []}
+        parts: dict[str, list[dict[str, Any]]] = {part: [] for part in _PARTS}
         for entry in self.entries:
+            part = "memory" if entry.unit == "memory" else "compute"
+            name, rate = _PARTS[part]
             values = asdict(entry)
-            name, unit, per_s = values.pop("name"), values.pop("unit"), values.pop("per_s")
-            if unit == "memory":
-                parts["memory"].append({"level": name, "bytes_per_s": per_s, **values})
-            else:
-                parts["compute"].append(
-                    {"dtype": name, "unit": unit, "flops_per_s": per_s} | values
-                )
+            parts[part].append({name: values.pop("name"), rate: values.pop("per_s"), **values})
         return {
             "version": VERSION,
             "device": self.device,
@@ -142,13 +136,10 @@ def save_ceilings(path: str | Path, ceilings: Ceilings) -> None:
         UsageError: It cannot be written.
     """
     path = Path(path)
-    text = json.dumps(ceilings.to_json(), indent=1, allow_nan=False) + "\n"
+    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
     try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-        ) as file:
-            file.write(text)
-        Path(file.name).replace(path)
+        unfinished.write_text(json.dumps(ceilings.to_json(), indent=1) + "\n", encoding="utf-8")
+        unfinished.replace(path)
     except OSError as error:
         raise UsageError(
             f"{path} cannot be written: {error.strerror}", remedy="name another file with -o"
@@ -165,14 +156,12 @@ def load_ceilings(path: str | Path) -> Ceilings:
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
         if content["version"] != VERSION:
-            raise ValueError(
-                f"its version is {content['version']!r}, this flopprof reads {VERSION}"
-            )
-        entries = [_entry(e, "dtype", e["unit"], "flops_per_s") for e in content.get("compute", [])]
-        entries += [_entry(e, "level", "memory", "bytes_per_s") for e in content.get("memory", [])]
-        device, clocks = dict(content.get("device", {})), dict(content.get("clocks", {}))
+            raise ValueError(f"its version is {content['version']!r}, not {VERSION}")
         return Ceilings(
-            device, tuple(entries), clocks, tuple(map(str, content.get("warnings", [])))
+            dict(content.get("device", {})),
+            tuple(_entry(part, values) for part in _PARTS for values in content.get(part, [])),
+            dict(content.get("clocks", {})),
+            tuple(map(str, content.get("warnings", []))),
         )
     except OSError as error:
         raise UsageError(
@@ -186,29 +175,21 @@ def load_ceilings(path: str | Path) -> Ceilings:
         ) from error
 
 
-def _entry(values: dict[str, Any], name: str, unit: str, rate: str) -> Ceiling:
-    per_s, kind = values[rate], values.get("kind", "user")
+def _entry(part: str, values: dict[str, Any]) -> Ceiling:
+    name, rate = _PARTS[part]
+    known = {key: values[key] for key in ("kind", "source", "clock", "valid") if key in values}
+    unit, measurement = values.get("unit", part), dict(values.get("measurement", {}))
+    per_s: Any = values[rate]
     if not isinstance(per_s, int | float) or not 0 < per_s < math.inf:
         raise ValueError(f"{rate} of {values[name]!r} is {per_s!r}, not a positive number")
-    if kind not in KINDS or unit not in ("tensor", "vector", "memory"):
-        raise ValueError(f"{values[name]!r} has the kind {kind!r} and the unit {unit!r}")
-    return Ceiling(
-        str(values[name]),
-        unit,
-        float(per_s),
-        kind,
-        str(values.get("source", "")),
-        str(values.get("clock", "")),
-        bool(values.get("valid", True)),
-        dict(values.get("measurement") or {}),
-    )
+    entry = Ceiling(str(values[name]), unit, float(per_s), **known, measurement=measurement)
+    if entry.kind not in KINDS or unit not in {"compute": ("tensor", "vector")}.get(part, (part,)):
+        raise ValueError(f"{entry.name!r} has the kind {entry.kind!r} and the unit {unit!r}")
+    return entry
 
 
 def cache_path(device: dict[str, Any], torch_version: str) -> Path:
-    """Return where measurements of this device, thread count and torch version are kept."""
-    parts = [
-        device.get(k) for k in ("name", "kind", "cores", "threads", "sm_count", "memory_bytes")
-    ]
-    digest = hashlib.sha256(json.dumps([*parts, torch_version]).encode()).hexdigest()[:12]
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(folder) / "flopprof" / f"ceilings-{digest}.json"
+    """Return where measurements of this device, as it describes itself, and torch are kept."""
+    facts = json.dumps([device, torch_version], sort_keys=True).encode()
+    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(folder) / "flopprof" / f"ceilings-{hashlib.sha256(facts).hexdigest()[:12]}.json"

@@ -2,39 +2,38 @@
 
 import datetime
 import math
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from flopprof.ceilings.file import MAIN, Ceiling, Key
 from flopprof.devices import Device
 
-UNITS: dict[str, tuple[str, ...]] = {  # what is measured; integers do FLOPs in products alone
-    **dict.fromkeys(("float32", "bfloat16", "float64", "float16"), ("tensor", "vector")),
-    **dict.fromkeys(("tfloat32", "int8"), ("tensor",)),
-}
+FLOATS = ("float32", "bfloat16", "float64", "float16")
+PRODUCTS = (*FLOATS, "int8", "float8_e4m3fn", "tfloat32")
 TURN_S = 0.02  # one candidate's turn: longer than most disturbances are apart
 PATIENCE_S = 0.5  # stop once this long has improved the best by less than GAIN …
 MINIMUM_S = 2.0  # … but give a disturbance that starts with the search time to pass
-LIMIT_S = 5.0
+LIMIT_S = 4.5  # twelve ceilings within a minute
 GAIN = 1.01
+FIRST_RATE = 2e10  # candidates are first sized for this; the search doubles it as needed
 BUSY_BELOW = 0.9  # CPU time over threads × wall time; less means that others had the cores
 PATHOLOGICAL_FRAC = 0.1  # of float32's rate; fp16 without hardware reached 0.04 and less
 CALLS_S = (0.0004, 0.0008, 0.0016)  # lengths of call aimed at: enough work, few interruptions
 SHAPES = ((1, 1, 1), (2, 2, 1), (4, 1, 1), (8, 2, 1), (8, 4, 1), (8, 1, 2), (2, 1, 8), (16, 1, 16))
 """m : k : n of the products tried; which is fastest differs by library, dtype and cache."""
-VECTOR_OPS = {"mul_": 1, "sum": 1, "layer_norm": 7, "group_norm": 7}
-"""Ops without products and their FLOPs per element by ARCHITECTURE.md's rules; the fused ones
-touch each element once for seven, and so come nearest to what the vector units can do."""
 GPU_ARRAY_BYTES = 2**30  # four times the largest last-level cache (MI300X: 256 MiB, not in its L2)
 CPU_ARRAY_BYTES = 2**26  # where the caches are unknown or small
 
-Call = Callable[[], object]
-Synchronize = Callable[[], None]
+
+Clock = Callable[[], float]
+Wait = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,32 +42,22 @@ class Candidate:
 
     label: str
     work: float
-    call: Call
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """The fastest candidate, its best rate (work per second), and how its calls spread."""
-
-    label: str
-    best_per_s: float
-    valid: bool
-    details: dict[str, float]
+    call: Callable[[], object]
 
 
 def search(
     candidates_for: Callable[[float], Sequence[Candidate]],
     *,
-    rate: float = math.inf,
+    rate: float = FIRST_RATE,
     threads: int | None = None,
-    synchronize: Synchronize = lambda: None,
-    clock: Callable[[], float] = time.perf_counter,
-    cpu_clock: Callable[[], float] = time.process_time,
-) -> Measurement:
-    """Return the best rate of any candidate, in turns, until it no longer improves.
+    synchronize: Wait = lambda: None,
+    clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
+) -> dict[str, Any]:
+    """Return the best rate of any candidate, found in turns until it no longer improves.
 
     A turn in which the process had less than 0.9 of its threads' time counts only if there is no
-    other; the measurement is then not valid.
+    other; the measurement is then not `valid`.
 
     Args:
         candidates_for: Returns candidates sized for a rate; called again when twice it is reached.
@@ -78,112 +67,121 @@ def search(
         clock: Wall time in seconds.
         cpu_clock: CPU time of the process in seconds.
     """
-    candidates = list(candidates_for(rate))
-    rates: list[list[float]] = [[] for _ in candidates]
-    turns: list[tuple[bool, float, int, float]] = []  # quiet, best rate, candidate, CPU over wall
-    active = list(range(len(candidates)))
+    active = candidates_for(rate)
+    rates: dict[str, list[float]] = defaultdict(list)
+    best, best_then = (False, 0.0, "", 0.0), 0.0  # quiet, rate, label, CPU time over wall time
     start = checked = clock()
-    best_then = 0.0
     while True:
-        for index in active:
+        for candidate in active:
             begun, cpu_begun = clock(), cpu_clock()
-            turn = list(_turn(candidates[index], synchronize, clock))
-            cpu_frac = (cpu_clock() - cpu_begun) / ((clock() - begun) * (threads or 1))
-            rates[index] += turn
-            turns.append((not threads or cpu_frac >= BUSY_BELOW, max(turn), index, cpu_frac))
+            turn = _turn(candidate, synchronize, clock)
+            busy_frac = (cpu_clock() - cpu_begun) / (clock() - begun) / (threads or 1)
+            rates[candidate.label] += turn
+            quiet = threads is None or busy_frac >= BUSY_BELOW
+            best = max(best, (quiet, max(turn), candidate.label, busy_frac))
         now = clock()
         if now - checked < PATIENCE_S:
             continue
-        quiet, best, index, cpu_frac = max(turns)
-        settled = quiet and best < GAIN * best_then and now - start >= MINIMUM_S
+        quiet, per_s, label, busy_frac = best
+        settled = quiet and per_s < GAIN * best_then and now - start >= MINIMUM_S
         if settled or now - start >= LIMIT_S:
             break
-        best_then, checked = best, now
-        if best > 2 * rate:
-            rate, grown = best, candidates_for(best)
-            active = list(range(len(candidates), len(candidates) + len(grown)))
-            candidates += grown
-            rates += [[] for _ in grown]
+        best_then, checked = per_s, now
+        if per_s > 2 * rate:
+            rate, active = per_s, candidates_for(per_s)
         else:  # only what may still win is worth more turns
-            active = sorted(active, key=lambda i: -max(rates[i]))[:4]
-    spread = statistics.quantiles(rates[index] * 2, n=20, method="inclusive")
-    details = {
-        "best_per_s": best,
-        "median_per_s": statistics.median(rates[index]),
-        "p5_per_s": spread[0],
-        "p95_per_s": spread[-1],
-        "calls": len(rates[index]),
+            active = sorted(active, key=lambda c: -max(rates[c.label]))[:4]
+    spread = map(float, np.percentile(rates[label], (5, 50, 95)))
+    return {
+        "shape": label,
+        "best_per_s": per_s,
+        **dict(zip(("p5_per_s", "median_per_s", "p95_per_s"), spread, strict=True)),
+        "calls": len(rates[label]),
         "seconds": now - start,
-        **({"threads": threads, "cpu_over_wall": cpu_frac} if threads else {}),
+        "valid": quiet,
+        **({} if threads is None else {"threads": threads, "cpu_over_wall": busy_frac}),
     }
-    return Measurement(candidates[index].label, best, quiet, details)
 
 
-def _turn(
-    candidate: Candidate, synchronize: Synchronize, clock: Callable[[], float] = time.perf_counter
-) -> Iterator[float]:
-    """Yield the rates of calls for `TURN_S`."""
-    begun = clock()
-    while True:
+def _turn(candidate: Candidate, synchronize: Wait, clock: Clock = time.perf_counter) -> list[float]:
+    """Return the rates of calls for `TURN_S`."""
+    rates = []
+    begun = end = clock()
+    while end - begun < TURN_S:
         start = clock()
         candidate.call()
         synchronize()
         end = clock()
-        yield candidate.work / max(end - start, 1e-9)
-        if end - begun >= TURN_S:
-            return
+        rates.append(candidate.work / max(end - start, 1e-9))
+    return rates
+
+
+def keys_to_measure(described: dict[str, Any], dtypes: Iterable[str] | None) -> list[Key]:
+    """Return what can be measured: main memory, these dtypes; everything if they are None.
+
+    Not the vector rate of a GPU: no single op without products is free of its memory's limit.
+    """
+    on_cpu = described["kind"] == "cpu"
+    keys = [MAIN] if dtypes is not None else [(name, "memory") for name in array_sizes(described)]
+    for name in dict.fromkeys(PRODUCTS if dtypes is None else dtypes):
+        if name in PRODUCTS and not (on_cpu and name == "tfloat32"):
+            keys.append((name, "tensor"))
+        if name in FLOATS and on_cpu:
+            keys.append((name, "vector"))
+    return keys
 
 
 def measure_ceilings(
-    device: Device,
-    described: dict[str, Any],
-    keys: Iterable[Key],
-    *,
-    notes: list[str],
-    progress: Callable[[str], None],
+    device: Device, keys: Iterable[Key], *, notes: list[str], progress: Callable[[str], None]
 ) -> list[Ceiling]:
-    """Return measured ceilings for those of `keys` that can be measured; `notes` says why not."""
+    """Return measured ceilings of those `keys` that run at a usual rate; `notes` says why not."""
     import torch
 
+    described, place = device.describe(), device.torch_device
     threads = described["threads"] if described["kind"] == "cpu" else None
-    sizes, place = array_sizes(described), device.torch_device
+    sizes = array_sizes(described)
+    makers: dict[str, Callable[..., list[Candidate]]] = {
+        "tensor": matmul_candidates,
+        "vector": vector_candidates,
+        "memory": memory_candidates,
+    }
     found: list[Ceiling] = []
-    for name, unit in keys:
-        if not (name in sizes if unit == "memory" else unit in UNITS.get(name, ())):
-            continue
-        with _settings(threads, name):
-            reason = why_not_matmul(name, place, device.synchronize) if unit == "tensor" else ""
-            if reason:
+    tf32 = torch.backends.cuda.matmul
+    with ExitStack() as cleanup:
+        cleanup.enter_context(torch.no_grad())
+        cleanup.callback(setattr, tf32, "fp32_precision", tf32.fp32_precision)
+        for name, unit in keys:
+            tf32.fp32_precision = "tf32" if name == "tfloat32" else "ieee"
+            if unit == "tensor" and (reason := why_not_matmul(name, place, device.synchronize)):
                 notes.append(reason)
                 continue
             progress(f"measuring the ceiling of {name} {unit}")
-            make, rate = {
-                "tensor": (partial(matmul_candidates, name, place), 5e10),
-                "vector": (partial(vector_candidates, name, place), 1e10),
-                "memory": (partial(memory_candidates, sizes.get(name, 0), place), math.inf),
-            }[unit]
-            result = search(make, rate=rate, threads=threads, synchronize=device.synchronize)
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        details = {"shape": result.label, **result.details, "torch": torch.__version__, "time": now}
-        if unit == "memory":
-            details["array_bytes"] = sizes[name]
-        source = f"measured {now[:10]}, {result.label}" + (f", {threads} threads" * bool(threads))
-        level = "DRAM" if name == MAIN[0] else name
-        found.append(
-            Ceiling(level, unit, result.best_per_s, "measured", source, "", result.valid, details)
-        )
+            details = search(
+                partial(makers[unit], sizes.get(name, name), place),
+                rate=math.inf if unit == "memory" else FIRST_RATE,
+                threads=threads,
+                synchronize=device.synchronize,
+            )
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            details |= {"torch": torch.__version__, "time": now}
+            if unit == "memory":
+                details["array_bytes"] = sizes[name]
+            level, valid = "DRAM" if name == MAIN[0] else name, details.pop("valid")
+            source = f"measured {now[:10]}, {details['shape']}"
+            source += f", {threads} threads" if threads else ""
+            per_s = details["best_per_s"]
+            found.append(Ceiling(level, unit, per_s, "measured", source, "", valid, details))
     return found
 
 
-def why_not_matmul(dtype: str, device: str, synchronize: Synchronize) -> str:
+def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
     """Return why products of `dtype` are not worth measuring, from tiny ones; "" if they are."""
-    names = (dtype, "float32")
     try:
-        probes = [_matmul(name, device, 128, 128, 128) for name in names]
+        probes = [_matmul(name, device, 128, 128, 128) for name in (dtype, "float32")]
         turns = [[max(_turn(probe, synchronize)) for probe in probes] for _ in range(5)]
-    except (RuntimeError, TypeError, AttributeError) as error:
+    except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         return f"no ceiling for {dtype} products: {str(error).splitlines()[0]}"
-    rate, usual = (max(of_one) for of_one in zip(*turns, strict=True))
+    rate, usual = np.max(turns, axis=0)
     if rate < PATHOLOGICAL_FRAC * usual:
         return f"no ceiling for {dtype} products: they run at {rate / usual:.0%} of float32's rate"
     return ""
@@ -191,37 +189,38 @@ def why_not_matmul(dtype: str, device: str, synchronize: Synchronize) -> str:
 
 def matmul_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
     """Return products of several shapes that take 0.4 to 1.6 ms each at this rate."""
-    found: dict[str, Candidate] = {}
-    for seconds in CALLS_S:
-        for shape in SHAPES:
-            unit = (rate * seconds / 2 / math.prod(shape)) ** (1 / 3)
-            candidate = _matmul(dtype, device, *(_rounded(unit * factor) for factor in shape))
-            found[candidate.label] = candidate
-    return list(found.values())
+    return [
+        _matmul(dtype, device, *(_rounded(factor * unit) for factor in shape))
+        for seconds in CALLS_S
+        for shape in SHAPES
+        for unit in [(rate * seconds / 2 / math.prod(shape)) ** (1 / 3)]
+    ]
 
 
 def vector_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
-    """Return the `VECTOR_OPS`, each over data of a few sizes that suit this rate."""
+    """Return ops without products, each over data of a few sizes that suit this rate.
+
+    Their FLOPs per element are by ARCHITECTURE.md's rules. With several for each element touched,
+    a norm and an upsampling (nine for each of four outputs) come nearest to what the units can do.
+    """
     import torch
-    import torch.nn.functional as functional
+    from torch.nn.functional import group_norm, interpolate
 
     kind = getattr(torch, dtype)
-    found: dict[str, Candidate] = {}
-    for op, flops in VECTOR_OPS.items():
+    one, zero = (torch.full((32,), value, dtype=kind, device=device) for value in (1.0, 0.0))
+    ops: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
+        "sum": (1, torch.sum),
+        "group_norm": (7, lambda x: group_norm(x, 8, one, zero)),
+        "bilinear": (36, lambda x: interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear")),
+    }
+    found = []
+    for op, (flops, function) in ops.items():
         for seconds in CALLS_S:
             exponent = round(math.log2(rate * seconds / flops))
             x = torch.ones(2 ** min(max(exponent, 15), 28), dtype=kind, device=device)
-            weight, bias = torch.ones_like(x[:512]), torch.zeros_like(x[:512])
-            rows, images = x.view(-1, 512), x.view(-1, 32, 32, 32)
-            call: Call = {
-                "mul_": partial(x.mul_, 1.0),
-                "sum": partial(torch.sum, x),
-                "layer_norm": partial(functional.layer_norm, rows, (512,), weight, bias),
-                "group_norm": partial(functional.group_norm, images, 8, weight[:32], bias[:32]),
-            }[op]
-            label = f"{op} of {x.numel()}"
-            found[label] = Candidate(label, flops * x.numel(), call)
-    return list(found.values())
+            x, label = x.view(-1, 32, 32, 32), f"{op} of {x.numel()}"
+            found.append(Candidate(label, flops * x.numel(), partial(function, x)))
+    return found
 
 
 def memory_candidates(array_bytes: int, device: str, _rate: float) -> list[Candidate]:
@@ -247,25 +246,6 @@ def array_sizes(described: dict[str, Any]) -> dict[str, int]:
     return sizes
 
 
-@contextmanager
-def _settings(threads: int | None, dtype: str) -> Iterator[None]:
-    """Hold torch's thread count, no gradients, and TF32 for "tfloat32" alone, for the block."""
-    import torch
-
-    before, matmul = torch.get_num_threads(), torch.backends.cuda.matmul
-    precision = matmul.fp32_precision
-    try:
-        torch.set_num_threads(threads or before)
-        if threads is None:
-            matmul.fp32_precision = "tf32" if dtype == "tfloat32" else "ieee"
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(before)
-        if threads is None:
-            matmul.fp32_precision = precision
-
-
 def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
     import torch
 
@@ -273,10 +253,15 @@ def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
     # Random values: a GPU draws less power on constants, and then clocks higher.
     a, b = (torch.randn(s, generator=generator, device=device) for s in ((m, k), (k, n)))
     label, work = f"mm {m}x{k}x{n}", 2.0 * m * k * n
-    if dtype == "int8":
-        a, b = a.mul(30).to(torch.int8), b.mul(30).to(torch.int8)
-        return Candidate(label, work, partial(torch._int_mm, a, b))
     kind = getattr(torch, "float32" if dtype == "tfloat32" else dtype)
+    if dtype == "int8":
+        a, b = a.mul(30).to(kind), b.mul(30).to(kind)
+        return Candidate(label, work, partial(torch._int_mm, a, b))
+    if dtype.startswith("float8"):
+        a, b = a.to(kind), b.t().to(kind, memory_format=torch.contiguous_format).t()
+        one = torch.ones((), device=device)
+        call = partial(torch._scaled_mm, a, b, one, one, out_dtype=torch.bfloat16)
+        return Candidate(label, work, call)
     out = torch.empty(m, n, dtype=kind, device=device)
     return Candidate(label, work, partial(torch.mm, a.to(kind), b.to(kind), out=out))
 

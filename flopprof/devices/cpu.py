@@ -2,6 +2,7 @@
 
 import os
 import platform
+from collections import Counter
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from flopprof.devices import device
 class CpuDevice:
     """The processor this process runs on."""
 
+    torch_device = "cpu"
+
     def __init__(self, name: str) -> None:
-        self.torch_device = name.split(":")[0]
+        pass
 
     @classmethod
     def matches(cls, name: str) -> bool:
@@ -38,14 +41,18 @@ class CpuDevice:
         """Return the model's name, usable cores, torch's threads, vector extension and caches."""
         import torch
 
-        caches = cache_bytes()
+        caches, cores, memory_bytes = cache_bytes(), os.cpu_count(), None
+        if hasattr(os, "sched_getaffinity"):
+            cores = len(os.sched_getaffinity(0))
+        if hasattr(os, "sysconf"):
+            memory_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return {
             "name": cpu_name(),
             "kind": "cpu",
-            "cores": usable_cores(),
+            "cores": cores,
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
-            "memory_bytes": _memory_bytes(),
+            "memory_bytes": memory_bytes,
             "l2_bytes": caches.get(2),
             "l3_bytes": caches.get(3),
         }
@@ -53,25 +60,15 @@ class CpuDevice:
 
 def cpu_name() -> str:
     """Return the processor's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        lines = []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), "") or platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Return how many logical cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, int]:
     """Return the data caches' sizes by level, all instances together; empty where unknown."""
     found: dict[tuple[int, str], int] = {}
-    units = {"K": 2**10, "M": 2**20}
     for index in root.glob("cpu[0-9]*/cache/index*"):
         try:
             kind, level, size, sharers = (
@@ -80,14 +77,9 @@ def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, int]:
             )
         except OSError:
             continue  # a container may hide it: then the size is unknown
-        if kind != "Instruction" and size[-1:] in units:
-            found[int(level), sharers] = int(size[:-1]) * units[size[-1]]
-    levels = {level for level, _ in found}
-    return {n: sum(size for (level, _), size in found.items() if level == n) for n in levels}
-
-
-def _memory_bytes() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):
-        return None
+        if kind != "Instruction":
+            found[int(level), sharers] = int(size.removesuffix("K")) * 1024  # Linux prints "%uK"
+    levels: Counter[int] = Counter()
+    for (number, _), n_bytes in found.items():
+        levels[number] += n_bytes
+    return dict(levels)

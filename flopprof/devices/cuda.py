@@ -20,12 +20,12 @@ class CudaDevice:
         reason = why_no_cuda()
         if reason:
             raise UsageError(f"{name}: {reason}", remedy="--device cpu")
-        count = torch.cuda.device_count()
         self.index = int(name[5:]) if ":" in name else torch.cuda.current_device()
-        if self.index >= count:
+        last = torch.cuda.device_count() - 1
+        if self.index > last:
             raise UsageError(
-                f"there is no {name}: this machine shows {count} GPU{'s' * (count != 1)}",
-                remedy=f"--device cuda:{count - 1}, or set CUDA_VISIBLE_DEVICES",
+                f"there is no {name}: the last GPU that this machine shows is cuda:{last}",
+                remedy=f"--device cuda:{last}, or set CUDA_VISIBLE_DEVICES",
             )
         self.torch_device = f"cuda:{self.index}"
 
@@ -54,27 +54,23 @@ class CudaDevice:
         """Return what torch's device properties say, None for what they leave out."""
         import torch
 
-        properties = torch.cuda.get_device_properties(self.index)
-
-        def read(name: str, scale: float = 1) -> Any:
-            value = getattr(properties, name, None)
-            return value if value is None or scale == 1 else value * scale
-
+        found = torch.cuda.get_device_properties(self.index)
+        names = ("L2_cache_size", "memory_bus_width", "clock_rate", "memory_clock_rate")
+        l2, bus, clock_khz, memory_khz = (getattr(found, name, None) for name in names)
         rocm = torch.version.hip is not None
-        uuid = read("uuid")
         return {
-            "name": properties.name,
+            "name": found.name,
             "kind": "rocm" if rocm else "cuda",
             "index": self.index,
-            "uuid": str(uuid) if uuid is not None else None,
-            "sm_count": properties.multi_processor_count,
-            "capability": f"{properties.major}.{properties.minor}",
-            "arch": str(read("gcnArchName")).split(":")[0] if rocm else None,
-            "memory_bytes": properties.total_memory,
-            "l2_bytes": read("L2_cache_size"),
-            "bus_bits": read("memory_bus_width"),
-            "clock_mhz": read("clock_rate", 1e-3),
-            "memory_clock_mhz": read("memory_clock_rate", 1e-3),
+            "uuid": str(found.uuid),
+            "sm_count": found.multi_processor_count,
+            "capability": f"{found.major}.{found.minor}",
+            "arch": found.gcnArchName.split(":")[0] if rocm else None,
+            "memory_bytes": found.total_memory,
+            "l2_bytes": l2,
+            "bus_bits": bus,
+            "clock_mhz": clock_khz and clock_khz / 1e3,
+            "memory_clock_mhz": memory_khz and memory_khz / 1e3,
             "driver": None if rocm else driver_version(),
             "runtime": torch.version.hip if rocm else torch.version.cuda,
         }
@@ -88,10 +84,8 @@ def why_no_cuda() -> str:
         return f"this torch ({torch.__version__}) is built without CUDA and ROCm"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns about an old driver, and init() says it too
-        if torch.cuda.is_available():
-            return ""
         try:
             torch.cuda.init()
         except (RuntimeError, AssertionError) as error:
             return f"torch finds no GPU: {str(error).strip().splitlines()[0]}"
-    return "torch finds no GPU"
+        return "" if torch.cuda.is_available() else "torch finds no GPU"

@@ -1,41 +1,26 @@
 """Clocks, power, temperature and energy of an NVIDIA GPU while something runs on it."""
 
-import statistics
+import csv
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 INTERVAL_S = 0.02
 """NVML itself refreshes power every 20 to 100 ms; sampling faster reads the same values again."""
 
-_SAMPLED: dict[str, tuple[str, tuple[int, ...], float]] = {  # field → call, arguments, scale
-    "sm_clock_mhz": ("nvmlDeviceGetClockInfo", (1,), 1.0),  # NVML_CLOCK_SM
-    "memory_clock_mhz": ("nvmlDeviceGetClockInfo", (2,), 1.0),  # NVML_CLOCK_MEM
-    "power_w": ("nvmlDeviceGetPowerUsage", (), 1e-3),  # mW
-    "temperature_c": ("nvmlDeviceGetTemperature", (0,), 1.0),  # NVML_TEMPERATURE_GPU
-}
-_FIXED: dict[str, tuple[str, tuple[int, ...], float]] = {
-    "maximum_sm_clock_mhz": ("nvmlDeviceGetMaxClockInfo", (1,), 1.0),
-    "maximum_memory_clock_mhz": ("nvmlDeviceGetMaxClockInfo", (2,), 1.0),
-    "power_limit_w": ("nvmlDeviceGetEnforcedPowerLimit", (), 1e-3),
-}
-_ENERGY = ("nvmlDeviceGetTotalEnergyConsumption", (), 1e-3)  # mJ since the driver was loaded
-_REASON_CALLS = (  # the second is what drivers before 535 have
-    "nvmlDeviceGetCurrentClocksEventReasons",
-    "nvmlDeviceGetCurrentClocksThrottleReasons",
-)
-_REASONS = {  # bits of nvmlClocksEventReason…, nvml.h
-    0x1: "idle",
-    0x2: "application clocks",
-    0x4: "power cap",
-    0x8: "hardware slowdown",
-    0x10: "sync boost",
-    0x20: "thermal, by software",
-    0x40: "thermal, by hardware",
-    0x80: "power brake",
-    0x100: "display clocks",
-}
+
+def _table(name: str, key: str) -> dict[str, dict[str, str]]:
+    with Path(__file__).with_name(name).open(encoding="utf-8", newline="") as file:
+        return {row[key]: row for row in csv.DictReader(file)}
+
+
+_FIELDS = _table("nvml.csv", "field")  # field → calls (nvmlDeviceGet…), argument, scale, when
+_REASONS = _table("throttle_reasons.csv", "bit")  # bits of nvmlClocksEventReason…, nvml.h
 
 
 @contextmanager
@@ -51,121 +36,86 @@ def sample_telemetry(
         uuid: The GPU's UUID, with or without its "GPU-" or "MIG-" prefix.
         interval_s: Time between samples.
     """
-    found: dict[str, Any] = dict.fromkeys((*_SAMPLED, *_FIXED, "throttle_reasons", "energy_j"))
+    import pynvml
+
     missing: dict[str, str] = {}
+    found: dict[str, Any] = dict.fromkeys(_FIELDS)
     found |= {"uuid": uuid, "samples": 0, "unavailable": missing}
-    nvml, handle = _open(uuid, missing)
-    if handle is None:
-        yield found
-        return
-    values: dict[str, list[float]] = {field: [] for field in _SAMPLED}
-    reasons: list[int] = []
-
-    def ask(field: str, name: str, arguments: tuple[int, ...], scale: float) -> float | None:
+    with ExitStack() as stack:
         try:
-            value = float(getattr(nvml, name)(handle, *arguments) * scale)
-        except (nvml.NVMLError, AttributeError) as error:  # no such function in an old pynvml
-            missing[field] = str(error)
-            return None
-        missing.pop(field, None)
-        return value
-
-    def sample() -> None:
-        for field, call in _SAMPLED.items():
-            value = ask(field, *call)
-            if value is not None:
-                values[field].append(value)
-        for name in _REASON_CALLS:
-            bits = ask("throttle_reasons", name, (), 1.0)
-            if bits is not None:
-                reasons.append(int(bits))
-                break
-        found["samples"] += 1
-
-    try:
-        found |= {field: ask(field, *call) for field, call in _FIXED.items()}
-        before_j = ask("energy_j", *_ENERGY)
-        with _in_background(sample, interval_s):
+            stack.enter_context(_initialised(pynvml))
+            read = partial(_read, pynvml, _handle(pynvml, uuid), missing)
+        except pynvml.NVMLError as error:
+            missing["nvml"] = f"UUID {uuid}: {error}"
             yield found
-        after_j = ask("energy_j", *_ENERGY)
-    finally:
-        _close(nvml)
-    if before_j is not None and after_j is not None:
-        found["energy_j"] = after_j - before_j
-    found |= {field: _summary(samples) for field, samples in values.items()}
-    if reasons:
-        found["throttle_reasons"] = [
-            text for bit, text in _REASONS.items() if any(bits & bit for bits in reasons)
-        ]
+            return
+        before, samples = read("before"), [read("sampled")]
+        stop = threading.Event()
+
+        def sample_until_the_end() -> None:
+            while not stop.wait(interval_s):
+                samples.append(read("sampled"))
+            samples.append(read("sampled"))
+
+        thread = threading.Thread(target=sample_until_the_end, daemon=True)
+        thread.start()
+        try:
+            yield found
+        finally:
+            stop.set()
+            thread.join()
+        after = read("before")
+    found |= before | {"samples": len(samples), "energy_j": None}
+    if "energy_j" in before and "energy_j" in after:
+        found["energy_j"] = after["energy_j"] - before["energy_j"]
+    for field in {field for sample in samples for field in sample}:
+        values = [sample[field] for sample in samples if field in sample]
+        spread = map(float, np.percentile(values, (50, 5, 95)))
+        found[field] = dict(zip(("median", "p5", "p95"), spread, strict=True))
+        if field == "throttle_reasons":
+            seen = np.bitwise_or.reduce([int(bits) for bits in values])
+            found[field] = [row["reason"] for bit, row in _REASONS.items() if seen & int(bit)]
 
 
 def driver_version() -> str | None:
     """Return the NVIDIA driver's version, or None where NVML is not there or does not say."""
     import pynvml
 
-    try:
-        pynvml.nvmlInit()
-        try:
-            return str(pynvml.nvmlSystemGetDriverVersion())
-        finally:
-            _close(pynvml)
-    except pynvml.NVMLError:
-        return None
-
-
-def _open(uuid: str | None, missing: dict[str, str]) -> tuple[Any, Any]:
-    """Return pynvml and the GPU's handle; the handle is None, and `missing` says why, if not."""
-    import pynvml
-
-    if uuid is None:
-        missing["nvml"] = "the device has no UUID to find it by"
-        return pynvml, None
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as error:
-        missing["nvml"] = str(error)
-        return pynvml, None
-    for name in (uuid,) if uuid.startswith(("GPU-", "MIG-")) else (f"GPU-{uuid}", f"MIG-{uuid}"):
-        try:
-            handle = pynvml.nvmlDeviceGetHandleByUUID(name)
-        except pynvml.NVMLError as error:
-            missing.setdefault("nvml", f"{name}: {error}")
-        else:
-            missing.clear()
-            return pynvml, handle
-    _close(pynvml)
-    return pynvml, None
-
-
-def _close(nvml: Any) -> None:
-    with suppress(nvml.NVMLError):  # nothing is left to be lost
-        nvml.nvmlShutdown()
+    with suppress(pynvml.NVMLError), _initialised(pynvml):
+        return str(pynvml.nvmlSystemGetDriverVersion())
+    return None
 
 
 @contextmanager
-def _in_background(sample: Callable[[], None], interval_s: float) -> Iterator[None]:
-    """Call `sample` now, then every `interval_s` in a thread, and once more at the end."""
-    stop = threading.Event()
-
-    def loop() -> None:
-        while not stop.wait(interval_s):
-            sample()
-
-    sample()
-    thread = threading.Thread(target=loop, name="flopprof-nvml", daemon=True)
-    thread.start()
+def _initialised(nvml: Any) -> Iterator[None]:
+    nvml.nvmlInit()
     try:
         yield
     finally:
-        stop.set()
-        thread.join()
-        sample()
+        with suppress(nvml.NVMLError):  # nothing is left to be lost
+            nvml.nvmlShutdown()
 
 
-def _summary(samples: list[float]) -> dict[str, float] | None:
-    if not samples:
-        return None
-    if len(samples) == 1:
-        return dict.fromkeys(("median", "p5", "p95"), samples[0])
-    steps = statistics.quantiles(samples, n=20, method="inclusive")
-    return {"median": statistics.median(samples), "p5": steps[0], "p95": steps[-1]}
+def _handle(nvml: Any, uuid: str | None) -> Any:
+    """Return the GPU's handle; torch leaves out the prefix of a UUID."""
+    for name in (str(uuid), f"MIG-{uuid}"):
+        with suppress(nvml.NVMLError):
+            return nvml.nvmlDeviceGetHandleByUUID(name)
+    return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+
+
+def _read(nvml: Any, handle: Any, missing: dict[str, str], when: str) -> dict[str, float]:
+    """Return the fields that NVML gives; `missing` holds why it does not give the others."""
+    found: dict[str, float] = {}
+    for field, row in _FIELDS.items():
+        for call in row["calls"].split() if row["when"] == when else ():
+            arguments = [int(text) for text in row["argument"].split()]
+            try:
+                value = getattr(nvml, f"nvmlDeviceGet{call}")(handle, *arguments)
+            except (nvml.NVMLError, AttributeError) as error:  # an old pynvml lacks functions
+                missing[field] = str(error)
+            else:
+                found[field] = value * float(row["scale"])
+                missing.pop(field, None)
+                break
+    return found

@@ -1,473 +1,386 @@
-"""Draw `ChartData` on one sheet: every text is measured first, then placed where nothing is.
-
-Coordinates are points (1/72 in) from the sheet's top left; inside the panel, from its lower left.
-"""
+"""Draw `ChartData` on one sheet, in points (1/72 in) from its top left."""
 
 import math
-from collections.abc import Sequence
+import textwrap
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from flopprof.formulas import KINDS
-from flopprof.plot.layout import (
-    TEXT,
-    Mark,
-    Sheet,
-    as_rows,
-    discs_along,
-    flow,
-    measure,
-    place_along,
-    place_labels,
-    shorten_to,
-    spread,
-    wrap,
-)
-from flopprof.units import UNKNOWN, duration, percent, si, three_digits
+from flopprof.plot import layout
+from flopprof.plot.layout import LETTER, TEXT, Floats, spread
+from flopprof.units import duration, percent, shorten, si, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flopprof.plot import ChartData, Roof
+    from flopprof.plot import ChartData
 
-SIZES = {"wide": (936.0, 400.0, 204.0), "compact": (780.0, 350.0, 176.0), "page": (596.0, 320.0, 0)}
-"""Width of the sheet, least height of the panel, width of the legend beside it (0: below)."""
+SIZES = {"wide": (936.0, 400.0), "compact": (780.0, 350.0), "page": (596.0, 320.0)}
+"""Width of the sheet, height of the panel."""
 
 KNOWN_BY = ("all sources agree", "formula, profiler", "formula only", "sources disagree", "unknown")
 """How FLOPs are known, best first; from the third on nothing confirms them."""
 
 ABOVE_ROOF = 1.02  # × the roof: beyond what a good measurement of a ceiling repeats within
-MARGIN = 16.0
-SMALL = 7.5  # points
+MARGIN, AXIS = 16.0, 72.0  # left edges of texts and of the panel
+SMALL = 7.0  # points
+# Ground, ink, muted ink, grid, and the shades left and right of the ridges.
 LIGHT = ("#ffffff", "#111111", "#555555", "#dcdcdc", "#e5edf6", "#fdf5ea")
 DARK = ("#14171b", "#f0f0f0", "#aaaaaa", "#353a41", "#1a222c", "#2a231b")
 # Okabe and Ito's colours in the order of KINDS, chosen so that kinds that occur together differ in
 # lightness too: convolution, matmul and attention dark, normalisation and elementwise light.
-COLOURS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#F0E442", "#56B4E9", "#E69F00", "#000000")
-SHAPES = "oss^D"  # by how the FLOPs are known; the last for merged points
-AREA = 2400.0  # square points for 100 % of the time: 10 % is a disc 17 points wide
-AREA_FLOOR = 7.0  # a disc 3 points wide
+OKABE_ITO = "#0072B2 #D55E00 #CC79A7 #009E73 #F0E442 #56B4E9 #E69F00 #000000"
+COLOURS = dict(zip(KINDS, OKABE_ITO.split(), strict=True))
+SHAPES = "oss^"  # by how the FLOPs are known
+WIDER = {"o": 4 / math.pi, "^": 2.0, "*": 3.6}  # so that all shapes of one size have equal areas
+AREA, AREA_FLOOR = 2400.0, 7.0  # square points for 100 % of the time, and at least
 HATCHES = {"free": "////", "unknown": "xxxx", "no_bytes": "...."}
+Look = tuple[str, float, str, bool]  # shape, area, colour, hollow
 
 
-def _colour(sheet: Sheet, kind: str) -> str:
-    """Return the colour of a kind of operation; grey for several."""
-    colour = COLOURS[KINDS.index(kind)] if kind in KINDS else sheet.muted
-    return sheet.ink if colour == "#000000" else colour
+class Sheet:
+    """A figure to draw on in points, the log-log panel on it, and what is in the way there."""
+
+    def __init__(self, data: "ChartData", size: str, dark: bool) -> None:
+        from matplotlib.figure import Figure
+
+        self.data, (self.width, self.height) = data, SIZES[size]
+        self.ground, self.ink, self.muted, self.grid, *self.sides = DARK if dark else LIGHT
+        self.figure = Figure(facecolor=self.ground)
+        self.axes = self.figure.add_axes((0, 0, 1, 1), autoscale_on=False, xlim=(0, self.width))
+        self.axes.set_axis_off()
+        self.flat = data.roofs[data.roofs["unit"] == "FLOP/s"]
+        self.memory = data.roofs[data.roofs["unit"] == "B/s"]
+        longest = max([0, *self.flat["name"].str.len() + 13, *self.flat["origin"].str.len()])
+        self.right = self.width - MARGIN - 14 - LETTER * SMALL * longest
+        bandwidth = self.memory["value"].head(1).sum()  # 0 where none is known
+        firsts = self.flat.drop_duplicates("name").set_index("name")["value"]
+        self.ridges = firsts / bandwidth if bandwidth else firsts[:0]
+        rows = pd.concat([data.points, data.merged[data.merged["place"] == "other"], data.run])
+        self.marked = rows[rows["intensity_flops_per_byte"] > 0]
+        xs = [*self.marked["intensity_flops_per_byte"], *self.ridges, *self.ridges / 10]
+        self.xs = _decades(xs or [1.0])
+        self.ys = _decades([*self.marked["achieved_flops_per_s"], *self.flat["value"]] or [1e9])
+        self.discs: list[Floats] = []
+
+    def place_panel(self, top: float) -> None:
+        """Fix where the panel is; its frame is in the way of texts."""
+        self.top, self.bottom = top, top + self.height
+        xs = [AXIS, self.right, self.right, AXIS, AXIS]
+        ys = [top, top, self.bottom, self.bottom, top]
+        self.line(xs, ys, zorder=1.5)
+        for start, end in pairwise(np.column_stack([xs, ys])):
+            self.discs.append(layout.cover(start, end, 0.5))
+
+    def at(self, x: float, y: float) -> Floats:
+        """Return where a value lies on the sheet."""
+        x_frac = (math.log10(x) - self.xs[0]) / (self.xs[1] - self.xs[0])
+        y_frac = (math.log10(y) - self.ys[0]) / (self.ys[1] - self.ys[0])
+        return np.array([AXIS + x_frac * (self.right - AXIS), self.bottom - y_frac * self.height])
+
+    def text(self, x: float, y: float, text: str, **options: Any) -> None:
+        """Write `text`; `y` is the middle of its capital letters."""
+        style: dict[str, Any] = {"size": TEXT, "color": self.ink, "family": layout.FONT} | options
+        if "rotation" in options:
+            style |= {"ha": "center", "va": "center"}
+        else:
+            y += 0.36 * style["size"]  # half a capital's height, down to the baseline
+        self.axes.text(x, y, layout.clean(text), parse_math=False, **style)
+
+    def write(self, y: float, text: str, size: float, **style: Any) -> float:
+        """Write `text` over the sheet's width, wrapped, and return where it ends."""
+        for line in textwrap.wrap(text, int((self.width - 2 * MARGIN) / size / LETTER)):
+            self.text(MARGIN, y, line, size=size, **style)
+            y += 1.4 * size
+        return y
+
+    def line(self, xs: Any, ys: Any, **options: Any) -> None:
+        """Draw a line, or a mark."""
+        style: dict[str, Any] = {"color": self.ink, "linewidth": 0.7, "solid_capstyle": "butt"}
+        self.axes.plot(xs, ys, **(style | options))
+
+    def box(self, x: float, y: float, width: float, height: float, **options: Any) -> None:
+        """Fill a rectangle; (x, y) is its top left."""
+        style: dict[str, Any] = {"linewidth": 0.5, "edgecolor": self.ink} | options
+        self.axes.fill([x, x + width, x + width, x], [y, y, y + height, y + height], **style)
+
+    def mark(self, x: float, y: float, look: Look, **options: Any) -> float:
+        """Draw one mark and return its width; a hollow one has a hole."""
+        shape, area, colour, hollow = look
+        size = math.sqrt(area * WIDER.get(shape, 1.0))
+        style = {"linestyle": "none", "marker": shape, "markeredgewidth": 0.6} | options
+        self.line([x], [y], markersize=size, markerfacecolor=colour, **style)
+        if hollow:
+            style["gid"] = "hole"
+            self.line([x], [y], markersize=0.55 * size, markerfacecolor=self.ground, **style)
+        return size
+
+    def look(self, row: Any, area: float | None = None) -> Look:
+        """Return the mark of a row, its area the share of time unless given."""
+        if row.place == "run":
+            return "*", 62.0, self.ink, False
+        shape, kind = (SHAPES[row.known_by], row.kind) if row.place == "point" else ("D", "")
+        area = area or max(AREA * row.share_frac, AREA_FLOOR)
+        return shape, area, COLOURS.get(kind, self.muted), row.known_by >= 2
 
 
-def _size(shape: str, area: float) -> float:
-    """Return the marker size that gives `shape` this area: equal areas, not equal widths."""
-    return math.sqrt(area * {"o": 4 / math.pi, "^": 2.0}.get(shape, 1.0))
-
-
-def _mark_of(sheet: Sheet, row: Any, area: float | None = None) -> Mark:
-    """Return a row's mark, of the area that its share of time gives."""
-    if row.place == "run":
-        return "*", 15.0, sheet.ink, False
-    single = row.place == "point"
-    shape = SHAPES[row.known_by if single else -1]
-    size = _size(shape, area or max(AREA * row.share_frac, AREA_FLOOR))
-    return shape, size, _colour(sheet, row.kind if single else ""), row.known_by >= 2
-
-
-class Panel:
-    """The log-log panel: where values lie in it, and what is in the way there."""
-
-    def __init__(self, sheet: Sheet, data: "ChartData", left: float, top: float, width: float):
-        self.left, self.top, self.width, self.right = left, top, width, left + width
-        self.height = self.bottom = 0.0
-        points = pd.concat([data.points, data.merged[data.merged["place"] == "other"], data.run])
-        rows = points[points["intensity_flops_per_byte"] > 0]
-        self.flat = [roof for roofs in data.flat.values() for roof in roofs]
-        self.memory = [roof for roofs in data.memory.values() for roof in roofs]
-        main = self.memory[0].value if self.memory else math.nan
-        self.ridges = {n: rs[0].value / main for n, rs in data.flat.items() if self.memory}
-        edges, peaks = list(self.ridges.values()), [roof.value for roof in self.flat]
-        xs = [*rows["intensity_flops_per_byte"], *edges, *(e / 10 for e in edges)]
-        ys = [*rows["achieved_flops_per_s"], *peaks, *(p / 10 for p in peaks)]
-        self.x0, self.x1 = _decades(xs or [0.1, 100.0])
-        self.y0, self.y1 = _decades(ys or [1e9, 1e12])
-        self.rows = [(row, _mark_of(sheet, row)) for row in rows.itertuples()]
-        self.discs: list[list[float]] = []
-        self.segments: list[tuple[float, ...]] = []
-
-    def stretch(self, height: float) -> None:
-        """Fix the panel's height, and with it where its marks are."""
-        self.height, self.bottom = height, self.top + height
-        for row, (shape, size, _, _) in self.rows:
-            radius = size * (0.5 if shape in "o*" else 0.72) + 0.6
-            place = self.at(row.intensity_flops_per_byte, row.achieved_flops_per_s)
-            self.discs.append([*place, radius + 3 * (row.efficiency_frac > ABOVE_ROOF)])
-
-    def at(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a value lies in the panel."""
-        return (
-            (math.log10(x) - self.x0) / (self.x1 - self.x0) * self.width,
-            (math.log10(y) - self.y0) / (self.y1 - self.y0) * self.height,
-        )
-
-    def out(self, x: float, y: float) -> tuple[float, float]:
-        """Return where a place in the panel lies on the sheet."""
-        return self.left + x, self.bottom - y
-
-    def obstacles(self) -> dict[str, Any]:
-        """Return what texts must keep clear of."""
-        discs, segments = as_rows(self.discs, 3), as_rows(self.segments, 4)
-        return {"discs": discs, "segments": segments, "width": self.width, "height": self.height}
-
-
-def _decades(values: Sequence[float]) -> tuple[float, float]:
+def _decades(values: list[float]) -> tuple[float, float]:
     """Return limits in decades: half a decade around `values`, and two decades at least."""
     low, high = math.log10(min(values)) - 0.5, math.log10(max(values)) + 0.5
     more = max(0.0, 2 - (high - low)) / 2
     return low - more, high + more
 
 
+def _ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Return powers of ten between two limits in decades, ten at most, and their names."""
+    decades = range(math.ceil(low), math.floor(high) + 1)[:: 1 + int(high - low) // 10]
+    return [
+        (10.0**d, f"{10.0**d:g}" if d < 0 else si(10.0**d, "").replace(".00", "").replace(".0", ""))
+        for d in decades
+    ]
+
+
 def draw(
-    data: "ChartData", caption: str, subtitle: str, *, title: str | None, size: str, dark: bool
+    data: "ChartData", texts: tuple[str, str], *, title: str | None, size: str, dark: bool
 ) -> "Figure":
     """Return the chart as a figure of the height that its contents need."""
-    width, height, beside = SIZES[size]
-    sheet, full = Sheet(width, DARK if dark else LIGHT), width - 2 * MARGIN
-    y = _write(sheet, MARGIN + 5, title or data.finding, 14.0, bold=True)
-    top = _write(sheet, y, subtitle, TEXT + 1, color=sheet.muted) + 16
-    names = [line for rs in data.flat.values() for roof in rs for line in _roof_text(roof)]
-    labels = max((measure(name, SMALL) for name in names), default=0.0) + 14
-    legend = partial(_draw_legend, sheet, data, beside or full)
-    if beside:
-        height = max(height, legend(width - MARGIN - beside, top - 14) - top - 45)
-        labels += beside + 14
-    left = MARGIN + 56
-    panel = Panel(sheet, data, left, top, full - 56 - labels)
-    panel.stretch(height)
-    _draw_grid(sheet, panel)
-    missing = _draw_roofs(sheet, panel, data)
-    _draw_marks(sheet, panel)
-    y = _draw_x_axis(sheet, panel, _draw_rug(sheet, panel, data))
-    y = y + 8 if beside else legend(MARGIN, y + 6)
-    y = _draw_table(sheet, data, _draw_strip(sheet, data, y + 10) + 10)
-    for text in (*missing, *_notes(data), caption):
-        y = _write(sheet, y, text, SMALL, color=sheet.muted)
-    return sheet.finish(y + MARGIN - 6)
+    sheet = Sheet(data, size, dark)
+    y = sheet.write(MARGIN + 5, title or data.finding, 14.0, weight="bold")
+    sheet.place_panel(sheet.write(y, texts[0], TEXT + 1, color=sheet.muted) + 28)
+    _draw_axes(sheet)
+    marks = _draw_marks(sheet)
+    _draw_roofs(sheet)
+    _draw_numbers(sheet, marks)
+    y = _draw_legend(sheet, _draw_rug(sheet) + 48)
+    y = _draw_table(sheet, _draw_strip(sheet, y + 10) + 12)
+    for text in (*_doubts(data), texts[1]):
+        y = sheet.write(y, text, SMALL, color=sheet.muted)
+    sheet.figure.set_size_inches(sheet.width / 72, (y + MARGIN - 6) / 72)
+    sheet.axes.set_ylim(y + MARGIN - 6, 0)
+    return sheet.figure
 
 
-def _write(sheet: Sheet, y: float, text: str, size: float, **style: Any) -> float:
-    """Write `text` over the sheet's width, wrapped, and return where it ends."""
-    bold = bool(style.get("bold"))
-    for line in wrap(text, sheet.width - 2 * MARGIN - 4, partial(measure, size=size, bold=bold)):
-        sheet.text(MARGIN, y, line, size=size, **style)
-        y += 1.4 * size
+def _draw_axes(sheet: Sheet) -> None:
+    top, bottom, right = sheet.top, sheet.bottom, sheet.right
+    thin = {"color": sheet.grid, "zorder": 0.5, "gid": "grid"}
+    for value, name in _ticks(*sheet.ys):
+        y = sheet.at(1, value)[1]
+        sheet.line([AXIS, right], [y, y], **thin)
+        sheet.text(AXIS - 5, y, name, ha="right")
+    sheet.text(MARGIN + 6, (top + bottom) / 2, "Achieved FLOP/s", rotation=90, size=TEXT + 1)
+    if not len(sheet.ridges):
+        return
+    xs = [sheet.at(ridge, 1)[0] for ridge in sheet.ridges]
+    flat: dict[str, Any] = {"zorder": 0.1, "linewidth": 0}
+    sheet.box(AXIS, top, min(xs) - AXIS, sheet.height, facecolor=sheet.sides[0], **flat)
+    sheet.box(max(xs), top, right - max(xs), sheet.height, facecolor=sheet.sides[1], **flat)
+    sheet.text(AXIS, top - 22, "◂ memory-bound", color=sheet.muted)
+    sheet.text(right, top - 22, "compute-bound ▸", color=sheet.muted, ha="right")
+    texts = [f"{name} ridge {three_digits(ridge)}" for name, ridge in sheet.ridges.items()]
+    widths = [LETTER * SMALL * (len(text) + 2) for text in texts]
+    for x, place, text in zip(xs, spread(xs, widths, AXIS, right), texts, strict=True):
+        sheet.text(place, top - 10, text, size=SMALL, ha="center")
+        sheet.line([place, x, x], [top - 4, top, top + 6], linewidth=1.0, zorder=3)
+
+
+def _draw_marks(sheet: Sheet) -> list[tuple[str, Floats]]:
+    """Draw the points, small ones on top; return each one's number, if any, and disc."""
+    drawn = []
+    for rank, row in enumerate(sheet.marked.itertuples(), start=1):
+        x, y = sheet.at(row.intensity_flops_per_byte, row.achieved_flops_per_s)
+        point, order = row.place == "point", 4 + 0.01 * rank
+        name = f"point-{rank}" if point else row.place
+        radius = sheet.mark(x, y, sheet.look(row), gid=name, zorder=order) / 2
+        drawn.append((row.label if point else "", np.array([x, y, radius])))
+        around = 1.45 * radius + 0.6  # reaches the corners of a square
+        if row.efficiency_frac > ABOVE_ROOF:
+            around += 3
+            ring = ("o", math.pi * (around - 0.8) ** 2, "none", False)
+            sheet.mark(x, y, ring, gid="ring", zorder=order)
+        sheet.discs.append(np.array([[x, y, around]]))
+    return drawn
+
+
+def _draw_roofs(sheet: Sheet) -> None:
+    left, right, low, high = (10.0**limit for limit in (*sheet.xs, *sheet.ys))
+    fastest, highest = sheet.memory["value"].max(), sheet.flat["value"].max()
+    ends = []
+    for value in sheet.flat["value"]:
+        start = min(max(left, value / fastest), right)
+        ends.append([sheet.at(x, value) for x in (start, right)])
+    for value in sheet.memory["value"]:
+        stop = min(right, np.fmin(high, highest) / value)
+        ends.append([sheet.at(x, x * value) for x in (max(left, low / value), stop)])
+    roofs = pd.concat([sheet.flat, sheet.memory]).assign(ends=ends)
+    for roof in roofs.itertuples():
+        style = {"linewidth": 1.7} if roof.solid else {"linewidth": 0.9, "dashes": (5, 3)}
+        sheet.line(*zip(*roof.ends, strict=True), zorder=2, **style)
+        sheet.discs.append(layout.cover(roof.ends[0], roof.ends[1], 0.8))
+    for _, group in roofs.groupby(["unit", "name"]):  # the band between the first and the last
+        band = [*group["ends"].iloc[0], *group["ends"].iloc[-1][::-1]]
+        sheet.axes.fill(*zip(*band, strict=True), color=sheet.ink, alpha=0.1, linewidth=0)
+    ys = [end[1][1] for end in ends[: len(sheet.flat)]]
+    places = spread(ys, [21.0] * len(ys), sheet.top - 14, sheet.bottom + 14)
+    for roof, y, place in zip(sheet.flat.itertuples(), ys, places, strict=True):
+        x = sheet.right
+        sheet.line([x, x + 3, x + 9, x + 11], [y, y, place, place], color=sheet.muted)
+        sheet.text(x + 13, place - 5, f"{roof.name} {si(roof.value, 'FLOP/s')}", size=SMALL)
+        sheet.text(x + 13, place + 4.5, roof.origin, size=SMALL, color=sheet.muted)
+    for roof in roofs[roofs["unit"] == "B/s"].itertuples():
+        text = f"{roof.name} {si(roof.value, 'B/s')}, {roof.origin}"
+        start, end = roof.ends
+        (x, y), discs = layout.place_along(start, end, text, SMALL, np.vstack(sheet.discs))
+        across, down = end - start
+        sheet.text(x, y, text, rotation=math.degrees(math.atan2(-down, across)), size=SMALL)
+        sheet.discs.append(discs)
+
+
+def _draw_numbers(sheet: Sheet, marks: list[tuple[str, Floats]]) -> None:
+    """Write the numbers beside their marks, or at the ends of leader lines."""
+    texts = np.empty((0, 3))
+    size, discs = TEXT + 1, np.array([disc for _, disc in marks]).reshape(-1, 3)
+    for index, (text, (x, y, _)) in enumerate(marks):
+        if not text:
+            continue
+        rivals = np.delete(discs, index, axis=0)
+        where, its_discs, start = layout.place_beside(
+            discs[index], text, size, rivals, np.vstack(sheet.discs), texts
+        )
+        label = {"size": size, "weight": "bold", "ha": "center", "gid": f"label-{text}"}
+        sheet.text(where[0], where[1], text, **label)
+        texts = np.vstack([texts, its_discs])
+        if start is not None:
+            sheet.line([start[0], x], [start[1], y], zorder=9, gid=f"leader-{text}")
+            sheet.mark(x, y, ("o", 6.0, sheet.ink, False), zorder=9)
+            sheet.discs.append(layout.cover(start, discs[index, :2], 0.5))
+
+
+def _draw_rug(sheet: Sheet) -> float:
+    """Draw time without a place on the axes along the bottom edge, then the x axis."""
+    x, y, merged = AXIS, sheet.bottom + 2, sheet.data.merged
+    for row in merged[merged["place"].isin([*HATCHES])].itertuples():
+        style = {"facecolor": sheet.ground, "hatch": HATCHES[row.place]}
+        wide, y = row.share_frac * (sheet.right - AXIS), y + 12
+        sheet.box(x, sheet.bottom, wide, 6, **style)
+        sheet.box(AXIS, y - 3, 12, 6, **style)
+        name = row.name.partition(" (")[0]
+        sheet.text(AXIS + 16, y, f"{percent(row.share_frac)} of time: {name}")
+        x += wide
+    for value, name in _ticks(*sheet.xs):
+        x = sheet.at(value, 1)[0]
+        sheet.line([x, x], [sheet.top, sheet.bottom], color=sheet.grid, zorder=0.5, gid="grid")
+        sheet.text(x, y + 12, name, ha="center")
+    label = "Arithmetic intensity (FLOP/byte, compulsory traffic)"
+    sheet.text((AXIS + sheet.right) / 2, y + 26, label, ha="center", size=TEXT + 1)
     return y
 
 
-def _ticks(low: float, high: float) -> list[tuple[float, str]]:
-    """Return powers of ten between two limits in decades, ten at most, and their names."""
-    decades = range(math.ceil(low), math.floor(high) + 1)
-    shown = decades[:: 1 + len(decades) // 10]
-    prefixes = {0: "", 1: "k", 2: "M", 3: "G", 4: "T", 5: "P", 6: "E"}
-    names = [
-        f"{10.0 ** (d % 3):g} {prefixes.get(d // 3, '')}".strip() if d > 0 else f"{10.0**d:g}"
-        for d in shown
-    ]
-    return [(10.0**d, name) for d, name in zip(shown, names, strict=True)]
-
-
-def _draw_grid(sheet: Sheet, panel: Panel) -> None:
-    """Draw shading left and right of the ridges, frame, grid, y axis and the ridges' values."""
-    sheet.box(
-        panel.left,
-        panel.top,
-        panel.width,
-        panel.height,
-        facecolor="none",
-        linewidth=0.8,
-        zorder=1.5,
-    )
-    thin = {"color": sheet.grid, "zorder": 0.5, "linewidth": 0.6, "gid": "grid"}
-    for value, name in _ticks(panel.y0, panel.y1):
-        y = panel.bottom - panel.at(1, value)[1]
-        sheet.line([panel.left, panel.right], [y, y], **thin)
-        sheet.text(panel.left - 5, y, name, ha="right")
-    for value, _ in _ticks(panel.x0, panel.x1):
-        x = panel.left + panel.at(value, 1)[0]
-        sheet.line([x, x], [panel.top, panel.bottom], **thin)
-    middle = panel.top + panel.height / 2
-    sheet.text(MARGIN + 6, middle, "Achieved FLOP/s", rotation=90, size=TEXT + 1)
-    if not panel.ridges:
-        return
-    xs = [panel.left + panel.at(ridge, 1)[0] for ridge in panel.ridges.values()]
-    sheet.box(panel.left, panel.top, min(xs) - panel.left, panel.height, facecolor=sheet.left)
-    sheet.box(max(xs), panel.top, panel.right - max(xs), panel.height, facecolor=sheet.right)
-    sides, y = ("◂ memory-bound", "compute-bound ▸"), panel.top - 10
-    sheet.text(panel.left, y, sides[0], color=sheet.muted)
-    sheet.text(panel.right, y, sides[1], color=sheet.muted, ha="right")
-    texts = [f"{name} ridge {three_digits(ridge)}" for name, ridge in panel.ridges.items()]
-    low, high = panel.left + measure(sides[0]) + 8, panel.right - measure(sides[1]) - 8
-    if sum(measure(text, SMALL) + 8 for text in texts) > high - low:
-        texts = [three_digits(ridge) for ridge in panel.ridges.values()]
-    places = spread(xs, [measure(text, SMALL) for text in texts], low, high, gap=8)
-    for x, place, text in zip(xs, places, texts, strict=True):
-        sheet.text(place, y, text, size=SMALL, ha="center")
-        sheet.line([place, x, x], [y + 6, panel.top, panel.top + 6], linewidth=1.0, zorder=3)
-
-
-def _roof_text(roof: "Roof") -> tuple[str, str]:
-    return f"{roof.name} {si(roof.value, 'FLOP/s')}", roof.origin
-
-
-def _draw_roofs(sheet: Sheet, panel: Panel, data: "ChartData") -> list[str]:
-    """Draw all ceilings with their names; return those whose name found no room."""
-    highest = max((roof.value for roof in panel.flat), default=10**panel.y1)
-    fastest = max((roof.value for roof in panel.memory), default=math.inf)
-    ends: dict[Any, list[tuple[float, float]]] = {}
-    for roof in panel.flat:
-        start = min(max(10**panel.x0, roof.value / fastest), 10**panel.x1)
-        ends[roof] = [panel.at(start, roof.value), panel.at(10**panel.x1, roof.value)]
-    for roof in panel.memory:
-        low = max(10**panel.x0, 10**panel.y0 / roof.value)
-        high = min(10**panel.x1, highest / roof.value)
-        if low < high:
-            ends[roof] = [panel.at(x, x * roof.value) for x in (low, high)]
-    for roof, both in ends.items():
-        style: dict[str, Any] = {"linewidth": 1.7, "linestyle": "-"}
-        if not roof.solid:
-            style = {"linewidth": 0.9, "dashes": (5, 3)}
-        sheet.line(*zip(*(panel.out(*end) for end in both), strict=True), zorder=2, **style)
-        panel.segments.append((*both[0], *both[1]))
-    for group in (*data.flat.values(), *data.memory.values()):
-        drawn = [ends[roof] for roof in group if roof in ends]
-        if len(drawn) > 1:
-            corners = [panel.out(*end) for end in (*drawn[0], *reversed(drawn[-1]))]
-            sheet.area(corners, facecolor=sheet.ink, alpha=0.1, zorder=1)
-    ys = [panel.out(*ends[roof][1])[1] for roof in panel.flat]
-    places = spread(ys, [20.0] * len(ys), panel.top - 14, panel.bottom + 14, gap=1)
-    for roof, y, place in zip(panel.flat, ys, places, strict=True):
-        x, (name, origin) = panel.right, _roof_text(roof)
-        xs = [x, x + 3, x + 9, x + 11]
-        sheet.line(xs, [y, y, place, place], color=sheet.muted)
-        sheet.text(x + 13, place - 5, name, size=SMALL)
-        sheet.text(x + 13, place + 4.5, origin, size=SMALL, color=sheet.muted)
-    missing = []
-    for roof in panel.memory:
-        text = f"{roof.name} {si(roof.value, 'B/s')}, {roof.origin}"
-        size = (measure(text, SMALL) + 2, 9.5)
-        line = [value for end in ends.get(roof, []) for value in end]
-        found = place_along(line, size, **panel.obstacles()) if line else None
-        if found:
-            x, y, angle = found
-            sheet.text(*panel.out(x, y), text, rotation=angle, size=SMALL)
-            panel.discs += discs_along(x, y, angle, size)
-        else:
-            missing.append(f"No room in the panel for the name of {text}.")
-    return missing
-
-
-def _draw_marks(sheet: Sheet, panel: Panel) -> None:
-    """Draw the points, small ones on top, and the numbers beside them."""
-    numbered: list[tuple[str, list[float]]] = []
-    rivals: list[list[float]] = []
-    for rank, ((row, mark), (x, y, radius)) in enumerate(
-        zip(panel.rows, panel.discs, strict=False), start=1
-    ):
-        zorder = 7.0 if row.place == "run" else 4 + 1 / (1 + mark[1])
-        name = f"point-{rank}" if row.place == "point" else row.place
-        sheet.mark(*panel.out(x, y), mark, zorder=zorder, gid=name)
-        if row.efficiency_frac > ABOVE_ROOF:
-            ring: Mark = ("o", 2 * radius - 1.5, "none", False)
-            sheet.mark(*panel.out(x, y), ring, zorder=zorder, gid="ring")
-        rivals.append([x, y, mark[1] / 2])
-        if row.label and row.place == "point":
-            numbered.append((row.label, rivals[-1]))
-    sizes = [(measure(label, 9, bold=True) + 1, 9.0) for label, _ in numbered]
-    anchors = as_rows([disc for _, disc in numbered], 3)
-    labels = place_labels(anchors, sizes, rivals=as_rows(rivals, 3), **panel.obstacles())
-    for (text, (x, y, _)), (at_x, at_y, leader) in zip(numbered, labels, strict=True):
-        where = panel.out(at_x, at_y)
-        sheet.text(*where, text, size=9, bold=True, ha="center", gid=f"label-{text}")
-        if leader:
-            ends = panel.out(*leader), panel.out(x, y)
-            sheet.line(*zip(*ends, strict=True), zorder=6, gid=f"leader-{text}")
-            sheet.mark(*ends[1], ("o", 3.0, sheet.ink, False), zorder=6.1)
-
-
-def _draw_rug(sheet: Sheet, panel: Panel, data: "ChartData") -> float:
-    """Draw time that has no place on the axes along the bottom edge; return where that ends."""
-    rows = [row for row in data.merged.itertuples() if row.place in HATCHES]
-    texts = [f"{percent(row.share_frac)} of time: {row.name.partition(' (')[0]}" for row in rows]
-    places, height = flow([(measure(text) + 18, 12.0) for text in texts], panel.width)
-    x, top = panel.left, panel.bottom
-    for row, text, (left, middle) in zip(rows, texts, places, strict=True):
-        style = {"facecolor": sheet.ground, "hatch": HATCHES[row.place], "linewidth": 0.6}
-        sheet.box(x, top, row.share_frac * panel.width, 6, gid=f"rug-{row.place}", **style)
-        sheet.box(panel.left + left, top + 5 + middle, 12, 6, **style)
-        sheet.text(panel.left + left + 16, top + 8 + middle, text)
-        x += row.share_frac * panel.width
-    return top + height + (8 if rows else 0)
-
-
-def _draw_x_axis(sheet: Sheet, panel: Panel, y: float) -> float:
-    """Write the x axis below `y` and return where it ends."""
-    for value, name in _ticks(panel.x0, panel.x1):
-        sheet.text(panel.left + panel.at(value, 1)[0], y + 8, name, ha="center")
-    label = "Arithmetic intensity (FLOP/byte, compulsory traffic)"
-    sheet.text(panel.left + panel.width / 2, y + 21, label, ha="center", size=TEXT + 1)
-    return y + 28
-
-
-def _legend(sheet: Sheet, data: "ChartData") -> dict[str, list[tuple[Mark | None, str]]]:
-    """Return the legend: what stands under each heading."""
-    points = list(data.points.itertuples())
-    grey, run = sheet.muted, data.run.iloc[0]
-    known = sorted({row.known_by for row in points})
-    kinds = [kind for kind in KINDS if any(row.kind == kind for row in points)]
-    other = data.merged.loc[data.merged["place"] == "other", "name"]
-    also: list[tuple[Mark | None, str]] = []
-    if run["flops"] > 0:
-        rate = si(run["achieved_flops_per_s"], "FLOP/s")
-        also.append((("*", 12.0, sheet.ink, False), f"{run['name']}: {rate}"))
-        also.append((None, f"({percent(data.coverage_frac)} of op time is covered)"))
-    also += [(("D", 6.0, grey, False), name) for name in other]
-    if any(row.efficiency_frac > ABOVE_ROOF for row in points):
-        also.append((("o", 9.0, "none", False), "ring: above its roof, see below"))
-    return {
-        "Kind": [(("o", 7.2, _colour(sheet, kind), False), kind) for kind in kinds],
-        "FLOPs known by (hollow: unconfirmed)": [
-            ((SHAPES[k], _size(SHAPES[k], 40), grey, k >= 2), KNOWN_BY[k]) for k in known
+def _draw_legend(sheet: Sheet, y: float) -> float:
+    points, merged, (run,) = sheet.data.points, sheet.data.merged, sheet.data.run.itertuples()
+    rows = [*points[points["label"] != ""].itertuples()]
+    kinds = [kind for kind in KINDS if kind in {*points["kind"]}]
+    known = sorted({*points["known_by"]})
+    columns: dict[str, list[tuple[Look, str]]] = {
+        f"Most time, of {len(points)} points": [
+            (sheet.look(row, 40.0), f"{row.label} {row.name}") for row in rows
         ],
+        "Kind": [(("o", 40.0, COLOURS[kind], False), kind) for kind in kinds],
+        "FLOPs known by": [((SHAPES[k], 40.0, sheet.muted, k >= 2), KNOWN_BY[k]) for k in known],
         "Area: share of time": [
-            (("o", _size("o", AREA * frac), sheet.grid, False), f"{100 * frac:.0f} %")
-            for frac in (0.01, 0.05, 0.2)
+            *((("o", AREA * f, sheet.grid, False), f"{f:.0%}") for f in (0.01, 0.02, 0.05)),
+            *(
+                (sheet.look(row, 40.0), row.name)
+                for row in merged.itertuples()
+                if row.place == "other"
+            ),
+            (sheet.look(run), f"whole run: {si(run.achieved_flops_per_s, 'FLOP/s')}"),
+            (("o", 60.0, "none", False), "ring: above its roof"),
         ],
-        "Also": also,
+    }
+    full, x = sheet.width - 2 * MARGIN, MARGIN
+    for (heading, items), share in zip(columns.items(), (0.37, 0.16, 0.2, 0.27), strict=True):
+        sheet.text(x, y, heading, weight="bold")
+        for number, (look, text) in enumerate(items, start=1):
+            line = y + 2 + 13 * number
+            sheet.mark(x + 8, line, look)
+            sheet.text(x + 19, line, shorten(text, int((share * full - 24) / TEXT / LETTER)))
+        x += share * full
+    return y + 11 + 13 * max(map(len, columns.values()))
+
+
+def _draw_strip(sheet: Sheet, y: float) -> float:
+    right, height, rows = sheet.width - MARGIN, 45.0, [*sheet.data.table.itertuples()]
+    heading = "Where the time goes: width is share of time, height is % of its own roof"
+    sheet.text(MARGIN, y, f"{heading} (hatched: no rate)", weight="bold")
+    bottom, x, middles = y + 33 + height, AXIS, []
+    for frac in (0.0, 0.5, 1.0):
+        line = bottom - height * frac
+        sheet.line([AXIS, right], [line, line], zorder=0.5, color=sheet.muted)
+        sheet.text(AXIS - 5, line, f"{frac:.0%}", ha="right")
+    for row in rows:
+        known, wide = row.efficiency_frac > 0, row.share_frac * (right - AXIS)
+        tall = height * (min(row.efficiency_frac, 1.2) if known else 1.2)
+        colour = COLOURS.get(row.kind, sheet.muted) if known else sheet.ground
+        sheet.box(x, bottom - tall, wide, tall, facecolor=colour, hatch=HATCHES.get(row.place))
+        middles.append(x + wide / 2)
+        x += wide
+    for place, row in zip(spread(middles, [8.0] * len(rows), AXIS, right), rows, strict=True):
+        sheet.text(place, bottom - 1.2 * height - 6, row.label, weight="bold", ha="center")
+    return bottom + 6
+
+
+def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
+    """Return the table's columns as texts."""
+    single, rate = ~rows["place"].isin([*HATCHES, "run"]), rows["flops"] > 0
+    above = rows["efficiency_frac"].gt(ABOVE_ROOF).map({True: "!", False: ""})
+    return {
+        "": rows["label"],
+        "Name": rows["name"],
+        "Kind": rows["kind"].where(single, ""),
+        "dtype": rows["dtype"].where(single, ""),
+        "Bound": rows["bound"].where(single, ""),
+        "FLOPs known by": rows["known_by"].map(KNOWN_BY.__getitem__).where(single, ""),
+        "Calls": rows["calls"].astype(str),
+        "Time": rows["time_us"].map(duration),
+        "Share": rows["share_frac"].map(percent),
+        "FLOPs": rows["flops"].map(partial(si, unit="")),
+        "Bytes": rows["min_bytes"].map(partial(si, unit="B")),
+        "FLOP/B": rows["intensity_flops_per_byte"].where(rate).map(three_digits),
+        "FLOP/s": rows["achieved_flops_per_s"].where(rate).map(partial(si, unit="")),
+        "% of roof": rows["efficiency_frac"].map(percent) + above,
     }
 
 
-def _draw_legend(sheet: Sheet, data: "ChartData", width: float, x: float, y: float) -> float:
-    """Write the legend with its top left at (x, y) and return where it ends."""
-    named = [row for row in data.points.itertuples() if row.label]
-    room = width if width < 300 else width / 2 - 6
-    sheet.text(x, y + 6, f"Most time, of {len(data.points)} points", bold=True)
-    places, height = flow([(room, 12.5)] * len(named), width)
-    for row, (left, middle) in zip(named, places, strict=True):
-        middle += y + 14
-        sheet.text(x + left + 4, middle, row.label, bold=True, ha="center", size=TEXT + 1)
-        sheet.mark(x + left + 16, middle, _mark_of(sheet, row, 40.0))
-        sheet.text(x + left + 24, middle, shorten_to(row.name, room - 26))
-    y += height + 18
-    legend = _legend(sheet, data)
-    widest = max(measure(heading, bold=True) for heading in legend) + 12
-    indent, below = (0.0, 15.0) if width < 300 else (widest, 0.0)
-    for heading, items in legend.items():
-        if not items:
-            continue
-        marks = [max(mark[1], 10.0) if mark else 10.0 for mark, _ in items]
-        sizes = [
-            (mark + 4 + measure(text), max(12.5, mark + 2))
-            for mark, (_, text) in zip(marks, items, strict=True)
-        ]
-        places, height = flow(sizes, width - indent)
-        first = places[0][1] if indent else 6.0
-        sheet.text(x, y + first, heading, bold=True)
-        for (mark, text), wide, (left, middle) in zip(items, marks, places, strict=True):
-            left, middle = x + indent + left, y + below + middle
-            if mark:
-                sheet.mark(left + wide / 2, middle, mark)
-            sheet.text(left + wide + 4, middle, text)
-        y += below + height + 4
-    return y
+def _draw_table(sheet: Sheet, y: float) -> float:
+    columns = _columns(pd.concat([sheet.data.table, sheet.data.run]))
+    full = (sheet.width - 2 * MARGIN) / LETTER
+    wide = {name: max(len(name), *map(len, texts)) for name, texts in columns.items()}
+    others = sum(wide.values()) - wide["Name"] + 2 * len(wide) - 2
+    size = min(SMALL, full / (others + 25))  # letters of a name, at least
+    wide["Name"] = int(full / size) - others
+    for index, texts in enumerate([columns, *zip(*columns.values(), strict=True)]):
+        cells = zip(texts, wide.values(), "<" * 6 + ">" * 8, strict=True)
+        line = "  ".join(f"{shorten(text, width):{side}{width}}" for text, width, side in cells)
+        sheet.text(MARGIN, y + 5, line, size=size, weight="normal" if index else "bold")
+        y += 1.6 * size
+        if index in (0, len(sheet.data.table)):
+            sheet.line([MARGIN, sheet.width - MARGIN], [y, y], zorder=0.5)
+    return y + 12
 
 
-def _draw_strip(sheet: Sheet, data: "ChartData", y: float) -> float:
-    """Draw one bar per table row: width is share of time, height is % of its own roof."""
-    left, width, height, most = MARGIN + 56, sheet.width - 2 * MARGIN - 56, 54.0, 1.2
-    heading = "Where the time goes: width is share of time, height is % of its own roof"
-    sheet.text(MARGIN, y, f"{heading} (hatched: no rate)", bold=True)
-    top = y + 24
-    for frac in (0.0, 0.5, 1.0):
-        line = top + height * (1 - frac / most)
-        style: dict[str, Any] = {"dashes": (4, 3), "color": sheet.muted} if frac else {}
-        sheet.line([left, left + width], [line, line], zorder=0.5, **style)
-        sheet.text(left - 5, line, f"{100 * frac:.0f} %", ha="right")
-    x, middles, rows = left, [], list(data.table.itertuples())
-    for row in rows:
-        known, wide = row.efficiency_frac > 0, row.share_frac * width
-        tall = height * min(row.efficiency_frac, most) / most if known else height / most
-        style = {"facecolor": _colour(sheet, row.kind)} if known else {"facecolor": sheet.ground}
-        style |= {"hatch": HATCHES[row.place]} if row.place in HATCHES else {}
-        sheet.box(x, top + height - tall, wide, tall, linewidth=0.5, zorder=1, gid="bar", **style)
-        middles.append(x + wide / 2)
-        x += wide
-    sizes = [measure(row.label, bold=True) + 1 for row in rows]
-    for place, row in zip(spread(middles, sizes, left, left + width), rows, strict=True):
-        sheet.text(place, top - 6, row.label, bold=True, ha="center")
-    return top + height + 6
-
-
-HEAD = "|Name|Kind|dtype|Calls|Time|Share|FLOPs|Bytes|FLOP/B|FLOP/s|% of roof|Bound|FLOPs known by"
-
-
-def _cells(row: Any) -> list[str]:
-    """Return a table row's texts, in the order of `HEAD`."""
-    from flopprof.plot import dtype_label
-
-    mixed = row.place in HATCHES or row.place == "run"
-    return [
-        row.label,
-        row.name,
-        "" if mixed else row.kind,
-        "" if mixed else dtype_label(row.dtype),
-        f"{row.calls}",
-        duration(row.time_us),
-        percent(row.share_frac) if row.share_frac > 0 else "",
-        si(row.flops, ""),
-        si(row.min_bytes, "B"),
-        three_digits(row.intensity_flops_per_byte) if row.flops > 0 else UNKNOWN,
-        si(row.achieved_flops_per_s, "") if row.flops > 0 else UNKNOWN,
-        percent(row.efficiency_frac) + ("!" if row.efficiency_frac > ABOVE_ROOF else ""),
-        "" if mixed else row.bound,
-        "" if mixed else KNOWN_BY[row.known_by],
-    ]
-
-
-def _draw_table(sheet: Sheet, data: "ChartData", y: float) -> float:
-    """Write the table and return where it ends."""
-    rows = [
-        HEAD.split("|"),
-        *(_cells(row) for row in (*data.table.itertuples(), *data.run.itertuples())),
-    ]
-    full = sheet.width - 2 * MARGIN
-    for size in (8.0, 7.5, 7.0, 6.5, 6.0):
-        wide = [
-            max(measure(t, size, bold=t in rows[0]) for t in texts)
-            for texts in zip(*rows, strict=True)
-        ]
-        wide[1] += full - sum(wide) - 1.1 * size * (len(wide) - 1)
-        if wide[1] >= 14 * size:  # some 25 characters of a name
-            break
-    for index, texts in enumerate(rows):
-        x = MARGIN
-        for column, (text, room) in enumerate(zip(texts, wide, strict=True)):
-            number, bold = 4 <= column <= 11, index == 0 or column == 0
-            text = shorten_to(text, room, size) if column == 1 else text
-            at = {"ha": "right"} if number else {}
-            sheet.text(x + room * number, y + 0.8 * size, text, size=size, bold=bold, **at)
-            x += room + 1.1 * size
-        y += 1.55 * size
-        if index in (0, len(rows) - 2):
-            sheet.line([MARGIN, MARGIN + full], [y, y], zorder=0.5)
-    return y + 10
-
-
-def _notes(data: "ChartData") -> list[str]:
+def _doubts(data: "ChartData") -> list[str]:
     """Return a line for each of the first points above their roof, and how many more there are."""
-    from flopprof.plot import why_above
-
-    above = data.points[data.points["efficiency_frac"] > ABOVE_ROOF]
-    lines = [
-        f"! {row.label or row.name} ({percent(row.efficiency_frac)}): {why_above(row)}."
-        for row in above.head(6).itertuples()
-    ]
-    return lines + ([f"! {len(above) - 6} more points: see the CSV."] if len(above) > 6 else [])
+    above, lines = data.points[data.points["efficiency_frac"] > ABOVE_ROOF], []
+    for row in above.head(6).itertuples():
+        _, found, why = row.reason.partition("; above the ")  # as the reconciler found
+        why = (
+            f"the {why}"
+            if found
+            else "its roof: doubt its dtype, the clock, the count or the timing"
+        )
+        lines.append(f"! {row.label or row.name} ({percent(row.efficiency_frac)}): above {why}.")
+    return lines + [f"! {len(above) - 6} more points: see the CSV."] * (len(above) > 6)

@@ -48,6 +48,8 @@ def summary(run: Run) -> list[tuple[str, str]]:
     if is_timed(run):
         lines += [("Time", _time(meta)), ("Rate", _rate(run, totals)), ("Coverage", _coverage(run))]
     lines += [("Verdicts", _verdicts(run))]
+    if len(run.module_calls):
+        lines += [("Modules", _modules(run))]
     lines += [("Warning", text) for text in meta.get("warnings", [])]
     return lines
 
@@ -143,6 +145,15 @@ def verdict_counts(run: Run) -> dict[str, dict[str, Any]]:
                 "matmul_flops": float(sites["matmul_flops"].sum(min_count=1)),
             }
     return counts
+
+
+def _modules(run: Run) -> str:
+    paths = run.module_calls["module_path"]
+    text = f"{paths.nunique()} called {len(paths)} times"
+    if never := run.meta.get("never_called"):
+        shown = ", ".join(never[:5]) + (", …" if len(never) > 5 else "")
+        text += f"; {len(never)} never called: {shown}"
+    return text
 
 
 def _verdicts(run: Run) -> str:

@@ -25,6 +25,12 @@ def markdown_report(run: Run) -> str:
         ]
     if not misses(run):
         lines.append("Nothing.")
+    lines += ["", "## Modules", ""]
+    lines += [_row(["module", "type", "calls", "own FLOPs", "FLOPs with all inside"])]
+    lines += [_row(["---"] * 5)]
+    for module in run.by_module().itertuples(index=False):
+        cells = [module.module_path or "(model)", module.module_type, str(module.calls)]
+        lines.append(_row([*cells, si(module.self_flops, ""), si(module.flops, "")]))
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,13 @@ from typing import Any
 import pytest
 
 from flopprof.ceilings import measure
-from flopprof.ceilings.measure import Candidate, array_sizes, search, why_not_matmul
+from flopprof.ceilings.measure import (
+    Candidate,
+    array_sizes,
+    keys_to_measure,
+    search,
+    why_not_matmul,
+)
 
 
 class FakeMachine:
@@ -39,17 +45,17 @@ def test_the_best_of_many_calls_wins_not_the_mean():
     # One call in 20 takes 1 ms, the others 4 ms: 10⁶ / 1 ms = 10⁹ a second at best.
     found = machine.search(machine.candidate("a", [0.004] * 19 + [0.001] + [0.004]))
 
-    assert found.best_per_s == pytest.approx(1e9)
-    assert found.details["median_per_s"] == pytest.approx(0.25e9)
-    assert found.details["p5_per_s"] == pytest.approx(0.25e9)
-    assert found.valid
+    assert found["best_per_s"] == pytest.approx(1e9)
+    assert found["median_per_s"] == pytest.approx(0.25e9)
+    assert found["p5_per_s"] == pytest.approx(0.25e9)
+    assert found["valid"]
 
 
 def test_the_fastest_of_several_shapes_is_named():
     machine = FakeMachine()
     slow, fast = machine.candidate("slow", [0.002]), machine.candidate("fast", [0.001])
 
-    assert machine.search(slow, fast).label == "fast"
+    assert machine.search(slow, fast)["shape"] == "fast"
 
 
 def test_the_search_stops_when_half_a_second_brings_no_gain():
@@ -57,7 +63,7 @@ def test_the_search_stops_when_half_a_second_brings_no_gain():
 
     steady = machine.search(machine.candidate("steady", [0.001]))
 
-    assert measure.MINIMUM_S <= steady.details["seconds"] < measure.MINIMUM_S + 1
+    assert measure.MINIMUM_S <= steady["seconds"] < measure.MINIMUM_S + 1
 
 
 def test_the_search_never_takes_much_longer_than_its_limit():
@@ -67,7 +73,7 @@ def test_the_search_never_takes_much_longer_than_its_limit():
 
     found = machine.search(machine.candidate("improving", improving))
 
-    assert measure.LIMIT_S <= found.details["seconds"] < measure.LIMIT_S + 1
+    assert measure.LIMIT_S <= found["seconds"] < measure.LIMIT_S + 1
 
 
 def test_a_process_without_its_cores_gives_no_valid_measurement():
@@ -77,10 +83,10 @@ def test_a_process_without_its_cores_gives_no_valid_measurement():
     without = busy.search(busy.candidate("a", [0.001]))
     having = quiet.search(quiet.candidate("a", [0.001]))
 
-    assert not without.valid
-    assert without.details["cpu_over_wall"] == pytest.approx(0.85)
-    assert having.valid
-    assert having.details["cpu_over_wall"] == pytest.approx(0.95)
+    assert not without["valid"]
+    assert without["cpu_over_wall"] == pytest.approx(0.85)
+    assert having["valid"]
+    assert having["cpu_over_wall"] == pytest.approx(0.95)
 
 
 def test_a_quiet_turn_counts_before_a_disturbed_one():
@@ -93,8 +99,8 @@ def test_a_quiet_turn_counts_before_a_disturbed_one():
 
     found = machine.search(Candidate("a", 1e6, call))
 
-    assert found.valid
-    assert found.best_per_s == pytest.approx(0.5e9)
+    assert found["valid"]
+    assert found["best_per_s"] == pytest.approx(0.5e9)
 
 
 def test_work_done_elsewhere_needs_no_cpu_time():
@@ -103,8 +109,8 @@ def test_work_done_elsewhere_needs_no_cpu_time():
 
     found = search(lambda _rate: [kernel], clock=lambda: machine.now_s, cpu_clock=lambda: 0.0)
 
-    assert found.valid
-    assert "cpu_over_wall" not in found.details
+    assert found["valid"]
+    assert "cpu_over_wall" not in found
 
 
 def test_candidates_grow_with_the_rate_that_is_reached():
@@ -143,6 +149,21 @@ def test_arrays_are_four_times_the_last_cache_and_fit_the_memory():
     assert array_sizes({"kind": "cuda", "l2_bytes": 50 * mib})["main"] >= 4 * 256 * mib
 
 
+def test_what_is_measured_depends_on_the_device():
+    def asked(kind, dtypes):
+        return keys_to_measure({"kind": kind, "l2_bytes": 2**20, "l3_bytes": 2**25}, dtypes)
+
+    main, product, vector = ("main", "memory"), ("float32", "tensor"), ("float32", "vector")
+    # There is no benchmark of complex products; TF32 is NVIDIA's.
+    dtypes = ["float32", "complex64", "tfloat32", "float32"]
+    assert asked("cpu", dtypes) == [main, product, vector]
+    assert asked("cuda", dtypes) == [main, product, ("tfloat32", "tensor")]
+    everything = asked("cpu", None)
+    assert ("L3", "memory") in everything
+    # Two memories, products of six dtypes, four of them also without products.
+    assert len(everything) == 2 + 6 + 4
+
+
 def test_pathological_products_are_left_out(monkeypatch):
     real = measure._matmul
 
@@ -172,12 +193,19 @@ def test_candidates_count_their_work_and_keep_the_random_state():
     vectors = measure.vector_candidates("float32", "cpu", 1e7)
     copy, triad = measure.memory_candidates(4096, "cpu", math.inf)
 
+    result: Any
     for product in products:
-        result: Any = product.call()
+        result = product.call()
         m, k, n = map(int, product.label.removeprefix("mm ").split("x"))
         assert product.work == 2 * m * k * n
         assert result.shape == (m, n)
-    assert any(label.startswith("group_norm of") for label in (v.label for v in vectors))
+    for vector in vectors:
+        result = vector.call()
+        op, _, text = vector.label.partition(" of ")
+        size = int(text)
+        # Nine FLOPs for each of bilinear's outputs, four for each input; 7 for a norm's element.
+        assert vector.work == {"sum": 1, "group_norm": 7, "bilinear": 36}[op] * size
+        assert result.numel() == {"sum": 1, "group_norm": size, "bilinear": 4 * size}[op]
     # 4,096 bytes an array: a copy reads one and writes one, a triad reads two and writes one.
     assert (copy.work, triad.work) == (8192, 12288)
     assert torch.equal(torch.get_rng_state(), before)
@@ -192,16 +220,14 @@ def test_a_real_measurement_holds_together():
     device = find_device("cpu")
     notes: list[str] = []
     said: list[str] = []
-    threads = torch.get_num_threads()
-    described = {**device.describe(), "threads": 1}
+    keys = [("main", "memory"), ("float32", "tensor"), ("bool", "tensor")]
+    before, precision = torch.get_num_threads(), torch.backends.cuda.matmul.fp32_precision
+    torch.set_num_threads(1)
 
-    found = measure.measure_ceilings(
-        device,
-        described,
-        [("main", "memory"), ("float32", "tensor"), ("complex64", "tensor")],
-        notes=notes,
-        progress=said.append,
-    )
+    try:
+        found = measure.measure_ceilings(device, keys, notes=notes, progress=said.append)
+    finally:
+        torch.set_num_threads(before)
 
     assert [(c.name, c.unit) for c in found] == [("DRAM", "memory"), ("float32", "tensor")]
     for entry in found:
@@ -212,7 +238,8 @@ def test_a_real_measurement_holds_together():
         assert details["torch"] == torch.__version__
     assert found[0].measurement["array_bytes"] >= 2**26
     assert len(said) == 2
-    assert torch.get_num_threads() == threads
+    assert notes[0].startswith("no ceiling for bool products")
+    assert torch.backends.cuda.matmul.fp32_precision == precision
 
 
 @pytest.mark.gpu
@@ -225,13 +252,10 @@ def test_a_gpu_reaches_no_more_than_its_datasheet():
     from flopprof.devices import find_device
 
     device = find_device("cuda")
-    described = device.describe()
     keys = [("main", "memory"), ("bfloat16", "tensor"), ("tfloat32", "tensor")]
 
-    found = measure.measure_ceilings(
-        device, described, keys, notes=[], progress=lambda _stage: None
-    )
+    found = measure.measure_ceilings(device, keys, notes=[], progress=lambda _stage: None)
 
-    tables = ceilings_for_gpu(described).resolved
+    tables = ceilings_for_gpu(device.describe()).resolved
     for entry in found:
         assert 0 < entry.per_s <= 1.05 * tables[entry.key].per_s

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_importing_devices_and_ceilings_leaves_torch_and_pynvml_alone():
     code = (
         "import sys, flopprof.ceilings, flopprof.ceilings.measure, flopprof.devices.cuda;"
-        "flopprof.ceilings.rooflines_for_gpu({'name': 'MI300X'});"
+        "flopprof.ceilings.ceilings_for_gpu({'name': 'MI300X'});"
         "sys.exit(bool({'torch', 'pynvml'} & set(sys.modules)))"
     )
 

@@ -130,8 +130,8 @@ def test_a_driver_that_is_not_loaded_is_said_once(fake_nvml):
 def test_a_uuid_that_nvml_does_not_know_gives_no_readings(fake_nvml):
     found = fake_nvml("print(json.dumps([sample('99-99'), sample(None), sample('GPU-11-22')]))")
 
-    assert "GPU-99-99" in found[0]["unavailable"]["nvml"]
-    assert "UUID" in found[1]["unavailable"]["nvml"]
+    assert found[0]["unavailable"]["nvml"] == "UUID 99-99: Not Found"
+    assert found[1]["unavailable"]["nvml"] == "UUID None: Not Found"
     assert found[2]["samples"] >= 2
 
 

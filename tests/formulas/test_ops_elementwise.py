@@ -255,3 +255,11 @@ def test_promotion_is_torch_s(a: torch.dtype, b: torch.dtype, a_sized: bool, b_s
     assert [k for k in kinds if found.startswith(k)] == [k for k in kinds if k in str(expected)[6:]]
     if a_sized and b_sized and {a, b} != {torch.float64, torch.complex64}:
         assert found == str(expected)[6:]
+
+
+def test_a_quantised_activation_does_no_floating_point_work():
+    call = OpCall("aten::hardsigmoid", ((2, 4),), 1, ("quint8",))
+
+    work = work_of(call)
+
+    assert work == Work(vector_flops=0, min_bytes=2 * 4 + 2 * 4)  # a byte each, read and written

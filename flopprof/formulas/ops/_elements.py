@@ -159,11 +159,13 @@ def elementwise(
         operands: How many leading arguments may be tensors.
         at_most: FLOPs per output element at most, where values not in the call decide.
         result: Element type of the result: "" is the type computed in; "float" computes in
-            floating point even on integers; "real" halves a complex element.
+            floating point even on integers, but for quantised ones; "real" halves a complex
+            element.
     """
     size = size_of(call, operands)
     dtype = compute_dtype(call, operands)
-    if "float" in result and not counts(call, operands):
+    quantised = result == "float" and dtype.startswith("q")
+    if "float" in result and not counts(call, operands) and not quantised:
         dtype = "float32"
     floating = dtype == "" or dtypes.is_floating(dtype)
     written = dtypes.itemsize(result) or dtypes.itemsize(dtype) or call.itemsize
