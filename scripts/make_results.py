@@ -3,10 +3,13 @@
 usage: scripts/make_results.py [--device cpu|cuda] [MODEL …]
 
 Writes results/DEVICE/MODEL.png (chart), MODEL.csv (sites), meta.json (how it was made) and
-accuracy.csv: our counts beside torchvision's published GMACs and FlopCounterMode's.
+accuracy.csv: our counts beside torchvision's published GMACs and FlopCounterMode's; and the list of
+all formulas, results/formulas.txt.
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import platform
@@ -21,6 +24,7 @@ import torchvision
 from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
+from flopprof.cli import main as flopprof_main
 from flopprof.run import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +74,10 @@ def main() -> int:
         "runs": meta,
     }
     (folder / "meta.json").write_text(json.dumps(to_json(about), indent=1) + "\n")
+    listed = io.StringIO()
+    with contextlib.redirect_stdout(listed):
+        flopprof_main(["formulas"])
+    (ROOT / "results" / "formulas.txt").write_text(listed.getvalue())
     print(f"wrote {folder.relative_to(ROOT)}")
     return 0
 

@@ -7,6 +7,8 @@ from typing import Any
 
 from flopprof.cli import Handler, command, print_json
 
+_FIGURES = ("flops", "per_element", "per_row", "kind")
+
 
 @command("formulas")
 def formulas(parser: ArgumentParser) -> Handler:
@@ -54,10 +56,23 @@ def _entries() -> Iterator[dict[str, Any]]:
     for registry in (OP_FORMULAS, FREE_OPS, MODULE_FORMULAS):
         for name, formula in registry.items():
             kind = "module" if registry is MODULE_FORMULAS else kind_of(name)
-            source = formula.__module__.replace(".", "/") + ".py"
+            source = getattr(formula, "func", formula).__module__.replace(".", "/") + ".py"
             yield {
                 "name": name,
                 "kind": kind,
                 "source": source,
-                "doc": inspect.getdoc(formula) or "Moves data or views it: 0 FLOPs.",
+                "doc": _definition(formula),
             }
+
+
+def _definition(formula: Any) -> str:
+    """Return what the formula's docstring says, with the figures of its row in a data file."""
+    formula = inspect.unwrap(formula)
+    given = getattr(formula, "keywords", {})
+    row = {key: str(value) for key, value in given.get("row", given).items() if value}
+    text = inspect.getdoc(getattr(formula, "func", formula)) or "Moves data or views it: 0 FLOPs."
+    if "reason" in row:
+        return f"0 FLOPs: {row['reason']}"
+    figures = ", ".join(f"{row[key]} {key.replace('_', ' ')}" for key in _FIGURES if key in row)
+    because = f" ({row['definition']})" if "definition" in row else ""
+    return f"{figures}{because}: {text[0].lower()}{text[1:]}" if figures else text

@@ -1,5 +1,6 @@
 """Formulas from elsewhere: files of the user's, and torch's own registry."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 import flopprof
+from flopprof.cli import main
 from flopprof.errors import FlopprofError
 from flopprof.formulas.external import find_op_formula, load_formulas
 
@@ -46,7 +48,25 @@ def test_a_formula_registered_with_torch_is_picked_up_and_named_as_the_source():
 
 def test_torchs_own_formulas_supply_nothing():
     assert find_op_formula("aten::_no_such_op") == (None, "none")
-    assert find_op_formula("aten::mm")[1] == "formula"
+    for own in ("aten::mm", "aten::relu", "aten::view", "aten::softmax", "aten::_foreach_add_"):
+        assert find_op_formula(own)[1] == "formula"
+
+
+def test_every_formula_says_how_it_is_defined(capsys):
+    assert main(["formulas", "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)["formulas"]
+
+    assert len(found) > 1000
+    for entry in found:
+        assert entry["doc"], entry
+        assert "partial" not in entry["doc"], entry
+        assert entry["source"].startswith("flopprof/formulas/"), entry
+    by_name = {entry["name"]: entry for entry in found}
+    assert by_name["aten::softmax"]["doc"].startswith(
+        "5 flops (maximum; subtract; exp; sum; divide)"
+    )
+    assert by_name["torch.nn.GRU"]["kind"] == "module"
 
 
 FORMULAS = """

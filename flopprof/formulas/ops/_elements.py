@@ -48,7 +48,8 @@ def formula_for(names: str, family: str = "") -> Callable[[OpFormula], OpFormula
             nested = call.dtypes and not call.dtype(0)
             return None if nested or not call.shapes else formula(call)
 
-        of_shapes.__module__ = family or formula.__module__  # what `kind_of` reports
+        if family:  # what `kind_of` reports
+            of_shapes.__module__ = f"flopprof.formulas.ops.{family}"
         op_formula(*ops(names))(of_shapes)
         return formula
 

@@ -18,7 +18,9 @@ from flopprof.formulas.ops._shapes import Places, bounded, formula_with_places
 
 @formula_with_places("attention")
 def attention(call: OpCall, at: Places) -> Work | None:
-    """Count from shapes; bounds where sequences are packed and their lengths are values.
+    """Q·Kᵀ and P·V, 2·B·H·Lq·Lk·(E + Ev); per score softmax 5, scale 1, mask 1.
+
+    Bounds where sequences are packed and their lengths are values.
 
     Key and value follow the query, backward also output and log-sum-exp. "heads length" is
     [batch, heads, length, width], "length heads" [batch, length, heads, width]. Packed, [tokens,

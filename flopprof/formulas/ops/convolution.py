@@ -35,7 +35,9 @@ def _is_transposed(call: OpCall, at: Places) -> bool | None:
 
 @formula_with_places("convolution")
 def convolution(call: OpCall, at: Places) -> Work | None:
-    """Count from shapes, stride, padding and dilation; None if one is not recorded.
+    """Each output sums in_channels ÷ groups × taps products; with bias one add.
+
+    Transposed, each input meets out_channels ÷ groups × taps. None if stride, padding or dilation is not recorded.
 
     A fused relu is one FLOP per output element, and so is the adding of another operand, with a
     factor one more. Left out are activations by name, which is not recorded, and a quantised

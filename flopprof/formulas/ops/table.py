@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 
 def _output(call: OpCall, row: Row) -> Work | None:
-    """Per element of the result, to which so many operands as `arguments` says broadcast."""
+    """Per element of the result, its operands broadcast."""
     operands, flops = int(row["arguments"]), row["flops"]
     if dtypes.is_complex(el.compute_dtype(call, operands)):
         flops = row["complex_flops"]
@@ -31,7 +31,7 @@ def _output(call: OpCall, row: Row) -> Work | None:
 
 
 def _input(call: OpCall, row: Row) -> Work:
-    """Per element of the first of `arguments`: those read or written, one that is both twice."""
+    """Per element of one argument, such as the gradient that comes in."""
     flops, *optional = map(int, row["flops"].split("?"))
     counted, *others = map(int, row["arguments"].split())
     dtype = call.dtype(counted)
@@ -41,7 +41,7 @@ def _input(call: OpCall, row: Row) -> Work:
 
 
 def _axes(call: OpCall, row: Row) -> Work:
-    """Per element of the input, of which the axes that argument `arguments` lists go."""
+    """Per element of the input, some axes of which go."""
     flops = int(row["flops"]) * el.counts(call)
     if dtypes.is_complex(el.compute_dtype(call)):
         flops = int(row["complex_flops"])
