@@ -37,7 +37,8 @@ def _is_transposed(call: OpCall, at: Places) -> bool | None:
 def convolution(call: OpCall, at: Places) -> Work | None:
     """Each output sums in_channels ÷ groups × taps products; with bias one add.
 
-    Transposed, each input meets out_channels ÷ groups × taps. None if stride, padding or dilation is not recorded.
+    Transposed, each input meets out_channels ÷ groups × taps. None if stride, padding or dilation
+    is not recorded.
 
     A fused relu is one FLOP per output element, and so is the adding of another operand, with a
     factor one more. Left out are activations by name, which is not recorded, and a quantised
