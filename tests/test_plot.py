@@ -485,7 +485,7 @@ def test_an_unknown_device_has_no_roof_and_is_still_drawn(tmp_path):
     data = chart_data(run)
 
     assert len(data.roofs) == 0
-    assert data.finding == "100 % of time has no known ceiling"
+    assert data.finding == "100 % of time is matmul, without a valid ceiling"
     assert plot_roofline(run, tmp_path / "a.svg")[0].stat().st_size > 0
 
 

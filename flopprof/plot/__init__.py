@@ -80,8 +80,8 @@ def chart_data(run: "Run", *, top: int = 8, group_by: str = "op") -> ChartData:
     """
     if group_by not in GROUPS:
         raise UsageError(f"cannot group by {group_by!r}", remedy=f"use one of {list(GROUPS)}")
-    sites = SITES.check(run.sites).sort_values(["time_us", "site_id"], ascending=[False, True])
-    sites = sites[sites["time_us"] > 0]
+    sites = SITES.check(run.sites).replace([math.inf, -math.inf], math.nan)
+    sites = sites[sites["time_us"] > 0].sort_values(["time_us", "site_id"], ascending=[False, True])
     if not len(sites):
         raise UsageError("the run has no times, so no rates", remedy="flopprof run MODEL has both")
     flops, verdict = sites["flops"], sites["verdict"]
@@ -121,9 +121,10 @@ def chart_data(run: "Run", *, top: int = 8, group_by: str = "op") -> ChartData:
     parts["label"] = list("abcde"[: len(parts)])
     known = sites[flops.notna()]
     whole = _merge(known if len(known) else sites, lambda _: 0).assign(label="★", place="run")
-    wall_us = _facts(run).get("wall_us median")
-    whole["time_us"] = sites["time_us"].sum() if wall_us is None else wall_us
-    whole["name"] = f"whole run ({'op' if wall_us is None else 'wall'} time)"
+    wall_us = pd.to_numeric(_facts(run).get("wall_us median"), errors="coerce")
+    timed = wall_us is not None and 0 < wall_us < math.inf
+    whole["time_us"] = wall_us if timed else sites["time_us"].sum()
+    whole["name"] = f"whole run ({'wall' if timed else 'op'} time)"
     whole[["share_frac", "ideal_us"]] = math.nan
     return ChartData(
         points=_rates(points),
@@ -179,7 +180,7 @@ def _finding(sites: pd.DataFrame) -> str:
     what = np.select(
         [place == "free", place == "unknown", bound == "memory", bound == "compute"],
         ["only moves data", "has unknown FLOPs", "is memory-bound", "is compute-bound"],
-        "has no known ceiling",
+        ("is " + sites["kind"] + ", without a valid ceiling").to_numpy(object),
     )
     sums = sites.groupby(what)[["share_frac", "time_us", "ideal_us"]].sum()
     most = sums.loc[sums["share_frac"].idxmax()]
@@ -211,10 +212,11 @@ def _roofs(rooflines: pd.DataFrame, plotted: pd.DataFrame) -> pd.DataFrame:
     )[rows["dtype"].isin(shares.index) & (rows["unit"] == unit)]
     names = {"memory_level": "name", "peak_bytes_per_s": "value"}
     memory = rows.rename(columns=names).assign(order=1.0 - main, unit="B/s")[main | solid]
-    columns = ["unit", "name", "value", "origin", "solid", "source", "order", "rank"]
+    columns = ["unit", "name", "value", "kind", "origin", "solid", "source", "order", "rank"]
     roofs = pd.concat([flat[columns], memory[columns]])
-    roofs = roofs[roofs["value"] > 0].sort_values(["order", "name", "rank"])
-    return roofs.drop_duplicates(["unit", "name", "origin"]).reset_index(drop=True)
+    roofs = roofs[roofs["value"].between(0, math.inf, inclusive="neither")]
+    roofs = roofs.sort_values(["order", "name", "rank"])
+    return roofs.drop_duplicates(["unit", "name", "kind"]).reset_index(drop=True)
 
 
 def _dtype_label(dtype: str) -> str:
@@ -234,7 +236,7 @@ def _provenance(run: "Run", data: ChartData) -> tuple[str, str]:
     known = _facts(run)
     subtitle = [known.get(k, f"{k} unknown") for k in ("model", "input", "dtype", "device name")]
     facts = [
-        f"{key.removeprefix('telemetry ').replace('_', ' ')} "
+        f"{key.removeprefix('telemetry ').removesuffix('bytes').replace('_', ' ').strip()} "
         + (si(v, "B") if key.endswith("bytes") else f"{v:.4g}" if isinstance(v, float) else str(v))
         for key, v in known.items()
         if key.split(" ")[0] in ("device", "telemetry", "torch", "flopprof", "date")

@@ -38,6 +38,7 @@ COLOURS = dict(zip(KINDS, OKABE_ITO.split(), strict=True))
 SHAPES = "oss^"  # by how the FLOPs are known
 WIDER = {"o": 4 / math.pi, "^": 2.0, "*": 3.6}  # so that all shapes of one size have equal areas
 AREA, AREA_FLOOR = 2400.0, 7.0  # square points for 100 % of the time, and at least
+SIZED = (0.01, 0.02, 0.05)  # shares of time in the legend of areas
 HATCHES = {"free": "////", "unknown": "xxxx", "no_bytes": "...."}
 Look = tuple[str, float, str, bool]  # shape, area, colour, hollow
 
@@ -64,7 +65,8 @@ class Sheet:
         self.marked = rows[rows["intensity_flops_per_byte"] > 0]
         xs = [*self.marked["intensity_flops_per_byte"], *self.ridges, *self.ridges / 10]
         self.xs = _decades(xs or [1.0])
-        self.ys = _decades([*self.marked["achieved_flops_per_s"], *self.flat["value"]] or [1e9])
+        ys = [*self.marked["achieved_flops_per_s"], *self.flat["value"], *self.flat["value"] / 10]
+        self.ys = _decades(ys or [1e9])
         self.discs: list[Floats] = []
 
     def place_panel(self, top: float) -> None:
@@ -122,17 +124,18 @@ class Sheet:
     def look(self, row: Any, area: float | None = None) -> Look:
         """Return the mark of a row, its area the share of time unless given."""
         if row.place == "run":
-            return "*", 62.0, self.ink, False
+            return "*", area or 62.0, self.ink, False
         shape, kind = (SHAPES[row.known_by], row.kind) if row.place == "point" else ("D", "")
         area = area or max(AREA * row.share_frac, AREA_FLOOR)
         return shape, area, COLOURS.get(kind, self.muted), row.known_by >= 2
 
 
 def _decades(values: list[float]) -> tuple[float, float]:
-    """Return limits in decades: half a decade around `values`, and two decades at least."""
-    low, high = math.log10(min(values)) - 0.5, math.log10(max(values)) + 0.5
-    more = max(0.0, 2 - (high - low)) / 2
-    return low - more, high + more
+    """Return limits in decades: half a decade around `values` at least, and two in all."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    span = high - low
+    pad = max(0.5, 1 - span / 2, 0.1 * span)  # a tenth: room for half of the largest mark
+    return low - pad, high + pad
 
 
 def _ticks(low: float, high: float) -> list[tuple[float, str]]:
@@ -181,8 +184,11 @@ def _draw_axes(sheet: Sheet) -> None:
     sheet.text(AXIS, top - 22, "◂ memory-bound", color=sheet.muted)
     sheet.text(right, top - 22, "compute-bound ▸", color=sheet.muted, ha="right")
     texts = [f"{name} ridge {three_digits(ridge)}" for name, ridge in sheet.ridges.items()]
+    wide = LETTER * SMALL * (2 + max(map(len, texts)))
+    texts = texts[: int((right - AXIS) / wide)]  # of the dtypes with most time
     widths = [LETTER * SMALL * (len(text) + 2) for text in texts]
-    for x, place, text in zip(xs, spread(xs, widths, AXIS, right), texts, strict=True):
+    places = spread(xs[: len(texts)], widths, AXIS, right)
+    for x, place, text in zip(xs, places, texts, strict=False):
         sheet.text(place, top - 10, text, size=SMALL, ha="center")
         sheet.line([place, x, x], [top - 4, top, top + 6], linewidth=1.0, zorder=3)
 
@@ -241,7 +247,7 @@ def _draw_roofs(sheet: Sheet) -> None:
 
 def _draw_numbers(sheet: Sheet, marks: list[tuple[str, Floats]]) -> None:
     """Write the numbers beside their marks, or at the ends of leader lines."""
-    texts = np.empty((0, 3))
+    texts = np.vstack(sheet.discs[:4])  # the panel's frame: no number leaves it
     size, discs = TEXT + 1, np.array([disc for _, disc in marks]).reshape(-1, 3)
     for index, (text, (x, y, _)) in enumerate(marks):
         if not text:
@@ -291,13 +297,13 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
         "Kind": [(("o", 40.0, COLOURS[kind], False), kind) for kind in kinds],
         "FLOPs known by": [((SHAPES[k], 40.0, sheet.muted, k >= 2), KNOWN_BY[k]) for k in known],
         "Area: share of time": [
-            *((("o", AREA * f, sheet.grid, False), f"{f:.0%}") for f in (0.01, 0.02, 0.05)),
+            *((("o", AREA * f, sheet.grid, False), f"{100 * f:.0f} %") for f in SIZED),
             *(
                 (sheet.look(row, 40.0), row.name)
                 for row in merged.itertuples()
                 if row.place == "other"
             ),
-            (sheet.look(run), f"whole run: {si(run.achieved_flops_per_s, 'FLOP/s')}"),
+            (sheet.look(run, 40.0), f"whole run: {si(run.achieved_flops_per_s, 'FLOP/s')}"),
             (("o", 60.0, "none", False), "ring: above its roof"),
         ],
     }
@@ -315,12 +321,12 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
 def _draw_strip(sheet: Sheet, y: float) -> float:
     right, height, rows = sheet.width - MARGIN, 45.0, [*sheet.data.table.itertuples()]
     heading = "Where the time goes: width is share of time, height is % of its own roof"
-    sheet.text(MARGIN, y, f"{heading} (hatched: no rate)", weight="bold")
+    sheet.text(MARGIN, y, f"{heading} (white: no known roof, hatched: no rate)", weight="bold")
     bottom, x, middles = y + 33 + height, AXIS, []
     for frac in (0.0, 0.5, 1.0):
         line = bottom - height * frac
         sheet.line([AXIS, right], [line, line], zorder=0.5, color=sheet.muted)
-        sheet.text(AXIS - 5, line, f"{frac:.0%}", ha="right")
+        sheet.text(AXIS - 5, line, f"{100 * frac:.0f} %", ha="right")
     for row in rows:
         known, wide = row.efficiency_frac > 0, row.share_frac * (right - AXIS)
         tall = height * (min(row.efficiency_frac, 1.2) if known else 1.2)

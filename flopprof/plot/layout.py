@@ -80,7 +80,7 @@ def place_along(
     step = (end - start) / length
     along = np.arange(min(half, length / 2), max(length - half, length / 2) + 1, 4.0)
     above = np.array([step[1], -step[0]])
-    aside = size * np.array([0.9, -0.9, 2.2, -2.2, 3.5, -3.5])[:, None] * above
+    aside = size * np.outer(0.9 + 1.3 * np.arange(8), [1, -1]).reshape(-1, 1) * above
     centres = (start + along[:, None] * step + aside[:, None]).reshape(-1, 2)
     costs = np.arange(len(centres), dtype=np.float64)
     best, its_discs = place_text(text, size, centres, step, costs, discs)
@@ -106,7 +106,7 @@ def place_beside(
     leads = (reach > 5) | unclear
     half = np.array([width, size]) / 2 + 1
     starts = np.clip(mark[:2], centres - half, centres + half)
-    crossed = leads * count_hits(starts, np.broadcast_to(mark[:2], starts.shape), texts, 1.0)
+    crossed = count_hits(starts, np.broadcast_to(mark[:2], starts.shape), texts, 1.0)
     costs = reach + 12.0 * unclear + 6.0 * leads + 1e4 * crossed
     everything = np.vstack([discs, texts])
     best, its_discs = place_text(text, size, centres, np.array([1.0, 0.0]), costs, everything)
