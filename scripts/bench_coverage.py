@@ -116,18 +116,8 @@ def torchvision_models() -> Iterator[Model]:
         if "detection" in module:
             yield name, model, ([torch.rand(3, 320, 320)],), {}
         elif "video" in module:
-            yield (
-                name,
-                model,
-                (
-                    1,
-                    3,
-                    16,
-                    224 if "mvit" in name or "swin" in name else 112,
-                    224 if "mvit" in name or "swin" in name else 112,
-                ),
-                {},
-            )
+            side = 224 if name == "s3d" or "mvit" in name or "swin" in name else 112
+            yield name, model, (1, 3, 16, side, side), {}
         elif "optical_flow" in module:
             yield name, model, (torch.rand(1, 3, 128, 128), torch.rand(1, 3, 128, 128)), {}
         else:
