@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,17 +291,25 @@ def test_a_full_disk_under_stdout_is_two_lines(extra):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_leaves_nothing(number, resnet18, tmp_path):
     command = [sys.executable, "-m", "flopprof", "run", str(resnet18), "--arch", ARCH]
-    process = subprocess.Popen(
-        [*command, "--repeats", "5000"], stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-    )
-    deadline = time.monotonic() + 60
-    while not any(path.name.startswith(".resnet18") for path in tmp_path.iterdir()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
+    with subprocess.Popen(
+        [*command, "--repeats", "5000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=dict(os.environ),
+        # Where the tests run in the background, a child would inherit that SIGINT is ignored.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
+        try:
+            deadline = time.monotonic() + 60
+            while not any(path.name.startswith(".resnet18") for path in tmp_path.iterdir()):
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(1)
 
-    process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+            process.send_signal(number)
+            _, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
 
     assert process.returncode == 130
     assert "Traceback" not in err
