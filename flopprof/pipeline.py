@@ -116,7 +116,7 @@ def run_count(
 
     progress("counting")
     traced = None
-    if (twin := meta_twin(model)) is not None:
+    if home(model)[0] != "meta" and (twin := meta_twin(model)) is not None:
         try:
             where, traced = "meta", _count_and_trace(twin, inputs.to("meta"), train)
         except FlopprofError:
