@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ def are_sizes(value: Any) -> bool:
 
 def home(model: "nn.Module") -> tuple[str, str | None]:
     """Return device and floating dtype of the model's parameters; ("cpu", None) without any."""
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return str(tensor.device), str(tensor.dtype).removeprefix("torch.")
     return "cpu", None

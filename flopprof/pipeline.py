@@ -8,7 +8,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -144,6 +144,7 @@ def _count_and_trace(
 
     from flopprof.count import count_modules
     from flopprof.devices import find_device
+    from flopprof.shapes import ShapesOnce
     from flopprof.trace.read import read_trace
     from flopprof.trace.record import Recording, record_trace
 
@@ -152,6 +153,7 @@ def _count_and_trace(
     with (
         unchanged(model, training=bool(train)),
         eager,
+        ShapesOnce() if home(model)[0] == "meta" else nullcontext(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
         path = Path(folder) / "trace.json"

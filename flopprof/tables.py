@@ -3,14 +3,17 @@
 import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
+import numpy as np
 import pandas as pd
 
 from flopprof.errors import LoadError
 
 ColumnType = Literal["int", "float", "str", "bool"]
+DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
 
 VERDICTS = tuple(
     "free agrees formula_only disagrees fused opaque functional extension unknown hidden not_run".split()  # noqa: E501, SIM905
@@ -57,7 +60,7 @@ class Table:
 
     def empty(self) -> pd.DataFrame:
         """Return a frame of this table without rows."""
-        return self.from_rows([])
+        return _empty(self).copy()
 
     def check(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return `frame` if its columns are this table's, in order and of the right types.
@@ -80,11 +83,10 @@ class Table:
         Raises:
             LoadError: The file is missing or does not hold this table.
         """
-        kinds = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
         try:
             frame = pd.read_csv(
                 path,
-                dtype={c.name: kinds[c.type] for c in self.columns},
+                dtype={c.name: DTYPES[c.type] for c in self.columns},
                 keep_default_na=False,
                 na_values={c.name: [""] for c in self.columns if c.type == "float"},
             )
@@ -96,11 +98,18 @@ class Table:
             ) from error
 
 
-def _cast(values: Any, column: Column) -> pd.Series:
-    if isinstance(values, pd.Series) and _fits(values, column.type):
-        return values.reset_index(drop=True)
-    kinds = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
-    return pd.Series(values, dtype=kinds[column.type]).reset_index(drop=True)
+def _cast(values: Any, column: Column) -> Any:
+    if isinstance(values, pd.Series):
+        values = values.reset_index(drop=True)
+        return values if _fits(values, column.type) else values.astype(DTYPES[column.type])
+    if column.type == "str":
+        return values if isinstance(values, pd.Categorical) else pd.array(values, dtype="str")
+    return np.asarray(values, dtype=DTYPES[column.type])
+
+
+@cache
+def _empty(table: Table) -> pd.DataFrame:
+    return table.from_rows([])
 
 
 def _fits(series: pd.Series, kind: ColumnType) -> bool:
