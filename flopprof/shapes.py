@@ -64,7 +64,9 @@ def _traits(func: OpOverload) -> tuple[bool, bool]:
     """Return whether nothing inside the op is of interest, and whether it only makes results."""
     name, schema = func._schema.name, func._schema
     formula = OP_FORMULAS.get(name)
-    is_whole = name in FREE_OPS or (formula is not None and formula.__name__ != "glue")
+    is_range = name.startswith("profiler::")  # begins or ends in it, and is to be recorded
+    is_known = name in FREE_OPS or (formula is not None and formula.__name__ != "glue")
+    is_whole = is_known and not is_range
     aliases = any(a.alias_info for a in (*schema.arguments, *schema.returns))
     return is_whole, is_whole and not aliases and torch.Tag.data_dependent_output not in func.tags
 
