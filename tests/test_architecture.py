@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
 LEVELS = [
     ["__main__"],
     ["cli"],
-    ["pipeline"],
+    ["pipeline", "elsewhere"],
     ["report", "plot"],
     ["run"],
     ["reconcile"],
-    ["count", "trace", "ceilings"],
+    ["count", "trace", "ceilings", "roofs"],
     ["loaders", "training"],
     ["recognise", "inputs", "hooks", "devices", "formulas", "calling"],
     ["usercode"],
