@@ -15,8 +15,9 @@ import pandas as pd
 
 from flopprof.formulas import COMPILED, COMPOSITE_OPS
 from flopprof.formulas.external import find_op_formula
+from flopprof.roofs import apply_rooflines, kernel_units
 from flopprof.tables import LOSS, MODULE_CALLS, OPS, SITES, VERDICTS
-from flopprof.units import duration, percent
+from flopprof.units import duration, percent, shorten
 
 OWN_NAMESPACES = frozenset(
     "aten prim prims quantized mkldnn onednn inductor c10d _c10d_functional autograd".split()  # noqa: SIM905
@@ -43,6 +44,7 @@ OPAQUE_TYPES = (
     "torch._inductor.",
 )
 
+GRAPH_KERNELS = 5  # named of a replayed graph
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
@@ -88,8 +90,9 @@ def reconcile(
     MODULE_CALLS.check(module_calls)
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
-    walked = _walked(ops)
+    walked, owner = _walked(ops)
     walked["time_us"] = _times(walked, kernels, on_device=on_device) if timed else math.nan
+    walked["unit"] = kernel_units(walked, owner, kernels) if on_device else ""
     _settle_glue(walked)
     if timed:
         did = walked["counted"] | (walked["time_us"] > 0) | walked["flops_at_most"].notna()
@@ -102,18 +105,18 @@ def reconcile(
         rows += _gap_rows(ops, gaps, types)
     if on_device:
         rows += _kernel_rows(kernels)
-    return _finish(rows, rooflines, dtype=dtype, timed=timed)
+    return _finish(rows, rooflines, dtype=dtype, timed=timed, on_device=on_device)
 
 
-def _walked(ops: pd.DataFrame) -> pd.DataFrame:
-    """Return the ops that are counted or lie below no counted op (rule 4).
+def _walked(ops: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
+    """Return the ops that are counted or lie below no counted op (rule 4), and whose each op is.
 
     Their `profiler_flops` are summed over what is below them, and `profiler_differs` says whether
     profiler and formula differ there: compared op by op, like with like. The profiler's rule for
     `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
     of complex products as real ones.
     """
-    parents, counted = ops["parent_op_id"].tolist(), ops["counted"].tolist()
+    parents = ops["parent_op_id"].tolist()
     sums = ops["profiler_flops"].tolist()
     differs = (
         ops["profiler_flops"].notna()
@@ -122,9 +125,7 @@ def _walked(ops: pd.DataFrame) -> pd.DataFrame:
         & ~ops["op"].isin(_FIRST_INPUT_RULE)
         & ~ops["dtype"].astype("str").str.startswith("complex")
     ).tolist()
-    inside: list[bool] = []
-    for parent in parents:
-        inside.append(parent >= 0 and (counted[parent] or inside[parent]))
+    owner = owners(ops)
     for op in range(len(parents) - 1, -1, -1):  # children come behind their parents
         parent = parents[op]
         if parent >= 0:
@@ -132,7 +133,16 @@ def _walked(ops: pd.DataFrame) -> pd.DataFrame:
             if not math.isnan(sums[op]):
                 sums[parent] = sums[op] + (0 if math.isnan(sums[parent]) else sums[parent])
     walked = ops.assign(profiler_flops=sums, profiler_differs=differs)
-    return walked[~np.array(inside, dtype=bool)].reset_index(drop=True)
+    return walked[np.array(owner, dtype=int) == np.arange(len(ops))].reset_index(drop=True), owner
+
+
+def owners(ops: pd.DataFrame) -> list[int]:
+    """Return, for each op, the outermost counted op around it; itself where there is none."""
+    counted, owner = ops["counted"].tolist(), list[int]()
+    for op, parent in enumerate(ops["parent_op_id"].tolist()):
+        within = parent >= 0 and (counted[parent] or owner[parent] != parent)
+        owner.append(owner[parent] if within else op)
+    return owner
 
 
 def _times(walked: pd.DataFrame, kernels: pd.DataFrame, *, on_device: bool) -> pd.Series:
@@ -313,6 +323,8 @@ def _judge_alone(
         return "functional", f"called from the forward of {owner}, which has no hook count for it"
     if not own:
         has = "its formula gives the FLOPs" if known else "there is no formula for it"
+        if not math.isnan(row.flops_at_most):
+            has = "values that are not in the trace decide its FLOPs; bounded by shapes"
         return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"
     if not math.isnan(row.flops_at_most):
         return "unknown", "values that are not in the trace decide its FLOPs; bounded by shapes"
@@ -335,7 +347,7 @@ def _group(
         reason=verdicts.reason,
         hook_flops=verdicts.hook_flops,
     )
-    keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind", "flops_source"]
+    keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind", "flops_source", "unit"]
     frame = frame.astype(dict.fromkeys(keys, "str")).sort_values("rank", kind="stable")
     total = frame.groupby(keys, sort=False)
     sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
@@ -403,13 +415,19 @@ def _gap_rows(ops: pd.DataFrame, gaps: pd.DataFrame, types: dict[str, str]) -> l
 
 
 def _kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per kernel name that no op launched."""
+    """Return a row per kernel name that no op launched, and one per graph that was replayed."""
     orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
     rows = []
-    for (name, graph), group in orphans.groupby(["kernel", "graph_id"], sort=False, observed=True):
-        why = f"replayed from graph {graph}" if graph != -1 else "no launch record in the trace"
-        reason = f"kernel on the device that no op accounts for: {why}"
-        rows.append(_hidden_row("(kernels)", group, reason) | {"input_shapes": str(name)})
+    why = "kernel on the device that no op accounts for: no launch record in the trace"
+    loose = orphans[orphans["graph_id"] == -1]
+    for name, group in loose.groupby("kernel", sort=False, observed=True):
+        rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": str(name)})
+    for graph, group in orphans[orphans["graph_id"] != -1].groupby("graph_id", sort=False):
+        times = group.groupby("kernel", observed=True)["duration_us"].sum().nlargest(GRAPH_KERNELS)
+        whole = group["duration_us"].sum()
+        names = [f"{shorten(str(name), 60)} {percent(us / whole)}" for name, us in times.items()]
+        why = f"replay of graph {graph}, whose ops ran at capture; most time: {'; '.join(names)}"
+        rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": f"graph {graph}"})
     return rows
 
 
@@ -420,7 +438,12 @@ def _hidden_row(op: str, group: pd.DataFrame, reason: str) -> dict[str, Any]:
 
 
 def _finish(
-    rows: list[dict[str, Any]], rooflines: pd.DataFrame, *, dtype: str, timed: bool
+    rows: list[dict[str, Any]],
+    rooflines: pd.DataFrame,
+    *,
+    dtype: str,
+    timed: bool,
+    on_device: bool,
 ) -> pd.DataFrame:
     """Return the rows as the table SITES, with rates, rooflines and bounds."""
     sites = SITES.from_rows(rows)
@@ -430,7 +453,8 @@ def _finish(
     sites["time_share_frac"] = sites["time_us"] / (time_us.sum(min_count=1))
     sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
     sites["intensity_flops_per_byte"] = sites["flops"] / moved
-    _apply_rooflines(sites, rooflines, dtype)
+    by_kernel = pd.Series([row.get("unit", "") for row in rows], dtype="str")
+    apply_rooflines(sites, rooflines, dtype, by_kernel=by_kernel, on_device=on_device)
     sites = sites.sort_values(
         ["time_us", "flops", "module_path", "op", "input_shapes"],
         ascending=[False, False, True, True, True],
@@ -439,32 +463,3 @@ def _finish(
     )
     sites["site_id"] = np.arange(len(sites))
     return SITES.check(sites)
-
-
-def _apply_rooflines(sites: pd.DataFrame, rooflines: pd.DataFrame, dtype: str) -> None:
-    """Fill attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
-    main = rooflines[rooflines["memory_level"].isin(("DRAM", "HBM")) & rooflines["valid"]]
-    peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in main.itertuples(index=False)}
-    bandwidth = main["peak_bytes_per_s"].max() if len(main) else math.nan
-    matmul = sites["matmul_flops"] > sites["vector_flops"]
-    units = np.where(matmul, "tensor", "vector")
-    found = [peaks.get(key, math.nan) for key in zip(sites["dtype"], units, strict=True)]
-    peak = pd.Series(found, dtype="float64")
-    intensity = sites["intensity_flops_per_byte"]
-    roof = np.minimum(peak, intensity * bandwidth).where(intensity > 0)
-    sites["attainable_flops_per_s"] = roof
-    sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof
-    bound = np.where(intensity < peak / bandwidth, "memory", "compute")
-    sites["bound"] = np.where(roof.notna(), bound, "")
-    above = sites["efficiency_frac"] > 1.05
-    sites.loc[above, "reason"] += sites.loc[above, "bound"].map(_ABOVE_ROOF)
-    unknown = sites["flops"].isna() & (sites["verdict"] != "not_run")
-    by_time = sites["time_us"] / 1e6 * peaks.get((dtype, "tensor"), math.nan)
-    most = np.ceil(np.fmin(by_time, sites["flops_at_most"]))
-    sites["flops_at_most"] = sites["flops"].where(~unknown, most)
-
-
-_ABOVE_ROOF = {
-    "memory": "; above the memory roof: its operands fit a cache",
-    "compute": "; above the compute roof: the ceiling was measured on a slower or busier clock",
-}

@@ -322,18 +322,29 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
         raise UsageError(f"{path} {fact}", remedy=remedy) from error
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: readers see the old file or the new one.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a file to write, which becomes `path` in one step when the block ends.
 
     Raises:
         UsageError: It cannot be written.
     """
     with explain_os_errors(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.resolve().parent)
+        os.close(handle)
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
+            yield Path(name)
             Path(name).chmod(0o644)
             Path(name).replace(path)
         finally:
             Path(name).unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: readers see the old file or the new one.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")

@@ -103,7 +103,7 @@ def _cast(values: Any, column: Column) -> Any:
         values = values.reset_index(drop=True)
         return values if _fits(values, column.type) else values.astype(DTYPES[column.type])
     if column.type == "str":
-        return values if isinstance(values, pd.Categorical) else pd.array(values, dtype="str")
+        return pd.array(values, dtype="str")
     return np.asarray(values, dtype=DTYPES[column.type])
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
 from pathlib import Path
 
 from flopprof.cli import Handler, Progress, command, print_json
@@ -33,7 +34,6 @@ def run(parser: ArgumentParser) -> Handler:
 
     def handle(args: Namespace) -> int:
         from flopprof.errors import UsageError
-        from flopprof.run import check_target, writing
 
         for name, least in (("repeats", 1), ("warmup", 1), ("threads", 1)):
             value = getattr(args, name)
@@ -42,32 +42,39 @@ def run(parser: ArgumentParser) -> Handler:
         target = Path(args.output or f"{Path(args.model).stem}.flopprof")
         if not Path(args.model).exists():
             raise UsageError(f"there is no file {args.model}", remedy="check the path")
-        check_target(target, force=args.force)
-        with Progress() as progress, writing(target, force=args.force) as folder:
-            profiled = _profile(args, progress)
-            progress("drawing")
-            profiled.write(folder)
-            try:
-                profiled.plot_roofline(folder / "roofline.png")
-            except Exception as error:  # what was measured is not lost for want of a picture
-                if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
-                    raise
-                warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
-            (folder / "report.md").write_text(profiled.report("md"))
-            names = sorted(path.name for path in folder.iterdir())
-        files = [str(target / name) for name in names]
-        if args.json:
-            from flopprof.report.jsonfile import to_object
-
-            print_json(to_object(profiled, files))
-        else:
-            print(profiled.report("text"))
-            for label, name in (("Chart", "roofline.png"), ("Report", "report.md")):
-                if name in names:
-                    print(f"{label:8}{target / name}")
-        return 0
+        return deliver(args, target, lambda progress: _profile(args, progress))
 
     return handle
+
+
+def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:  # type: ignore[name-defined]  # noqa: F821
+    """Make a run, write it with chart and report into `target`, and print it."""
+    from flopprof.run import check_target, writing
+
+    check_target(target, force=args.force)
+    with Progress() as progress, writing(target, force=args.force) as folder:
+        made = make(progress)
+        progress("drawing")
+        made.write(folder)
+        try:
+            made.plot_roofline(folder / "roofline.png")
+        except Exception as error:  # what was measured is not lost for want of a picture
+            if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+                raise
+            warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
+        (folder / "report.md").write_text(made.report("md"))
+        names = sorted(path.name for path in folder.iterdir())
+    files = [str(target / name) for name in names]
+    if args.json:
+        from flopprof.report.jsonfile import to_object
+
+        print_json(to_object(made, files))
+    else:
+        print(made.report("text"))
+        for label, name in (("Chart", "roofline.png"), ("Report", "report.md")):
+            if name in names:
+                print(f"{label:8}{target / name}")
+    return 0
 
 
 def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821

@@ -12,6 +12,7 @@ from flopprof.units import UNKNOWN, duration, percent, si, three_digits
 
 GOOD = frozenset(("free", "agrees", "formula_only"))
 TOP = 15
+STEPS = 8  # steps and ranks that a report lists
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +28,14 @@ class Miss:
 
 def is_timed(run: Run) -> bool:
     """Return whether the run has times (a pure count has none)."""
-    return bool(run.sites["time_us"].notna().any()) and "wall_us" in run.meta
+    measured = "wall_us" in run.meta or "trace" in run.meta
+    return bool(run.sites["time_us"].notna().any()) and measured
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
     """Return the summary as (label, text) lines."""
+    if "trace" in run.meta:
+        return _trace_summary(run)
     meta, totals = run.meta, run.totals
     parameters = si(float(meta.get("parameters", math.nan)), "") + " parameters"
     architecture = meta.get("architecture") or meta.get("model", "")
@@ -46,11 +50,73 @@ def summary(run: Run) -> list[tuple[str, str]]:
     if len(phases := run.by_phase()) > 1:
         lines += [("Phases", _phases(phases))]
     if is_timed(run):
-        lines += [("Time", _time(meta)), ("Rate", _rate(run, totals)), ("Coverage", _coverage(run))]
+        lines += [("Time", _time(meta)), ("Rate", _rate(run, totals.flops_per_s))]
+        lines += [("Coverage", _coverage(run))]
     lines += [("Verdicts", _verdicts(run))]
     if len(run.module_calls):
         lines += [("Modules", _modules(run))]
     lines += [("Warning", text) for text in meta.get("warnings", [])]
+    return lines
+
+
+def _trace_summary(run: Run) -> list[tuple[str, str]]:
+    """Return the summary of traces recorded elsewhere."""
+    meta, totals, found = run.meta, run.totals, run.meta["trace"]
+    ranks, steps = meta["ranks"], meta["steps"]
+    several = f" and {len(ranks) - 1} more: {len(ranks)} ranks" if len(ranks) > 1 else ""
+    lines = [
+        ("Trace", found["files"][0] + several),
+        ("Device", f"{meta['device']['name']}, mostly {meta['dtype']}"),
+        ("FLOPs", _flops(totals)),
+        ("", _bounds(totals)),
+    ]
+    if len(phases := run.by_phase()) > 1:
+        lines += [("Phases", _phases(phases))]
+    if len(run.kernels):
+        text = f"{found['kernels']} compute kernels, {duration(found['kernel_time_us'])} in sum; "
+        text += f"device busy {duration(found['device_busy_us'])} of {duration(found['span_us'])}"
+        lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
+    text = f"FLOPs are known for {percent(totals.coverage_frac)} of the time; "
+    if len(run.kernels):
+        hidden = 1 - found["linked_kernel_time_frac"]
+        text += f"{percent(hidden)} of kernel time belongs to no op in the trace"
+    else:
+        text += "there are no kernels"
+    lines += [("Coverage", text), *_ranks(ranks, found)]
+    for step in steps[:STEPS]:
+        rate = step["flops"] / step["kernel_time_us"] * 1e6 if step["kernel_time_us"] else math.nan
+        text = f"rank {step['rank']}, " if len(ranks) > 1 else ""
+        text += f"{step['step']}: {duration(step['duration_us'])}, {si(step['flops'], 'FLOPs')}, "
+        text += f"kernels {duration(step['kernel_time_us'])}, {si(rate, 'FLOP/s')}"
+        lines.append(("Step", text))
+    if len(steps) > STEPS:
+        lines.append(("", f"and {len(steps) - STEPS} steps more: see --json"))
+    lines += [("Verdicts", _verdicts(run))]
+    return lines + [("Warning", text) for text in meta["warnings"]]
+
+
+def busy_rate(run: Run) -> float:
+    """Return FLOP/s while the devices of a trace were busy; NaN where they never were."""
+    busy_us = run.meta["trace"]["device_busy_us"]
+    return run.totals.flops / busy_us * 1e6 if busy_us else math.nan
+
+
+def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return a line per rank of a job, those that were busy longest first, and the verdict."""
+    if len(ranks) == 1 and not found["communication_us"]:
+        return []
+    longest = sorted(ranks, key=lambda r: float(r["device_busy_us"]), reverse=True)
+    lines = []
+    for rank in longest[:STEPS]:
+        text = f"{rank['rank']}: {si(rank['flops'], 'FLOPs')}, busy "
+        text += f"{duration(rank['device_busy_us'])}, collectives "
+        text += f"{duration(rank['communication_us'])} ({percent(rank['communication_frac'])}), "
+        lines.append(("Rank", f"{text}{percent(rank['overlap_frac'])} of them behind computation"))
+    if len(ranks) > STEPS:
+        lines.append(("", f"and {len(ranks) - STEPS} ranks more: see --json"))
+    if found["slowest_rank"] is not None:
+        rank = found["slowest_rank"]
+        lines.append(("", f"rank {rank} is the slowest: its own kernels took longest"))
     return lines
 
 
@@ -101,12 +167,12 @@ def _time(meta: dict[str, Any]) -> str:
     return text if slowdown is None else f"{text}; tracing added {100 * slowdown:+.0f} %"
 
 
-def _rate(run: Run, totals: Totals) -> str:
-    rate = si(totals.flops_per_s, "FLOP/s")
+def _rate(run: Run, flops_per_s: float) -> str:
+    rate = si(flops_per_s, "FLOP/s")
     roof = main_roofline(run)
     if roof is None or math.isnan(roof.peak_flops_per_s):
         return f"{rate}; no ceiling is known for this device"
-    share = percent(totals.flops_per_s / roof.peak_flops_per_s)
+    share = percent(flops_per_s / roof.peak_flops_per_s)
     return (
         f"{rate}, {share} of the {roof.dtype} matmul ceiling "
         f"{si(roof.peak_flops_per_s, 'FLOP/s')} ({roof.kind})"

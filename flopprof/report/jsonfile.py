@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from flopprof.report import report_format
-from flopprof.report.content import verdict_counts
+from flopprof.report.content import busy_rate, verdict_counts
 from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 
 
@@ -48,7 +48,7 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "wall_us": wall.get("median"),
         "wall_p5_us": wall.get("p5"),
         "wall_p95_us": wall.get("p95"),
-        "achieved_flops_per_s": totals.flops_per_s,
+        "achieved_flops_per_s": busy_rate(run) if "trace" in meta else totals.flops_per_s,
         "slowdown_frac": meta.get("slowdown_frac"),
         "host_overhead_us": meta.get("host_overhead_us") if wall else None,
         "phases": {
@@ -60,9 +60,21 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "never_called": meta.get("never_called"),
         "warnings": meta.get("warnings", []),
         "files": files or [],
+        **_trace(meta),
     }
     cleaned: dict[str, Any] = to_json(found)
     return cleaned
+
+
+def _trace(meta: dict[str, Any]) -> dict[str, Any]:
+    """Return what only a trace recorded elsewhere has: kernels, ranks, steps."""
+    if "trace" not in meta:
+        return {}
+    found = {**meta["trace"], "traces": meta["trace"]["files"], "gpu": meta["device"]["name"]}
+    del found["files"], found["origin_us"]
+    ranks = [{k: whole(v) if "flops" in k else v for k, v in r.items()} for r in meta["ranks"]]
+    steps = [{k: whole(v) if "flops" in k else v for k, v in s.items()} for s in meta["steps"]]
+    return found | {"ranks": ranks, "steps": steps}
 
 
 def ops_object(run: Run) -> dict[str, dict[str, Any]]:
@@ -86,4 +98,6 @@ def ops_object(run: Run) -> dict[str, dict[str, Any]]:
                 (matmul + vector) / (time_us / 1e6) if time_us > 0 else math.nan
             ),
         }
+        if calls["flops_at_most"].notna().any():  # bounded: values decide
+            entries[str(name)]["flops_at_most"] = whole(calls["flops_at_most"].sum())
     return entries

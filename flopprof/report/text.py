@@ -23,7 +23,7 @@ def text_report(run: Run) -> str:
     lines += ["", *_table(header, rows), ""]
     found = misses(run)
     if found:
-        lines.append("What the hooks missed")
+        lines.append("What has no formula" if "trace" in run.meta else "What the hooks missed")
     for miss in found:
         share = percent(miss.time_frac)
         lines.append(
@@ -37,7 +37,7 @@ def text_report(run: Run) -> str:
                 subsequent_indent="      ",
             )
     if not found:
-        lines.append("The hooks missed nothing.")
+        lines.append("Nothing is unknown." if "trace" in run.meta else "The hooks missed nothing.")
     return "\n".join(lines) + "\n"
 
 

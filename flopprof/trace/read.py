@@ -7,7 +7,6 @@ autograd engine's, the optimizer's, annotations) tell the phase, and their own t
 import gc
 import math
 import re
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,24 @@ from flopprof.errors import LoadError
 from flopprof.formulas import COMPILED, OpCall, kind_of, load_op_formulas
 from flopprof.formulas.external import find_op_formula
 from flopprof.tables import KERNELS, OPS
+from flopprof.trace.derive import derive_convolutions
 from flopprof.trace.stream import stream_events
-from flopprof.trace.tree import OP, OTHER, RANGE, Events, HostRow, Signature, Tree, busy_until
+from flopprof.trace.tree import (
+    KERNEL_KINDS,
+    OP,
+    OTHER,
+    RANGE,
+    Events,
+    HostRow,
+    Signature,
+    Tree,
+    busy_until,
+    extend,
+)
 from flopprof.units import shapes_text
 
 PREFIX = "flopprof:"
+_LARGEST = 1 << 63
 _PYTHON_MODULE = "nn.Module: "
 _HOST = frozenset(("cpu_op", "operator"))
 _LAUNCH = frozenset(("cuda_runtime", "cuda_driver", "runtime", "hip_runtime", "hip_driver"))
@@ -39,6 +51,8 @@ _NO_OP = re.compile(
     r"## Call |\w+Backward\d*$|DistributedDataParallel|"
     r"(?!.*::|triton_|Torch-Compiled Region)"  # without a namespace, unless it is generated
 )
+# Annotations that name no part of a model: collectives, compiled graphs, the profiler itself.
+_NO_PLACE = re.compile(r"nccl:|gloo:|## Call |PyTorch Profiler|Profiler|DataLoader|enumerate\(")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,13 +94,15 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
             f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
         )
     if not found.has_ranges:
-        found.add(found.python_modules)
+        extend(found.hosts, found.python_modules or found.annotations)
     return _build(found, header, profiler_flops or {})
 
 
 def _take(events: list[Any], found: Events) -> None:
     """Sort events into `found`; what is no complete event with finite times is left out."""
     host: list[HostRow] = []
+    launches: list[tuple[int, int, float]] = []
+    kernels: list[tuple[int, int, int, int, int, int, float, float]] = []
     for event in events:
         if type(event) is not dict or event.get("ph") != "X":
             continue
@@ -115,25 +131,42 @@ def _take(events: list[Any], found: Events) -> None:
             sequence = _integer(args, "Sequence number", "sequence number")
             label = _signature(name, args, found) if role == OP else _intern(found, name)
             host.append((start, end, _thread(event, found), role, label, external, sequence))
+            if role == OTHER and name.startswith("ProfilerStep#"):
+                found.steps.append((name, start, length))
         elif sort == "launch":
-            found.launches[_integer(args, "correlation")] = (_thread(event, found), start)
+            correlation = _integer(args, "correlation")
+            launches.append((correlation, _thread(event, found), start))
+            if "GraphLaunch" in name:
+                found.replays.add(correlation)
         elif sort == "python":
             if name.startswith(_PYTHON_MODULE):
                 module = _intern(found, name.removeprefix(_PYTHON_MODULE))
                 where = _thread(event, found)
                 found.python_modules.append((start, end, where, RANGE, module, -1, -1))
         elif sort:
-            kind = "communication" if sort == "compute" and _COLLECTIVE.search(name) else sort
-            numbers = [_integer(args, key) for key in ("stream", "device", "graph id")]
+            stream, device, graph = (_integer(args, k) for k in ("stream", "device", "graph id"))
             correlation = _integer(args, "correlation")
-            kernel = (correlation, sys.intern(name), kind, *numbers, start, length)
-            found.kernels.append(kernel)  # type: ignore[arg-type]  # three numbers
+            number = found.kernel_names.get(name)
+            if number is None:
+                number = found.kernel_names[name] = len(found.kernel_names)
+                found.collectives.append(bool(_COLLECTIVE.search(name)))
+            if sort == "compute" and found.collectives[number]:
+                sort = "communication"
+            kind = KERNEL_KINDS.index(sort)
+            kernels.append((correlation, number, kind, stream, device, graph or -1, start, length))
+        elif event.get("cat") != "user_annotation":
+            continue
         elif name.startswith("ProfilerStep#"):
             found.steps.append((name, start, length))
-        elif name.startswith("Optimizer.step#") and event.get("cat") == "user_annotation":
+        elif name.startswith("Optimizer.step#"):
             label = _intern(found, name)
             host.append((start, end, _thread(event, found), OTHER, label, -1, -1))
-    found.add(host)
+        elif not _NO_PLACE.match(name):
+            label, where = _intern(found, name), _thread(event, found)
+            found.annotations.append((start, end, where, RANGE, label, -1, -1))
+    extend(found.hosts, host)
+    extend(found.launches, launches)
+    extend(found.kernels, kernels)
 
 
 def _sort_of(category: str) -> str:
@@ -161,10 +194,10 @@ def _number(value: Any) -> float:
 def _integer(args: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = args.get(name)
+        if isinstance(value, str) and value.isdecimal() and len(value) < 20:
+            value = int(value)
         if type(value) is int:
-            return value
-        if isinstance(value, str) and value.isdigit():
-            return int(value)
+            return value if abs(value) < _LARGEST else -1
     return -1
 
 
@@ -230,7 +263,7 @@ def _evaluate(
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
     known_bytes = bool(tensors) and source != "torch"
-    return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes)
+    return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
 
 
 def _nested(value: Any) -> tuple[Any, ...]:
@@ -242,23 +275,25 @@ def _nested(value: Any) -> tuple[Any, ...]:
 
 def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
     """Build the trees and return the tables."""
-    start, end = np.frombuffer(found.start), np.frombuffer(found.end)
-    thread = np.frombuffer(found.thread, dtype=np.int64)
-    external = np.frombuffer(found.external, dtype=np.int64)
-    # Parents first: earlier start, then later end, then the lower id.
-    order = np.lexsort((external, -end, start, thread))
-    origin = float(min(start.min(), min((k[6] for k in found.kernels), default=math.inf)))
+    start, end, thread, *_, external, _ = (np.frombuffer(c, c.typecode) for c in found.hosts)
+    # Parents first: earlier start, then later end, then the lower id. The thread that begins first
+    # comes first, so that forward ops are known before the backward's thread asks for them.
+    begins = np.full(len(found.thread_names), math.inf)
+    np.minimum.at(begins, thread, start)
+    rank = np.argsort(np.argsort(begins, kind="stable"))
+    order = np.lexsort((external, -end, start, rank[thread]))
+    origin = float(min(start.min(), min(found.kernels[6], default=math.inf)))
     external = external[order]
-    span_us = float(end.max() - start.min())
-    tree = Tree(found, order, start[order], end[order], thread[order], origin)
+    latest = max(map(sum, zip(*found.kernels[6:], strict=True)), default=-math.inf)
+    span_us = float(max(end.max(), latest) - origin)
     del start, end, thread
-    found.drop_host()
+    tree = Tree(found, order, origin)
+    if not found.has_values:
+        derive_convolutions(tree)
     tree.walk()
-    found.launches.pop(-1, None)
     tree.link_kernels()
     kernels, device = _kernels_frame(tree, header, origin)
     found.launches.clear()
-    found.kernels.clear()
     nodes = np.flatnonzero(tree.rows >= 0)
     ops = _ops_frame(tree, nodes, external, profiler_flops, on_device=len(kernels) > 0)
     known_ranks = header.get("distributedInfo") or {}
@@ -274,7 +309,8 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         "rank": known_ranks.get("rank", 0) if isinstance(known_ranks, dict) else 0,
         "world_size": known_ranks.get("world_size", 1) if isinstance(known_ranks, dict) else 1,
         "span_us": span_us,
-        "steps": found.steps,
+        "steps": [(name, start - origin, length) for name, start, length in found.steps],
+        "origin_us": origin,
         "kernel_time_us": compute_us if len(kernels) else math.nan,
         "device_busy_us": device,
         "unlinked_kernel_us": orphans_us if len(kernels) else math.nan,
@@ -283,7 +319,7 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
     devices = header.get("deviceProperties")
     return Trace(
         ops, tree.gaps_frame(), kernels, tree.module_types,
-        devices if isinstance(devices, list) else [], info,
+        [d for d in devices if isinstance(d, dict)] if isinstance(devices, list) else [], info,
     )  # fmt: skip
 
 
@@ -300,7 +336,7 @@ def _ops_frame(
     labels = np.array(tree.label)[nodes]
     dtype = _dtypes(tree, signatures)
 
-    def of(values: list[Any]) -> Any:
+    def of(values: Any) -> Any:
         return np.array(values, dtype=object if isinstance(values[0], str) else None)[nodes]
 
     def per_signature(values: list[Any]) -> Any:
@@ -351,6 +387,19 @@ def _ops_frame(
     )
 
 
+def _graphs(
+    found: Events, correlation: np.ndarray, names: np.ndarray, graphs: np.ndarray
+) -> np.ndarray:
+    """Return each kernel's graph. Where replays have no number, those of equal kernels are one."""
+    ids = graphs.copy()
+    known: dict[bytes, int] = {}
+    for launch in found.replays:
+        mine = np.flatnonzero((correlation == launch) & (graphs == -1))
+        if len(mine):
+            ids[mine] = known.setdefault(names[mine].tobytes(), len(known) + 1)
+    return ids
+
+
 def _codes(values: list[str], labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
     """Return the codes and categories of `values[label]` for each label."""
     categories = list(dict.fromkeys(values))
@@ -364,6 +413,9 @@ def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
         signatures[label].dtype if role == OP else ""
         for role, label in zip(tree.role, tree.label, strict=True)
     ]
+    for node in tree.in_tf32:
+        if dtype[node] == "float32":
+            dtype[node] = "tfloat32"
     for node in range(len(dtype) - 1, -1, -1):  # the first child is the last to write
         parent = tree.op_parent[node]
         inner = tree.role[node] == OP and parent >= 0 and dtype[node]
@@ -374,28 +426,28 @@ def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
 
 def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
-    kernels = tree.found.kernels
-    if not kernels:
-        return KERNELS.empty(), math.nan
-    correlation, names, kinds, streams, devices, graphs, starts, lengths = zip(
-        *kernels, strict=True
+    found = tree.found
+    correlation, names, kinds, streams, devices, graphs, starts, lengths = (
+        np.frombuffer(column, column.typecode) for column in found.kernels
     )
+    if not len(starts):
+        return KERNELS.empty(), math.nan
     info = header.get("distributedInfo")
     rank = info.get("rank", 0) if isinstance(info, dict) else 0
-    ops = np.array(tree.kernel_ops)
+    ops = np.frombuffer(tree.kernel_ops, "q")
     frame = KERNELS.frame(
         {
-            "kernel_id": np.arange(len(kernels)),
+            "kernel_id": np.arange(len(starts)),
             "op_id": np.where(ops >= 0, tree.rows[ops], -1),
-            "correlation_id": np.array(correlation),
-            "kernel": pd.Categorical(names),
-            "kind": pd.Categorical(kinds),
-            "stream": np.array(streams),
-            "device_index": np.array(devices),
-            "rank": np.full(len(kernels), rank),
-            "graph_id": np.array(graphs),
-            "start_us": np.array(starts) - origin,
-            "duration_us": np.array(lengths),
+            "correlation_id": correlation,
+            "kernel": pd.Categorical.from_codes(names, list(found.kernel_names)),
+            "kind": pd.Categorical.from_codes(*_codes(list(KERNEL_KINDS), kinds)),
+            "stream": streams,
+            "device_index": devices,
+            "rank": np.full(len(starts), rank),
+            "graph_id": _graphs(found, correlation, names, graphs),
+            "start_us": starts - origin,
+            "duration_us": lengths,
         }
     )
     compute = frame[frame["kind"] == "compute"]

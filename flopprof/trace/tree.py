@@ -1,18 +1,25 @@
 """The call trees of a trace: which op lies in which, in which module and phase, and what counts."""
 
+import re
 from array import array
 from bisect import bisect_right
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas import Work
+from flopprof.formulas import OpCall, Work
 from flopprof.tables import GAPS
 
 OP, RANGE, OTHER = 0, 1, 2
+# Start, end, thread, role, label (signature or name), external id, sequence number.
 HostRow = tuple[float, float, int, int, int, int, int]
+Columns = list["array[Any]"]
+KERNEL_KINDS = ("compute", "memcpy", "memset", "communication")
+# What multiplies float32 on tensor units. The op's element types do not say.
+_TF32 = re.compile(r"tf32|tensorop_s\d|_s1688|nvjet_s", re.IGNORECASE)
 
 
 @dataclass(slots=True)
@@ -25,19 +32,19 @@ class Signature:
     dtype: str
     work: Work | None
     known_bytes: bool
+    call: OpCall
 
 
 @dataclass(slots=True)
 class Events:
     """The events of interest, column by column."""
 
-    start: "array[float]" = field(default_factory=lambda: array("d"))
-    end: "array[float]" = field(default_factory=lambda: array("d"))
-    thread: "array[int]" = field(default_factory=lambda: array("q"))
-    role: "array[int]" = field(default_factory=lambda: array("b"))
-    label: "array[int]" = field(default_factory=lambda: array("q"))  # signature or name
-    external: "array[int]" = field(default_factory=lambda: array("q"))
-    sequence: "array[int]" = field(default_factory=lambda: array("q"))
+    hosts: Columns = field(default_factory=lambda: columns("ddqbqqq"))  # as in HostRow
+    launches: Columns = field(default_factory=lambda: columns("qqd"))  # correlation, thread, start
+    # Correlation, name, kind, stream, device, graph, start, length.
+    kernels: Columns = field(default_factory=lambda: columns("qqbqqqdd"))
+    kernel_names: dict[str, int] = field(default_factory=dict)
+    collectives: list[bool] = field(default_factory=list)  # whether that name is one
     names: dict[str, int] = field(default_factory=dict)
     threads: dict[tuple[Any, Any], int] = field(default_factory=dict)
     thread_names: list[str] = field(default_factory=list)
@@ -45,58 +52,52 @@ class Events:
     roles: dict[str, int] = field(default_factory=dict)  # of names
     signatures: list[Signature] = field(default_factory=list)
     known: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    launches: dict[int, tuple[int, float]] = field(default_factory=dict)
-    kernels: list[tuple[int, str, str, int, int, int, float, float]] = field(default_factory=list)
     steps: list[tuple[str, float, float]] = field(default_factory=list)
+    replays: set[int] = field(default_factory=set)  # correlation ids of launches of whole graphs
     python_modules: list[HostRow] = field(default_factory=list)
+    annotations: list[HostRow] = field(default_factory=list)
     has_ranges: bool = False
     has_values: bool = False
     odd: int = 0
     warnings: list[str] = field(default_factory=list)
 
-    def add(self, rows: list[HostRow]) -> None:
-        """Add host events: start, end, thread, role, label, external id, sequence number."""
-        columns: list[array[Any]] = [self.start, self.end, self.thread, self.role]
-        columns += [self.label, self.external, self.sequence]
-        for column, values in zip(columns, zip(*rows, strict=True), strict=bool(rows)):
-            column.extend(values)
 
-    def drop_host(self) -> None:
-        """Free the host events' columns."""
-        for column in (self.start, self.end, self.thread, self.role, self.label, self.sequence):
-            del column[:]
+def columns(types: str) -> Columns:
+    """Return empty columns of these types."""
+    return [array(code) for code in types]
+
+
+def extend(into: Columns, rows: Iterable[tuple[float, ...]]) -> None:
+    """Add rows to columns."""
+    for column, values in zip(into, zip(*rows, strict=True), strict=False):  # or no rows at all
+        column.extend(values)
 
 
 class Tree:
     """The call trees of all threads; nodes are numbered in order of thread and start."""
 
-    def __init__(
-        self,
-        found: Events,
-        order: np.ndarray,
-        start: np.ndarray,
-        end: np.ndarray,
-        thread: np.ndarray,
-        origin: float,
-    ) -> None:
+    def __init__(self, found: Events, order: np.ndarray, origin: float) -> None:
         self.found, self.origin = found, origin
-        self.start, self.end = start.tolist(), end.tolist()
-        self.thread = thread.tolist()
-        self.role = np.frombuffer(found.role, dtype=np.int8)[order].tolist()
-        self.label = np.frombuffer(found.label, dtype=np.int64)[order].tolist()
-        self.sequence = np.frombuffer(found.sequence, dtype=np.int64)[order].tolist()
+        self.start, self.end, self.thread, self.role, self.label, _, self.sequence = (
+            array(column.typecode, np.frombuffer(column, column.typecode)[order].tobytes())
+            for column in found.hosts
+        )
+        found.hosts.clear()
         self.names = list(found.names)
         size = len(self.start)
-        self.parent = [-1] * size  # the node around
-        self.op_parent = [-1] * size  # the op around
-        self.call = [-1] * size  # the number of the nearest range
+        nowhere = array("q", [-1])
+        self.parent = nowhere * size  # the node around
+        self.op_parent = nowhere * size  # the op around
+        self.call = nowhere * size  # the number of the nearest range
         self.path = [""] * size
         self.phase = ["forward"] * size
         self.counted = [False] * size
-        self.self_us = [e - s for s, e in zip(self.start, self.end, strict=True)]
-        self.device_us = [0.0] * size
+        lengths = np.frombuffer(self.end) - np.frombuffer(self.start)
+        self.self_us = array("d", lengths.tobytes())
+        self.device_us = array("d", [0.0]) * size
         self.rows = np.full(size, -1)
-        self.kernel_ops: list[int] = []
+        self.kernel_ops = array("q")
+        self.in_tf32: set[int] = set()  # nodes with a kernel that multiplies in TF32
         self.module_types: dict[str, str] = {}
         self.gaps: list[tuple[str, int, float, float, str]] = []
         whole = all(value.is_integer() for value in self.start[:1000])
@@ -196,11 +197,13 @@ class Tree:
         for node, thread in enumerate(self.thread):
             first.setdefault(thread, node)
         last = {thread: node for node, thread in enumerate(self.thread)}
-        for correlation, _, kind, *_, length in self.found.kernels:
+        names = list(self.found.kernel_names)
+        tf32 = [bool(_TF32.search(name)) for name in names]
+        _, name_of, kind_of, *_, lengths = self.found.kernels
+        launched = zip(*self._launches(), kind_of, name_of, lengths, strict=True)
+        for thread, time, kind, name, length in launched:
             op = -1
-            launch = self.found.launches.get(correlation)
-            if launch is not None and launch[0] in first:
-                thread, time = launch
+            if thread in first:
                 node = bisect_right(self.start, time, first[thread], last[thread] + 1) - 1
                 while node >= first[thread] and self.end[node] < time:
                     node = self.parent[node]
@@ -209,11 +212,24 @@ class Tree:
                 if node >= first[thread]:
                     op = node if self.role[node] == OP else self.op_parent[node]
             self.kernel_ops.append(op)
-            if kind == "compute":
-                above = op
-                while above >= 0:
-                    self.device_us[above] += length
-                    above = self.op_parent[above]
+            above = op if KERNEL_KINDS[kind] == "compute" else -1
+            while above >= 0:
+                self.device_us[above] += length
+                if tf32[name]:
+                    self.in_tf32.add(above)
+                above = self.op_parent[above]
+
+    def _launches(self) -> tuple[list[int], list[float]]:
+        """Return thread and time of each kernel's launch; thread -1 where the trace has none."""
+        ids, threads, starts = (np.frombuffer(c, c.typecode) for c in self.found.launches)
+        wanted = np.frombuffer(self.found.kernels[0], "q")
+        order = np.argsort(ids, kind="stable")
+        at = np.searchsorted(ids[order], wanted, side="right") - 1
+        if not len(ids):
+            return [-1] * len(wanted), [0.0] * len(wanted)
+        at = order[at]  # the last one, where an id is there twice
+        known = (ids[at] == wanted) & (wanted != -1)
+        return np.where(known, threads[at], -1).tolist(), starts[at].tolist()
 
     def gaps_frame(self) -> pd.DataFrame:
         """Return the gaps as a table, less what ops of other threads fill of them."""

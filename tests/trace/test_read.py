@@ -17,38 +17,11 @@ from flopprof.reconcile import reconcile
 from flopprof.tables import MODULE_CALLS, ROOFLINES
 from flopprof.trace.read import Trace, read_trace
 from flopprof.trace.record import record_trace
-
-LINEAR = {"Input Dims": [[4, 5], [6, 5], [6]], "Input type": ["float", "float", "float"]}
-ADDMM = {"Input Dims": [[6], [4, 5], [5, 6]], "Input type": ["float", "float", "float"]}
-
-
-def op(name: str, ts: Any, dur: float, tid: Any = 1, **args: Any) -> dict[str, Any]:
-    args = {key.replace("_", " "): value for key, value in args.items()}
-    event = {"ph": "X", "cat": "cpu_op", "name": name, "pid": 1, "tid": tid, "ts": ts, "dur": dur}
-    return event | {"args": args}
-
-
-def with_shapes(event: dict[str, Any], shapes: dict[str, Any]) -> dict[str, Any]:
-    return event | {"args": event["args"] | shapes}
-
-
-def launch(correlation: int, ts: float, tid: Any = 1) -> dict[str, Any]:
-    return op("cudaLaunchKernel", ts, 1, tid, correlation=correlation) | {"cat": "cuda_runtime"}
-
-
-def kernel(
-    correlation: int, ts: float, dur: float, name: str = "gemm", cat: str = "kernel"
-) -> dict[str, Any]:
-    return op(name, ts, dur, 7, correlation=correlation, stream=7, device=0) | {
-        "cat": cat,
-        "pid": 0,
-    }
+from tests.events import ADDMM, LINEAR, kernel, launch, op, with_shapes, write_trace
 
 
 def read(tmp_path: Path, *events: Any, **header: Any) -> Trace:
-    path = tmp_path / "trace.json"
-    path.write_text(json.dumps({"schemaVersion": 1, **header, "traceEvents": list(events)}))
-    return read_trace(path)
+    return read_trace(write_trace(tmp_path / "trace.json", *events, **header))
 
 
 def test_an_op_below_a_counted_one_keeps_its_count_and_is_not_counted_again(tmp_path):
@@ -305,6 +278,141 @@ def test_the_order_of_events_changes_nothing(tmp_path):
     assert read(tmp_path, *events).ops.equals(straight.ops)
 
 
+def test_a_kernel_in_tf32_makes_its_op_one_of_tf32(tmp_path):
+    trace = read(
+        tmp_path,
+        with_shapes(op("aten::addmm", 0, 10), ADDMM),
+        launch(1, 2),
+        kernel(1, 100, 5, name="cutlass_80_tensorop_s1688gemm_128x128_16x5_nn_align4"),
+        with_shapes(op("aten::addmm", 20, 10), ADDMM),
+        launch(2, 22),
+        kernel(2, 110, 5, name="ampere_sgemm_128x64_nn"),
+    )
+
+    assert list(trace.ops["dtype"]) == ["tfloat32", "float32"]
+
+
+def test_a_backward_thread_that_comes_first_in_the_file_finds_its_forward_module(tmp_path):
+    name = "autograd::engine::evaluate_function: AddmmBackward0"
+    trace = read(
+        tmp_path,
+        op(name, 20, 10, tid=2, Sequence_number=3),
+        op("aten::mm", 22, 4, tid=2),
+        op("flopprof:fc", 0, 10),
+        with_shapes(op("aten::linear", 1, 5, Sequence_number=3), LINEAR),
+    )
+
+    assert trace.ops.set_index("op")["module_path"].to_dict() == {
+        "aten::linear": "fc",
+        "aten::mm": "fc",
+    }
+
+
+def test_modules_come_from_user_annotations_where_nothing_better_is_there(tmp_path):
+    annotation = {"cat": "user_annotation"}
+    trace = read(
+        tmp_path,
+        op("ProfilerStep#3", 0, 100) | annotation,
+        op("encoder", 5, 50) | annotation,
+        with_shapes(op("aten::linear", 6, 5), LINEAR),
+        op("nccl:all_reduce", 20, 10) | annotation,
+        op("aten::relu", 21, 5),
+        op("aten::neg", 70, 5),
+    )
+
+    assert list(trace.ops["module_path"]) == ["encoder", "encoder", ""]
+    assert trace.info["steps"] == [("ProfilerStep#3", -5, 100)]  # from the first op or range
+
+
+def test_steps_are_the_hosts_alone(tmp_path):
+    trace = read(
+        tmp_path,
+        op("ProfilerStep#3", 10, 100),  # 2021: an operator
+        op("ProfilerStep#3", 20, 90, tid=7) | {"cat": "gpu_user_annotation"},
+        op("aten::neg", 70, 5),
+    )
+
+    assert trace.info["steps"] == [("ProfilerStep#3", 0, 100)]
+
+
+def test_replays_of_a_graph_are_grouped_by_its_id_or_by_equal_kernels(tmp_path):
+    replay = {"name": "hipGraphLaunch"}
+    trace = read(
+        tmp_path,
+        op("aten::neg", 0, 5),
+        with_shapes(kernel(1, 10, 1), {"graph id": 4}),
+        launch(2, 20) | replay,
+        *(kernel(2, 20 + n, 1, name=name) for n, name in enumerate("ab")),
+        launch(3, 30) | replay,
+        *(kernel(3, 30 + n, 1, name=name) for n, name in enumerate("ab")),
+        launch(5, 40) | replay,
+        kernel(5, 40, 1, name="c"),
+        with_shapes(kernel(6, 50, 1), {"graph id": 0}),  # 0 stands for none
+    )
+
+    assert list(trace.kernels["graph_id"]) == [4, 1, 1, 1, 1, 2, -1]
+
+
+def test_a_convolution_of_2021_gets_its_output_from_what_the_next_op_takes(tmp_path):
+    shapes = {"Input Dims": [[2, 3, 8, 8], [4, 3, 3, 3], [4]], "Input type": ["float"] * 3}
+    norm = {"Input Dims": [[2, 4, 4, 4], [4]], "Input type": ["float"] * 2}
+    trace = read(
+        tmp_path,
+        with_shapes(op("aten::conv2d", 0, 10), shapes),
+        with_shapes(op("aten::cudnn_convolution", 2, 5), shapes),
+        with_shapes(op("aten::batch_norm", 20, 5), norm),
+    )
+
+    # 2 images × 4 channels × 4·4 outputs × 3·3·3 taps × 2; a bias each.
+    assert trace.ops["matmul_flops"][0] == 2 * 4 * 16 * 27 * 2
+    assert trace.ops["vector_flops"][0] == 2 * 4 * 16
+    assert list(trace.ops["counted"][:2]) == [True, False]
+
+
+def test_a_convolution_of_2021_gets_its_output_from_its_backward(tmp_path):
+    shapes = {"Input Dims": [[2, 3, 8, 8], [4, 3, 3, 3]], "Input type": ["float"] * 2}
+    taken = {"Input Dims": [[2, 4, 9, 9]], "Input type": ["float"]}  # padded by something unseen
+    back = [[2, 3, 8, 8], [2, 4, 4, 4], [4, 3, 3, 3]]
+    trace = read(
+        tmp_path,
+        with_shapes(op("aten::conv2d", 0, 10, Sequence_number=7), shapes),
+        with_shapes(op("aten::relu", 20, 5), taken),
+        op("CudnnConvolutionBackward", 50, 40, tid=2, Sequence_number=7),
+        with_shapes(op("aten::cudnn_convolution_backward", 51, 30, tid=2), {"Input Dims": back}),
+        with_shapes(
+            op("aten::cudnn_convolution_backward_weight", 55, 5, tid=2),
+            {"Input Dims": [[], [2, 4, 4, 4], [2, 3, 8, 8]], "Input type": ["", "float", "float"]},
+        ),
+    )
+
+    flops = trace.ops.set_index("op")["matmul_flops"]
+    assert flops["aten::conv2d"] == 2 * 4 * 16 * 27 * 2
+    # Each gradient element meets the 27 taps of its output once.
+    assert flops["aten::cudnn_convolution_backward_weight"] == 2 * 4 * 16 * 27 * 2
+    assert set(trace.ops["phase"]) == {"forward", "backward"}
+
+
+@pytest.mark.parametrize("number", [10**30, -(1 << 63), (1 << 64) - 1, "²", "9" * 40])
+def test_ids_that_fit_no_integer_are_no_error(tmp_path, number):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 5, External_id=number, Sequence_number=number),
+        launch(number, 1),
+        kernel(number, 10, 5),
+    )
+
+    assert list(trace.ops["external_id"]) == [-1]
+    assert list(trace.kernels["op_id"]) == [-1]
+
+
+def test_ops_that_overlap_in_a_cycle_are_read(tmp_path):
+    events = [op(f"aten::op{n}", n, 1000) for n in range(5000)]  # each begins in the last, ends out
+
+    trace = read(tmp_path, *events, *reversed(events))
+
+    assert len(trace.ops) == 10_000
+
+
 def bad(path: Path) -> FlopprofError:
     with pytest.raises(FlopprofError) as caught:
         read_trace(path)
@@ -325,6 +433,7 @@ def bad(path: Path) -> FlopprofError:
         b'{"x": oops, "traceEvents": []}',
         gzip.compress(b'{"traceEvents": [' + bytes(range(32, 90)) * 1000)[:-20],
         b'{"traceEvents": [' + b'{"a":' * 100_000,
+        b'{"traceEvents": [{"ph": "X", "name": "a", "ts": NaN, "dur": 1}]}',
         b'{"traceEvents": [' + b"[" * 100_000 + b"]" * 100_000 + b"]}",
     ],
 )
@@ -420,3 +529,12 @@ def test_v100_of_2021_has_kernels_of_no_length(gpu_traces):
 
     assert (trace.kernels["duration_us"] == 0).sum() > 600
     assert set(trace.ops["phase"]) >= {"forward", "backward"}
+    forward = trace.ops[trace.ops["op"] == "aten::conv2d"]
+    # 6 steps × 32 images × ResNet-50's published 4.089 GMACs, which include 0.05 % of linear.
+    assert forward["matmul_flops"].sum() == pytest.approx(6 * 32 * 2 * 4.089e9, rel=0.01)
+    backward = trace.ops[trace.ops["op"].str.contains("convolution_backward_")]
+    # Two products each, but for the first convolution, whose input needs no gradient.
+    first = 6 * 32 * 2 * 64 * 112 * 112 * 3 * 7 * 7
+    expected = 2 * forward["matmul_flops"].sum() - first
+    assert backward["matmul_flops"].sum() == pytest.approx(expected, rel=1e-9)
+    assert (backward["device_us"] > 0).any()

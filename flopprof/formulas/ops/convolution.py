@@ -133,3 +133,15 @@ def backward_input(call: OpCall) -> Work:
     written = call.integers(0)  # not recorded: left out of the bytes
     multiply_adds = elements(call, 1) * prod(call.shape(2)[1:])
     return contraction(call, multiply_adds, prod(written) if written else 0, (1, 2))
+
+
+def of_output(call: OpCall, output: Shape) -> Work:
+    """(input, filter, bias, …), whose output's shape is known from elsewhere."""
+    written = prod(output)
+    adds = written * call.has(2)
+    return contraction(call, written * prod(call.shape(1)[1:]), written, (0, 1, 2), adds=adds)
+
+
+def of_filter_gradient(call: OpCall, taps: Shape) -> Work:
+    """(filter size, grad_output, input, …), the filter's shape known from elsewhere."""
+    return contraction(call, elements(call, 1) * prod(taps[1:]), prod(taps), (1, 2))

@@ -1,0 +1,71 @@
+"""`flopprof trace`: analyse profiler traces recorded elsewhere."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flopprof.cli import Handler, Progress, command
+
+
+@command("trace")
+def trace(parser: ArgumentParser) -> Handler:
+    """Analyse traces that torch.profiler recorded anywhere: FLOPs, kernels, coverage, rooflines.
+
+    Several files are ranks of one job.
+    example: flopprof trace trace.json.gz -o trace.flopprof
+    """
+    parser.add_argument("files", nargs="+", metavar="FILE", help="trace .json or .json.gz")
+    known = parser.add_mutually_exclusive_group()
+    known.add_argument("--gpu", metavar="NAME", help="ceilings of this GPU, such as H100 SXM5 80GB")
+    known.add_argument("--ceilings", metavar="FILE", help="ceilings of your own, before the tables")
+    parser.add_argument("--formulas", metavar="FILE.py", help="file with formulas of your own")
+    parser.add_argument(
+        "--skip-steps", type=int, default=0, metavar="N", help="leave out the first N steps"
+    )
+    parser.add_argument(
+        "--annotate",
+        metavar="OUT",
+        help="write the trace again, with FLOPs, rates and verdicts in it: out.json.gz",
+    )
+    parser.add_argument(
+        "-o", "--output", metavar="DIR", help="folder to write (default: FILE's stem + .flopprof)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
+
+    def handle(args: Namespace) -> int:
+        from flopprof.cli.run import deliver
+        from flopprof.elsewhere import analyse_traces
+        from flopprof.errors import UsageError
+
+        if args.skip_steps < 0:
+            raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
+        if args.annotate and len(args.files) > 1:
+            raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
+        for name in args.files:
+            if not Path(name).exists():
+                raise UsageError(f"there is no file {name}", remedy="check the path")
+        if args.formulas:
+            from flopprof.formulas.external import load_formulas
+
+            load_formulas(args.formulas)
+
+        def make(progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821
+            run = analyse_traces(
+                args.files,
+                gpu=args.gpu,
+                ceilings=args.ceilings,
+                skip_steps=args.skip_steps,
+                progress=progress,
+            )
+            if args.annotate:
+                from flopprof.report.annotated import annotate_trace
+
+                progress(f"writing {args.annotate}")
+                annotate_trace(args.files[0], args.annotate, run)
+            return run
+
+        name = Path(args.files[0]).name
+        for suffix in (".gz", ".json", ".trace", ".pt"):
+            name = name.removesuffix(suffix)
+        return deliver(args, Path(args.output or f"{name}.flopprof"), make)
+
+    return handle

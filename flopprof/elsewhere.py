@@ -1,0 +1,283 @@
+"""Analyse traces recorded elsewhere, of one process or of several ranks. Imports no torch."""
+
+import datetime
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+import flopprof
+from flopprof.ceilings.file import Ceilings, load_ceilings
+from flopprof.ceilings.peaks import ceilings_for_gpu
+from flopprof.errors import UsageError
+from flopprof.reconcile import reconcile
+from flopprof.roofs import above_roof
+from flopprof.run import Run
+from flopprof.tables import KERNELS, MODULE_CALLS, OPS
+from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.tree import busy_until
+
+Progress = Callable[[str], None]
+_STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
+
+
+def analyse_traces(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    gpu: str | None = None,
+    ceilings: str | Path | None = None,
+    skip_steps: int = 0,
+    progress: Progress = lambda _stage: None,
+) -> Run:
+    """Return the `Run` of one trace, or of several ranks' traces of one job together.
+
+    Ops, kernels and sites of all ranks are added up; `meta["ranks"]` has each rank's part.
+
+    Args:
+        paths: Chrome traces by torch.profiler, `.json` or `.json.gz`.
+        gpu: Name of the GPU whose ceilings count, in place of the one that the trace names.
+        ceilings: A ceilings file, whose entries go before the tables'.
+        skip_steps: How many profiler steps to leave out from the start.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        UsageError: No such file, GPU or step.
+        LoadError: A file is no trace, or damaged.
+    """
+    files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    if len({file.resolve() for file in files}) < len(files):
+        raise UsageError("one trace is given twice", remedy="give each rank's trace once")
+    traces: dict[int, Trace] = {}
+    ranks, steps, warnings = [], [], []
+    for file in files:
+        progress(f"reading {file.name}")
+        trace = read_trace(file)
+        rank = int(trace.info["rank"])
+        if rank in traces:
+            warnings.append(f"{file} says it is rank {rank} again: numbered {max(traces) + 1} here")
+            rank = max(traces) + 1
+            trace.kernels["rank"] = rank
+        if skip_steps:
+            trace = _without_steps(file, trace, skip_steps)
+        traces[rank] = trace
+        ranks.append({"rank": rank, "file": str(file), **_rank_facts(trace)})
+        steps += [{"rank": rank, **step} for step in _steps(trace)]
+        warnings += [*trace.info["warnings"], *_doubts(file, trace)]
+    progress("reconciling")
+    every = list(traces.values())
+    ops, gaps, kernels = _together(every)
+    device = _device(every[0])
+    found = _ceilings(device, gpu, ceilings, on_gpu=len(kernels) > 0)
+    warnings += found.warnings
+    if len(names := sorted({str(_device(trace).get("name")) for trace in every})) > 1:
+        warnings.append(f"the ranks ran on different devices: {', '.join(names)}")
+    rooflines, dtype = found.rooflines(), _main_dtype(ops)
+    sites = reconcile(MODULE_CALLS.empty(), ops, gaps, kernels, rooflines, dtype=dtype)
+    above = above_roof(sites).query("bound == 'compute'")
+    if len(above):
+        warnings.append(
+            f"sites above their roof: {len(above)}, such as {above['op'].iloc[0]}: "
+            + above["reason"].iloc[0].rpartition("; ")[2]
+        )
+    sums = pd.DataFrame(ranks)
+    ranks.sort(key=lambda row: int(row["rank"]))
+    meta: dict[str, Any] = {
+        "model": files[0].name.removesuffix(".gz").removesuffix(".json"),
+        "device": _described(device, gpu, on_gpu=len(kernels) > 0),
+        "dtype": dtype,
+        "flopprof": flopprof.__version__,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["flopprof", *sys.argv[1:]]) if sys.argv else "",
+        "trace": {
+            "files": [str(file) for file in files],
+            "origin_us": every[0].info["origin_us"],
+            **{name: sums[name].sum(min_count=1) for name in _ADDED},
+            "linked_kernel_frac": _share(sums, "linked_kernels", "kernels"),
+            "linked_kernel_time_frac": _share(sums, "linked_kernel_time_us", "kernel_time_us"),
+            "communication_frac": _share(sums, "communication_us", "all_kernels_us"),
+            "overlap_frac": _share(sums, "overlapped_us", "communication_us"),
+            "slowest_rank": _slowest(sums),
+        },
+        "ranks": ranks,
+        "steps": steps,
+        "warnings": list(dict.fromkeys(warnings)),
+    }
+    return Run(MODULE_CALLS.empty(), ops, kernels, rooflines, sites, meta)
+
+
+_ADDED = ("kernels", "kernel_time_us", "device_busy_us", "communication_us", "span_us")
+
+
+def _share(ranks: pd.DataFrame, part: str, whole: str) -> float:
+    return ranks[part].sum() / ranks[whole].sum() if ranks[whole].sum() else math.nan
+
+
+def _slowest(ranks: pd.DataFrame) -> int | None:
+    """Return the rank whose own work took longest: the others wait for it in collectives."""
+    busy = ranks.set_index("rank")["device_busy_us"]
+    if len(busy) < 2 or not busy.max() - busy.min() > _STRAGGLER_FRAC * busy.max():
+        return None
+    return int(busy.idxmax())
+
+
+def _rank_facts(trace: Trace) -> dict[str, Any]:
+    """Return what one rank did; times in µs."""
+    kernels, ops = trace.kernels, trace.ops[trace.ops["counted"]]
+    compute, talk = (kernels[kernels["kind"] == k] for k in ("compute", "communication"))
+    linked = compute[compute["op_id"] >= 0]
+    busy, talking = _union(compute), _union(talk)
+    time_us = compute["duration_us"].sum() if len(kernels) else math.nan
+    apart = _union(kernels[kernels["kind"].isin(("compute", "communication"))])
+    return {
+        "gpu": _device(trace).get("name"),
+        "matmul_flops": ops["matmul_flops"].sum(),
+        "flops": (ops["matmul_flops"] + ops["vector_flops"]).sum(),
+        "kernels": len(compute),
+        "kernel_time_us": time_us,
+        "device_busy_us": busy if len(kernels) else math.nan,
+        "linked_kernels": len(linked),
+        "linked_kernel_time_us": linked["duration_us"].sum(),
+        "communication_us": talking,
+        "all_kernels_us": apart,
+        "communication_frac": talking / apart if apart else math.nan,
+        "overlapped_us": busy + talking - apart,
+        "overlap_frac": (busy + talking - apart) / talking if talking else math.nan,
+        "span_us": trace.info["span_us"],
+    }
+
+
+def _union(kernels: pd.DataFrame) -> float:
+    start = kernels["start_us"].to_numpy()
+    return float(busy_until(start, start + kernels["duration_us"].to_numpy(), math.inf))
+
+
+def _steps(trace: Trace) -> list[dict[str, Any]]:
+    """Return the profiler's steps, with what was called in each; its kernels may end later."""
+    ops = trace.ops[trace.ops["counted"]]
+    rows = []
+    for name, start, length in sorted(trace.info["steps"], key=lambda step: float(step[1])):
+        inside = trace.ops["start_us"].between(start, start + length, inclusive="left")
+        mine = ops[inside.reindex(ops.index)]
+        kernels = trace.kernels[trace.kernels["op_id"].isin(trace.ops.loc[inside, "op_id"])]
+        kernels = kernels[kernels["kind"] == "compute"]
+        row = {
+            "step": name.removeprefix("ProfilerStep#"),
+            "start_us": start,
+            "duration_us": length,
+            "flops": (mine["matmul_flops"] + mine["vector_flops"]).sum(),
+            "matmul_flops": mine["matmul_flops"].sum(),
+            "kernel_time_us": kernels["duration_us"].sum() if len(trace.kernels) else math.nan,
+        }
+        rows.append(row)
+    return rows
+
+
+def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
+    """Return the trace from the step behind the first `skipped` ones; op ids count anew."""
+    steps = sorted(trace.info["steps"], key=lambda step: float(step[1]))
+    if len(steps) <= skipped:
+        raise UsageError(
+            f"{file} holds {len(steps)} profiler steps; leaving out {skipped} leaves none",
+            remedy="give a smaller --skip-steps",
+        )
+    begin = steps[skipped][1]
+    ops, kernels = trace.ops, trace.kernels
+    kept = (ops["start_us"] >= begin).to_numpy()
+    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last is for -1
+    ops, linked = ops[kept], number[kernels["op_id"]]
+    stays = (linked >= 0) | ((kernels["op_id"] == -1) & (kernels["start_us"] >= begin))
+    ops = ops.assign(op_id=number[ops["op_id"]], parent_op_id=number[ops["parent_op_id"]])
+    kernels = kernels.assign(op_id=linked)[stays].reset_index(drop=True)
+    gaps = trace.gaps[trace.gaps["start_us"] >= begin]
+    info = {**trace.info, "steps": steps[skipped:]}
+    info["span_us"] -= begin
+    ops = OPS.check(ops.reset_index(drop=True))
+    return Trace(ops, gaps, kernels, trace.module_types, trace.devices, info)
+
+
+def _doubts(file: Path, trace: Trace) -> list[str]:
+    """Return what makes the figures of a trace incomplete."""
+    doubts = []
+    if not trace.info["has_shapes"]:
+        fact = "has no shapes, so no FLOPs: record it with record_shapes=True"
+        doubts.append(f"{file} {fact}")
+    if not len(trace.kernels):
+        fact = "holds no kernels, so times are the host's: record with ProfilerActivity.CUDA too"
+        doubts.append(f"{file} {fact}")
+    return doubts
+
+
+def _together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return ops, gaps and kernels of all ranks; ids run on."""
+    if len(traces) == 1:
+        return traces[0].ops, traces[0].gaps, traces[0].kernels
+    ops, kernels, first, first_kernel = [], [], 0, 0
+    for trace in traces:
+        shifted = {}
+        for frame, names in ((trace.ops, ("op_id", "parent_op_id")), (trace.kernels, ("op_id",))):
+            ids = {name: frame[name].where(frame[name] < 0, frame[name] + first) for name in names}
+            shifted[names] = frame.assign(**ids)
+        ops_of, kernels_of = shifted.values()
+        ops.append(ops_of)
+        kernels.append(kernels_of.assign(kernel_id=kernels_of["kernel_id"] + first_kernel))
+        first, first_kernel = first + len(ops_of), first_kernel + len(kernels_of)
+    gaps = pd.concat([trace.gaps for trace in traces], ignore_index=True)
+    return (
+        OPS.check(pd.concat(ops, ignore_index=True)),
+        gaps,
+        KERNELS.check(pd.concat(kernels, ignore_index=True)),
+    )
+
+
+def _device(trace: Trace) -> dict[str, Any]:
+    """Return the properties of the GPU that ran the kernels; empty where the trace has none.
+
+    ROCm numbers devices of kernels otherwise than in the properties.
+    """
+    known = trace.devices
+    used = trace.kernels["device_index"].mode()
+    named = [d for d in known if len(used) and d.get("id") == used.iloc[0]]
+    alike = len({str(d.get("name")) for d in known}) == 1
+    return dict((named or (known if alike else [{}]))[0])
+
+
+def _ceilings(
+    device: dict[str, Any], gpu: str | None, file: str | Path | None, *, on_gpu: bool
+) -> Ceilings:
+    if file is not None:
+        given = load_ceilings(file)
+        tables = ceilings_for_gpu(device) if on_gpu else Ceilings({})
+        return Ceilings(device, given.entries + tables.entries, given.clocks, given.warnings)
+    if gpu is not None:
+        found = ceilings_for_gpu({"name": gpu})
+        if not found.entries:
+            raise UsageError(
+                f"no GPU of the table is called {gpu!r}, or several are",
+                remedy="known are: " + found.warnings[0].partition("(known: ")[2].rstrip(")"),
+            )
+        return found
+    if not on_gpu:
+        return Ceilings({}, warnings=("no ceiling is known: give --ceilings FILE",))
+    return ceilings_for_gpu(device)
+
+
+def _described(device: dict[str, Any], gpu: str | None, *, on_gpu: bool) -> dict[str, Any]:
+    if not on_gpu:
+        return {"name": "the recording machine's CPU", "kind": "cpu"}
+    name = device.get("name") or "unknown GPU"
+    kind = "rocm" if "AMD" in name or device.get("warpSize") == 64 else "cuda"
+    facts = {"sm_count": device.get("numSms"), "memory_bytes": device.get("totalGlobalMem")}
+    return {"name": f"{gpu} (as told)" if gpu else name, "kind": kind, **facts}
+
+
+def _main_dtype(ops: pd.DataFrame) -> str:
+    """Return the element type of most matmul FLOPs, else of most ops."""
+    counted = ops[ops["counted"] & (ops["dtype"].astype("str") != "")]
+    by_dtype = counted.groupby("dtype", observed=True)["matmul_flops"].sum()
+    if len(by_dtype) and by_dtype.max() > 0:
+        return str(by_dtype.idxmax())
+    return str(counted["dtype"].mode().iloc[0]) if len(counted) else "float32"

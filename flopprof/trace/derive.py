@@ -1,0 +1,82 @@
+"""Convolutions of traces from before Concrete Inputs: their outputs' sizes from neighbouring ops.
+
+Stride and padding are not recorded there. A convolution's output has the shape of the gradient that
+its backward takes, which has its sequence number, else of what the next op takes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from flopprof.formulas import OpCall, Shape, Work
+from flopprof.formulas.ops.convolution import of_filter_gradient, of_output
+from flopprof.trace.tree import OP, OTHER, Tree
+
+_FORWARD = frozenset(
+    f"aten::{name}" for name in ("conv1d", "conv2d", "conv3d", "cudnn_convolution")
+)
+_REACH = 64  # nodes looked at on either side: a batch norm makes a dozen small ops first
+
+
+def derive_convolutions(tree: Tree) -> None:
+    """Give the calls whose output a neighbour tells a signature with FLOPs; before `walk`."""
+    signatures = tree.found.signatures
+    known: dict[tuple[int, Shape], int] = {}
+    gradients = _gradients(tree)
+    for node, label in enumerate(tree.label):
+        if tree.role[node] != OP or signatures[label].work is not None:
+            continue
+        call = signatures[label].call
+        told: Shape | None = None
+        work: Work | None = None
+        if call.op in _FORWARD and len(call.shape(0)) == len(call.shape(1)) >= 3:
+            for shape in (gradients.get(tree.sequence[node], ()), *_taken_next(tree, node)):
+                if len(shape) == len(call.shape(0)) and shape[:2] == _ends(call):
+                    told, work = shape, of_output(call, shape)
+                    break
+        elif call.op.endswith("convolution_backward_weight"):
+            told = _filter_around(tree, node)
+            work = of_filter_gradient(call, told) if told else None
+        if told and work:
+            key = (label, told)
+            if key not in known:
+                known[key] = len(signatures)
+                signatures.append(replace(signatures[label], work=work, kind="convolution"))
+            tree.label[node] = known[key]
+
+
+def _ends(call: OpCall) -> Shape:
+    """Return what an output of this convolution begins with: batch and channels."""
+    return (call.shape(0)[0], call.shape(1)[0])
+
+
+def _gradients(tree: Tree) -> dict[int, Shape]:
+    """Return the shape of the output's gradient by sequence number."""
+    found = {}
+    for node, label in enumerate(tree.label):
+        if tree.role[node] == OP:
+            call = tree.found.signatures[label].call
+            if call.op.endswith("convolution_backward"):
+                for around in range(node - 1, max(node - 4, -1), -1):
+                    if tree.role[around] == OTHER and tree.sequence[around] >= 0:
+                        found[tree.sequence[around]] = call.shape(1)
+                        break
+    return found
+
+
+def _taken_next(tree: Tree, node: int) -> Iterator[Shape]:
+    """Yield the first argument's shape of the ops that follow on the thread."""
+    for after in range(node + 1, min(node + _REACH, len(tree.label))):
+        if tree.thread[after] != tree.thread[node]:
+            return
+        if tree.role[after] == OP and tree.start[after] >= tree.end[node]:
+            yield tree.found.signatures[tree.label[after]].call.shape(0)
+
+
+def _filter_around(tree: Tree, node: int) -> Shape | None:
+    """Return the filter's shape from the backward op around this one: (input, gradient, filter)."""
+    for around in range(node - 1, max(node - _REACH, -1), -1):
+        if tree.role[around] == OP and tree.end[around] >= tree.end[node]:
+            call = tree.found.signatures[tree.label[around]].call
+            if call.op.endswith("convolution_backward"):
+                return call.shape(2)
+    return None
