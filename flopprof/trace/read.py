@@ -18,7 +18,7 @@ import pandas as pd
 
 from flopprof import dtypes
 from flopprof.errors import LoadError
-from flopprof.formulas import COMPILED, OpCall, kind_of, load_op_formulas
+from flopprof.formulas import COMPILED, OP_FORMULAS, OpCall, kind_of, load_op_formulas
 from flopprof.formulas.external import find_op_formula
 from flopprof.tables import KERNELS, OPS
 from flopprof.trace.derive import derive_convolutions
@@ -181,7 +181,7 @@ def _sort_of(category: str) -> str:
 def _role_of(name: str) -> int:
     if name.startswith(PREFIX):
         return RANGE
-    return OTHER if _NO_OP.match(name) else OP
+    return OTHER if _NO_OP.match(name) and name not in OP_FORMULAS else OP
 
 
 def _number(value: Any) -> float:

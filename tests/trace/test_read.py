@@ -195,6 +195,20 @@ def test_generated_kernels_without_a_namespace_are_ops(tmp_path):
     assert list(trace.ops["op"]) == ["triton_poi_fused_relu_0", "inductor::compiled_region"]
 
 
+def test_an_autograd_function_with_a_formula_is_an_op_with_its_kernels(tmp_path):
+    shapes = {"Input Dims": [[2, 8, 4, 32]] * 3, "Input type": ["c10::Half"] * 3}
+    trace = read(
+        tmp_path,
+        with_shapes(op("FlashAttnFunc", 0, 10), shapes),
+        launch(1, 2),
+        kernel(1, 20, 5),
+    )
+
+    # 2·4 heads, 8·8 scores of 2·32 multiply-adds.
+    assert list(trace.ops["matmul_flops"]) == [2 * 4 * 64 * 64 * 2]
+    assert list(trace.kernels["op_id"]) == [0]
+
+
 def test_modules_of_a_foreign_trace_come_from_its_python_events(tmp_path):
     outer = op("nn.Module: Block_0", 0, 50) | {"cat": "python_function"}
     inner = op("nn.Module: Linear_3", 5, 20) | {"cat": "python_function"}

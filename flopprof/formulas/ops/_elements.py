@@ -21,9 +21,10 @@ def ops(names: str) -> tuple[str, ...]:
     """Return the dispatcher names in `names`, spelt as a shell spells alternatives.
 
     `max_pool{1,2}d` is aten::max_pool1d and aten::max_pool2d; `relu~`, short for `relu{,_}`, is
-    aten::relu and in-place aten::relu_.
+    aten::relu and in-place aten::relu_. A name with a capital is that of an autograd function.
     """
-    full = (name if "::" in name else f"aten::{name}" for name in names.split())
+    classes = {name for name in names.split() if name.lstrip("_")[:1].isupper()}
+    full = (n if "::" in n or n in classes else f"aten::{n}" for n in names.split())
     return tuple(one for name in full for one in _alternatives(name.replace("~", "{,_}")))
 
 

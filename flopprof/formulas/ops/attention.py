@@ -68,6 +68,17 @@ def attention(call: OpCall, at: Places) -> Work | None:
     return work(prod(query[:-1]) * key[1])
 
 
+@formula_with_places("paged_attention")
+def paged_attention(call: OpCall, at: Places) -> Work | None:
+    """One query per sequence, [sequences, heads, width]: it meets one key at least, or the most."""
+    query, longest = call.shape(at["query"]), call.integer(at["longest"])
+    if len(query) != 3 or longest is None:
+        return None
+    rows = query[0] * query[1]
+    least, most = (Work(4 * n * query[2], 6 * n) for n in (rows, rows * longest))
+    return bounded(least, most)
+
+
 def _batch(*shapes: tuple[int, ...]) -> int:
     """Return batch × query heads; keys may be broadcast, or shared by groups of heads."""
     width = max(map(len, shapes))

@@ -5,7 +5,7 @@ other than 1; a beta of 0 leaves the bias out. A product with a sparse operand, 
 as a shape without strides, is bounded by the dense one: its stored values are not recorded.
 """
 
-from math import prod
+from math import isqrt, prod
 
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops._elements import broadcast, elements, formula_for
@@ -246,3 +246,44 @@ def semi_structured(call: OpCall, at: Places) -> Work:
         adds=written * call.has(at["bias"]),
         scalings=written * (compressed and call.has(3)),
     )
+
+
+@formula_with_places("library_linear")
+def library_linear(call: OpCall, at: Places) -> Work | None:
+    """A product of a serving or training library: 2·rows·k·n; scaling by blocks is left out.
+
+    n is the last but one size of the weight [n, k], or the last of [k, n] or of its scales.
+    """
+    x, weight = call.shape(at["input"]), call.shape(at["weight"])
+    if len(x) < 2 or len(weight) < 2:
+        return None
+    written = prod(x[:-1]) * weight[at.get("columns", -2)]
+    return contraction(
+        call,
+        written * x[-1] * at.get("packed", 1),
+        written,
+        (at["input"], at["weight"], at["bias"]),
+        adds=written * call.has(at["bias"]),
+    )
+
+
+@formula_with_places("experts")
+def experts(call: OpCall, at: Places) -> Work | None:
+    """A mixture's experts: each token meets both products of each expert chosen for it.
+
+    [tokens, k] with weights [experts, gates, k] and [experts, k, n]; the activation is left out.
+    """
+    x, first, second = (call.shape(at[name]) for name in ("input", "first", "second"))
+    if len(x) != 2 or len(first) != 3 or len(second) != 3:
+        return None
+    packed = x[1] // max(first[2], 1)  # of 4-bit weights, two in a byte
+    pairs = prod(call.shape(at["chosen"]))
+    read = (at["input"], at["first"], at["second"])
+    return contraction(call, pairs * packed * (prod(first[1:]) + prod(second[1:])), prod(x), read)
+
+
+@formula_for("tex_ts::te_gemm_ts")
+def te_gemm(call: OpCall) -> Work:
+    """Of A (0), B (5) and D (10), one being [m, k], [k, n] and [m, n], m·k·n is √(A·B·D)."""
+    sizes = [elements(call, index) for index in (0, 5, 10)]
+    return contraction(call, isqrt(prod(sizes)), sizes[2], (0, 5))

@@ -1,0 +1,94 @@
+"""Ops of serving and training libraries, by name; arguments as their schemas have them."""
+
+import pytest
+
+from flopprof.formulas import OP_FORMULAS, OpCall, load_op_formulas
+
+load_op_formulas()
+M, K, N = 16, 64, 32  # rows, depth, columns
+
+
+def work(op, *shapes, dtype="bfloat16", **values):
+    """Return what one call does; values by the argument's place, `_3="5"`."""
+    types = tuple(dtype if shape else "" for shape in shapes)
+    texts = tuple(values.get(f"_{index}", "") for index in range(len(shapes)))
+    return OP_FORMULAS.require(op)(OpCall(op, shapes, 2, types, texts))
+
+
+@pytest.mark.parametrize(
+    ("op", "shapes"),
+    [
+        ("aiter::gemm_a8w8", [(M, K), (N, K), (M, 1), (1, N)]),
+        ("aiter::gemm_a4w4", [(M, K // 2), (N, K // 2)]),  # two elements in a byte
+        ("vllm::rocm_unquantized_gemm", [(M, K), (N, K), ()]),
+        ("vllm::fp8_gemm_nt_op", [(M, K), (M, 1), (N, K), (1, 1), (M, N)]),
+        ("deep_gemm::fp8_gemm_nt", [(M, K), (M, 1), (N, K), (1, 1), (M, N)]),
+        ("_C::cutlass_scaled_mm", [(M, N), (M, K), (K, N), (1,), (1,), ()]),
+        ("_C::cutlass_scaled_fp4_mm", [(M, N), (M, K // 2), (N, K // 2)]),
+        ("_C::awq_gemm", [(M, K), (K, N // 8), (K // 16, N), (K // 16, N // 8)]),
+        ("_C::marlin_gemm", [(M, K), (), (K // 16, N * 2), (), (K // 16, N)]),
+        ("_C::machete_mm", [(M, K), (K // 8, N)]),
+        ("sgl_kernel::fp8_scaled_mm", [(M, K), (K, N), (M, 1), (1, N), (), ()]),
+        ("_Linear", [(N, K), (4, 4, K), ()]),  # 4·4 rows, of transformer_engine
+        ("tex_ts::te_gemm_ts", [(N, K), (), (), (), (), (M, K), (), (), (), (), (M, N)]),
+    ],
+)
+def test_products_of_libraries_count_two_flops_per_multiply_add(op, shapes):
+    found = work(op, *shapes)
+
+    # 16 rows × 32 columns × 64 multiply-adds × 2.
+    assert (found.matmul_flops, found.vector_flops) == (65_536, 0)
+    assert found.flops_at_most is None
+
+
+def test_a_bias_is_one_add_per_output():
+    found = work("_C::cutlass_scaled_mm", (M, N), (M, K), (K, N), (1,), (1,), (N,))
+
+    assert found.vector_flops == 16 * 32
+
+
+def test_each_token_meets_the_experts_chosen_for_it():
+    # 5 tokens, 2 of 8 experts each; gate and up 2·6 wide, back to 4: 12·4 + 4·6 multiply-adds.
+    shapes = [(5, 4), (8, 12, 4), (8, 4, 6), (5, 2), (5, 2)]
+
+    found = work("vllm::inplace_fused_experts", *shapes)
+    packed = work("vllm::inplace_fused_experts", (5, 4), (8, 12, 2), (8, 4, 3), (5, 2), (5, 2))
+
+    assert found.matmul_flops == 5 * 2 * (48 + 24) * 2
+    assert packed.matmul_flops == found.matmul_flops  # 4-bit weights
+
+
+@pytest.mark.parametrize(
+    "op", ["FlashAttnFunc", "aiter::mha_fwd", "flash_attn::_flash_attn_forward"]
+)
+def test_attention_of_libraries_counts_every_score(op):
+    # Batch 2, lengths 8 and 16, 4 heads of width 32.
+    shapes = [(2, 8, 4, 32), (2, 16, 4, 32), (2, 16, 4, 32), ()]
+
+    found = work(op, *shapes)
+
+    scores = 2 * 4 * 8 * 16
+    assert (found.matmul_flops, found.vector_flops) == (scores * 2 * 64, scores * 6)
+
+
+def test_attention_of_packed_sequences_is_bounded():
+    packed = [(24, 4, 32)] * 3 + [(3,), (3,), (), ()]
+    paged = [(24, 4, 32), (10, 16, 2, 32), (10, 16, 2, 32), (), (3,), *[()] * 4, (), (), ()]
+
+    found = work("aiter::mha_varlen_fwd", *packed, _5="16", _6="16")
+    in_pages = work("_vllm_fa2_C::varlen_fwd", *paged, _10="16", _11="100")
+
+    # 24 queries × 4 heads; each meets one key at least, at most 16; a score is 2·64 + 6.
+    assert found.matmul_flops == 24 * 4 * 128
+    assert found.flops_at_most == 24 * 4 * 16 * (128 + 6)
+    assert in_pages.flops_at_most == 24 * 4 * 100 * (128 + 6)
+
+
+def test_paged_attention_is_bounded_by_the_longest_sequence():
+    shapes = [(3, 4, 32), (3, 4, 32), (9, 2, 4, 16, 8), (9, 2, 32, 16)]
+
+    found = work("_C::paged_attention_v1", *shapes, (), (), (3, 5), (3,), (), (), _9="70")
+
+    # 3 sequences × 4 heads: a score is 2·64 + 6.
+    assert found.matmul_flops + found.vector_flops == 12 * 134
+    assert found.flops_at_most == 12 * 70 * 134
