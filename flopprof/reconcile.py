@@ -171,11 +171,14 @@ def _judge(
     """Return the verdict of every walked op, and what the hooks counted but nothing ran."""
     verdicts = _Verdicts([""] * len(walked), [""] * len(walked), [math.nan] * len(walked))
     hooked = len(module_calls) > 0
+    if not hooked:
+        verdicts.verdict, verdicts.reason = _judge_alike(walked)
+        return verdicts
     rows = list(walked.itertuples(index=False))
     by_call: dict[int, list[int]] = defaultdict(list)
     calls_of_ops = _join_calls(walked, module_calls)
     for index, row in enumerate(rows):
-        if hooked and row.phase in _HOOKED_PHASES:
+        if row.phase in _HOOKED_PHASES:
             by_call[calls_of_ops[index]].append(index)
     for call in module_calls.itertuples(index=False):
         hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
@@ -183,9 +186,19 @@ def _judge(
             _judge_call(call, hook, by_call.get(call.call_id, []), rows, verdicts)
     for index, row in enumerate(rows):
         if not verdicts.verdict[index]:
-            verdict, reason = _judge_alone(row, hooked=hooked, types=types, never=never_called)
+            verdict, reason = _judge_alone(row, hooked=True, types=types, never=never_called)
             verdicts.verdict[index], verdicts.reason[index] = verdict, reason
     return verdicts
+
+
+def _judge_alike(walked: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Return verdict and reason of each op of a trace without hooks; equal ones are judged once."""
+    keys = ["op", "kind", "counted", "phase", "matmul_flops", "profiler_flops", "flops_at_most"]
+    groups = walked.groupby([*keys, "profiler_differs"], dropna=False, observed=True, sort=False)
+    number = groups.ngroup().to_numpy()
+    firsts = walked[~pd.Series(number).duplicated().to_numpy()].itertuples(index=False)
+    found = [_judge_alone(row, hooked=False, types={}, never=()) for row in firsts]
+    return [found[n][0] for n in number], [found[n][1] for n in number]
 
 
 def _join_calls(walked: pd.DataFrame, module_calls: pd.DataFrame) -> list[int]:
