@@ -26,7 +26,7 @@ from flopprof.calling import (
     meta_twin,
     unchanged,
 )
-from flopprof.errors import FlopprofError
+from flopprof.errors import FlopprofError, UsageError
 from flopprof.run import Count, Run
 from flopprof.tables import KERNELS, ROOFLINES
 
@@ -184,6 +184,8 @@ def profile(
     repeats: int = REPEATS,
     warmup: int = WARMUP,
     ceilings: bool = True,
+    tf32: bool = False,
+    autocast: str | None = None,
     meta: dict[str, Any] | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
@@ -202,6 +204,8 @@ def profile(
         repeats: Bare calls that are timed.
         warmup: Calls before them.
         ceilings: Whether to find the device's ceilings (measured once on a CPU, then cached).
+        tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
+        autocast: Element type that `torch.autocast` runs products in, such as "bfloat16".
         meta: More provenance to store with the run.
         progress: Called with the name of each stage as it begins.
 
@@ -223,9 +227,11 @@ def profile(
     if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:
         model = copy.deepcopy(model).to(place.torch_device)
     given = given.to(place.torch_device)
-    dtype = home(model)[1] or first_float(given) or "float32"
+    dtype = autocast or home(model)[1] or first_float(given) or "float32"
     with ExitStack() as stack:
         stack.enter_context(_threads(torch, threads))
+        if tf32:
+            stack.enter_context(place.tf32())
         rooflines, doubts = ROOFLINES.empty(), []
         if ceilings:
             progress("finding the device's ceilings")
@@ -236,6 +242,8 @@ def profile(
         stack.enter_context(unchanged(model, training=bool(train)))
         training = _training(train)
         call = guarded(model, training.of(model, given) if training else given)
+        if autocast:
+            call = _autocasting(call, place.torch_device, autocast)
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
@@ -272,7 +280,10 @@ def profile(
             "slowdown_frac": recording.traced_us / wall["median"] - 1,
             "repeats": repeats,
             "train": bool(train),
-            "telemetry": telemetry,
+            "dtype": dtype,
+            "tf32": tf32,
+            "autocast": autocast,
+            "telemetry": {**telemetry, "calls": max(warmup - 1, 0) + repeats} if telemetry else {},
             **(meta or {}),
         },
         doubts=doubts,
@@ -296,7 +307,7 @@ def _assemble(
     from flopprof.hooks import module_paths
     from flopprof.reconcile import reconcile
 
-    dtype = home(model)[1] or first_float(inputs) or "float32"
+    dtype = meta.get("dtype") or home(model)[1] or first_float(inputs) or "float32"
     called = set(module_calls["module_path"])
     never = [
         path
@@ -346,6 +357,21 @@ def _training(train: "bool | Training") -> "Training | None":
     from flopprof.training import Training
 
     return Training() if train is True else train or None
+
+
+def _autocasting(call: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
+    """Return `call` under autocast; each call casts the weights anew, as a training loop does."""
+    import torch
+
+    if dtype not in ("bfloat16", "float16"):
+        raise UsageError(f"autocast knows no {dtype!r}", remedy="give bfloat16 or float16")
+    context = torch.autocast(device.partition(":")[0], getattr(torch, dtype))
+
+    def inside() -> Any:
+        with context:
+            return call()
+
+    return inside
 
 
 @contextmanager

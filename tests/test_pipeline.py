@@ -244,6 +244,22 @@ def test_tracing_does_not_change_the_ops_that_run(model, size):
     assert traced == plain
 
 
+def test_autocast_runs_products_in_its_type():
+    run = flopprof.profile(net(), SIZE, ceilings=False, repeats=1, autocast="bfloat16")
+
+    linear = run.ops[run.ops["op"] == "aten::addmm"]
+    assert set(linear["dtype"]) == {"bfloat16"}
+    assert run.meta["dtype"] == run.meta["autocast"] == "bfloat16"
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_and_tf32_say_where_they_do_not_apply():
+    with pytest.raises(UsageError, match="autocast knows no 'int8'"):
+        flopprof.profile(net(), SIZE, ceilings=False, autocast="int8")
+    with pytest.raises(UsageError, match="--tf32 is for GPUs"):
+        flopprof.profile(net(), SIZE, ceilings=False, device="cpu", tf32=True)
+
+
 def test_an_input_of_the_wrong_shape_is_the_users():
     with pytest.raises(UsageError, match="2x5x8x8") as caught:
         flopprof.count_flops(net(), (2, 5, 8, 8))

@@ -10,6 +10,7 @@ import pytest
 from flopprof.errors import UsageError
 from flopprof.run import Run
 from flopprof.tables import SITES
+from tests.builders import make_run
 
 HERE = Path(__file__).parent
 RUNS = sorted((HERE / "runs").glob("*.flopprof"))
@@ -64,3 +65,32 @@ def test_an_unknown_format_lists_the_known_ones():
         Run.load(HERE / "runs" / "small.flopprof").report("yaml")
 
     assert "markdown" in caught.value.remedy or "md" in caught.value.remedy
+
+
+def test_telemetry_is_a_line_with_flops_per_joule():
+    telemetry = {
+        "sm_clock_mhz": {"median": 1760.0, "p5": 1700.0, "p95": 1980.0},
+        "power_w": {"median": 350.5, "p5": 300.0, "p95": 400.0},
+        "temperature_c": None,
+        "energy_j": 2.0,
+        "throttle_reasons": ["idle", "power cap"],
+        "peak_memory_bytes": 1_500_000_000,
+        "calls": 10,
+    }
+    run = make_run(telemetry=telemetry)
+
+    text = " ".join(run.report("text").split())
+    found = json.loads(run.report("json"))
+
+    # 528 known FLOPs × 10 calls in 2 J.
+    assert "sm clock 1.76 GHz, power 350 W, energy 2.00 J, peak memory 1.50 GB" in text
+    assert "clocks held by power cap, 2.64 kFLOP/J" in text
+    assert found["flops_per_j"] == 528 * 10 / 2
+    assert found["telemetry"]["power_w"]["median"] == 350.5
+
+
+def test_without_energy_there_is_no_rate_per_joule():
+    run = make_run(telemetry={"energy_j": None, "sm_clock_mhz": None, "calls": 10})
+
+    assert json.loads(run.report("json"))["flops_per_j"] is None
+    assert "Telemetry not available" in " ".join(run.report("text").split())

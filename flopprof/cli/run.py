@@ -21,6 +21,13 @@ def run(parser: ArgumentParser) -> Handler:
         "--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one (default)"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own setting)")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU: TF32 in float32 products")
+    parser.add_argument(
+        "--autocast",
+        metavar="DTYPE",
+        choices=("bfloat16", "float16"),
+        help="run under torch.autocast: bfloat16 or float16",
+    )
     parser.add_argument(
         "--repeats", type=int, default=10, help="bare calls to time (default: %(default)s)"
     )
@@ -94,6 +101,8 @@ def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name
         threads=args.threads,
         repeats=args.repeats,
         warmup=args.warmup,
+        tf32=args.tf32,
+        autocast=args.autocast,
         meta=provenance,
         progress=progress,
     )

@@ -34,6 +34,13 @@ class Device(Protocol):
     def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
         """Return a context whose dict holds clocks, power and energy once it is left."""
 
+    def tf32(self) -> AbstractContextManager[None]:
+        """Return a context in which float32 products may round to TF32.
+
+        Raises:
+            UsageError: This kind of device has no TF32.
+        """
+
 
 DEVICES: Registry[type[Device]] = Registry("kind of device")
 device = DEVICES.register

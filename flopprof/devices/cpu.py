@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flopprof.devices import device
+from flopprof.errors import UsageError
 
 
 @device("cpu")
@@ -36,6 +37,10 @@ class CpuDevice:
     def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
         """Return a context without readings: no clock or energy counter is to be relied on."""
         return nullcontext({})
+
+    def tf32(self) -> AbstractContextManager[None]:
+        """Raise: a CPU has no TF32."""
+        raise UsageError("--tf32 is for GPUs, and this is the CPU", remedy="--device cuda")
 
     def describe(self) -> dict[str, Any]:
         """Return the model's name, usable cores, torch's threads, vector extension and caches."""

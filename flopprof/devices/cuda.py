@@ -2,7 +2,8 @@
 
 import re
 import warnings
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from flopprof.devices import device
@@ -46,9 +47,30 @@ class CudaDevice:
 
         torch.cuda.synchronize(self.index)
 
-    def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
-        """Return a context that samples NVML; on ROCm it says that there is no NVML."""
-        return sample_telemetry(self.describe()["uuid"])
+    @contextmanager
+    def telemetry(self) -> Iterator[dict[str, Any]]:
+        """Sample NVML, which ROCm has not, and note the most memory that torch gave to tensors."""
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(self.index)
+        with sample_telemetry(self.describe()["uuid"]) as found:
+            yield found
+        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.index)
+
+    @contextmanager
+    def tf32(self) -> Iterator[None]:
+        """Let the float32 products of cuBLAS and cuDNN round to TF32."""
+        from torch.backends import cuda, cudnn
+
+        settings = (cuda.matmul, cudnn.conv, cudnn.rnn)
+        before = [setting.fp32_precision for setting in settings]
+        try:
+            for setting in settings:
+                setting.fp32_precision = "tf32"
+            yield
+        finally:
+            for setting, value in zip(settings, before, strict=True):
+                setting.fp32_precision = value
 
     def describe(self) -> dict[str, Any]:
         """Return what torch's device properties say, None for what they leave out."""

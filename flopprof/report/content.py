@@ -12,6 +12,10 @@ from flopprof.units import UNKNOWN, duration, percent, si, three_digits
 
 GOOD = frozenset(("free", "agrees", "formula_only"))
 TOP = 15
+# Of telemetry: (unit, its size in the reading's unit).
+_READINGS = dict.fromkeys(("sm_clock_mhz", "memory_clock_mhz"), ("Hz", 1e6))
+_READINGS |= {"power_w": ("W", 1.0), "temperature_c": ("°C", 1.0), "energy_j": ("J", 1.0)}
+_READINGS |= {"peak_memory_bytes": ("B", 1.0)}
 STEPS = 8  # steps and ranks that a report lists
 
 
@@ -52,6 +56,8 @@ def summary(run: Run) -> list[tuple[str, str]]:
     if is_timed(run):
         lines += [("Time", _time(meta)), ("Rate", _rate(run, totals.flops_per_s))]
         lines += [("Coverage", _coverage(run))]
+    if meta.get("telemetry"):
+        lines += [("Telemetry", _telemetry(run))]
     lines += [("Verdicts", _verdicts(run))]
     if len(run.module_calls):
         lines += [("Modules", _modules(run))]
@@ -118,6 +124,28 @@ def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str
         rank = found["slowest_rank"]
         lines.append(("", f"rank {rank} is the slowest: its own kernels took longest"))
     return lines
+
+
+def flops_per_j(run: Run) -> float:
+    """Return FLOPs per joule over the timed calls; NaN where the energy is not known."""
+    found = run.meta.get("telemetry") or {}
+    energy_j = found.get("energy_j")
+    return run.totals.flops * found["calls"] / energy_j if energy_j else math.nan
+
+
+def _telemetry(run: Run) -> str:
+    """Return clocks, power, energy and memory while the calls were timed, as far as known."""
+    found = run.meta["telemetry"]
+    parts = []
+    for name, (unit, scale) in _READINGS.items():
+        if reading := found.get(name):
+            value = reading["median"] if isinstance(reading, dict) else reading
+            parts.append(f"{name.rpartition('_')[0].replace('_', ' ')} {si(value * scale, unit)}")
+    if limits := [why for why in found.get("throttle_reasons") or [] if why != "idle"]:
+        parts.append("clocks held by " + ", ".join(limits))
+    if not math.isnan(flops_per_j(run)):
+        parts.append(f"{si(flops_per_j(run), 'FLOP/J')}")
+    return ", ".join(parts) or "not available"
 
 
 def _with_note(text: str, note: str | None) -> str:

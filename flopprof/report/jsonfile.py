@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from flopprof.report import report_format
-from flopprof.report.content import busy_rate, verdict_counts
+from flopprof.report.content import busy_rate, flops_per_j, verdict_counts
 from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 
 
@@ -62,6 +62,8 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "files": files or [],
         **_trace(meta),
     }
+    if meta.get("telemetry"):
+        found |= {"telemetry": meta["telemetry"], "flops_per_j": flops_per_j(run)}
     cleaned: dict[str, Any] = to_json(found)
     return cleaned
 
