@@ -183,7 +183,7 @@ def profile(
     threads: int | None = None,
     repeats: int = REPEATS,
     warmup: int = WARMUP,
-    ceilings: bool = True,
+    ceilings: bool | str | Path = True,
     tf32: bool = False,
     autocast: str | None = None,
     meta: dict[str, Any] | None = None,
@@ -203,14 +203,16 @@ def profile(
         threads: CPU threads for the passes; torch's own setting unless given.
         repeats: Bare calls that are timed.
         warmup: Calls before them.
-        ceilings: Whether to find the device's ceilings (measured once on a CPU, then cached).
+        ceilings: Whether to find the device's ceilings (measured once on a CPU, for the dtypes of
+            this run, then cached); or a ceilings file, whose entries go before all others.
         tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
         autocast: Element type that `torch.autocast` runs products in, such as "bfloat16".
         meta: More provenance to store with the run.
         progress: Called with the name of each stage as it begins.
 
     Raises:
-        UsageError: No such device, or the inputs do not fit the model.
+        UsageError: No such device or ceilings file, or the inputs do not fit the model.
+        LoadError: The ceilings file is damaged.
         ModelError: The model raised.
     """
     import torch
@@ -232,12 +234,6 @@ def profile(
         stack.enter_context(_threads(torch, threads))
         if tf32:
             stack.enter_context(place.tf32())
-        rooflines, doubts = ROOFLINES.empty(), []
-        if ceilings:
-            progress("finding the device's ceilings")
-            wanted = tuple(dict.fromkeys(("float32", "bfloat16", dtype)))
-            found = find_ceilings(place, dtypes=wanted, progress=progress)
-            rooflines, doubts = found.rooflines(), list(found.warnings)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
         stack.enter_context(unchanged(model, training=bool(train)))
         training = _training(train)
@@ -264,6 +260,14 @@ def profile(
             again = record_trace(model, call, folder / "again.json", device=place, attempts=1)
             lasting = lasting_gaps(trace.gaps, read_trace(again.path).gaps)
             trace = dataclasses.replace(trace, gaps=lasting)
+        rooflines, doubts = ROOFLINES.empty(), []
+        if ceilings:
+            progress("finding the device's ceilings")
+            works = trace.ops[["matmul_flops", "vector_flops"]].gt(0).any(axis=1)
+            wanted = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
+            user = None if isinstance(ceilings, bool) else ceilings
+            found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
+            rooflines, doubts = found.rooflines(), list(found.warnings)
     wall = summarise_times(times_us)
     progress("reconciling")
     return _assemble(

@@ -35,11 +35,15 @@ def run(parser: ArgumentParser) -> Handler:
         "--warmup", type=int, default=3, help="calls before them (default: %(default)s)"
     )
     parser.add_argument(
+        "--ceilings", metavar="FILE", help="written by flopprof ceilings -o; goes before all others"
+    )
+    parser.add_argument(
         "-o", "--output", metavar="DIR", help="folder to write (default: MODEL's stem + .flopprof)"
     )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
 
     def handle(args: Namespace) -> int:
+        from flopprof.ceilings.file import load_ceilings
         from flopprof.errors import UsageError
 
         for name, least in (("repeats", 1), ("warmup", 1), ("threads", 1)):
@@ -49,6 +53,8 @@ def run(parser: ArgumentParser) -> Handler:
         target = Path(args.output or f"{Path(args.model).stem}.flopprof")
         if not Path(args.model).exists():
             raise UsageError(f"there is no file {args.model}", remedy="check the path")
+        if args.ceilings:
+            load_ceilings(args.ceilings)  # what is wrong with it is said before the long work
         return deliver(args, target, lambda progress: _profile(args, progress))
 
     return handle
@@ -103,6 +109,7 @@ def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name
         warmup=args.warmup,
         tf32=args.tf32,
         autocast=args.autocast,
+        ceilings=args.ceilings or True,
         meta=provenance,
         progress=progress,
     )

@@ -9,7 +9,7 @@ import csv
 import inspect
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ _INTERNALS = ("forward", "__call__", "_conv_forward", "_apply_instance_norm")
 """Methods that do a layer's arithmetic: a subclass that overrides one is another layer."""
 
 
-@lru_cache(1024)
 def canonical_name(cls: type) -> str:
     """Return the name a class is registered by: as users import torch's, else its full path."""
     package = cls.__module__.partition(".modules")[0]
