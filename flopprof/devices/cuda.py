@@ -60,9 +60,10 @@ class CudaDevice:
     @contextmanager
     def tf32(self) -> Iterator[None]:
         """Let the float32 products of cuBLAS and cuDNN round to TF32."""
-        from torch.backends import cuda, cudnn
+        from torch import backends
 
-        settings = (cuda.matmul, cudnn.conv, cudnn.rnn)
+        found: Any = backends  # torch's types leave these out
+        settings = (found.cuda.matmul, found.cudnn.conv, found.cudnn.rnn)
         before = [setting.fp32_precision for setting in settings]
         try:
             for setting in settings:
