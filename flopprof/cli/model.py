@@ -13,7 +13,13 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="model file: a state_dict, a checkpoint, …")
     parser.add_argument(
         "--arch",
-        help="code for a state_dict: torchvision:NAME, or FILE.py:BUILD (factory or class)",
+        help="code for a state_dict: torchvision:NAME, timm:NAME, or FILE.py:BUILD (factory or "
+        "class); default: recognised from its keys and shapes",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="choose no architecture where weights fit several that count differently",
     )
     parser.add_argument(
         "--input",
@@ -65,7 +71,13 @@ def load(
         load_formulas(args.formulas)
     specs = [parse_input(text) for text in args.input or []]
     loaded = load_model(
-        args.model, arch=args.arch, trust=args.trust, device=device, dtype=args.dtype, meta=meta
+        args.model,
+        arch=args.arch,
+        trust=args.trust,
+        device=device,
+        dtype=args.dtype,
+        meta=meta,
+        strict=args.strict,
     )
     source = "--input"
     if not specs:
@@ -74,13 +86,19 @@ def load(
                 f"nothing says which input {loaded.architecture} takes",
                 remedy="give its shape, such as --input 1x3x224x224",
             )
-        specs, source = [parse_input(loaded.input_hint)], f"canonical for {loaded.architecture}"
+        specs = [parse_input(text) for text in loaded.input_hint.split()]
+        source = f"canonical for {loaded.architecture}"
     where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
     positional, named = make_inputs(
         specs, device=where, dtype=args.dtype or loaded.dtype, seed=SEED
     )
     provenance = {
         "architecture": loaded.architecture,
+        "architecture_source": "--arch" if args.arch else loaded.recognised_by,
+        "alternatives": [
+            {"architecture": other.name, "input": other.input or None, "gflops": other.gflops}
+            for other in loaded.alternatives
+        ],
         "source": f"{loaded.source} {args.model}",
         "weights": loaded.weights,
         "input_source": source,

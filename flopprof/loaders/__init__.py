@@ -9,6 +9,7 @@ from flopprof import dtypes
 from flopprof.errors import LoadError, RefusedError, UsageError
 from flopprof.loaders.detect import detect
 from flopprof.loaders.inert import Contents, read_contents
+from flopprof.recognise import Entry
 from flopprof.registry import Registry, import_all
 from flopprof.units import safe_text
 
@@ -24,6 +25,7 @@ class Request:
     arch: str | None
     trust: bool
     meta: bool
+    strict: bool = False  # choose no architecture where weights fit several
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,8 @@ class Loaded:
     parameters: int = 0
     input_hint: str | None = None  # the architecture's own input, "1x3x224x224"
     dtype: str = "float32"  # of the parameters, and what floating inputs should have
+    recognised_by: str = "the file"  # what said which architecture it is, unless --arch did
+    alternatives: tuple[Entry, ...] = ()  # other architectures with equal keys and shapes
     warnings: tuple[str, ...] = ()  # where the model differs from what its name promises
 
 
@@ -57,6 +61,7 @@ def load_model(
     device: str = "cpu",
     dtype: str | None = None,
     meta: bool = False,
+    strict: bool = False,
 ) -> Loaded:
     """Return the model in the file at `path`, in eval mode on `device`, its floats as `dtype`.
 
@@ -78,7 +83,7 @@ def load_model(
         )
     import torch
 
-    loaded = load(Request(contents, arch, trust, meta))
+    loaded = load(Request(contents, arch, trust, meta, strict))
     model = loaded.model.eval()
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)

@@ -1,12 +1,13 @@
 """Build the architecture that `--arch` names, and fit weights to it."""
 
+import importlib
 import inspect
 import math
 import re
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import partial
 from types import ModuleType
@@ -20,6 +21,7 @@ from flopprof import dtypes
 from flopprof.errors import UnknownArchitectureError, UsageError
 from flopprof.loaders import Loaded, Request
 from flopprof.loaders.inert import NAMES, TensorInfo
+from flopprof.recognise import Entry, alternatives, recognise
 from flopprof.units import safe_text, shape_text
 from flopprof.usercode import foreign_code, import_code
 
@@ -32,7 +34,7 @@ class Architecture:
 
     text: str
     make: Callable[..., Any]
-    image_size: int | None = None
+    input: str | None = None  # its registry's own, "1x3x224x224"; several with spaces between
     adapts: bool = False  # takes overrides, such as num_classes
 
 
@@ -41,8 +43,8 @@ def find_architecture(arch: str) -> Architecture:
     place, _, name = arch.rpartition(":")
     if not place or not name:
         raise UsageError(f"--arch {arch!r} names no architecture", remedy=_EXAMPLES)
-    if place == "torchvision":
-        return _torchvision(name)
+    if place in _REGISTRIES:
+        return _REGISTRIES[place](name)
     module = import_code(place)
     make = getattr(module, name, None)
     if not callable(make):
@@ -70,11 +72,7 @@ def _no_such(place: str, name: str, names: list[str]) -> UsageError:
 
 
 def _torchvision(name: str) -> Architecture:
-    try:
-        from torchvision import models
-    except ImportError as error:
-        fact = f"--arch torchvision:{name} needs torchvision: {error}"
-        raise UsageError(fact, remedy="pip install torchvision") from error
+    models = _library("torchvision", name, "torchvision.models")
     if name not in models.list_models():
         raise _no_such("torchvision", name, models.list_models())
     builder = models.get_model_builder(name)
@@ -84,10 +82,49 @@ def _torchvision(name: str) -> Architecture:
     if name.endswith(("googlenet", "inception_v3")):
         fixed["init_weights"] = False  # the default takes minutes
     transforms = next((weights.transforms for weights in models.get_model_weights(name)), None)
-    size = getattr(transforms, "keywords", {}).get("crop_size")  # two of a video's frames
-    image_size = size if isinstance(size, int) else None
+    spec = _torchvision_input(builder.__module__, getattr(transforms, "keywords", {}))
     make = partial(_make_torchvision, builder, **fixed)
-    return Architecture(f"torchvision:{name}", make, image_size, adapts=True)
+    return Architecture(f"torchvision:{name}", make, spec, adapts=True)
+
+
+def _torchvision_input(module: str, transforms: Mapping[str, Any]) -> str | None:
+    """Return the input of a family of models: crops of its transforms; 16 frames of a video."""
+    size = transforms.get("crop_size") or transforms.get("resize_size")
+    side = size[-1] if isinstance(size, tuple | list) else size
+    if "detection" in module:
+        return "1x3x800x800"
+    if "optical_flow" in module:
+        return "1x3x512x512 1x3x512x512"
+    frames = "16x" if "video" in module else ""
+    return f"1x3x{frames}{side}x{side}" if side else None
+
+
+def _timm(name: str) -> Architecture:
+    timm = _library("timm", name, "timm")
+    if name not in timm.list_models():
+        raise _no_such("timm", name, timm.list_models())
+    config = timm.get_pretrained_cfg(name)
+    size = getattr(config, "input_size", None)
+    spec = "x".join(map(str, (1, *size))) if size else None
+    make = partial(_make_timm, timm.create_model, name)
+    return Architecture(f"timm:{name}", make, spec, adapts=True)
+
+
+def _make_timm(create: Callable[..., Any], name: str, **options: Any) -> Any:
+    spelled = {"channels": "in_chans", "image_size": "img_size"}
+    named = {spelled.get(key, key): value for key, value in options.items()}
+    return create(name, pretrained=False, **named).requires_grad_(False)
+
+
+def _library(library: str, name: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        fact = f"{library}:{name} needs {library}: {error}"
+        raise UsageError(fact, remedy=f"pip install {library}") from error
+
+
+_REGISTRIES = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _make_torchvision(builder: Callable[..., Any], *, channels: int = 3, **options: Any) -> Any:
@@ -134,31 +171,21 @@ class _Fit(NamedTuple):
 def fit_weights(
     request: Request, source: str, read: Callable[[], Mapping[str, torch.Tensor]]
 ) -> Loaded:
-    """Return the model that `--arch` names with the file's weights; on meta, their shapes."""
-    tensors, path = request.contents.tensors, safe_text(request.contents.path)
+    """Return the model that `--arch` names, or whose weights these are; on meta, their shapes."""
+    path = safe_text(request.contents.path)
     if request.arch is None:
-        raise UnknownArchitectureError(
-            f"{path} holds {len(tensors)} tensor{'s' * (len(tensors) != 1)} (a state_dict) and no "
-            "code to run them with",
-            remedy=f"flopprof run {path} --arch torchvision:resnet18, or with your own function or "
-            "class: --arch my_net.py:build",
-        )
-    architecture = find_architecture(request.arch)
-    model = build(architecture, meta=request.meta)
-    fit = first = _compare(model, tensors)
-    if overrides := _overrides(model, fit) if architecture.adapts else {}:
-        model = build(architecture, meta=request.meta, **overrides)
-        fit = _compare(model, tensors)
-    if any(fit.wrong.values()):
-        differences = "; ".join(
-            f"{len(keys)} {what} ({safe_text(', '.join(keys[:3]))}{', …' if len(keys) > 3 else ''})"
-            for what, keys in first.wrong.items()
-            if keys
-        )
-        raise UsageError(
-            f"{path} does not fit {architecture.text}: of its keys are {differences}",
-            remedy="name the architecture that was saved; a changed one as --arch my_net.py:build",
-        )
+        model, fitted, others = recognise_weights(request)
+    else:
+        model, fitted = _fit(find_architecture(request.arch), request)
+        others = ()
+        if fitted.differences:
+            raise UsageError(
+                f"{path} does not fit {fitted.architecture.text}: of its keys are "
+                f"{fitted.differences}",
+                remedy="name the architecture that was saved; a changed one as --arch "
+                "my_net.py:build",
+            )
+    fit, overrides = fitted.fit, fitted.overrides
     found = {} if request.meta else read()
     for tensor, info, name in fit.pairs.values():  # as data: parameters that are one stay one
         empty = torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
@@ -166,9 +193,96 @@ def fit_weights(
     notes = [f"{name} = {value}, as the weights say" for name, value in overrides.items()]
     if fit.left_out:
         notes.append(f"{fit.left_out} of the file's tensors are not this model's and were left out")
-    size = overrides.get("image_size", architecture.image_size)
-    hint = f"1x{overrides.get('channels', 3)}x{size}x{size}" if size else None
-    return Loaded(model, architecture.text, source, input_hint=hint, warnings=tuple(notes))
+    return Loaded(
+        model,
+        fitted.architecture.text,
+        source,
+        input_hint=input_hint(fitted.architecture, model, overrides),
+        warnings=tuple(notes),
+        recognised_by="keys and shapes",
+        alternatives=others,
+    )
+
+
+def input_hint(
+    architecture: Architecture, model: nn.Module, overrides: Mapping[str, Any]
+) -> str | None:
+    """Return the architecture's own input, of the size and channels that the weights have."""
+    if architecture.input is None:
+        return None
+    hints = []
+    for spec in architecture.input.split():
+        batch, channels, *sizes = spec.split("x")
+        side = overrides.get("image_size") or getattr(model, "image_size", None)
+        if isinstance(side, int) and architecture.adapts:
+            sizes = [str(side)] * len(sizes)
+        hints.append("x".join([batch, str(overrides.get("channels", channels)), *sizes]))
+    return " ".join(hints)
+
+
+class _Fitted(NamedTuple):
+    architecture: Architecture
+    fit: "_Fit"
+    overrides: dict[str, Any]
+    differences: str  # in words; '' where all keys and shapes are equal
+
+
+def _fit(architecture: Architecture, request: Request) -> tuple[nn.Module, _Fitted]:
+    """Return the model, told what the weights say of it, and how they compare."""
+    tensors = request.contents.tensors
+    model = build(architecture, meta=request.meta)
+    fit = first = _compare(model, tensors)
+    if overrides := _overrides(model, fit) if architecture.adapts else {}:
+        model = build(architecture, meta=request.meta, **overrides)
+        fit = _compare(model, tensors)
+    wrong = {what: keys for what, keys in first.wrong.items() if keys and any(fit.wrong.values())}
+    differences = "; ".join(
+        f"{len(keys)} {what} ({safe_text(', '.join(keys[:3]))}{', …' if len(keys) > 3 else ''})"
+        for what, keys in wrong.items()
+    )
+    return model, _Fitted(architecture, fit, overrides, differences)
+
+
+def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry, ...]]:
+    """Return the model whose keys and shapes these weights have, and those that have them too.
+
+    Candidates come from the index; one is taken only when it is built and compared.
+
+    Raises:
+        UnknownArchitectureError: None is; or several are that do not count the same, and the user
+            wants no choice made.
+    """
+    tensors, path = request.contents.tensors, safe_text(request.contents.path)
+    by_hand = "name its code: --arch torchvision:resnet18, or --arch my_net.py:build"
+    match = recognise({key: info.shape for key, info in tensors.items()})
+    closest = lacking = ""
+    for entry in match.candidates if match else ():
+        try:
+            architecture = find_architecture(entry.name)
+        except UsageError as error:
+            lacking = lacking or f"{path} is {entry.name.replace(':', ' ')}: {error.problem}"
+            if match and match.exact:
+                continue
+            closest = closest or f"closest is {entry.name}, which cannot be built: {error.problem}"
+            continue
+        model, fitted = _fit(architecture, replace(request, meta=True))
+        if not fitted.differences and not fitted.fit.left_out:
+            if not request.meta:
+                model, fitted = _fit(architecture, request)
+            others = alternatives(entry)
+            differ = [o for o in others if (o.gflops, o.input) != (entry.gflops, entry.input)]
+            if request.strict and differ:
+                named = ", ".join(f"{o.name} ({o.gflops} GFLOPs)" for o in (entry, *differ)[:6])
+                fact = f"{path} may be any of {named}: their weights have equal keys and shapes"
+                raise UnknownArchitectureError(fact, remedy="name one: --arch …")
+            return model, fitted, others
+        closest = closest or f"closest is {entry.name}, differs in {fitted.differences}"
+    if match and match.exact and lacking:
+        library = match.candidates[0].name.partition(":")[0]
+        raise UnknownArchitectureError(lacking, remedy=f"pip install {library}")
+    count = f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
+    fact = f"{path} holds {count} (a state_dict) of an unknown architecture"
+    raise UnknownArchitectureError(f"{fact}; {closest}" if closest else fact, remedy=by_hand)
 
 
 def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:
@@ -215,13 +329,30 @@ def _overrides(model: nn.Module, fit: _Fit) -> dict[str, Any]:
     built, saved = shapes.get(f"{conv}.weight", ((), ()))
     if built[1:2] != saved[1:2]:
         overrides["channels"] = saved[1]
-    if "encoder.pos_embedding" in shapes and isinstance(patch := model.patch_size, int):
-        built, saved = shapes["encoder.pos_embedding"]
-        if built != saved and built[::2] == saved[::2]:
-            overrides["image_size"] = patch * math.isqrt(max(saved[1] - 1, 1))
+    if side := _image_size(model, shapes):
+        overrides["image_size"] = side
     missing, unexpected = fit.wrong["missing"], fit.wrong["unexpected"]
+    head = getattr(model, "pretrained_cfg", {}).get("classifier")  # of timm
+    head = (head,) if isinstance(head, str) else tuple(head or ())
+    if missing and head and all(key.startswith(head) for key in missing):
+        overrides["num_classes"] = 0
     if missing and all(key.startswith(("aux1.", "aux2.", "AuxLogits.")) for key in missing):
         overrides["aux_logits"] = False
     if unexpected and all(key.startswith("aux_classifier.") for key in unexpected):
         overrides["aux_loss"] = True
     return overrides
+
+
+def _image_size(model: nn.Module, shapes: Mapping[str, tuple[Any, Any]]) -> int | None:
+    """Return the image side that a vision transformer's position embedding was saved for."""
+    patch = getattr(model, "patch_size", None) or getattr(
+        getattr(model, "patch_embed", None), "patch_size", None
+    )
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    for key in ("encoder.pos_embedding", "pos_embed"):
+        built, saved = shapes.get(key, ((), ()))
+        if built != saved and len(saved) == 3 and built[::2] == saved[::2] and patch:
+            extra = 1 if key.startswith("encoder") else getattr(model, "num_prefix_tokens", 0)
+            extra = 0 if getattr(model, "no_embed_class", False) else extra
+            return int(patch) * math.isqrt(max(saved[1] - extra, 1))
+    return None

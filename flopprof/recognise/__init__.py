@@ -1,1 +1,136 @@
-"""recognise."""
+"""Say which architecture a set of weights belongs to, from a shipped index; no torch, no library.
+
+`index.csv` (scripts/make_index.py) has a row per model of torchvision and timm: a fingerprint of
+its keys and shapes, and a sketch of them, by which models with other heads or inputs are found.
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+INDEX = Path(__file__).with_name("index.csv")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "student.")
+"""What wrappers put before every key: DataParallel, torch.compile, Lightning, own classes."""
+SKETCH = 16  # the least hashes of keys and shapes; two sets share as many as they are alike
+NEAREST = 6  # candidates that are tried, most alike first
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A model of the index."""
+
+    name: str  # "torchvision:resnet18", as --arch takes it
+    cls: str  # its class, with the module
+    input: str  # its canonical input, "1x3x224x224"; '' where there is none
+    gflops: float | None  # matmul FLOPs at that input, in 10⁹
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What the index says of weights.
+
+    Attributes:
+        candidates: Whose keys and shapes are equal (`exact`), else the most alike, plainest first.
+        exact: Whether they are equal.
+        likeness: The share of the sketch that the first candidate has in common with them.
+    """
+
+    candidates: tuple[Entry, ...]
+    exact: bool
+    likeness: float
+
+
+def fingerprint(shapes: Shapes) -> str:
+    """Return a hash of all keys and shapes, in any order."""
+    text = "\n".join(sorted(_lines(shapes)))
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def sketch(shapes: Shapes) -> bytes:
+    """Return the least hashes of keys and shapes, 4 bytes each, a set's own whatever its order."""
+    hashes = {hashlib.blake2b(t.encode(), digest_size=4).digest() for t in _lines(shapes)}
+    return b"".join(sorted(hashes)[:SKETCH]).ljust(4 * SKETCH, b"\xff")
+
+
+def recognise(shapes: Shapes) -> Match | None:
+    """Return the models whose weights these are or may be; None where nothing is alike.
+
+    Args:
+        shapes: Key → shape, as in a state_dict; wrappers' prefixes are looked through.
+    """
+    entries, sketches = _index()
+    best: Match | None = None
+    for keys in _without_prefixes(shapes):
+        found = fingerprint(keys)
+        exact = [entry for entry in entries if entry.fingerprint == found]
+        if exact:
+            return Match(tuple(sorted(exact, key=_plainness)), exact=True, likeness=1.0)
+        mine = np.frombuffer(sketch(keys), dtype=">u4")
+        common = np.isin(sketches, mine[mine < 0xFFFFFFFF]).sum(axis=1)
+        likeness = common / max(min(len(set(keys)), SKETCH), 1)
+        order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
+        first = {entries[i].fingerprint: i for i in reversed(order) if common[i]}
+        top = sorted(first.values(), key=order.index)[:NEAREST]  # one of each fingerprint
+        if top and (best is None or likeness[top[0]] > best.likeness):
+            nearest = tuple(entries[i] for i in top)
+            best = Match(nearest, exact=False, likeness=min(float(likeness[top[0]]), 1.0))
+    return best
+
+
+def find_entry(name: str) -> Entry | None:
+    """Return the entry of an architecture, "timm:vit_base_patch16_224"."""
+    return next((entry for entry in _index()[0] if entry.name == name), None)
+
+
+def alternatives(entry: Entry) -> tuple[Entry, ...]:
+    """Return the other models with the keys and shapes of this one, plainest first."""
+    same = [e for e in _index()[0] if e.fingerprint == entry.fingerprint and e != entry]
+    return tuple(sorted(same, key=_plainness))
+
+
+def _plainness(entry: Entry) -> tuple[bool, int, str]:
+    """Sort torchvision before timm, and a base model before its variants."""
+    return not entry.name.startswith("torchvision:"), len(entry.name), entry.name
+
+
+def _lines(shapes: Shapes) -> list[str]:
+    return [
+        f"{key}:{'x'.join(map(str, shape))}"
+        for key, shape in shapes.items()
+        if not key.endswith("num_batches_tracked")  # checkpoints of before 2018 lack them
+    ]
+
+
+def _without_prefixes(shapes: Shapes) -> Iterator[Shapes]:
+    """Yield the keys as they are, then without each prefix that nearly all of them have."""
+    yield shapes
+    for prefix in PREFIXES:
+        inside = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
+        if len(inside) > 0.9 * len(shapes):
+            yield from _without_prefixes(inside)
+
+
+@cache
+def _index() -> tuple[list[Entry], "np.ndarray[tuple[int, int], np.dtype[np.uint32]]"]:
+    with INDEX.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    raw = bytes.fromhex("".join(row["sketch"] for row in rows))
+    entries = [
+        Entry(
+            f"{row['library']}:{row['name']}",
+            row["class"],
+            row["input"],
+            float(row["gflops"]) if row["gflops"] else None,
+            row["fingerprint"],
+        )
+        for row in rows
+    ]
+    return entries, np.frombuffer(raw, dtype=">u4").reshape(len(rows), SKETCH)

@@ -16,6 +16,7 @@ TOP = 15
 _READINGS = dict.fromkeys(("sm_clock_mhz", "memory_clock_mhz"), ("Hz", 1e6))
 _READINGS |= {"power_w": ("W", 1.0), "temperature_c": ("°C", 1.0), "energy_j": ("J", 1.0)}
 _READINGS |= {"peak_memory_bytes": ("B", 1.0)}
+ALTERNATIVES = 6  # other architectures that a report names
 STEPS = 8  # steps and ranks that a report lists
 
 
@@ -46,6 +47,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
     source = meta.get("source")
     lines = [
         ("Model", f"{architecture}, {parameters}" + (f", {source}" if source else "")),
+        *_alternatives(meta),
         ("Input", _with_note(meta.get("input", ""), meta.get("input_source"))),
         ("Device", _device(meta)),
         ("FLOPs", _flops(totals)),
@@ -63,6 +65,19 @@ def summary(run: Run) -> list[tuple[str, str]]:
         lines += [("Modules", _modules(run))]
     lines += [("Warning", text) for text in meta.get("warnings", [])]
     return lines
+
+
+def _alternatives(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return what else the weights may be: recognition looks at keys and shapes alone."""
+    named = [
+        f"{other['architecture']} ({si(other['gflops'] * 1e9, 'FLOPs')} at {other['input']})"
+        if other["gflops"]
+        else other["architecture"]
+        for other in meta.get("alternatives") or []
+    ]
+    more = f" and {len(named) - ALTERNATIVES} more" if len(named) > ALTERNATIVES else ""
+    text = f"{', '.join(named[:ALTERNATIVES])}{more}: equal keys and shapes; --arch decides"
+    return [("Or", text)] if named else []
 
 
 def _trace_summary(run: Run) -> list[tuple[str, str]]:

@@ -32,6 +32,8 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "flopprof": meta.get("flopprof"),
         "model": meta.get("model"),
         "architecture": meta.get("architecture") or meta.get("model"),
+        "architecture_source": meta.get("architecture_source"),
+        "alternatives": meta.get("alternatives") or [],
         "parameters": meta.get("parameters"),
         "input": meta.get("input"),
         "input_source": meta.get("input_source"),
