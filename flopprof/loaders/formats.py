@@ -4,6 +4,9 @@ import math
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +15,8 @@ from torch import nn
 from flopprof.errors import LoadError
 from flopprof.loaders import Loaded, Request, loader, refuse_code
 from flopprof.loaders.build import fit_weights
-from flopprof.loaders.inert import NAMES, read_safetensors
+from flopprof.loaders.detect import detect
+from flopprof.loaders.inert import NAMES, read_contents, read_safetensors
 from flopprof.units import safe_text
 
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
@@ -21,35 +25,49 @@ _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth'
 @loader("state_dict")
 def load_state_dict(request: Request) -> Loaded:
     """Return the model that `--arch` names with the file's weights, mapped into memory."""
-    # Less than weights_only=True allows: bytearray and whole tensors can ask for any memory.
-    odd = [name for name in request.contents.globals if not re.fullmatch(NAMES["plain"], name)]
-
-    def read() -> dict[str, torch.Tensor]:
-        if odd:
-            refuse_code(request, f"a checkpoint with more than tensors ({', '.join(odd[:3])})")
-        return dict(_load_pickle(request, weights_only=not odd))
-
     keys = ".".join(request.contents.wrapper_keys)
     source = f"state_dict under {keys!r} of" if keys else "state_dict of"
-    return fit_weights(request, safe_text(source), read)
+    return fit_weights(request, safe_text(source), partial(_load_plain, request))
 
 
-@loader("safetensors")
+def _load_plain(request: Request) -> dict[str, torch.Tensor]:
+    """Return a checkpoint's tensors; one with more than tensors only where the user trusts it."""
+    # Less than weights_only=True allows: bytearray and whole tensors can ask for any memory.
+    odd = [name for name in request.contents.globals if not re.fullmatch(NAMES["plain"], name)]
+    if odd:
+        refuse_code(request, f"a checkpoint with more than tensors ({', '.join(odd[:3])})")
+    return dict(_load_pickle(request, weights_only=not odd))
+
+
+@loader("safetensors", "sharded")
 def load_safetensors(request: Request) -> Loaded:
-    """Return the model that `--arch` names with the file's weights, mapped into memory."""
-    path = request.contents.path
+    """Return the model of weights in one or several files, mapped into memory."""
+    several = len(request.contents.shards)
+    source = f"{several} files of weights by" if several else "safetensors weights of"
+    return fit_weights(request, source, partial(read_weights, request))
 
-    def read() -> dict[str, torch.Tensor]:
-        data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-        tensors = {}
-        for key, (info, start) in read_safetensors(path).items():
-            dtype = getattr(torch, info.dtype)
-            raw = data[start : start + math.prod(info.shape) * dtype.itemsize]
-            raw = raw.clone() if start % dtype.itemsize else raw  # the writer chose where it begins
-            tensors[key] = raw.view(dtype).reshape(info.shape)
-        return tensors
 
-    return fit_weights(request, "safetensors weights of", read)
+def read_weights(request: Request) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, or of all its shards, mapped into memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in request.contents.shards or (request.contents.path,):
+        if detect(path).name == "safetensors":
+            tensors |= _map_safetensors(path)
+        else:
+            contents = read_contents(path, detect(path))
+            tensors |= _load_plain(replace(request, contents=contents))
+    return tensors
+
+
+def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
+    tensors = {}
+    for key, (info, start) in read_safetensors(path).items():
+        dtype = getattr(torch, info.dtype)
+        raw = data[start : start + math.prod(info.shape) * dtype.itemsize]
+        raw = raw.clone() if start % dtype.itemsize else raw  # the writer chose where it begins
+        tensors[key] = raw.view(dtype).reshape(info.shape)
+    return tensors
 
 
 @loader("pickled_module")

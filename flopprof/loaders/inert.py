@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 
 from flopprof import dtypes
 from flopprof.errors import LoadError
-from flopprof.loaders.detect import FileKind, damaged, zip_members
+from flopprof.loaders.detect import FileKind, damaged, detect, zip_members
 from flopprof.units import safe_text
 
 _MAX_OPCODES = 1_500_000  # a tensor takes about 60; an empty set 1, and 216 bytes of memory
 _MAX_BYTES = 64 << 20  # of a pickle or a header
 _MAX_GLOBALS = 5_000
 _MAX_PARTS, _MAX_KEY = 500_000, 1_000  # attributes of a module's modules; a tensor's dotted name
+_WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 # What names in files mean: wrapper keys, harmless globals, element types.
 NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("names.json").read_text("utf-8"))
 
@@ -45,6 +46,8 @@ class Contents:
     globals: tuple[str, ...] = ()  # every name that unpickling would import
     wrapper_keys: tuple[str, ...] = ()  # where in a checkpoint the weights lie: ("state_dict",)
     metadata: dict[str, str | int | float] = field(default_factory=dict)  # such as the epoch
+    shards: tuple[Path, ...] = ()  # the files that hold the tensors, where they are several
+    config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
 
     @property
     def dangerous(self) -> tuple[str, ...]:
@@ -179,15 +182,50 @@ _HANDLERS: dict[int, Any] = {
 def read_contents(path: Path, kind: FileKind) -> Contents:
     """Return what the file of this kind holds; nothing of it is imported, run or loaded."""
     try:
+        if kind.name in ("sharded", "huggingface"):
+            return _read_shards(path, kind.name)
         if kind.name == "safetensors":
             found = read_safetensors(path)
             return Contents(path, kind.name, {key: info for key, (info, _) in found.items()})
         if kind.name in ("torch_zip", "torchscript", "torch_legacy", "pickle"):
             return _read_pickled(path, kind.name)
+    except LoadError:
+        raise
     except Exception as error:  # a hostile stream may raise anything; all mean the same
         fact = str(error) or "its pickle ends too soon, or is longer than any model's"
         raise damaged(path, fact) from error
     raise LoadError(f"{safe_text(path)} is {kind.what}", remedy=kind.remedy)
+
+
+def _read_shards(path: Path, kind: str) -> Contents:
+    """Return what the files of a folder, or of an index, hold together."""
+    folder = path if path.is_dir() else path.parent
+    indices = sorted(folder.glob("*.index.json")) if path.is_dir() else [path]
+    if indices:
+        names = set(_read_json(indices[0])["weight_map"].values())
+        if any("/" in name or "\\" in name for name in names):
+            raise ValueError("its index names files outside its folder")
+        shards = sorted(folder / name for name in names)
+    else:
+        shards = [p for p in map(folder.joinpath, _WEIGHT_FILES) if p.exists()][:1]
+    tensors: dict[str, TensorInfo] = {}
+    names = set()
+    for shard in shards:
+        found = read_contents(shard, detect(shard))
+        tensors |= found.tensors
+        names |= {*found.globals}
+    config = _read_json(folder / "config.json") if (folder / "config.json").exists() else {}
+    return Contents(
+        path, kind, tensors, globals=tuple(sorted(names)), shards=tuple(shards), config=config
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    text = path.read_bytes() if path.stat().st_size <= _MAX_BYTES else b""
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no JSON object")
+    return found
 
 
 def _read_pickled(path: Path, kind: str) -> Contents:
