@@ -11,7 +11,7 @@ import pandas as pd
 
 from flopprof.plot.inline import PALETTES, chart_svg
 from flopprof.report import report_format
-from flopprof.report.content import GOOD, summary
+from flopprof.report.content import GOOD, kernel_sums, module_sums, summary
 from flopprof.run import Run
 from flopprof.tables import TABLES
 
@@ -63,17 +63,8 @@ def _flat(meta: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(run: Run) -> dict[str, Any]:
     """Return what the page's script shows: tables as columns and rows; null is unknown."""
-    sites, kernels = run.sites, run.kernels
-    modules = run.by_module()
-    modules["time_share_frac"] = modules["time_us"] / sites["time_us"].sum(min_count=1)
-    modules["achieved_flops_per_s"] = (
-        modules["flops"] / modules["time_us"].where(modules["time_us"] > 0) * 1e6
-    )
-    grouped = kernels.groupby(["kernel", "kind"], sort=False, observed=True)["duration_us"]
-    sums = grouped.agg(calls="size", time_us="sum").reset_index()
-    sums["time_share_frac"] = sums["time_us"] / sums["time_us"].sum()
     docs = {c.name: c.doc for table in ("kernels", "sites") for c in TABLES[table].columns}
-    frames = {"sites": sites, "modules": modules, "kernels": sums}
+    frames = {"sites": run.sites, "modules": module_sums(run), "kernels": kernel_sums(run)}
     return {
         "good": sorted(GOOD),
         "docs": docs | {"self_flops": "FLOPs of the module itself, without those inside it."},
