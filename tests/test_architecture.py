@@ -99,6 +99,8 @@ def test_the_package_stays_readable_in_an_afternoon():
         "from flopprof.trace import read",
         "from flopprof.run import Run; import flopprof.report, flopprof.plot",
         "from flopprof.formulas import load_op_formulas; load_op_formulas()",
+        "from flopprof.run import Run; "
+        f"Run.load({str(PACKAGE.parent / 'tests/runs/small.flopprof')!r}).report('html')",
     ],
 )
 def test_start_up_leaves_torch_alone(code):

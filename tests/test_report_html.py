@@ -1,15 +1,19 @@
 """The HTML report: what is in the file, and what a real browser does with it."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
 
 import pytest
 
+from flopprof.report.content import kernel_sums, module_sums
 from flopprof.run import Run
+from flopprof.tables import KERNELS
 from tests.builders import make_run
 
 SMALL = Path(__file__).parent / "runs" / "small.flopprof"
@@ -35,7 +39,7 @@ def site(number, path, *, flops, time_us, op="aten::linear", verdict="agrees", *
         "time_us": time_us,
         "time_share_frac": time_us / 100,
         "intensity_flops_per_byte": flops / 592,
-        "achieved_flops_per_s": flops / time_us * 1e6,
+        "achieved_flops_per_s": flops / time_us * 1e6 if time_us else math.nan,
         "verdict": verdict,
     } | more
 
@@ -128,6 +132,33 @@ def test_a_notebook_shows_the_summary_and_the_chart():
     assert (run._repr_png_() or b"").startswith(b"\x89PNG")
     assert "at least 3.87 MFLOPs, at most 15.4 MFLOPs" in run._repr_html_()
     assert 'src="data:image/png;base64,iVBORw0KGgo' in run._repr_html_()
+
+
+def test_modules_and_kernels_are_added_up():
+    rows = [
+        site(0, "net.a", flops=100.0, time_us=50.0),
+        site(1, "net.b.c", flops=900.0, time_us=30.0),
+        site(2, "net", flops=float("nan"), time_us=20.0),
+        site(3, "network", flops=7.0, time_us=0.0),  # not inside net
+    ]
+    launched = [("gemm", "compute", 10.0), ("copy", "memcpy", 10.0), ("gemm", "compute", 30.0)]
+    kernels = [
+        {"kernel": name, "kind": kind, "duration_us": us, "start_us": 0.0}
+        for name, kind, us in launched
+    ]
+    run = replace(make_run(rows), kernels=KERNELS.from_rows(kernels))
+
+    modules = module_sums(run).set_index("module_path")
+
+    net = modules.loc["net"]
+    assert (net["self_flops"], net["flops"], net["unknown_sites"]) == (0, 1000, 1)
+    assert (net["self_time_us"], net["time_us"], net["time_share_frac"]) == (20, 100, 1)
+    assert net["achieved_flops_per_s"] == 1000 / 100e-6
+    assert math.isnan(modules.loc["network", "achieved_flops_per_s"])
+    assert kernel_sums(run).to_dict("records") == [
+        {"kernel": "gemm", "kind": "compute", "calls": 2, "time_us": 40, "time_share_frac": 0.8},
+        {"kernel": "copy", "kind": "memcpy", "calls": 1, "time_us": 10, "time_share_frac": 0.2},
+    ]
 
 
 @pytest.mark.slow

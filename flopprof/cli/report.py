@@ -21,7 +21,7 @@ def report(parser: ArgumentParser) -> Handler:
         from flopprof.run import Run, write_atomically
 
         loaded = Run.load(args.run)
-        suffix = Path(args.output).suffix if args.output else ""
+        suffix = Path(args.output).suffix.lower() if args.output else ""
         text = loaded.report(args.format or suffix or "text")
         if args.output:
             write_atomically(Path(args.output), text)
