@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from flopprof import tables
@@ -94,7 +95,7 @@ class Run:
         return add_up(self.sites, wall.get("median", math.nan))
 
     def by_module(self) -> pd.DataFrame:
-        """Return FLOPs per module, its own (`self_…`) and with all modules inside it.
+        """Return FLOPs and time per module, its own (`self_…`) and with all modules inside it.
 
         `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
         """
@@ -102,15 +103,24 @@ class Run:
         types = dict(zip(sites["module_path"], sites["module_type"], strict=True))
         types = dict(zip(calls["module_path"], calls["module_type"], strict=True)) | types
         times = calls["module_path"].value_counts()
-        rows = []
+        names = ["matmul_flops", "vector_flops", "flops", "time_us", "unknown_sites"]
+        frame = sites.assign(unknown_sites=sites["flops"].isna())
+        sums = frame.groupby("module_path", observed=True)[names].sum().astype(float)
+        own = {str(path): row for path, row in zip(sums.index, sums.to_numpy(), strict=True)}
+        inside = {path: np.zeros(len(names)) for path in types}
+        for path, row in own.items():
+            parts = path.split(".") if path else []
+            for depth in range(len(parts) + 1):
+                if (above := ".".join(parts[:depth])) in inside:
+                    inside[above] += row
+        timed, rows = bool(sites["time_us"].notna().any()), []
         for path, module_type in types.items():
-            own = sites["module_path"] == path
-            inside = own | sites["module_path"].str.startswith(f"{path}." if path else "")
             row = {"module_path": path, "module_type": module_type, "calls": times.get(path, 0)}
-            for prefix, part in (("self_", sites[own]), ("", sites[inside])):
-                for name in ("matmul_flops", "vector_flops", "flops"):
-                    row[prefix + name] = int(part[name].sum())
-            row["unknown_sites"] = int(sites.loc[inside, "flops"].isna().sum())
+            itself = own.get(path, np.zeros(len(names)))
+            for prefix, values in (("self_", itself), ("", inside[path])):
+                row |= {prefix + n: int(v) for n, v in zip(names[:3], values, strict=False)}
+                row[prefix + "time_us"] = values[3] if timed else math.nan
+            row["unknown_sites"] = int(inside[path][4])
             rows.append(row)
         return pd.DataFrame(rows)
 
@@ -173,7 +183,7 @@ class Run:
         return cls(**frames, meta=meta, trace=trace.read_bytes() if trace.exists() else None)
 
     def report(self, form: str = "text") -> str:
-        """Return the run as a report: "text", "md" or "json"."""
+        """Return the run as a report: "text", "md", "html", "csv" or "json"."""
         from flopprof.report import write_report  # a convenience: report sees run, not vice versa
 
         return write_report(self, form)
@@ -184,6 +194,19 @@ class Run:
 
         plot_roofline(self, path, **options)
         return Path(path)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the summary and the chart."""
+        from flopprof.report.html import notebook_html  # as above
+
+        return notebook_html(self)
+
+    def _repr_png_(self) -> bytes | None:
+        """Return the chart as a PNG; None where the run has no times."""
+        if not self.sites["time_us"].gt(0).any():
+            return None
+        with tempfile.TemporaryDirectory() as folder:
+            return self.plot_roofline(Path(folder) / "roofline.png").read_bytes()
 
 
 @dataclass(frozen=True, slots=True)

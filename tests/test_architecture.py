@@ -27,8 +27,9 @@ LEVELS = [
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# `run` offers report and plot as methods, imported on use; `calling` spells inputs as specs.
-ALLOWED = {("run", "report"), ("run", "plot"), ("calling", "inputs")}
+# `run` offers report and plot as methods, imported on use; `calling` spells inputs as specs; the
+# HTML report holds the chart.
+ALLOWED = {("run", "report"), ("run", "plot"), ("calling", "inputs"), ("report", "plot")}
 # The aim is 6,000 lines. Until it is met this may only shrink: lower it with every line won.
 LINES_NOW = 7793
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -98,6 +99,8 @@ def test_the_package_stays_readable_in_an_afternoon():
         "from flopprof.trace import read",
         "from flopprof.run import Run; import flopprof.report, flopprof.plot",
         "from flopprof.formulas import load_op_formulas; load_op_formulas()",
+        "from flopprof.run import Run; "
+        f"Run.load({str(PACKAGE.parent / 'tests/runs/small.flopprof')!r}).report('html')",
     ],
 )
 def test_start_up_leaves_torch_alone(code):

@@ -50,7 +50,7 @@ def test_run_does_the_whole_job(resnet18, capsys):
     folder = Path("resnet18.flopprof")
     names = {path.name for path in folder.iterdir()}
     assert names >= {"meta.json", "sites.csv", "ops.csv", "module_calls.csv", "rooflines.csv"}
-    assert names >= {"trace.json.gz", "roofline.png", "report.md"}
+    assert names >= {"trace.json.gz", "roofline.png", "report.md", "report.html"}
     assert (folder / "roofline.png").read_bytes().startswith(b"\x89PNG")
     for word in ("Model", "Input", "Device", "MACs", "Time", "Coverage", "verdict", "functional"):
         assert word in out

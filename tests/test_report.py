@@ -3,13 +3,14 @@
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from flopprof.errors import UsageError
 from flopprof.run import Run
-from flopprof.tables import SITES
+from flopprof.tables import SITES, TABLES
 from tests.builders import make_run
 
 HERE = Path(__file__).parent
@@ -94,3 +95,62 @@ def test_without_energy_there_is_no_rate_per_joule():
 
     assert json.loads(run.report("json"))["flops_per_j"] is None
     assert "Telemetry not available" in " ".join(run.report("text").split())
+
+
+HOSTILE = "слой.blöck_" + "very_long_name." * 30 + "<b>|`__x__`[y](z)\\|\n# heading"
+
+
+def hostile_run():
+    """Return a run of names that are long, not ASCII, or markup, half of it of unknown FLOPs."""
+    site = {
+        "op": "lib_of_somebody::" + "o" * 200,
+        "module_path": HOSTILE,
+        "module_type": "a.b." + "T" * 200,
+        "phase": "forward",
+        "input_shapes": "8x3x224x224, " * 50,
+        "dtype": "float32",
+        "calls": 1_000_000,
+        "kind": "unknown",
+        "flops_source": "none",
+        "time_us": 1e9,
+        "time_share_frac": 0.5,
+        "verdict": "extension",
+        "reason": "because " * 100 + "x" * 300,
+    }
+    known = {"site_id": 1, "flops": 1e18, "matmul_flops": 1e18, "vector_flops": 0.0, "bound": "x"}
+    return make_run([site | {"site_id": 0}, site | known], model=HOSTILE, input=HOSTILE)
+
+
+def test_long_and_foreign_names_fit_a_hundred_columns_too():
+    text = hostile_run().report("text")
+
+    assert max(map(len, text.splitlines())) <= 100
+    assert "–" in text  # unknown FLOPs
+    assert "1.00 E" in text
+
+
+def test_names_do_not_act_as_markdown():
+    text = hostile_run().report("md")
+
+    rows = [line for line in text.splitlines() if line.startswith("| слой")]
+    # A site twice (10 cells: module, op, calls, FLOPs, time, FLOP/s, FLOP/B, roof, bound, verdict)
+    # and its module (7). A bar in a name has an odd number of backslashes before it.
+    bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) - 1 for row in rows]
+    assert bars == [10, 10, 7]
+    assert all(r"&lt;b>\|\`\_\_x\_\_\`\[y\](z)\\\| # heading" in row for row in rows)
+    assert text.count("\n# ") == 0
+
+
+def test_markdown_explains_each_column_and_bounds_what_is_missed():
+    text = Run.load(HERE / "runs" / "small.flopprof").report("md")
+
+    header = next(line for line in text.splitlines() if line.startswith("| module | op"))
+    for name in header.strip("| ").split(" | "):
+        assert f"- **{name}**: " in text
+    # The extension took 110 µs; at the matmul ceiling of 105 GFLOP/s that is 11.5 MFLOPs.
+    assert "- **extension**: 1 sites, 11.4 % of the time, – known, at most 11.5 MFLOPs" in text
+
+
+def test_every_column_of_every_table_is_explained():
+    for table in TABLES.values():
+        assert all(column.doc.endswith((".", "…")) for column in table.columns), table.name

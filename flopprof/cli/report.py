@@ -10,10 +10,10 @@ from flopprof.cli import Handler, command, print_json
 def report(parser: ArgumentParser) -> Handler:
     """Print a saved run as a report, or write it to a file.
 
-    example: flopprof report resnet18.flopprof --format md -o resnet18.md
+    example: flopprof report resnet18.flopprof -o resnet18.html
     """
     parser.add_argument("run", metavar="DIR", help="folder written by flopprof run")
-    parser.add_argument("--format", help="text, md, csv, json (default: by -o's suffix, else text)")
+    parser.add_argument("--format", help="text, md, html, csv, json (default: by -o's suffix)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
 
     def handle(args: Namespace) -> int:
@@ -21,7 +21,7 @@ def report(parser: ArgumentParser) -> Handler:
         from flopprof.run import Run, write_atomically
 
         loaded = Run.load(args.run)
-        suffix = Path(args.output).suffix if args.output else ""
+        suffix = Path(args.output).suffix.lower() if args.output else ""
         text = loaded.report(args.format or suffix or "text")
         if args.output:
             write_atomically(Path(args.output), text)

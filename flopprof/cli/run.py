@@ -70,6 +70,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
         progress("drawing")
         made.write(folder)
         try:
+            (folder / "report.html").write_text(made.report("html"), encoding="utf-8")
             made.plot_roofline(folder / "roofline.png")
         except Exception as error:  # what was measured is not lost for want of a picture
             if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
@@ -84,7 +85,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
         print_json(to_object(made, files))
     else:
         print(made.report("text"))
-        for label, name in (("Chart", "roofline.png"), ("Report", "report.md")):
+        for label, name in (("Chart", "roofline.png"), ("Report", "report.html")):
             if name in names:
                 print(f"{label:8}{target / name}")
     return 0

@@ -14,7 +14,7 @@ def report_format(*names: str) -> Callable[[Callable[[Run], str]], Callable[[Run
 
 
 def write_report(run: Run, form: str = "text") -> str:
-    """Return `run` as text in the format `form`: text, md, json, csv.
+    """Return `run` as text in the format `form`: text, md, html, json, csv.
 
     Raises:
         UsageError: There is no such format.

@@ -28,6 +28,7 @@ class Miss:
     sites: int
     time_frac: float
     flops: float
+    flops_at_most: float
     examples: list[tuple[str, str, str]]  # module path, op, reason
 
 
@@ -312,5 +313,23 @@ def misses(run: Run) -> list[Miss]:
             for site in sites.drop_duplicates(["op", "reason"]).head(3).itertuples(index=False)
         ]
         flops = float(sites["flops"].sum(min_count=1))
-        found.append(Miss(verdict, count["sites"], count["time_frac"], flops, examples))
+        most = float(sites["flops_at_most"].sum(skipna=False))
+        found.append(Miss(verdict, count["sites"], count["time_frac"], flops, most, examples))
     return found
+
+
+def kernel_sums(run: Run) -> pd.DataFrame:
+    """Return, per kernel's name and kind: calls, time_us, time_share_frac; by time."""
+    groups = run.kernels.groupby(["kernel", "kind"], sort=False, observed=True)["duration_us"]
+    sums = groups.agg(calls="size", time_us="sum").reset_index()
+    sums["time_share_frac"] = sums["time_us"] / sums["time_us"].sum()
+    return sums.sort_values("time_us", ascending=False, kind="stable", ignore_index=True)
+
+
+def module_sums(run: Run) -> pd.DataFrame:
+    """Return `Run.by_module` with time_share_frac and achieved_flops_per_s of all inside."""
+    sums = run.by_module()
+    time_us = sums["time_us"].where(sums["time_us"] > 0)
+    sums["time_share_frac"] = time_us / run.sites["time_us"].sum(min_count=1)
+    sums["achieved_flops_per_s"] = sums["flops"] / time_us * 1e6
+    return sums

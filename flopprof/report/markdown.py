@@ -1,38 +1,75 @@
 """The report as Markdown, for a repository or an issue."""
 
+import re
+
 from flopprof.report import report_format
-from flopprof.report.content import misses, summary, top_sites
+from flopprof.report.content import kernel_sums, misses, module_sums, summary, top_sites
 from flopprof.run import Run
-from flopprof.units import percent, si
+from flopprof.tables import SITES
+from flopprof.units import duration, percent, shorten, si
+
+TOP = 30  # sites and kernels listed
+_COLUMNS = {  # of the table of sites, as headed there
+    "module_path": "module",
+    "op": "op",
+    "calls": "calls",
+    "flops": "FLOPs",
+    "time_share_frac": "time",
+    "achieved_flops_per_s": "FLOP/s",
+    "intensity_flops_per_byte": "FLOP/B",
+    "efficiency_frac": "roof",
+    "bound": "bound",
+    "verdict": "verdict",
+}
 
 
 @report_format("md", ".md")
 def markdown_report(run: Run) -> str:
-    """Return summary, top sites and misses as GitHub-flavoured Markdown."""
+    """Return summary, top sites, misses, modules, kernels as GitHub-flavoured Markdown."""
     title = run.meta.get("architecture") or run.meta.get("model", "model")
     lines = [f"# flopprof: {_cell(title)}", "", "| | |", "|---|---|"]
     lines += [f"| {_cell(label)} | {_cell(text)} |" for label, text in summary(run)]
-    header, rows = top_sites(run, 30)
-    lines += ["", "## Top sites", "", _row(header), _row(["---"] * len(header))]
-    lines += [_row(row) for row in rows]
+    header, rows = top_sites(run, TOP)
+    lines += ["", "## Top sites", "", *_table(header, rows), ""]
+    docs = {_COLUMNS[c.name]: c.doc for c in SITES.columns if c.name in _COLUMNS}
+    lines += [f"- **{name}**: {docs[name]}" for name in header]
     title = "What has no formula" if "trace" in run.meta else "What the hooks missed"
     lines += ["", f"## {title}", ""]
     for miss in misses(run):
         share = percent(miss.time_frac)
-        flops = si(miss.flops, "FLOPs")
+        flops = f"{si(miss.flops, 'FLOPs')} known, at most {si(miss.flops_at_most, 'FLOPs')}"
         lines.append(f"- **{miss.verdict}**: {miss.sites} sites, {share} of the time, {flops}")
         lines += [
             f"  - {_cell(p)}: {_cell(op)}: {_cell(reason)}" for p, op, reason in miss.examples
         ]
     if not misses(run):
         lines.append("Nothing.")
-    lines += ["", "## Modules", ""]
-    lines += [_row(["module", "type", "calls", "own FLOPs", "FLOPs with all inside"])]
-    lines += [_row(["---"] * 5)]
-    for module in run.by_module().itertuples(index=False):
-        cells = [module.module_path or "(model)", module.module_type, str(module.calls)]
-        lines.append(_row([*cells, si(module.self_flops, ""), si(module.flops, "")]))
+    header = ["module", "type", "calls", "own FLOPs", "FLOPs with all inside", "its time", "FLOP/s"]
+    rows = [
+        [
+            *(module.module_path or "(model)", module.module_type, str(module.calls)),
+            *(si(module.self_flops, ""), "≥ " * (module.unknown_sites > 0) + si(module.flops, "")),
+            *(duration(module.time_us), si(module.achieved_flops_per_s, "")),
+        ]
+        for module in module_sums(run).itertuples(index=False)
+    ]
+    lines += ["", "## Modules", "", *_table(header, rows)]
+    kernels = kernel_sums(run)
+    if len(kernels):
+        rows = [
+            [
+                *(shorten(kernel.kernel, 100), kernel.kind, str(kernel.calls)),
+                *(duration(kernel.time_us), percent(kernel.time_share_frac)),
+            ]
+            for kernel in kernels.head(TOP).itertuples(index=False)
+        ]
+        lines += ["", f"## Kernels: {len(rows)} of {len(kernels)} by time", ""]
+        lines += _table(["kernel", "kind", "calls", "time", "share"], rows)
     return "\n".join(lines) + "\n"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [_row(header), _row(["---"] * len(header)), *map(_row, rows)]
 
 
 def _row(cells: list[str]) -> str:
@@ -41,6 +78,6 @@ def _row(cells: list[str]) -> str:
 
 def _cell(text: str) -> str:
     """Return `text` without what Markdown or HTML would act on."""
-    for char, escaped in (("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("\n", " ")):
-        text = text.replace(char, escaped)
-    return text
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    # An underscore between letters is no emphasis.
+    return re.sub(r"([\\`*\[\]~|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)

@@ -1,0 +1,83 @@
+"""The report as one HTML file that needs nothing else: the page is in report.html."""
+
+import json
+import string
+from base64 import b64encode
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from flopprof.plot.inline import PALETTES, chart_svg
+from flopprof.report import report_format
+from flopprof.report.content import GOOD, kernel_sums, module_sums, summary
+from flopprof.run import Run
+from flopprof.tables import TABLES
+
+
+@report_format("html", ".html")
+def html_report(run: Run) -> str:
+    """Return summary, chart, sortable tables and provenance as one self-contained page."""
+    template = string.Template((files("flopprof.report") / "report.html").read_text("utf-8"))
+    styles = ["; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES]
+    chart = "<p>No chart: the run has no times.</p>"
+    if run.sites["time_us"].gt(0).any():
+        hint = "<figcaption>Select the chart to enlarge it.</figcaption>"
+        chart = f'<figure aria-label="Roofline chart">{chart_svg(run)}{hint}</figure>'
+    return template.substitute(
+        title=escape(str(run.meta.get("architecture") or run.meta.get("model") or "model")),
+        light=styles[0],
+        dark=styles[1],
+        missed="No formula" if "trace" in run.meta else "Missed by hooks",
+        summary=_definitions(summary(run)),
+        chart=chart,
+        provenance=_definitions([*_flat(run.meta)]),
+        data=json.dumps(_data(run), allow_nan=False).replace("<", "\\u003c"),  # nothing ends it
+    )
+
+
+def notebook_html(run: Run) -> str:
+    """Return the summary and the chart, as a notebook shows them."""
+    picture = run._repr_png_()
+    image = "" if picture is None else b64encode(picture).decode()
+    rows = "".join(
+        f'<tr><th style="text-align:left">{escape(label)}</th>'
+        f'<td style="text-align:left">{escape(text)}</td></tr>'
+        for label, text in summary(run)
+    )
+    chart = image and f'<img alt="Roofline chart" width="936" src="data:image/png;base64,{image}">'
+    return f"<div><table>{rows}</table>{chart}</div>"
+
+
+def _definitions(pairs: list[tuple[str, str]]) -> str:
+    return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+
+
+def _flat(meta: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return metadata as (name, text), nested ones by "wall_us median"; lists without rows."""
+    (flat,) = pd.json_normalize([meta], sep=" ").to_dict("records") if meta else ({},)
+    plain = {str(k): v for k, v in flat.items() if not isinstance(v, list) or len(str(v)) < 1000}
+    return [(name, str(value)) for name, value in plain.items() if value not in (None, [], "")]
+
+
+def _data(run: Run) -> dict[str, Any]:
+    """Return what the page's script shows: tables as columns and rows; null is unknown."""
+    docs = {c.name: c.doc for table in ("kernels", "sites") for c in TABLES[table].columns}
+    frames = {"sites": run.sites, "modules": module_sums(run), "kernels": kernel_sums(run)}
+    return {
+        "good": sorted(GOOD),
+        "docs": docs | {"self_flops": "FLOPs of the module itself, without those inside it."},
+        "empty": {
+            "sites": "There are none.",
+            "modules": "There are none.",
+            "kernels": "There are none: the run used no GPU, or timed nothing.",
+            "misses": "Nothing.",
+        },
+        **{
+            name: json.loads(
+                frame.to_json(orient="split", index=False, double_precision=15, force_ascii=False)
+            )
+            for name, frame in frames.items()
+        },
+    }
