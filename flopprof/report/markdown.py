@@ -15,7 +15,9 @@ def markdown_report(run: Run) -> str:
     header, rows = top_sites(run, 30)
     lines += ["", "## Top sites", "", _row(header), _row(["---"] * len(header))]
     lines += [_row(row) for row in rows]
-    title = "What has no formula" if "trace" in run.meta else "What the hooks missed"
+    title = (
+        "What is estimated, bounded or unknown" if "trace" in run.meta else "What the hooks missed"
+    )
     lines += ["", f"## {title}", ""]
     for miss in misses(run):
         share = percent(miss.time_frac)

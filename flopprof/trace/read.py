@@ -89,6 +89,12 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     finally:
         if collecting:
             gc.enable()
+    foreign = next((c for c in found.sorts if str(c).startswith(("xpu", "mps", "mtia"))), None)
+    if foreign:
+        raise LoadError(
+            f"{path} holds {foreign}: the device is not supported yet, CPU and CUDA/ROCm are",
+            remedy="profile the model on one of these",
+        )
     if not found.signatures and not found.has_ranges:
         raise LoadError(
             f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
@@ -259,7 +265,7 @@ def _evaluate(
         except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
             text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {error}"
             found.warnings.append(text)
-    kind = "other" if source == "torch" else kind_of(name)
+    kind = "other" if source in ("torch", "generated") else kind_of(name)
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
     known_bytes = bool(tensors) and source != "torch"

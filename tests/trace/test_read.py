@@ -98,6 +98,48 @@ def test_many_kernels_of_one_op_are_one_flop_count_over_the_sum_of_their_times(t
     assert list(trace.kernels["kind"]) == ["compute", "compute", "memset"]
 
 
+def test_a_wrong_external_id_does_not_mislead(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10, External_id=5),
+        op("aten::neg", 20, 10, External_id=6),
+        launch(1, 22),
+        with_shapes(kernel(1, 40, 3), {"External id": 5}),
+    )
+
+    assert list(trace.kernels["op_id"]) == [1]
+
+
+def test_launches_by_hip_and_by_a_driver_are_launches(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10),
+        launch(1, 2) | {"name": "hipExtModuleLaunchKernel"},
+        kernel(1, 20, 3),
+        launch(2, 4) | {"name": "cuLaunchKernelEx", "cat": "cuda_driver"},
+        kernel(2, 30, 3),
+    )
+
+    assert list(trace.kernels["op_id"]) == [0, 0]
+
+
+def test_attention_counts_the_same_in_either_layout(tmp_path):
+    wrapper = [[2, 4, 16, 32]] * 3  # batch, heads, length, width
+    inner = [[2, 16, 4, 32]] * 3  # batch, length, heads, width
+    types = {"Input type": ["c10::BFloat16"] * 3}
+    trace = read(
+        tmp_path,
+        with_shapes(
+            op("aten::scaled_dot_product_attention", 0, 20), {"Input Dims": wrapper} | types
+        ),
+        with_shapes(op("aten::_flash_attention_forward", 5, 9), {"Input Dims": inner} | types),
+    )
+
+    # 2·4 heads × 16·16 scores × 2·32 multiply-adds × 2.
+    assert list(trace.ops["matmul_flops"]) == [2 * 4 * 256 * 64 * 2] * 2
+    assert list(trace.ops["counted"]) == [True, False]
+
+
 def test_busy_time_is_the_union_of_overlapping_kernels(tmp_path):
     trace = read(
         tmp_path,
@@ -456,6 +498,21 @@ def test_a_damaged_file_is_refused_with_a_message(tmp_path, content):
     path.write_bytes(content)
 
     assert isinstance(bad(path), LoadError)
+
+
+def test_a_trace_of_kernels_without_ops_says_how_to_record_them(tmp_path):
+    error = bad(write_trace(tmp_path / "t.json", launch(1, 2), kernel(1, 20, 5)))
+
+    assert "without ops" in error.problem
+    assert "ProfilerActivity.CPU" in error.remedy
+
+
+def test_a_trace_of_another_kind_of_device_is_refused(tmp_path):
+    event = launch(1, 2) | {"cat": "xpu_runtime"}
+
+    error = bad(write_trace(tmp_path / "t.json", op("aten::relu", 0, 5), event))
+
+    assert "not supported yet, CPU and CUDA/ROCm are" in error.problem
 
 
 def test_one_endless_string_is_refused_in_bounded_memory(tmp_path):
