@@ -224,13 +224,15 @@ def _intern(found: Events, name: str) -> int:
 
 def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
     """Return the number of this op with these arguments; its formula is evaluated once."""
-    shapes = args.get("Input Dims") or args.get("Input dims") or []
-    types = args.get("Input type") or []
-    values = args.get("Concrete Inputs") or []
-    strides = args.get("Input Strides") or []
+    shapes = _list(args.get("Input Dims") or args.get("Input dims"))
+    types, values = _list(args.get("Input type")), _list(args.get("Concrete Inputs"))
+    strides = _list(args.get("Input Strides"))
     if strides and strides.count([]) == shapes.count([]):
         strides = []  # only a sparse tensor has a shape and no strides; else they change nothing
-    key = (name, orjson.dumps((shapes, types, values, strides)))
+    try:
+        key = (name, orjson.dumps((shapes, types, values, strides)))
+    except TypeError:  # lists in lists, deeper than any argument's
+        return _signature(name, {}, found)
     number = found.known.get(key)
     if number is None:
         if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
@@ -262,7 +264,9 @@ def _evaluate(
     if formula is not None:
         try:
             work = formula(call)
-        except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+            float(work.matmul_flops + work.vector_flops + work.min_bytes if work else 0)
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+            work = None
             text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {error}"
             found.warnings.append(text)
     kind = "other" if source in ("torch", "generated") else kind_of(name)
@@ -272,11 +276,17 @@ def _evaluate(
     return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
 
 
-def _nested(value: Any) -> tuple[Any, ...]:
-    """Return lists of sizes, and lists of such lists, as tuples."""
-    if not isinstance(value, list):
+def _nested(value: Any, depth: int = 3) -> tuple[Any, ...]:
+    """Return sizes, lists of sizes and lists of such lists, as tuples; what is none is empty."""
+    if not isinstance(value, list) or not depth:
         return ()
-    return tuple(_nested(item) if isinstance(item, list) else item for item in value)
+    if all(isinstance(item, list) for item in value):
+        return tuple(_nested(item, depth - 1) for item in value)
+    return tuple(value) if all(type(item) is int and item >= 0 for item in value) else ()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
@@ -298,11 +308,12 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         derive_convolutions(tree)
     tree.walk()
     tree.link_kernels()
-    kernels, device = _kernels_frame(tree, header, origin)
+    known = header.get("distributedInfo")
+    job = {k: n for k, n in (known if isinstance(known, dict) else {}).items() if type(n) is int}
+    kernels, device = _kernels_frame(tree, job.get("rank", 0), origin)
     found.launches.clear()
     nodes = np.flatnonzero(tree.rows >= 0)
     ops = _ops_frame(tree, nodes, external, profiler_flops, on_device=len(kernels) > 0)
-    known_ranks = header.get("distributedInfo") or {}
     compute = kernels[kernels["kind"] == "compute"]
     compute_us = float(compute["duration_us"].sum())
     orphans_us = float(compute.loc[compute["op_id"] == -1, "duration_us"].sum())
@@ -312,8 +323,8 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         "schema_version": header.get("schemaVersion"),
         "has_shapes": any(s.shapes for s in found.signatures),
         "has_values": found.has_values,
-        "rank": known_ranks.get("rank", 0) if isinstance(known_ranks, dict) else 0,
-        "world_size": known_ranks.get("world_size", 1) if isinstance(known_ranks, dict) else 1,
+        "rank": job.get("rank", 0),
+        "world_size": job.get("world_size", 1),
         "span_us": span_us,
         "steps": [(name, start - origin, length) for name, start, length in found.steps],
         "origin_us": origin,
@@ -430,7 +441,7 @@ def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
     return dtype
 
 
-def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[pd.DataFrame, float]:
+def _kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
     found = tree.found
     correlation, names, kinds, streams, devices, graphs, starts, lengths = (
@@ -438,8 +449,6 @@ def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[p
     )
     if not len(starts):
         return KERNELS.empty(), math.nan
-    info = header.get("distributedInfo")
-    rank = info.get("rank", 0) if isinstance(info, dict) else 0
     ops = np.frombuffer(tree.kernel_ops, "q")
     frame = KERNELS.frame(
         {

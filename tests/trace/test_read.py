@@ -461,6 +461,26 @@ def test_ids_that_fit_no_integer_are_no_error(tmp_path, number):
     assert list(trace.kernels["op_id"]) == [-1]
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        [1, 2],
+        {"Input Dims": "x", "Input type": 5, "Concrete Inputs": {"a": 1}},
+        {"Input Dims": [[-1, 2], ["a"]], "Input type": ["float", 3]},
+        {"Input Dims": [[10**18] * 20, [10**18] * 20], "Input type": ["float", "float"]},
+        {"Input Dims": [[[[[[1]]]]]], "Input type": ["float"]},
+        {"Input Dims": json.loads("[" * 900 + "]" * 900)},
+    ],
+)
+def test_arguments_of_no_known_form_leave_an_op_unknown(tmp_path, args):
+    event = op("aten::mm", 0, 5) | {"args": args}
+    trace = read(tmp_path, op("aten::relu", 10, 1), event, distributedInfo={"rank": "zero"})
+
+    assert "aten::relu" in list(trace.ops["op"])
+    assert trace.ops.query("op == 'aten::mm'")["matmul_flops"].isna().all()
+    assert trace.info["rank"] == 0
+
+
 def test_ops_that_overlap_in_a_cycle_are_read(tmp_path):
     events = [op(f"aten::op{n}", n, 1000) for n in range(5000)]  # each begins in the last, ends out
 
