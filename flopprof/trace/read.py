@@ -89,7 +89,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     finally:
         if collecting:
             gc.enable()
-    foreign = next((c for c in found.sorts if str(c).startswith(("xpu", "mps", "mtia"))), None)
+    foreign = next((c for c in found.sorts if c.startswith(("xpu", "mps", "mtia"))), None)
     if foreign:
         raise LoadError(
             f"{path} holds {foreign}: the device is not supported yet, CPU and CUDA/ROCm are",
@@ -114,7 +114,8 @@ def _take(events: list[Any], found: Events) -> None:
             continue
         name, start, length = event.get("name"), event.get("ts"), event.get("dur", 0.0)
         args = event.get("args") or {}
-        if type(name) is not str or type(args) is not dict:
+        category = event.get("cat")
+        if type(name) is not str or type(args) is not dict or type(category) is not str:
             continue
         if type(start) is not float or type(length) is not float:
             start, length = _number(start), _number(length)
@@ -122,9 +123,9 @@ def _take(events: list[Any], found: Events) -> None:
         if not (end - end == 0 and length >= 0):  # NaN or infinite
             found.odd += 1
             continue
-        sort = found.sorts.get(event.get("cat"))
+        sort = found.sorts.get(category)
         if sort is None:
-            sort = found.sorts[event.get("cat")] = _sort_of(str(event.get("cat", "")).lower())
+            sort = found.sorts[category] = _sort_of(category.lower())
         role = found.roles.get(name)
         if role is None:
             role = found.roles[name] = _role_of(name)
@@ -160,7 +161,7 @@ def _take(events: list[Any], found: Events) -> None:
                 sort = "communication"
             kind = KERNEL_KINDS.index(sort)
             kernels.append((correlation, number, kind, stream, device, graph or -1, start, length))
-        elif event.get("cat") != "user_annotation":
+        elif category != "user_annotation":
             continue
         elif name.startswith("ProfilerStep#"):
             found.steps.append((name, start, length))
@@ -209,6 +210,8 @@ def _integer(args: Mapping[str, Any], *names: str) -> int:
 
 def _thread(event: Mapping[str, Any], found: Events) -> int:
     pid, tid = event.get("pid"), event.get("tid")
+    if not isinstance(pid, str | int) or not isinstance(tid, str | int):
+        pid, tid = str(pid), str(tid)
     number = found.threads.get((pid, tid))
     if number is None:
         key = (str(pid), str(tid))

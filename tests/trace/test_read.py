@@ -474,7 +474,8 @@ def test_ids_that_fit_no_integer_are_no_error(tmp_path, number):
 )
 def test_arguments_of_no_known_form_leave_an_op_unknown(tmp_path, args):
     event = op("aten::mm", 0, 5) | {"args": args}
-    trace = read(tmp_path, op("aten::relu", 10, 1), event, distributedInfo={"rank": "zero"})
+    odd = [op("aten::neg", 20, 1) | {"pid": [1], "tid": {"a": 1}}, op("a", 1, 1) | {"cat": [1]}]
+    trace = read(tmp_path, op("aten::relu", 10, 1), event, *odd, distributedInfo={"rank": "zero"})
 
     assert "aten::relu" in list(trace.ops["op"])
     assert trace.ops.query("op == 'aten::mm'")["matmul_flops"].isna().all()
