@@ -82,14 +82,15 @@ def _keyed(run: Run, ops: pd.DataFrame) -> tuple[_Facts, _Facts]:
         facts = {"verdict": "hidden"} if kind == "compute" else {}
         if op >= 0 and kind == "compute":
             facts = {"counted op": names[owner[op]], **shown[owner[op]]}
-        by_kernel[start, length, launch] = facts
+        by_kernel[start, length, str(launch)] = facts
     return by_op, by_kernel
 
 
 def _plain(row: dict[Any, Any]) -> dict[str, Any]:
     """Return what is known of a row; counts as integers."""
     known = {str(key): value for key, value in row.items() if value == value and value != ""}
-    return {k: int(v) if k in ("FLOPs", "bytes") else v for k, v in known.items()}
+    whole = [k for k in ("FLOPs", "bytes") if k in known and known[k] < 1 << 63]
+    return known | {k: int(known[k]) for k in whole}
 
 
 def _annotate(event: dict[str, Any], by_op: _Facts, by_kernel: _Facts, origin: float) -> None:
@@ -104,7 +105,8 @@ def _annotate(event: dict[str, Any], by_op: _Facts, by_kernel: _Facts, origin: f
     where = f"{event.get('pid')}/{event.get('tid')}"
     facts = by_op.get((where, start - origin, end - start, name))
     if facts is None and isinstance(args, dict):
-        facts = by_kernel.get((start - origin, float(length), args.get("correlation")))
+        launch = str(args.get("correlation", -1))
+        facts = by_kernel.get((start - origin, float(length), launch))
     if facts:
         event["args"] = {**(args if isinstance(args, dict) else {}), **facts}
 
