@@ -434,7 +434,7 @@ def _kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row per kernel name that no op launched, and one per graph that was replayed."""
     orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
     rows = []
-    why = "kernel on the device that no op accounts for: no launch record in the trace"
+    why = "kernel that no op accounts for: its launch is not in the trace, or in no op"
     loose = orphans[orphans["graph_id"] == -1]
     for name, group in loose.groupby("kernel", sort=False, observed=True):
         rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": str(name)})

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -362,7 +363,21 @@ def test_the_first_events_of_a_damaged_trace_are_not_taken_for_all(tmp_path):
 
 def test_odd_values_anywhere_in_a_trace_are_no_crash(tmp_path):
     chance = random.Random(0)
-    odd = [None, True, -1, 1.5, 1e300, 2**64 - 1, -(2**63), "", "x", [], [[]], {}, [1, [2]]]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        1.5,
+        1e300,
+        2**64 - 1,
+        -(2**63),
+        "",
+        "x",
+        [],
+        [[]],
+        {},
+        [1, [2]],
+    ]
     original = small(tmp_path).read_text()
     path = tmp_path / "odd.json"
     read = 0

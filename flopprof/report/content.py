@@ -124,7 +124,7 @@ def busy_rate(run: Run) -> float:
 
 def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a line per rank of a job, those that were busy longest first, and the verdict."""
-    if len(ranks) == 1 and not found["communication_us"]:
+    if len(ranks) == 1 and not found["communication_us"] > 0:
         return []
     longest = sorted(ranks, key=lambda r: float(r["device_busy_us"]), reverse=True)
     lines = []
