@@ -159,28 +159,27 @@ def _union(kernels: pd.DataFrame) -> float:
 
 def _steps(trace: Trace) -> list[dict[str, Any]]:
     """Return the profiler's steps, with what was called in each; its kernels may end later."""
-    ops = trace.ops[trace.ops["counted"]]
-    rows = []
-    for name, start, length in sorted(trace.info["steps"], key=lambda step: float(step[1])):
-        inside = trace.ops["start_us"].between(start, start + length, inclusive="left")
-        mine = ops[inside.reindex(ops.index)]
-        kernels = trace.kernels[trace.kernels["op_id"].isin(trace.ops.loc[inside, "op_id"])]
-        kernels = kernels[kernels["kind"] == "compute"]
-        row = {
-            "step": name.removeprefix("ProfilerStep#"),
-            "start_us": start,
-            "duration_us": length,
-            "flops": (mine["matmul_flops"] + mine["vector_flops"]).sum(),
-            "matmul_flops": mine["matmul_flops"].sum(),
-            "kernel_time_us": kernels["duration_us"].sum() if len(trace.kernels) else math.nan,
-        }
-        rows.append(row)
-    return rows
+    rows = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
+    steps = pd.DataFrame(rows, columns=["step", "start_us", "duration_us"])
+    if not rows:
+        return []
+    ops, ends = trace.ops, (steps["start_us"] + steps["duration_us"]).to_numpy()
+    at = np.searchsorted(steps["start_us"], ops["start_us"], side="right") - 1
+    at = np.where((at >= 0) & (ops["start_us"] < ends[at]), at, -1)
+    compute = trace.kernels[trace.kernels["kind"] == "compute"].query("op_id >= 0")
+    sums = ops.where(ops["counted"])[["matmul_flops", "vector_flops"]].groupby(at).sum()
+    sums["kernel_time_us"] = compute["duration_us"].groupby(at[compute["op_id"]]).sum()
+    steps = steps.join(sums).fillna(dict.fromkeys(sums, 0.0))
+    if not len(trace.kernels):
+        steps["kernel_time_us"] = math.nan
+    steps["step"] = steps["step"].str.removeprefix("ProfilerStep#")
+    steps["flops"] = steps["matmul_flops"] + steps.pop("vector_flops")
+    return [{str(name): value for name, value in row.items()} for row in steps.to_dict("records")]
 
 
 def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
     """Return the trace from the step behind the first `skipped` ones; op ids count anew."""
-    steps = sorted(trace.info["steps"], key=lambda step: float(step[1]))
+    steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
     if len(steps) <= skipped:
         raise UsageError(
             f"{file} holds {len(steps)} profiler steps; leaving out {skipped} leaves none",
@@ -204,7 +203,7 @@ def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
 def _doubts(file: Path, trace: Trace) -> list[str]:
     """Return what makes the figures of a trace incomplete."""
     no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
-    no_kernels = "holds no kernels, so times are the host's: record with ProfilerActivity.CUDA too"
+    no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
     absent = ((trace.info["has_shapes"], no_shapes), (len(trace.kernels), no_kernels))
     return [f"{file} {fact}" for there, fact in absent if not there]
 

@@ -180,7 +180,9 @@ def _device(meta: dict[str, Any]) -> str:
     if device.get("threads"):
         threads = device["threads"]
         parts.append(f"{threads} thread" + ("s" if threads > 1 else ""))
-    return ", ".join([*parts, str(meta.get("dtype", "")), f"torch {meta.get('torch', '?')}"])
+    parts.append(str(meta.get("dtype", "")) + " by autocast" * bool(meta.get("autocast")))
+    parts += ["TF32"] * bool(meta.get("tf32"))
+    return ", ".join([*parts, f"torch {meta.get('torch', '?')}"])
 
 
 def _flops(totals: Totals) -> str:
