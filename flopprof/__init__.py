@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flopprof.count import FlopsCounter, calculate_flops_for_size
+    from flopprof.elsewhere import analyse_traces
     from flopprof.errors import FlopprofError
     from flopprof.formulas import module_formula, op_formula
     from flopprof.pipeline import count_flops, profile
@@ -16,6 +17,7 @@ _HOMES = {
     "FlopprofError": "flopprof.errors",
     "FlopsCounter": "flopprof.count",
     "Run": "flopprof.run",
+    "analyse_traces": "flopprof.elsewhere",
     "calculate_flops_for_size": "flopprof.count",
     "count_flops": "flopprof.pipeline",
     "module_formula": "flopprof.formulas",
@@ -28,6 +30,7 @@ __all__ = [
     "FlopprofError",
     "FlopsCounter",
     "Run",
+    "analyse_traces",
     "calculate_flops_for_size",
     "count_flops",
     "module_formula",

@@ -130,55 +130,56 @@ def _rank_facts(trace: Trace) -> dict[str, Any]:
     compute, talk = (kernels[kernels["kind"] == k] for k in ("compute", "communication"))
     linked = compute[compute["op_id"] >= 0]
     busy, talking = _union(compute), _union(talk)
-    time_us = compute["duration_us"].sum() if len(kernels) else math.nan
     apart = _union(kernels[kernels["kind"].isin(("compute", "communication"))])
-    return {
+    facts = {
         "gpu": _device(trace).get("name"),
         "matmul_flops": ops["matmul_flops"].sum(),
         "flops": (ops["matmul_flops"] + ops["vector_flops"]).sum(),
         "kernels": len(compute),
-        "kernel_time_us": time_us,
-        "device_busy_us": busy if len(kernels) else math.nan,
         "linked_kernels": len(linked),
+        "span_us": trace.info["span_us"],
+    }
+    times = {
+        "kernel_time_us": compute["duration_us"].sum(),
+        "device_busy_us": busy,
         "linked_kernel_time_us": linked["duration_us"].sum(),
         "communication_us": talking,
         "all_kernels_us": apart,
         "communication_frac": talking / apart if apart else math.nan,
         "overlapped_us": busy + talking - apart,
         "overlap_frac": (busy + talking - apart) / talking if talking else math.nan,
-        "span_us": trace.info["span_us"],
     }
+    return facts | (times if len(kernels) else dict.fromkeys(times, math.nan))
 
 
 def _union(kernels: pd.DataFrame) -> float:
-    start = kernels["start_us"].to_numpy()
-    return float(busy_until(start, start + kernels["duration_us"].to_numpy(), math.inf))
+    start, length = kernels["start_us"].to_numpy(), kernels["duration_us"].to_numpy()
+    return float(busy_until(start, start + length, math.inf))
 
 
 def _steps(trace: Trace) -> list[dict[str, Any]]:
     """Return the profiler's steps, with what was called in each; its kernels may end later."""
-    ops = trace.ops[trace.ops["counted"]]
-    rows = []
-    for name, start, length in sorted(trace.info["steps"], key=lambda step: float(step[1])):
-        inside = trace.ops["start_us"].between(start, start + length, inclusive="left")
-        mine = ops[inside.reindex(ops.index)]
-        kernels = trace.kernels[trace.kernels["op_id"].isin(trace.ops.loc[inside, "op_id"])]
-        kernels = kernels[kernels["kind"] == "compute"]
-        row = {
-            "step": name.removeprefix("ProfilerStep#"),
-            "start_us": start,
-            "duration_us": length,
-            "flops": (mine["matmul_flops"] + mine["vector_flops"]).sum(),
-            "matmul_flops": mine["matmul_flops"].sum(),
-            "kernel_time_us": kernels["duration_us"].sum() if len(trace.kernels) else math.nan,
-        }
-        rows.append(row)
-    return rows
+    rows = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
+    steps = pd.DataFrame(rows, columns=["step", "start_us", "duration_us"])
+    if not rows:
+        return []
+    ops, ends = trace.ops, (steps["start_us"] + steps["duration_us"]).to_numpy()
+    at = np.searchsorted(steps["start_us"], ops["start_us"], side="right") - 1
+    at = np.where((at >= 0) & (ops["start_us"] < ends[at]), at, -1)
+    compute = trace.kernels[trace.kernels["kind"] == "compute"].query("op_id >= 0")
+    sums = ops.where(ops["counted"])[["matmul_flops", "vector_flops"]].groupby(at).sum()
+    sums["kernel_time_us"] = compute["duration_us"].groupby(at[compute["op_id"]]).sum()
+    steps = steps.join(sums).fillna(dict.fromkeys(sums, 0.0))
+    if not len(trace.kernels):
+        steps["kernel_time_us"] = math.nan
+    steps["step"] = steps["step"].str.removeprefix("ProfilerStep#")
+    steps["flops"] = steps["matmul_flops"] + steps.pop("vector_flops")
+    return [{str(name): value for name, value in row.items()} for row in steps.to_dict("records")]
 
 
 def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
     """Return the trace from the step behind the first `skipped` ones; op ids count anew."""
-    steps = sorted(trace.info["steps"], key=lambda step: float(step[1]))
+    steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
     if len(steps) <= skipped:
         raise UsageError(
             f"{file} holds {len(steps)} profiler steps; leaving out {skipped} leaves none",
@@ -201,36 +202,27 @@ def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
 
 def _doubts(file: Path, trace: Trace) -> list[str]:
     """Return what makes the figures of a trace incomplete."""
-    doubts = []
-    if not trace.info["has_shapes"]:
-        fact = "has no shapes, so no FLOPs: record it with record_shapes=True"
-        doubts.append(f"{file} {fact}")
-    if not len(trace.kernels):
-        fact = "holds no kernels, so times are the host's: record with ProfilerActivity.CUDA too"
-        doubts.append(f"{file} {fact}")
-    return doubts
+    no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
+    no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
+    absent = ((trace.info["has_shapes"], no_shapes), (len(trace.kernels), no_kernels))
+    return [f"{file} {fact}" for there, fact in absent if not there]
 
 
 def _together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Return ops, gaps and kernels of all ranks; ids run on."""
     if len(traces) == 1:
         return traces[0].ops, traces[0].gaps, traces[0].kernels
-    ops, kernels, first, first_kernel = [], [], 0, 0
-    for trace in traces:
-        shifted = {}
-        for frame, names in ((trace.ops, ("op_id", "parent_op_id")), (trace.kernels, ("op_id",))):
-            ids = {name: frame[name].where(frame[name] < 0, frame[name] + first) for name in names}
-            shifted[names] = frame.assign(**ids)
-        ops_of, kernels_of = shifted.values()
-        ops.append(ops_of)
-        kernels.append(kernels_of.assign(kernel_id=kernels_of["kernel_id"] + first_kernel))
-        first, first_kernel = first + len(ops_of), first_kernel + len(kernels_of)
+    firsts = np.cumsum([0, *(len(trace.ops) for trace in traces)])
+    pairs = list(zip(firsts.tolist(), traces, strict=False))
+    ops = pd.concat([_shifted(t.ops, n, "op_id", "parent_op_id") for n, t in pairs])
+    kernels = pd.concat([_shifted(t.kernels, n, "op_id") for n, t in pairs], ignore_index=True)
+    kernels["kernel_id"] = np.arange(len(kernels))
     gaps = pd.concat([trace.gaps for trace in traces], ignore_index=True)
-    return (
-        OPS.check(pd.concat(ops, ignore_index=True)),
-        gaps,
-        KERNELS.check(pd.concat(kernels, ignore_index=True)),
-    )
+    return OPS.check(ops.reset_index(drop=True)), gaps, KERNELS.check(kernels)
+
+
+def _shifted(frame: pd.DataFrame, by: int, *names: str) -> pd.DataFrame:
+    return frame.assign(**{n: frame[n].where(frame[n] < 0, frame[n] + by) for n in names})
 
 
 def _device(trace: Trace) -> dict[str, Any]:

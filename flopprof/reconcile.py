@@ -15,6 +15,7 @@ import pandas as pd
 
 from flopprof.formulas import COMPILED, COMPOSITE_OPS
 from flopprof.formulas.external import find_op_formula
+from flopprof.formulas.generated import GENERATED
 from flopprof.roofs import apply_rooflines, kernel_units
 from flopprof.tables import LOSS, MODULE_CALLS, OPS, SITES, VERDICTS
 from flopprof.units import duration, percent, shorten
@@ -304,6 +305,8 @@ def _judge_alone(
     known = not math.isnan(row.matmul_flops)
     if row.counted and row.kind == "free":
         return "free", "no floating-point work: views, moves, allocates, or counts integers"
+    if GENERATED.match(row.op) and known:
+        return "fused", "generated: the FLOPs are those of the ops in its name, once per element"
     if known and (not hooked or row.phase not in _HOOKED_PHASES):
         if row.profiler_differs:
             return "disagrees", _profiler_reason(row)
@@ -431,7 +434,7 @@ def _kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row per kernel name that no op launched, and one per graph that was replayed."""
     orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
     rows = []
-    why = "kernel on the device that no op accounts for: no launch record in the trace"
+    why = "kernel that no op accounts for: its launch is not in the trace, or in no op"
     loose = orphans[orphans["graph_id"] == -1]
     for name, group in loose.groupby("kernel", sort=False, observed=True):
         rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": str(name)})

@@ -43,15 +43,13 @@ def replicate(source: Path, target: Path, wanted: int) -> int:
     timed = [e for e in events if e.get("ph") == "X"]
     start, end = min(e["ts"] for e in timed), max(e["ts"] + e.get("dur", 0) for e in timed)
     ids = [e["args"][k] for e in timed for k in IDS if isinstance(e.get("args", {}).get(k), int)]
-    copies = -(-wanted // len(events))
+    step, copies = max(ids) + 1, -(-wanted // len(events))
     with target.open("w") as file:
         file.write(json.dumps(trace)[:-1] + ', "traceEvents": [')
         for copy in range(copies):
             for number, event in enumerate(events):
                 args = event.get("args") or {}
-                moved = {
-                    k: args[k] + copy * (max(ids) + 1) for k in IDS if type(args.get(k)) is int
-                }
+                moved = {k: args[k] + copy * step for k in IDS if type(args.get(k)) is int}
                 later = dict(event)
                 if "ts" in event:
                     later["ts"] = event["ts"] + copy * (end - start + 1000)

@@ -2,15 +2,18 @@
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flopprof.cli import main
 from flopprof.elsewhere import analyse_traces
-from flopprof.errors import LoadError, UsageError
+from flopprof.errors import FlopprofError, LoadError, UsageError
+from flopprof.report.annotated import annotate_trace
 from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
 
 # [4,5] @ [5,6] + [6]: 4·6·5 multiply-adds × 2, 4·6 additions.
@@ -286,6 +289,20 @@ def test_the_report_of_a_trace_names_device_time_ranks_and_steps(tmp_path, capsy
     assert "lost" in text
 
 
+def test_a_saved_trace_reports_and_plots_as_it_did(tmp_path, capsys):
+    host = write_trace(tmp_path / "host.json", with_shapes(op("aten::addmm", 0, 10), ADDMM))
+    for path in (small(tmp_path), host):
+        assert main(["trace", str(path), "-o", "run"]) == 0
+        printed = capsys.readouterr().out
+
+        assert main(["report", "run"]) == 0
+        assert capsys.readouterr().out.strip() == printed.partition("\nChart")[0].strip()
+        assert main(["report", "run", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["traces"] == [str(path)]
+        assert main(["plot", "run", "-o", "again.png"]) == 0
+        capsys.readouterr()
+
+
 def test_analysing_a_trace_imports_no_torch(tmp_path):
     path = small(tmp_path)
     code = (
@@ -356,6 +373,44 @@ def test_the_first_events_of_a_damaged_trace_are_not_taken_for_all(tmp_path):
 
     with pytest.raises(LoadError):
         analyse_traces(path)
+
+
+def test_odd_values_anywhere_in_a_trace_are_no_crash(tmp_path):
+    chance = random.Random(0)
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        1.5,
+        1e300,
+        2**64 - 1,
+        -(2**63),
+        "",
+        "x",
+        [],
+        [[]],
+        {},
+        [1, [2]],
+    ]
+    original = small(tmp_path).read_text()
+    path = tmp_path / "odd.json"
+    read = 0
+    for _ in range(60):
+        trace = json.loads(original)
+        events = trace["traceEvents"]
+        args = [e["args"] for e in events if e["args"]]
+        for part in [*chance.sample(events, 3), *chance.sample(args, 3)]:
+            part[chance.choice(list(part))] = json.loads(json.dumps(chance.choice(odd)))
+        path.write_text(json.dumps(trace))
+        try:
+            run = analyse_traces(path)
+        except FlopprofError:
+            continue
+        annotate_trace(path, tmp_path / "out.json", run)
+        assert run.report("text")
+        read += 1
+
+    assert read > 10
 
 
 # Real traces recorded by others, where they are: figures as the project's brief gives them.

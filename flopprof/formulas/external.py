@@ -7,6 +7,7 @@ from typing import Any
 
 from flopprof.errors import UsageError
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work
+from flopprof.formulas.generated import GENERATED, generated
 from flopprof.usercode import import_code
 
 _LOADED: set[Path] = set()
@@ -28,11 +29,13 @@ def load_formulas(path: str | Path) -> None:
 
 
 def find_op_formula(op: str) -> tuple[OpFormula | None, str]:
-    """Return the formula of `op`, or None, and where it is from: formula, user, torch, none."""
+    """Return the formula of `op`, or None; its source: formula, user, generated, torch, none."""
     formula = FREE_OPS.get(op) or OP_FORMULAS.get(op)
     if formula is not None:
         own = getattr(formula, "func", formula).__module__.startswith("flopprof.")  # or partial
         return formula, "formula" if own else "user"
+    if GENERATED.match(op):
+        return generated, "generated"
     formula = _torch_formula(op)
     return formula, "torch" if formula else "none"
 

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -16,7 +17,6 @@ from flopprof.trace.stream import stream_events
 
 BINS = 1000  # of the counter tracks: what a screen shows
 _SITE = ["op", "module_path", "phase", "input_shapes", "dtype"]
-_Facts = dict[tuple[Any, ...], dict[str, Any]]
 
 
 def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
@@ -32,8 +32,7 @@ def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
     """
     target = Path(target)
     ops = _op_facts(run)
-    origin = run.meta["trace"]["origin_us"]
-    by_op, by_kernel = _keyed(run, ops)
+    write = _writer(run, ops)
     header: dict[str, Any] = {}
     with replacing(target) as unfinished:
         opened = gzip.open if target.suffix == ".gz" else open
@@ -42,10 +41,10 @@ def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
             for events in stream_events(Path(source), header):
                 for event in events:
                     if type(event) is dict and event.get("ph") == "X":
-                        _annotate(event, by_op, by_kernel, origin)
+                        write(event)
                 if events:
                     file.write(orjson.dumps(events)[1:-1] + b",\n")
-            tracks = orjson.dumps(_counters(run, ops, origin))[1:-1]
+            tracks = orjson.dumps(_counters(run, ops))[1:-1]
             rest = orjson.dumps({"flopprof": run.meta["flopprof"], **header})[1:]
             file.write((tracks or b"{}") + b"]," + rest)
     return target
@@ -64,54 +63,62 @@ def _op_facts(run: Run) -> pd.DataFrame:
     time_us = found["device_us" if len(run.kernels) else "cpu_us"]
     found["FLOP/s"] = found["FLOPs"] / time_us.where(time_us > 0) * 1e6
     found["% of roof"] = 100 * found["FLOP/s"] / found["attainable_flops_per_s"].where(walked)
-    return found.rename(columns={"min_bytes": "bytes"})
+    return found.rename(columns={"min_bytes": "bytes", "flops_at_most": "FLOPs at most"})
 
 
-_SHOWN = ["FLOPs", "bytes", "FLOP/s", "% of roof", "verdict"]
+_SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "verdict"]
 
 
-def _keyed(run: Run, ops: pd.DataFrame) -> tuple[_Facts, _Facts]:
-    """Return what to write into events: ops and kernels by what both event and table tell."""
-    shown = [_plain(row) for row in ops[_SHOWN].to_dict("records")]
+def _facts(columns: dict[str, list[Any]], row: int) -> dict[str, Any]:
+    """Return what is known of an op; counts as integers."""
+    values = {name: column[row] for name, column in columns.items()}
+    known = {name: v for name, v in values.items() if v == v and v != ""}
+    whole = [n for n in ("FLOPs", "FLOPs at most", "bytes") if known.get(n, 1 << 63) < 1 << 63]
+    return known | {name: int(known[name]) for name in whole}
+
+
+def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
+    """Return a function that writes into an event what is known of its op or kernel.
+
+    Events and rows are matched by what both tell: thread, times and name, or times and launch.
+    """
+    columns = {name: ops[name].tolist() for name in _SHOWN}
     keys = zip(ops["thread"].astype("str"), ops["start_us"], ops["cpu_us"], ops["op"], strict=True)
-    by_op = dict(zip(keys, shown, strict=True))
+    by_op = {key: row for row, key in enumerate(keys)}
+    computing = run.kernels[run.kernels["kind"] == "compute"]
+    launches = (computing[c] for c in ("start_us", "duration_us", "correlation_id"))
+    by_kernel = dict(zip(zip(*launches, strict=True), computing["op_id"].tolist(), strict=True))
     owner, names = ops["owner"].tolist(), ops["op"].tolist()
-    by_kernel: _Facts = {}
-    columns = ("start_us", "duration_us", "correlation_id", "op_id", "kind")
-    for start, length, launch, op, kind in zip(*(run.kernels[c] for c in columns), strict=True):
-        facts = {"verdict": "hidden"} if kind == "compute" else {}
-        if op >= 0 and kind == "compute":
-            facts = {"counted op": names[owner[op]], **shown[owner[op]]}
-        by_kernel[start, length, launch] = facts
-    return by_op, by_kernel
+    origin = run.meta["trace"]["origin_us"]
+
+    def write(event: dict[str, Any]) -> None:
+        start, length = event.get("ts"), event.get("dur", 0)
+        if not isinstance(start, int | float) or not isinstance(length, int | float):
+            return
+        name, args = str(event.get("name", "")), event.get("args")
+        if name.startswith("Torch-Compiled Region"):
+            name = COMPILED
+        args = args if isinstance(args, dict) else {}
+        where = f"{event.get('pid')}/{event.get('tid')}"
+        start, end = float(start), float(start) + float(length)
+        row = by_op.get((where, start - origin, end - start, name))
+        if row is not None:
+            event["args"] = args | _facts(columns, row)
+            return
+        launch = args.get("correlation", -1)
+        launch = int(launch) if str(launch).isdecimal() else -1
+        op = by_kernel.get((start - origin, float(length), launch))
+        if op == -1:
+            event["args"] = args | {"verdict": "hidden"}
+        elif op is not None:
+            event["args"] = args | {"counted op": names[owner[op]]} | _facts(columns, owner[op])
+
+    return write
 
 
-def _plain(row: dict[Any, Any]) -> dict[str, Any]:
-    """Return what is known of a row; counts as integers."""
-    known = {str(key): value for key, value in row.items() if value == value and value != ""}
-    return {k: int(v) if k in ("FLOPs", "bytes") else v for k, v in known.items()}
-
-
-def _annotate(event: dict[str, Any], by_op: _Facts, by_kernel: _Facts, origin: float) -> None:
-    start, length = event.get("ts"), event.get("dur", 0)
-    args = event.get("args")
-    if not isinstance(start, int | float) or not isinstance(length, int | float):
-        return
-    name = str(event.get("name", ""))
-    if name.startswith("Torch-Compiled Region"):
-        name = COMPILED
-    start, end = float(start), float(start) + float(length)
-    where = f"{event.get('pid')}/{event.get('tid')}"
-    facts = by_op.get((where, start - origin, end - start, name))
-    if facts is None and isinstance(args, dict):
-        facts = by_kernel.get((start - origin, float(length), args.get("correlation")))
-    if facts:
-        event["args"] = {**(args if isinstance(args, dict) else {}), **facts}
-
-
-def _counters(run: Run, ops: pd.DataFrame, origin: float) -> list[dict[str, Any]]:
+def _counters(run: Run, ops: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the counter events: what runs at each time, averaged over `BINS` parts of the run."""
-    busy = run.kernels[run.kernels["kind"] == "compute"]
+    busy, origin = run.kernels.query("kind == 'compute'"), run.meta["trace"]["origin_us"]
     if len(run.kernels):
         owner = np.where(busy["op_id"] >= 0, ops["owner"].to_numpy()[busy["op_id"]], -1)
         rate = np.where(owner >= 0, ops["FLOP/s"].to_numpy()[owner], math.nan)

@@ -83,8 +83,8 @@ def _alternatives(meta: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _trace_summary(run: Run) -> list[tuple[str, str]]:
     """Return the summary of traces recorded elsewhere."""
-    meta, totals, found = run.meta, run.totals, run.meta["trace"]
-    ranks, steps = meta["ranks"], meta["steps"]
+    meta, totals, found = run.meta, run.totals, _numbers(run.meta["trace"])
+    ranks, steps = ([*map(_numbers, meta[part])] for part in ("ranks", "steps"))
     several = f" and {len(ranks) - 1} more: {len(ranks)} ranks" if len(ranks) > 1 else ""
     lines = [
         ("Trace", found["files"][0] + several),
@@ -106,7 +106,9 @@ def _trace_summary(run: Run) -> list[tuple[str, str]]:
         text += "there are no kernels"
     lines += [("Coverage", text), *_ranks(ranks, found)]
     for step in steps[:STEPS]:
-        rate = step["flops"] / step["kernel_time_us"] * 1e6 if step["kernel_time_us"] else math.nan
+        rate = (
+            step["flops"] / step["kernel_time_us"] * 1e6 if step["kernel_time_us"] > 0 else math.nan
+        )
         text = f"rank {step['rank']}, " if len(ranks) > 1 else ""
         text += f"{step['step']}: {duration(step['duration_us'])}, {si(step['flops'], 'FLOPs')}, "
         text += f"kernels {duration(step['kernel_time_us'])}, {si(rate, 'FLOP/s')}"
@@ -117,15 +119,20 @@ def _trace_summary(run: Run) -> list[tuple[str, str]]:
     return lines + [("Warning", text) for text in meta["warnings"]]
 
 
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row of metadata with NaN for what a saved run has as None: not known."""
+    return {name: math.nan if value is None else value for name, value in row.items()}
+
+
 def busy_rate(run: Run) -> float:
     """Return FLOP/s while the devices of a trace were busy; NaN where they never were."""
-    busy_us = run.meta["trace"]["device_busy_us"]
-    return run.totals.flops / busy_us * 1e6 if busy_us else math.nan
+    busy_us = _numbers(run.meta["trace"])["device_busy_us"]
+    return run.totals.flops / busy_us * 1e6 if busy_us > 0 else math.nan
 
 
 def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str, str]]:
     """Return a line per rank of a job, those that were busy longest first, and the verdict."""
-    if len(ranks) == 1 and not found["communication_us"]:
+    if len(ranks) == 1 and not found["communication_us"] > 0:
         return []
     longest = sorted(ranks, key=lambda r: float(r["device_busy_us"]), reverse=True)
     lines = []
@@ -136,9 +143,9 @@ def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str
         lines.append(("Rank", f"{text}{percent(rank['overlap_frac'])} of them behind computation"))
     if len(ranks) > STEPS:
         lines.append(("", f"and {len(ranks) - STEPS} ranks more: see --json"))
-    if found["slowest_rank"] is not None:
-        rank = found["slowest_rank"]
-        lines.append(("", f"rank {rank} is the slowest: its own kernels took longest"))
+    if found["slowest_rank"] == found["slowest_rank"]:  # not NaN: there is one
+        slowest = f"rank {found['slowest_rank']} is the slowest: its own kernels took longest"
+        lines.append(("", slowest))
     return lines
 
 
@@ -174,7 +181,9 @@ def _device(meta: dict[str, Any]) -> str:
     if device.get("threads"):
         threads = device["threads"]
         parts.append(f"{threads} thread" + ("s" if threads > 1 else ""))
-    return ", ".join([*parts, str(meta.get("dtype", "")), f"torch {meta.get('torch', '?')}"])
+    parts.append(str(meta.get("dtype", "")) + " by autocast" * bool(meta.get("autocast")))
+    parts += ["TF32"] * bool(meta.get("tf32"))
+    return ", ".join([*parts, f"torch {meta.get('torch', '?')}"])
 
 
 def _flops(totals: Totals) -> str:

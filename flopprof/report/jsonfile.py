@@ -76,9 +76,10 @@ def _trace(meta: dict[str, Any]) -> dict[str, Any]:
         return {}
     found = {**meta["trace"], "traces": meta["trace"]["files"], "gpu": meta["device"]["name"]}
     del found["files"], found["origin_us"]
-    ranks = [{k: whole(v) if "flops" in k else v for k, v in r.items()} for r in meta["ranks"]]
-    steps = [{k: whole(v) if "flops" in k else v for k, v in s.items()} for s in meta["steps"]]
-    return found | {"ranks": ranks, "steps": steps}
+    return found | {
+        part: [{k: whole(v) if "flops" in k else v for k, v in row.items()} for row in meta[part]]
+        for part in ("ranks", "steps")
+    }
 
 
 def ops_object(run: Run) -> dict[str, dict[str, Any]]:

@@ -33,7 +33,9 @@ def markdown_report(run: Run) -> str:
     lines += ["", "## Top sites", "", *_table(header, rows), ""]
     docs = {_COLUMNS[c.name]: c.doc for c in SITES.columns if c.name in _COLUMNS}
     lines += [f"- **{name}**: {docs[name]}" for name in header]
-    title = "What has no formula" if "trace" in run.meta else "What the hooks missed"
+    title = (
+        "What is estimated, bounded or unknown" if "trace" in run.meta else "What the hooks missed"
+    )
     lines += ["", f"## {title}", ""]
     for miss in misses(run):
         share = percent(miss.time_frac)

@@ -23,7 +23,11 @@ def text_report(run: Run) -> str:
     lines += ["", *_table(header, rows), ""]
     found = misses(run)
     if found:
-        lines.append("What has no formula" if "trace" in run.meta else "What the hooks missed")
+        lines.append(
+            "What is estimated, bounded or unknown"
+            if "trace" in run.meta
+            else "What the hooks missed"
+        )
     for miss in found:
         share = percent(miss.time_frac)
         lines.append(

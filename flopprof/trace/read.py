@@ -89,6 +89,12 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     finally:
         if collecting:
             gc.enable()
+    foreign = next((c for c in found.sorts if c.startswith(("xpu", "mps", "mtia"))), None)
+    if foreign:
+        raise LoadError(
+            f"{path} holds {foreign}: the device is not supported yet, CPU and CUDA/ROCm are",
+            remedy="profile the model on one of these",
+        )
     if not found.signatures and not found.has_ranges:
         raise LoadError(
             f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
@@ -108,7 +114,8 @@ def _take(events: list[Any], found: Events) -> None:
             continue
         name, start, length = event.get("name"), event.get("ts"), event.get("dur", 0.0)
         args = event.get("args") or {}
-        if type(name) is not str or type(args) is not dict:
+        category = event.get("cat")
+        if type(name) is not str or type(args) is not dict or type(category) is not str:
             continue
         if type(start) is not float or type(length) is not float:
             start, length = _number(start), _number(length)
@@ -116,9 +123,9 @@ def _take(events: list[Any], found: Events) -> None:
         if not (end - end == 0 and length >= 0):  # NaN or infinite
             found.odd += 1
             continue
-        sort = found.sorts.get(event.get("cat"))
+        sort = found.sorts.get(category)
         if sort is None:
-            sort = found.sorts[event.get("cat")] = _sort_of(str(event.get("cat", "")).lower())
+            sort = found.sorts[category] = _sort_of(category.lower())
         role = found.roles.get(name)
         if role is None:
             role = found.roles[name] = _role_of(name)
@@ -154,7 +161,7 @@ def _take(events: list[Any], found: Events) -> None:
                 sort = "communication"
             kind = KERNEL_KINDS.index(sort)
             kernels.append((correlation, number, kind, stream, device, graph or -1, start, length))
-        elif event.get("cat") != "user_annotation":
+        elif category != "user_annotation":
             continue
         elif name.startswith("ProfilerStep#"):
             found.steps.append((name, start, length))
@@ -203,6 +210,8 @@ def _integer(args: Mapping[str, Any], *names: str) -> int:
 
 def _thread(event: Mapping[str, Any], found: Events) -> int:
     pid, tid = event.get("pid"), event.get("tid")
+    if not isinstance(pid, str | int) or not isinstance(tid, str | int):
+        pid, tid = str(pid), str(tid)
     number = found.threads.get((pid, tid))
     if number is None:
         key = (str(pid), str(tid))
@@ -218,13 +227,15 @@ def _intern(found: Events, name: str) -> int:
 
 def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
     """Return the number of this op with these arguments; its formula is evaluated once."""
-    shapes = args.get("Input Dims") or args.get("Input dims") or []
-    types = args.get("Input type") or []
-    values = args.get("Concrete Inputs") or []
-    strides = args.get("Input Strides") or []
+    shapes = _list(args.get("Input Dims") or args.get("Input dims"))
+    types, values = _list(args.get("Input type")), _list(args.get("Concrete Inputs"))
+    strides = _list(args.get("Input Strides"))
     if strides and strides.count([]) == shapes.count([]):
         strides = []  # only a sparse tensor has a shape and no strides; else they change nothing
-    key = (name, orjson.dumps((shapes, types, values, strides)))
+    try:
+        key = (name, orjson.dumps((shapes, types, values, strides)))
+    except TypeError:  # lists in lists, deeper than any argument's
+        return _signature(name, {}, found)
     number = found.known.get(key)
     if number is None:
         if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
@@ -256,21 +267,29 @@ def _evaluate(
     if formula is not None:
         try:
             work = formula(call)
-        except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
+            float(work.matmul_flops + work.vector_flops + work.min_bytes if work else 0)
+        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
+            work = None
             text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {error}"
             found.warnings.append(text)
-    kind = "other" if source == "torch" else kind_of(name)
+    kind = "other" if source in ("torch", "generated") else kind_of(name)
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
     known_bytes = bool(tensors) and source != "torch"
     return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
 
 
-def _nested(value: Any) -> tuple[Any, ...]:
-    """Return lists of sizes, and lists of such lists, as tuples."""
-    if not isinstance(value, list):
+def _nested(value: Any, depth: int = 3) -> tuple[Any, ...]:
+    """Return sizes, lists of sizes and lists of such lists, as tuples; what is none is empty."""
+    if not isinstance(value, list) or not depth:
         return ()
-    return tuple(_nested(item) if isinstance(item, list) else item for item in value)
+    if all(isinstance(item, list) for item in value):
+        return tuple(_nested(item, depth - 1) for item in value)
+    return tuple(value) if all(type(item) is int and item >= 0 for item in value) else ()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
@@ -292,11 +311,12 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         derive_convolutions(tree)
     tree.walk()
     tree.link_kernels()
-    kernels, device = _kernels_frame(tree, header, origin)
+    known = header.get("distributedInfo")
+    job = {k: n for k, n in (known if isinstance(known, dict) else {}).items() if type(n) is int}
+    kernels, device = _kernels_frame(tree, job.get("rank", 0), origin)
     found.launches.clear()
     nodes = np.flatnonzero(tree.rows >= 0)
     ops = _ops_frame(tree, nodes, external, profiler_flops, on_device=len(kernels) > 0)
-    known_ranks = header.get("distributedInfo") or {}
     compute = kernels[kernels["kind"] == "compute"]
     compute_us = float(compute["duration_us"].sum())
     orphans_us = float(compute.loc[compute["op_id"] == -1, "duration_us"].sum())
@@ -306,8 +326,8 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         "schema_version": header.get("schemaVersion"),
         "has_shapes": any(s.shapes for s in found.signatures),
         "has_values": found.has_values,
-        "rank": known_ranks.get("rank", 0) if isinstance(known_ranks, dict) else 0,
-        "world_size": known_ranks.get("world_size", 1) if isinstance(known_ranks, dict) else 1,
+        "rank": job.get("rank", 0),
+        "world_size": job.get("world_size", 1),
         "span_us": span_us,
         "steps": [(name, start - origin, length) for name, start, length in found.steps],
         "origin_us": origin,
@@ -424,7 +444,7 @@ def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
     return dtype
 
 
-def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[pd.DataFrame, float]:
+def _kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
     found = tree.found
     correlation, names, kinds, streams, devices, graphs, starts, lengths = (
@@ -432,8 +452,6 @@ def _kernels_frame(tree: Tree, header: dict[str, Any], origin: float) -> tuple[p
     )
     if not len(starts):
         return KERNELS.empty(), math.nan
-    info = header.get("distributedInfo")
-    rank = info.get("rank", 0) if isinstance(info, dict) else 0
     ops = np.frombuffer(tree.kernel_ops, "q")
     frame = KERNELS.frame(
         {

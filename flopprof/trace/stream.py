@@ -12,7 +12,7 @@ import orjson
 from flopprof.errors import LoadError, UsageError
 
 CHUNK_BYTES = 1 << 20
-LARGEST_BYTES = 1 << 26  # of one event, and of the header: real ones stay below a megabyte
+LARGEST_BYTES = 1 << 25  # of one event, and of the header: real ones stay below a megabyte
 BOUNDARIES_TRIED = 64  # per chunk; a "},{" may also lie inside an event
 _START = re.compile(rb'"traceEvents"\s*:\s*\[')
 _BOUNDARY = re.compile(rb"\}\s*,\s*\{")

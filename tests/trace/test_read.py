@@ -98,6 +98,48 @@ def test_many_kernels_of_one_op_are_one_flop_count_over_the_sum_of_their_times(t
     assert list(trace.kernels["kind"]) == ["compute", "compute", "memset"]
 
 
+def test_a_wrong_external_id_does_not_mislead(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10, External_id=5),
+        op("aten::neg", 20, 10, External_id=6),
+        launch(1, 22),
+        with_shapes(kernel(1, 40, 3), {"External id": 5}),
+    )
+
+    assert list(trace.kernels["op_id"]) == [1]
+
+
+def test_launches_by_hip_and_by_a_driver_are_launches(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10),
+        launch(1, 2) | {"name": "hipExtModuleLaunchKernel"},
+        kernel(1, 20, 3),
+        launch(2, 4) | {"name": "cuLaunchKernelEx", "cat": "cuda_driver"},
+        kernel(2, 30, 3),
+    )
+
+    assert list(trace.kernels["op_id"]) == [0, 0]
+
+
+def test_attention_counts_the_same_in_either_layout(tmp_path):
+    wrapper = [[2, 4, 16, 32]] * 3  # batch, heads, length, width
+    inner = [[2, 16, 4, 32]] * 3  # batch, length, heads, width
+    types = {"Input type": ["c10::BFloat16"] * 3}
+    trace = read(
+        tmp_path,
+        with_shapes(
+            op("aten::scaled_dot_product_attention", 0, 20), {"Input Dims": wrapper} | types
+        ),
+        with_shapes(op("aten::_flash_attention_forward", 5, 9), {"Input Dims": inner} | types),
+    )
+
+    # 2·4 heads × 16·16 scores × 2·32 multiply-adds × 2.
+    assert list(trace.ops["matmul_flops"]) == [2 * 4 * 256 * 64 * 2] * 2
+    assert list(trace.ops["counted"]) == [True, False]
+
+
 def test_busy_time_is_the_union_of_overlapping_kernels(tmp_path):
     trace = read(
         tmp_path,
@@ -419,6 +461,27 @@ def test_ids_that_fit_no_integer_are_no_error(tmp_path, number):
     assert list(trace.kernels["op_id"]) == [-1]
 
 
+@pytest.mark.parametrize(
+    "args",
+    [
+        [1, 2],
+        {"Input Dims": "x", "Input type": 5, "Concrete Inputs": {"a": 1}},
+        {"Input Dims": [[-1, 2], ["a"]], "Input type": ["float", 3]},
+        {"Input Dims": [[10**18] * 20, [10**18] * 20], "Input type": ["float", "float"]},
+        {"Input Dims": [[[[[[1]]]]]], "Input type": ["float"]},
+        {"Input Dims": json.loads("[" * 900 + "]" * 900)},
+    ],
+)
+def test_arguments_of_no_known_form_leave_an_op_unknown(tmp_path, args):
+    event = op("aten::mm", 0, 5) | {"args": args}
+    odd = [op("aten::neg", 20, 1) | {"pid": [1], "tid": {"a": 1}}, op("a", 1, 1) | {"cat": [1]}]
+    trace = read(tmp_path, op("aten::relu", 10, 1), event, *odd, distributedInfo={"rank": "zero"})
+
+    assert "aten::relu" in list(trace.ops["op"])
+    assert trace.ops.query("op == 'aten::mm'")["matmul_flops"].isna().all()
+    assert trace.info["rank"] == 0
+
+
 def test_ops_that_overlap_in_a_cycle_are_read(tmp_path):
     events = [op(f"aten::op{n}", n, 1000) for n in range(5000)]  # each begins in the last, ends out
 
@@ -456,6 +519,21 @@ def test_a_damaged_file_is_refused_with_a_message(tmp_path, content):
     path.write_bytes(content)
 
     assert isinstance(bad(path), LoadError)
+
+
+def test_a_trace_of_kernels_without_ops_says_how_to_record_them(tmp_path):
+    error = bad(write_trace(tmp_path / "t.json", launch(1, 2), kernel(1, 20, 5)))
+
+    assert "without ops" in error.problem
+    assert "ProfilerActivity.CPU" in error.remedy
+
+
+def test_a_trace_of_another_kind_of_device_is_refused(tmp_path):
+    event = launch(1, 2) | {"cat": "xpu_runtime"}
+
+    error = bad(write_trace(tmp_path / "t.json", op("aten::relu", 0, 5), event))
+
+    assert "not supported yet, CPU and CUDA/ROCm are" in error.problem
 
 
 def test_one_endless_string_is_refused_in_bounded_memory(tmp_path):

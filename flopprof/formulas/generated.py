@@ -1,0 +1,61 @@
+"""Kernels that TorchInductor generated: the ops that their names list, once per element."""
+
+import re
+from functools import cache
+from math import prod
+
+from flopprof.dtypes import is_floating, itemsize
+from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, Work, kind_of
+
+GENERATED = re.compile(r"triton_(?:poi|red|per)_fused_(.+)_\d+$")
+"""Pointwise and reduction kernels; a `tem` is a whole product, whose sizes no argument tells."""
+_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
+
+
+def generated(call: OpCall) -> Work | None:
+    """Each op that the name lists, once per element of the iteration space; tensors moved once.
+
+    The space is the last arguments, numbers, behind symbols for sizes. An op that occurs twice
+    stands in the name once, and what works on reduced axes only is taken for the whole: a figure
+    near the truth, and no bound. Products in the name ran before or after.
+    """
+    found = GENERATED.match(call.op)
+    sizes = [n for i in range(len(call.shapes)) if (n := call.integer(i)) is not None]
+    if found is None or not sizes:
+        return None
+    named = _named(found[1])
+    if not named:
+        return None
+    tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
+    largest = max((prod(call.shape(i)) for i in tensors), default=0)
+    while len(sizes) > 1 and prod(sizes) > largest:
+        del sizes[0]
+    dtype = next((kind for kind in call.dtypes if is_floating(kind)), "int64")
+    space = (tuple(sizes),) * 4
+    flops = 0
+    for op in named:
+        if kind_of(op) in (*_PRODUCTS, "free"):
+            continue
+        try:
+            work = OP_FORMULAS.require(op)(OpCall(op, space, 4, (dtype,) * 4, ("",) * 4))
+        except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError):
+            work = None  # it takes other arguments than its operands
+        flops += work.vector_flops if work else prod(sizes)
+    return Work(0, flops, sum(prod(call.shape(i)) * call.itemsize_of(i) for i in tensors))
+
+
+@cache
+def _named(text: str) -> tuple[str, ...]:
+    """Return the ops in a kernel's name, longest first: `_to_copy_add` is _to_copy and add."""
+    found = []
+    parts = text.split("_")
+    start = 0
+    while start < len(parts):
+        for end in range(len(parts), start, -1):
+            op = "aten::" + "_".join(parts[start:end])
+            if op in OP_FORMULAS or op in FREE_OPS:
+                found.append(op)
+                start = end - 1
+                break
+        start += 1
+    return tuple(found)

@@ -1,0 +1,60 @@
+"""Kernels of TorchInductor: their ops by name."""
+
+import pytest
+
+from flopprof.formulas import OpCall, load_op_formulas
+from flopprof.formulas.generated import generated
+
+load_op_formulas()
+
+
+def work(one):
+    """Return what a call does, which its name tells."""
+    found = generated(one)
+    assert found is not None
+    return found
+
+
+def call(name, shapes, dtypes, sizes):
+    count = len(shapes)
+    texts = ("",) * count + tuple(map(str, sizes))
+    types = (*dtypes, *("Scalar",) * len(sizes))
+    return OpCall(name, (*shapes, *((),) * len(sizes)), 4, types, texts)
+
+
+def test_each_op_in_the_name_counts_once_per_element_and_each_tensor_moves_once():
+    found = work(
+        call(
+            "triton_poi_fused__to_copy_add_mul_sigmoid_view_7",
+            [(16, 64), (16, 64), (64,)],
+            ["bfloat16", "float32", "float32"],
+            [16, 1024],  # a symbol for a size, and the space
+        )
+    )
+
+    # add, mul and sigmoid on 16·64 elements; a cast and a view are free.
+    assert (found.matmul_flops, found.vector_flops) == (0, 3 * 1024)
+    assert found.min_bytes == 1024 * 2 + 1024 * 4 + 64 * 4
+
+
+def test_a_reduction_runs_over_the_whole_space_and_products_are_not_its_own():
+    found = work(call("triton_red_fused_mm_mul_sum_0", [(8, 32), (8,)], ["float32"] * 2, [8, 32]))
+
+    assert found.vector_flops == 2 * 8 * 32
+
+
+def test_names_are_read_longest_first():
+    found = work(call("triton_per_fused__softmax_1", [(8, 32)], ["float32"], [8, 32]))
+
+    assert found.vector_flops == 5 * 8 * 32
+
+
+def test_moving_alone_counts_nothing():
+    found = work(call("triton_poi_fused_clone_permute_3", [(8,)] * 2, ["float32"] * 2, [8]))
+
+    assert (found.vector_flops, found.min_bytes) == (0, 64)
+
+
+@pytest.mark.parametrize("name", ["triton_tem_fused_mm_3", "triton_poi_fused_nothing_known_3"])
+def test_what_its_name_does_not_tell_is_not_determined(name):
+    assert generated(call(name, [(8,)], ["float32"], [8])) is None
