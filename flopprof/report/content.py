@@ -235,7 +235,10 @@ def main_roofline(run: Run) -> Any:
 
 def _coverage(run: Run) -> str:
     spent = duration(run.sites["time_us"].sum())
-    text = f"FLOPs are known for {percent(run.totals.coverage_frac)} of {spent} in ops"
+    totals = run.totals
+    text = f"FLOPs are known for {percent(totals.coverage_frac)} of {spent} in ops"
+    if totals.coverage_calls_frac < 1:
+        text += f" and {percent(totals.coverage_calls_frac)} of their calls"
     overhead = run.meta.get("host_overhead_us")
     if overhead is not None and not len(run.kernels):
         text += f"; {duration(overhead)} between ops (Python, the tracer)"

@@ -47,6 +47,7 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "flops": totals.flops,
         "flops_at_most": whole(totals.flops_at_most),
         "coverage_frac": totals.coverage_frac,
+        "coverage_calls_frac": totals.coverage_calls_frac,
         "wall_us": wall.get("median"),
         "wall_p5_us": wall.get("p5"),
         "wall_p95_us": wall.get("p95"),
