@@ -33,6 +33,7 @@ from flopprof.tables import KERNELS, ROOFLINES
 if TYPE_CHECKING:
     from torch import nn
 
+    from flopprof.devices import Device
     from flopprof.trace.read import Trace
     from flopprof.training import Training
 
@@ -186,6 +187,7 @@ def profile(
     ceilings: bool | str | Path = True,
     tf32: bool = False,
     autocast: str | None = None,
+    compile: bool | str = False,
     meta: dict[str, Any] | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
@@ -207,6 +209,8 @@ def profile(
             this run, then cached); or a ceilings file, whose entries go before all others.
         tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
         autocast: Element type that `torch.autocast` runs products in, such as "bfloat16".
+        compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
+            FLOPs and sites are those of the eager call: the mathematics is the same.
         meta: More provenance to store with the run.
         progress: Called with the name of each stage as it begins.
 
@@ -237,9 +241,15 @@ def profile(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
         stack.enter_context(unchanged(model, training=bool(train)))
         training = _training(train)
-        call = guarded(model, training.of(model, given) if training else given)
-        if autocast:
-            call = _autocasting(call, place.torch_device, autocast)
+
+        def calling(called: "nn.Module") -> Callable[[], Any]:
+            call = guarded(called, training.of(called, given) if training else given)
+            return _autocasting(call, place.torch_device, autocast) if autocast else call
+
+        call, fused = calling(model), None
+        if compile:  # before any hook of ours: Dynamo would trace it
+            progress("compiling")
+            fused = _compiled(model, calling, compile, place, folder, repeats)
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
@@ -269,6 +279,10 @@ def profile(
             found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
             rooflines, doubts = found.rooflines(), list(found.warnings)
     wall = summarise_times(times_us)
+    compiled: dict[str, Any] = {}
+    if fused:
+        compiled = _against_eager(*fused, trace.ops)
+        doubts += compiled.pop("doubts")
     progress("reconciling")
     return _assemble(
         model,
@@ -288,11 +302,66 @@ def profile(
             "tf32": tf32,
             "autocast": autocast,
             "telemetry": {**telemetry, "calls": max(warmup - 1, 0) + repeats} if telemetry else {},
+            **({"wall_us": compiled["wall_us"], "eager_wall_us": wall} if compiled else {}),
+            "compiled": compiled,
             **(meta or {}),
         },
         doubts=doubts,
         packed=packed,
     )
+
+
+def _compiled(
+    model: "nn.Module",
+    calling: Callable[[Any], Callable[[], Any]],
+    mode: bool | str,
+    place: "Device",
+    folder: Path,
+    repeats: int,
+) -> tuple[dict[str, Any], "Trace"]:
+    """Compile the model, warm it up, time it and trace it, none of it under hooks of ours."""
+    from flopprof.compiled import compile_model, warm_up
+    from flopprof.trace.read import read_trace
+    from flopprof.trace.record import record_trace, summarise_times, time_calls
+
+    if hasattr(model, "_orig_mod"):
+        raise UsageError("the model is compiled already", remedy="give the eager model to compile")
+    compiled = compile_model(model, mode)
+    call = calling(compiled.model)
+    warm_up(compiled, call)
+    graphs = compiled.graphs
+    times_us = time_calls(call, device=place, warmup=1, repeats=repeats)
+    recording = record_trace(None, call, folder / "compiled.json", device=place)
+    facts = {
+        "mode": compiled.mode,
+        "wall_us": summarise_times(times_us),
+        "graphs": graphs,
+        "recompilations": compiled.graphs - graphs,
+        "graph_breaks": compiled.graph_breaks,
+        "min_bytes": compiled.min_bytes or math.nan,
+    }
+    return facts, read_trace(recording.path)
+
+
+def _against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) -> dict[str, Any]:
+    """Return `facts`, what was fused into what, and the bytes that this saved, if known."""
+    from flopprof.compiled import kernels_of
+
+    doubts = []
+    if not facts["graphs"]:
+        doubts.append("torch.compile compiled nothing: the compiled times are of eager code")
+    if facts["recompilations"]:
+        doubts.append(f"the model was compiled again {facts['recompilations']} times while timed")
+    counted = trace.ops[trace.ops["counted"]]
+    eager_bytes = eager.loc[eager["counted"], "min_bytes"].sum(skipna=False)
+    return facts | {
+        "doubts": doubts,
+        "kernels": kernels_of(trace.ops, trace.kernels, eager),
+        "extern_calls": int((counted["matmul_flops"] > 0).sum()),
+        "extern_matmul_flops": counted["matmul_flops"].sum(),
+        "eager_min_bytes": eager_bytes,
+        "saved_bytes": eager_bytes - facts["min_bytes"],
+    }
 
 
 def _assemble(

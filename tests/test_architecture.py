@@ -20,7 +20,7 @@ LEVELS = [
     ["run"],
     ["reconcile"],
     ["count", "trace", "ceilings", "roofs"],
-    ["loaders", "training", "shapes"],
+    ["loaders", "training", "shapes", "compiled"],
     ["recognise", "inputs", "hooks", "devices", "formulas", "calling"],
     ["usercode"],
     ["tables", "registry", "units", "dtypes"],

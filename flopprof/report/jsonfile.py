@@ -67,6 +67,8 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
     }
     if meta.get("telemetry"):
         found |= {"telemetry": meta["telemetry"], "flops_per_j": flops_per_j(run)}
+    if meta.get("compiled"):
+        found |= {"compiled": meta["compiled"], "eager_wall_us": meta["eager_wall_us"]["median"]}
     cleaned: dict[str, Any] = to_json(found)
     return cleaned
 

@@ -40,7 +40,7 @@ class Recording:
 
 
 def record_trace(
-    model: "nn.Module",
+    model: "nn.Module | None",
     call: Callable[[], object],
     path: Path,
     *,
@@ -50,14 +50,15 @@ def record_trace(
 ) -> Recording:
     """Trace one call of the model, every module call named by a range, and export it to `path`.
 
-    Garbage is collected before, and not inside, unless the trace's times are not wanted.
+    Without `model` there are no ranges and no hooks: compiled code is called as it is. Garbage is
+    collected before, and not inside, unless the trace's times are not wanted.
 
     Raises:
         UsageError: The trace cannot be written.
     """
     best: tuple[float, Any] | None = None
     started = time.perf_counter()
-    with module_ranges(model):
+    with module_ranges(model) if model is not None else nullcontext():
         for _ in range(attempts):
             with _no_garbage_collection() if timed else nullcontext():
                 elapsed_us, profiler = _trace_once(call, device)
