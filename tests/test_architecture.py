@@ -19,7 +19,7 @@ LEVELS = [
     ["report", "plot"],
     ["run"],
     ["reconcile"],
-    ["count", "trace", "ceilings", "roofs"],
+    ["count", "trace", "ceilings", "roofs", "verdicts"],
     ["loaders", "training", "shapes", "compiled"],
     ["recognise", "inputs", "hooks", "devices", "formulas", "calling"],
     ["usercode"],
