@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 
     from flopprof.devices import Device
     from flopprof.trace.read import Trace
+    from flopprof.trace.record import Recording
     from flopprof.training import Training
 
 REPEATS, WARMUP = 10, 3
 CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions by the machine
+DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 Progress = Callable[[str], None]
 
 
@@ -259,6 +261,7 @@ def profile(
         recording = record_trace(model, call, folder / "trace.json", device=place)
         progress("counting")
         module_calls = count_modules(model, call)
+        observer, noticed = _observer_effect(recording, times_us, call, place)
         described = place.describe()
         progress("reading the trace")
         trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
@@ -270,14 +273,14 @@ def profile(
             again = record_trace(model, call, folder / "again.json", device=place, attempts=1)
             lasting = lasting_gaps(trace.gaps, read_trace(again.path).gaps)
             trace = dataclasses.replace(trace, gaps=lasting)
-        rooflines, doubts = ROOFLINES.empty(), []
+        rooflines, doubts = ROOFLINES.empty(), noticed
         if ceilings:
             progress("finding the device's ceilings")
             works = trace.ops[["matmul_flops", "vector_flops"]].gt(0).any(axis=1)
             wanted = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
             user = None if isinstance(ceilings, bool) else ceilings
             found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
-            rooflines, doubts = found.rooflines(), list(found.warnings)
+            rooflines, doubts = found.rooflines(), [*noticed, *found.warnings]
     wall = summarise_times(times_us)
     compiled: dict[str, Any] = {}
     if fused:
@@ -296,6 +299,7 @@ def profile(
             "wall_us": wall,
             "traced_us": recording.traced_us,
             "slowdown_frac": recording.traced_us / wall["median"] - 1,
+            "observer": observer,
             "repeats": repeats,
             "train": bool(train),
             "dtype": dtype,
@@ -309,6 +313,24 @@ def profile(
         doubts=doubts,
         packed=packed,
     )
+
+
+def _observer_effect(
+    recording: "Recording", times_us: list[float], call: Callable[[], Any], place: "Device"
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what our measuring changed, and what of it makes the result doubtful."""
+    from flopprof.trace.record import time_calls
+
+    again_us = time_calls(call, device=place, warmup=1, repeats=min(len(times_us), 3))
+    drift = min(again_us) / min(times_us) - 1
+    changed, doubts = recording.changed_ops, []
+    if changed:
+        named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
+        doubts.append(f"tracing by module changed which ops run: {named}")
+    if drift > DRIFT:
+        slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
+        doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
+    return {"changed_ops": changed, "drift_frac": drift}, doubts
 
 
 def _compiled(

@@ -235,7 +235,11 @@ def _time(meta: dict[str, Any]) -> str:
         f"p95 {duration(wall['p95'])}) of {meta.get('repeats', '?')} calls"
     )
     slowdown = meta.get("slowdown_frac")
-    return text if slowdown is None else f"{text}; tracing added {100 * slowdown:+.0f} %"
+    if slowdown is not None:
+        text += f"; tracing added {100 * slowdown:+.0f} %"
+    if (observer := meta.get("observer")) and observer["changed_ops"] is not None:
+        text += f" and {'other' if observer['changed_ops'] else 'no other'} ops"
+    return text
 
 
 def _rate(run: Run, flops_per_s: float) -> str:

@@ -53,6 +53,7 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "wall_p95_us": wall.get("p95"),
         "achieved_flops_per_s": busy_rate(run) if "trace" in meta else totals.flops_per_s,
         "slowdown_frac": meta.get("slowdown_frac"),
+        "observer": meta.get("observer"),
         "host_overhead_us": meta.get("host_overhead_us") if wall else None,
         "phases": {
             row.pop("phase"): {name: whole(v) if "flops" in name else v for name, v in row.items()}
