@@ -133,7 +133,11 @@ def unchanged(model: "nn.Module", *, training: bool = False) -> Iterator[None]:
     device = torch.device(home(model)[0])
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        model.train(training)
+        try:
+            model.train(training)
+        except NotImplementedError:  # within is an exported program, whose mode is fixed
+            for module in model.modules():
+                module.training = training
         for parameter in parameters if training else ():
             parameter.grad = None  # else a step would add to them
         try:

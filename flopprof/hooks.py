@@ -15,6 +15,7 @@ from torch.nn.modules import module as base
 
 T = TypeVar("T")
 
+PREFIX: Final = "flopprof:"  # of a module call's range in a trace
 RAISED: Final = object()  # the output of a module call that raised
 
 
@@ -94,7 +95,7 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
     """Name each module call `flopprof:<path>` in a running profiler's trace."""
 
     def enter(_module: nn.Module, path: str, _around: object) -> _RecordFunctionFast:
-        named = _RecordFunctionFast(f"flopprof:{path}")
+        named = _RecordFunctionFast(PREFIX + path)
         named.__enter__()
         return named
 

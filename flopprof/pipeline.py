@@ -33,11 +33,14 @@ from flopprof.tables import KERNELS, ROOFLINES
 if TYPE_CHECKING:
     from torch import nn
 
+    from flopprof.devices import Device
     from flopprof.trace.read import Trace
+    from flopprof.trace.record import Recording
     from flopprof.training import Training
 
 REPEATS, WARMUP = 10, 3
 CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions by the machine
+DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 Progress = Callable[[str], None]
 
 
@@ -186,6 +189,7 @@ def profile(
     ceilings: bool | str | Path = True,
     tf32: bool = False,
     autocast: str | None = None,
+    compile: bool | str = False,
     meta: dict[str, Any] | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
@@ -207,6 +211,8 @@ def profile(
             this run, then cached); or a ceilings file, whose entries go before all others.
         tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
         autocast: Element type that `torch.autocast` runs products in, such as "bfloat16".
+        compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
+            FLOPs and sites are those of the eager call: the mathematics is the same.
         meta: More provenance to store with the run.
         progress: Called with the name of each stage as it begins.
 
@@ -237,9 +243,15 @@ def profile(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
         stack.enter_context(unchanged(model, training=bool(train)))
         training = _training(train)
-        call = guarded(model, training.of(model, given) if training else given)
-        if autocast:
-            call = _autocasting(call, place.torch_device, autocast)
+
+        def calling(called: "nn.Module") -> Callable[[], Any]:
+            call = guarded(called, training.of(called, given) if training else given)
+            return _autocasting(call, place.torch_device, autocast) if autocast else call
+
+        call, fused = calling(model), None
+        if compile:  # before any hook of ours: Dynamo would trace it
+            progress("compiling")
+            fused = _compiled(model, calling, compile, place, folder, repeats)
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
@@ -249,6 +261,7 @@ def profile(
         recording = record_trace(model, call, folder / "trace.json", device=place)
         progress("counting")
         module_calls = count_modules(model, call)
+        observer, noticed = _observer_effect(recording, times_us, call, place)
         described = place.describe()
         progress("reading the trace")
         trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
@@ -260,15 +273,19 @@ def profile(
             again = record_trace(model, call, folder / "again.json", device=place, attempts=1)
             lasting = lasting_gaps(trace.gaps, read_trace(again.path).gaps)
             trace = dataclasses.replace(trace, gaps=lasting)
-        rooflines, doubts = ROOFLINES.empty(), []
+        rooflines, doubts = ROOFLINES.empty(), noticed
         if ceilings:
             progress("finding the device's ceilings")
             works = trace.ops[["matmul_flops", "vector_flops"]].gt(0).any(axis=1)
             wanted = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
             user = None if isinstance(ceilings, bool) else ceilings
             found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
-            rooflines, doubts = found.rooflines(), list(found.warnings)
+            rooflines, doubts = found.rooflines(), [*noticed, *found.warnings]
     wall = summarise_times(times_us)
+    compiled: dict[str, Any] = {}
+    if fused:
+        compiled = _against_eager(*fused, trace.ops)
+        doubts += compiled.pop("doubts")
     progress("reconciling")
     return _assemble(
         model,
@@ -282,17 +299,91 @@ def profile(
             "wall_us": wall,
             "traced_us": recording.traced_us,
             "slowdown_frac": recording.traced_us / wall["median"] - 1,
+            "observer": observer,
             "repeats": repeats,
             "train": bool(train),
             "dtype": dtype,
             "tf32": tf32,
             "autocast": autocast,
             "telemetry": {**telemetry, "calls": max(warmup - 1, 0) + repeats} if telemetry else {},
+            **({"wall_us": compiled["wall_us"], "eager_wall_us": wall} if compiled else {}),
+            "compiled": compiled,
             **(meta or {}),
         },
         doubts=doubts,
         packed=packed,
     )
+
+
+def _observer_effect(
+    recording: "Recording", times_us: list[float], call: Callable[[], Any], place: "Device"
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what our measuring changed, and what of it makes the result doubtful."""
+    from flopprof.trace.record import time_calls
+
+    again_us = time_calls(call, device=place, warmup=1, repeats=min(len(times_us), 3))
+    drift = min(again_us) / min(times_us) - 1
+    changed, doubts = recording.changed_ops, []
+    if changed:
+        named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
+        doubts.append(f"tracing by module changed which ops run: {named}")
+    if drift > DRIFT:
+        slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
+        doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
+    return {"changed_ops": changed, "drift_frac": drift}, doubts
+
+
+def _compiled(
+    model: "nn.Module",
+    calling: Callable[[Any], Callable[[], Any]],
+    mode: bool | str,
+    place: "Device",
+    folder: Path,
+    repeats: int,
+) -> tuple[dict[str, Any], "Trace"]:
+    """Compile the model, warm it up, time it and trace it, none of it under hooks of ours."""
+    from flopprof.compiled import compile_model, warm_up
+    from flopprof.trace.read import read_trace
+    from flopprof.trace.record import record_trace, summarise_times, time_calls
+
+    if hasattr(model, "_orig_mod"):
+        raise UsageError("the model is compiled already", remedy="give the eager model to compile")
+    compiled = compile_model(model, mode)
+    call = calling(compiled.model)
+    warm_up(compiled, call)
+    graphs = compiled.graphs
+    times_us = time_calls(call, device=place, warmup=1, repeats=repeats)
+    recording = record_trace(None, call, folder / "compiled.json", device=place)
+    facts = {
+        "mode": compiled.mode,
+        "wall_us": summarise_times(times_us),
+        "graphs": graphs,
+        "recompilations": compiled.graphs - graphs,
+        "graph_breaks": compiled.graph_breaks,
+        "min_bytes": compiled.min_bytes or math.nan,
+    }
+    return facts, read_trace(recording.path)
+
+
+def _against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) -> dict[str, Any]:
+    """Return `facts`, what was fused into what, and the bytes that this saved, if known."""
+    from flopprof.compiled import kernels_of
+
+    doubts = []
+    if not facts["graphs"]:
+        doubts.append("torch.compile compiled nothing: the compiled times are of eager code")
+    if facts["recompilations"]:
+        doubts.append(f"the model was compiled again {facts['recompilations']} times while timed")
+    counted = trace.ops[trace.ops["counted"]]
+    eager_bytes = eager.loc[eager["counted"], "min_bytes"].sum(skipna=False)
+    return facts | {
+        "doubts": doubts,
+        "kernels": kernels_of(trace.ops, trace.kernels, eager),
+        "extern_calls": int((counted["matmul_flops"] > 0).sum()),
+        "extern_matmul_flops": counted["matmul_flops"].sum(),
+        "eager_min_bytes": eager_bytes,
+        "saved_bytes": eager_bytes - facts["min_bytes"],
+    }
 
 
 def _assemble(

@@ -13,45 +13,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas import COMPILED, COMPOSITE_OPS
+from flopprof.formulas import COMPOSITE_OPS
 from flopprof.formulas.external import find_op_formula
-from flopprof.formulas.generated import GENERATED
 from flopprof.roofs import apply_rooflines, kernel_units
-from flopprof.tables import LOSS, MODULE_CALLS, OPS, SITES, VERDICTS
+from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS
 from flopprof.units import duration, percent, shorten
-
-OWN_NAMESPACES = frozenset(
-    "aten prim prims quantized mkldnn onednn inductor c10d _c10d_functional autograd".split()  # noqa: SIM905
-)
-"""Namespaces of PyTorch's own ops; an op from any other is an `extension`."""
-
-FUSED_OPS = frozenset(
-    {
-        "aten::_transformer_encoder_layer_fwd",
-        "aten::_native_multi_head_attention",
-        "aten::_addmm_activation",
-        "aten::mkldnn_rnn_layer",
-        "aten::_cudnn_rnn",
-    }
-)
-"""Ops that do the work of several: of modules that are then never called, or of several ops."""
-
-# Modules whose inside no hook sees: only they themselves are ever called.
-OPAQUE_TYPES = (
-    "torch.jit.",
-    "torch._dynamo.",
-    "torch.export.",
-    "torch._export.",
-    "torch._inductor.",
+from flopprof.verdicts import (
+    FIRST_INPUT_RULE,
+    HOOKED_PHASES,
+    agree_reason,
+    hook_reason,
+    judge_alone,
+    pair,
+    profiler_reason,
 )
 
 GRAPH_KERNELS = 5  # named of a replayed graph
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
-_HOOKED_PHASES = ("forward", "recompute")
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
-_FIRST_INPUT_RULE = {"aten::mul", "aten::add"}  # the profiler counts the first input's elements
 
 
 @dataclass(slots=True)
@@ -123,7 +104,7 @@ def _walked(ops: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
         ops["profiler_flops"].notna()
         & ops["matmul_flops"].notna()
         & (ops["profiler_flops"] != ops["matmul_flops"])
-        & ~ops["op"].isin(_FIRST_INPUT_RULE)
+        & ~ops["op"].isin(FIRST_INPUT_RULE)
         & ~ops["dtype"].astype("str").str.startswith("complex")
     ).tolist()
     owner = owners(ops)
@@ -179,7 +160,7 @@ def _judge(
     by_call: dict[int, list[int]] = defaultdict(list)
     calls_of_ops = _join_calls(walked, module_calls)
     for index, row in enumerate(rows):
-        if row.phase in _HOOKED_PHASES:
+        if row.phase in HOOKED_PHASES:
             by_call[calls_of_ops[index]].append(index)
     for call in module_calls.itertuples(index=False):
         hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
@@ -187,7 +168,7 @@ def _judge(
             _judge_call(call, hook, by_call.get(call.call_id, []), rows, verdicts)
     for index, row in enumerate(rows):
         if not verdicts.verdict[index]:
-            verdict, reason = _judge_alone(row, hooked=True, types=types, never=never_called)
+            verdict, reason = judge_alone(row, hooked=True, types=types, never=never_called)
             verdicts.verdict[index], verdicts.reason[index] = verdict, reason
     return verdicts
 
@@ -198,7 +179,7 @@ def _judge_alike(walked: pd.DataFrame) -> tuple[list[str], list[str]]:
     groups = walked.groupby([*keys, "profiler_differs"], dropna=False, observed=True, sort=False)
     number = groups.ngroup().to_numpy()
     firsts = walked[~pd.Series(number).duplicated().to_numpy()].itertuples(index=False)
-    found = [_judge_alone(row, hooked=False, types={}, never=()) for row in firsts]
+    found = [judge_alone(row, hooked=False, types={}, never=()) for row in firsts]
     return [found[n][0] for n in number], [found[n][1] for n in number]
 
 
@@ -251,32 +232,13 @@ def _judge_call(
     for index in agreeing:
         differs = rows[index].profiler_differs
         out.verdict[index] = "disagrees" if differs else "agrees"
-        out.reason[index] = _profiler_reason(rows[index]) if differs else _agree_reason(rows[index])
+        out.reason[index] = profiler_reason(rows[index]) if differs else agree_reason(rows[index])
     if len(working) == 1 or len(agreeing) == 1:
         out.hook_flops[(agreeing or working)[0]] = sum(hook)
     if not agreeing:
         for index in working:
             out.verdict[index] = "disagrees"
-            out.reason[index] = (
-                f"{call.module_type}: its hook counts {_pair(*hook)}, the formulas of its "
-                f"{len(working)} ops {_pair(*sums)}"
-            )
-
-
-def _pair(matmul: float, vector: float) -> str:
-    return f"{matmul:.0f} matmul + {vector:.0f} vector FLOPs"
-
-
-def _agree_reason(row: Any) -> str:
-    known = not math.isnan(row.profiler_flops) and row.profiler_flops == row.matmul_flops
-    return "hook, formula and profiler agree" if known else "hook and formula agree"
-
-
-def _profiler_reason(row: Any) -> str:
-    return (
-        f"the profiler counts {row.profiler_flops:.0f} FLOPs, the formula "
-        f"{row.matmul_flops:.0f} matmul FLOPs"
-    )
+            out.reason[index] = hook_reason(call.module_type, hook, sums, len(working))
 
 
 def _not_run_row(call: Any, hook: tuple[float, float]) -> dict[str, Any]:
@@ -293,59 +255,8 @@ def _not_run_row(call: Any, hook: tuple[float, float]) -> dict[str, Any]:
         "flops_source": "none",
         "time_us": 0.0,
         "verdict": "not_run",
-        "reason": f"the hook counted {_pair(*hook)}; no op of this call is in the trace",
+        "reason": f"the hook counted {pair(*hook)}; no op of this call is in the trace",
     }
-
-
-def _judge_alone(
-    row: Any, *, hooked: bool, types: dict[str, str], never: Collection[str]
-) -> tuple[str, str]:
-    """Return verdict and reason of an op that no hook count settles."""
-    namespace = row.op.partition("::")[0]
-    known = not math.isnan(row.matmul_flops)
-    if row.counted and row.kind == "free":
-        return "free", "no floating-point work: views, moves, allocates, or counts integers"
-    if GENERATED.match(row.op) and known:
-        return "fused", "generated: the FLOPs are those of the ops in its name, once per element"
-    if known and (not hooked or row.phase not in _HOOKED_PHASES):
-        if row.profiler_differs:
-            return "disagrees", _profiler_reason(row)
-        return "formula_only", (
-            "no hooks: the trace was recorded elsewhere" if not hooked else f"{row.phase} work"
-        )
-    if known and row.profiler_differs:
-        return "disagrees", _profiler_reason(row)
-    if known and row.module_path == LOSS:
-        return "formula_only", "the loss, outside the model"
-    if known and row.phase == "recompute":
-        return "formula_only", "computed again in the backward pass, which ends it early"
-    if known and row.op in FUSED_OPS:
-        below = f"{row.module_path}." if row.module_path else ""
-        count = sum(path.startswith(below) for path in never)
-        return "fused", (
-            f"hooks never fired for {count} modules below {row.module_path or 'the model'}: "
-            f"their work ran inside {row.op}"
-            if count
-            else f"{row.op} does the work of several ops in one"
-        )
-    if row.op == COMPILED:
-        return "fused", "code that torch.compile generated; which FLOPs it does, no op says"
-    own = namespace in OWN_NAMESPACES and "::" in row.op
-    module_type = types.get(row.module_path, "")
-    if own and known and module_type.startswith(OPAQUE_TYPES):
-        return "opaque", f"inside a {module_type}, which hooks cannot enter"
-    if own and known:
-        owner = module_type or "the model"
-        return "functional", f"called from the forward of {owner}, which has no hook count for it"
-    if not own:
-        has = "its formula gives the FLOPs" if known else "there is no formula for it"
-        if not math.isnan(row.flops_at_most):
-            has = "values that are not in the trace decide its FLOPs; bounded by shapes"
-        return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"
-    if not math.isnan(row.flops_at_most):
-        return "unknown", "values that are not in the trace decide its FLOPs; bounded by shapes"
-    which = "" if row.kind == "unknown" else " with these arguments"
-    return "unknown", f"no formula for {row.op}{which}; write one with @op_formula"
 
 
 def _group(

@@ -37,6 +37,7 @@ class Totals:
         flops: The sum of both: a lower bound where coverage is below 1.
         flops_at_most: Upper bound: unknown and hidden time at the matmul ceiling; NaN without one.
         coverage_frac: Share of time spent in sites whose FLOPs are known; NaN in a pure count.
+        coverage_calls_frac: Share of op calls whose FLOPs are known; NaN without any.
         wall_us: Median time of a bare call; NaN in a pure count.
     """
 
@@ -45,6 +46,7 @@ class Totals:
     flops: int
     flops_at_most: float
     coverage_frac: float
+    coverage_calls_frac: float
     wall_us: float
 
     @property
@@ -60,6 +62,7 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     unknown = sites[sites["flops"].isna() & (sites["verdict"] != "not_run")]
     extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
     time_us = sites["time_us"].sum(min_count=1)
+    called = sites.loc[sites["verdict"] != "not_run", "calls"].sum()
     covered_us = known["time_us"].sum(min_count=1) if len(known) else 0.0
     return Totals(
         matmul_flops=matmul,
@@ -67,6 +70,7 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
         flops=matmul + vector,
         flops_at_most=matmul + vector + extra,
         coverage_frac=covered_us / time_us if time_us > 0 else math.nan,
+        coverage_calls_frac=known["calls"].sum() / called if called else math.nan,
         wall_us=wall_us,
     )
 

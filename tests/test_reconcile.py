@@ -234,6 +234,26 @@ def test_a_wrong_formula_disagrees_and_the_reason_gives_both_counts():
     assert "240 matmul" in sites["reason"][0]
 
 
+@pytest.mark.parametrize(
+    ("hook", "profiler", "amount", "cause"),
+    [
+        # The op's formula gives 240 matmul and 24 vector FLOPs.
+        ((120, 24), math.nan, "120 matmul FLOPs less (50.0 %)", "multiply-adds (MACs)"),
+        ((200, 24), math.nan, "40 matmul FLOPs less (16.7 %)", "a parametrised or adapted weight"),
+        ((240, 0), math.nan, "24 vector FLOPs less (100.0 %)", "a bias added by hand"),
+        ((240, 30), math.nan, "6 vector FLOPs more (25.0 %)", "no bias at run time"),
+        ((240, 24), 480.0, "240 matmul FLOPs more (100.0 %)", "counts a nested call twice"),
+        ((240, 24), 60.0, "180 matmul FLOPs less (75.0 %)", "operands are broadcast"),
+    ],
+)
+def test_a_disagreement_says_by_how_much_and_why_likely(hook, profiler, amount, cause):
+    site = judge(call_row(*hook), [op_row(profiler_flops=profiler)]).iloc[0]
+
+    assert site["verdict"] == "disagrees"
+    assert amount in site["reason"]
+    assert cause in site["reason"]
+
+
 def test_classes_are_compared_each_on_its_own():
     # The sums are equal (264), the classes are not.
     sites = judge(call_row(264, 0), [op_row()])

@@ -29,6 +29,14 @@ def run(parser: ArgumentParser) -> Handler:
         help="run under torch.autocast: bfloat16 or float16",
     )
     parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        default=False,
+        metavar="MODE",
+        help="time the model compiled by torch.compile, too; MODE: max-autotune, …",
+    )
+    parser.add_argument(
         "--repeats", type=int, default=10, help="bare calls to time (default: %(default)s)"
     )
     parser.add_argument(
@@ -110,6 +118,7 @@ def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name
         warmup=args.warmup,
         tf32=args.tf32,
         autocast=args.autocast,
+        compile=args.compile,
         ceilings=args.ceilings or True,
         meta=provenance,
         progress=progress,

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 COMPILED = "inductor::compiled_region"
 """What a compiled region is called as an op: its own time is that of generated code."""
 
+GENERATED = r"(?:graph_\d+_)?(?:cpp|triton_(?:poi|red|per|tem|for))_fused_"
+"""What the names of kernels that Inductor generates begin with; a user's own look otherwise."""
+
 Shape = tuple[int, ...]
 
 KINDS = (

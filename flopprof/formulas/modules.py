@@ -26,6 +26,8 @@ _INTERNALS = ("forward", "__call__", "_conv_forward", "_apply_instance_norm")
 
 def canonical_name(cls: type) -> str:
     """Return the name a class is registered by: as users import torch's, else its full path."""
+    if cls.__module__ == "torch.fx.graph_module" and "<locals>" in cls.__qualname__:
+        cls = cls.__mro__[1]  # each graph module has a class of its own
     package = cls.__module__.partition(".modules")[0]
     exported = getattr(sys.modules.get(package), cls.__name__, None) is cls
     if exported and package.startswith("torch."):

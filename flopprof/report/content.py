@@ -8,7 +8,7 @@ import pandas as pd
 
 from flopprof.run import Run, Totals
 from flopprof.tables import VERDICTS
-from flopprof.units import UNKNOWN, duration, percent, si, three_digits
+from flopprof.units import UNKNOWN, duration, percent, safe_text, shorten, si, three_digits
 
 GOOD = frozenset(("free", "agrees", "formula_only"))
 TOP = 15
@@ -58,7 +58,7 @@ def summary(run: Run) -> list[tuple[str, str]]:
         lines += [("Phases", _phases(phases))]
     if is_timed(run):
         lines += [("Time", _time(meta)), ("Rate", _rate(run, totals.flops_per_s))]
-        lines += [("Coverage", _coverage(run))]
+        lines += [("Coverage", _coverage(run)), *_compiled(run)]
     if meta.get("telemetry"):
         lines += [("Telemetry", _telemetry(run))]
     lines += [("Verdicts", _verdicts(run))]
@@ -128,6 +128,34 @@ def busy_rate(run: Run) -> float:
     """Return FLOP/s while the devices of a trace were busy; NaN where they never were."""
     busy_us = _numbers(run.meta["trace"])["device_busy_us"]
     return run.totals.flops / busy_us * 1e6 if busy_us > 0 else math.nan
+
+
+def _compiled(run: Run) -> list[tuple[str, str]]:
+    """Return what compiling gained, what was fused into what, and why graphs were cut."""
+    found, flops = run.meta.get("compiled"), float(run.totals.flops)
+    if not found:
+        return []
+    eager, compiled = (run.meta[name]["median"] for name in ("eager_wall_us", "wall_us"))
+    text = f"{found['mode']}: eager {duration(eager)}, {si(flops / eager * 1e6, 'FLOP/s')}; "
+    text += f"compiled {duration(compiled)}, {si(flops / compiled * 1e6, 'FLOP/s')}: "
+    lines = [("Compiled", f"{text}{three_digits(eager / compiled)} × as fast")]
+    text = f"{len(found['kernels'])} generated kernels beside {found['extern_calls']} extern "
+    text += f"products; bytes {si(_known(found['eager_min_bytes']), 'B')} eager, "
+    text += f"{si(_known(found['min_bytes']), 'B')} compiled: "
+    lines += [("", f"{text}{si(_known(found['saved_bytes']), 'B')} saved")]
+    for kernel in found["kernels"][:STEPS]:
+        fuses = ", ".join(kernel["fuses"])
+        text = f"{shorten(kernel['kernel'], 60)}: {duration(kernel['time_us'])}, fuses {fuses}"
+        lines.append(("Fused", text))
+    if len(found["kernels"]) > STEPS:
+        lines.append(("", f"and {len(found['kernels']) - STEPS} kernels more: see --json"))
+    return lines + [
+        ("Break", f"{times} × {safe_text(why)}") for why, times in found["graph_breaks"].items()
+    ]
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -217,7 +245,11 @@ def _time(meta: dict[str, Any]) -> str:
         f"p95 {duration(wall['p95'])}) of {meta.get('repeats', '?')} calls"
     )
     slowdown = meta.get("slowdown_frac")
-    return text if slowdown is None else f"{text}; tracing added {100 * slowdown:+.0f} %"
+    if slowdown is not None:
+        text += f"; tracing added {100 * slowdown:+.0f} %"
+    if (observer := meta.get("observer")) and observer["changed_ops"] is not None:
+        text += f" and {'other' if observer['changed_ops'] else 'no other'} ops"
+    return text
 
 
 def _rate(run: Run, flops_per_s: float) -> str:
@@ -245,7 +277,10 @@ def main_roofline(run: Run) -> Any:
 
 def _coverage(run: Run) -> str:
     spent = duration(run.sites["time_us"].sum())
-    text = f"FLOPs are known for {percent(run.totals.coverage_frac)} of {spent} in ops"
+    totals = run.totals
+    text = f"FLOPs are known for {percent(totals.coverage_frac)} of {spent} in ops"
+    if totals.coverage_calls_frac < 1:
+        text += f" and {percent(totals.coverage_calls_frac)} of their calls"
     overhead = run.meta.get("host_overhead_us")
     if overhead is not None and not len(run.kernels):
         text += f"; {duration(overhead)} between ops (Python, the tracer)"

@@ -47,11 +47,13 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "flops": totals.flops,
         "flops_at_most": whole(totals.flops_at_most),
         "coverage_frac": totals.coverage_frac,
+        "coverage_calls_frac": totals.coverage_calls_frac,
         "wall_us": wall.get("median"),
         "wall_p5_us": wall.get("p5"),
         "wall_p95_us": wall.get("p95"),
         "achieved_flops_per_s": busy_rate(run) if "trace" in meta else totals.flops_per_s,
         "slowdown_frac": meta.get("slowdown_frac"),
+        "observer": meta.get("observer"),
         "host_overhead_us": meta.get("host_overhead_us") if wall else None,
         "phases": {
             row.pop("phase"): {name: whole(v) if "flops" in name else v for name, v in row.items()}
@@ -66,6 +68,8 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
     }
     if meta.get("telemetry"):
         found |= {"telemetry": meta["telemetry"], "flops_per_j": flops_per_j(run)}
+    if meta.get("compiled"):
+        found |= {"compiled": meta["compiled"], "eager_wall_us": meta["eager_wall_us"]["median"]}
     cleaned: dict[str, Any] = to_json(found)
     return cleaned
 

@@ -49,7 +49,7 @@ _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv"
 _NO_OP = re.compile(
     r"autograd::engine::|torch::autograd::|Optimizer\.|ProfilerStep#|TorchDynamo|CompiledFunction|"
     r"## Call |\w+Backward\d*$|DistributedDataParallel|"
-    r"(?!.*::|triton_|Torch-Compiled Region)"  # without a namespace, unless it is generated
+    r"(?!.*::|triton_|(graph_\d+_)?cpp_fused_|Torch-Compiled Region)"  # no namespace, nor generated
 )
 # Annotations that name no part of a model: collectives, compiled graphs, the profiler itself.
 _NO_PLACE = re.compile(r"nccl:|gloo:|## Call |PyTorch Profiler|Profiler|DataLoader|enumerate\(")

@@ -6,6 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopprof.devices import Device
 from flopprof.errors import UsageError
-from flopprof.hooks import module_ranges
+from flopprof.hooks import PREFIX, module_ranges
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,15 +33,18 @@ class Recording:
         path: The Chrome trace, `.json`.
         profiler_flops: External id of an op → FLOPs by `with_flops`; 0 means none or no formula.
         traced_us: Wall time of the traced call.
+        changed_ops: Op → calls more (or fewer) with our ranges than without; empty where the same,
+            None where not compared, or where the model's ops differ from call to call anyway.
     """
 
     path: Path
     profiler_flops: dict[int, float]
     traced_us: float
+    changed_ops: dict[str, int] | None = None
 
 
 def record_trace(
-    model: "nn.Module",
+    model: "nn.Module | None",
     call: Callable[[], object],
     path: Path,
     *,
@@ -50,14 +54,15 @@ def record_trace(
 ) -> Recording:
     """Trace one call of the model, every module call named by a range, and export it to `path`.
 
-    Garbage is collected before, and not inside, unless the trace's times are not wanted.
+    Without `model` there are no ranges and no hooks: compiled code is called as it is. Garbage is
+    collected before, and not inside, unless the trace's times are not wanted.
 
     Raises:
         UsageError: The trace cannot be written.
     """
     best: tuple[float, Any] | None = None
     started = time.perf_counter()
-    with module_ranges(model):
+    with module_ranges(model) if model is not None else nullcontext():
         for _ in range(attempts):
             with _no_garbage_collection() if timed else nullcontext():
                 elapsed_us, profiler = _trace_once(call, device)
@@ -74,7 +79,24 @@ def record_trace(
         for event in profiler.profiler.kineto_results.events()
         if event.flops()
     }
-    return Recording(path, flops, traced_us)
+    changed = _changed_ops(profiler, call, device) if model is not None and timed else None
+    return Recording(path, flops, traced_us, changed)
+
+
+def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dict[str, int] | None:
+    """Return the ops that ran otherwise under our ranges than in a call traced without them."""
+    bare = _op_names(_trace_once(call, device)[1])
+    changed = _op_names(ranged)
+    changed.subtract(bare)
+    found = {name: times for name, times in changed.items() if times}
+    if found and _op_names(_trace_once(call, device)[1]) != bare:
+        return None  # it takes another path each time, with ranges or without
+    return found
+
+
+def _op_names(profiler: Any) -> Counter[str]:
+    names = (event.name() for event in profiler.profiler.kineto_results.events())
+    return Counter(n for n in names if "::" in n and not n.startswith(PREFIX))
 
 
 def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]:

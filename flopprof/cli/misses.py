@@ -1,0 +1,46 @@
+"""`flopprof misses`: what a saved run says was missed, and what to do about it."""
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from flopprof.cli import Handler, command, print_json
+
+
+@command("misses")
+def misses(parser: ArgumentParser) -> Handler:
+    """List what hooks or formulas missed in a saved run: by cause, with bounds and what to do.
+
+    example: flopprof misses net.flopprof --stub my_formulas.py
+    """
+    parser.add_argument("run", metavar="DIR", help="folder written by flopprof run or trace")
+    parser.add_argument(
+        "--stub", metavar="FILE.py", help="write a formula to fill in for each op without one"
+    )
+
+    def handle(args: Namespace) -> int:
+        from flopprof.report.missed import missed, missed_text, stubs
+        from flopprof.run import SCHEMA_VERSION, Run, to_json, whole, write_atomically
+
+        run = Run.load(args.run)
+        entries, source = missed(run), stubs(run)
+        if args.stub:
+            write_atomically(Path(args.stub), source)
+        if args.json:
+            totals = run.totals
+            found = {
+                "schema_version": SCHEMA_VERSION,
+                "flops": totals.flops,
+                "flops_at_most": whole(totals.flops_at_most),
+                "coverage_frac": totals.coverage_frac,
+                "coverage_calls_frac": totals.coverage_calls_frac,
+                "misses": entries,
+                "stub": source,
+            }
+            print_json(to_json(found))
+        else:
+            print(missed_text(entries))
+            if source and not args.stub:
+                print(f"\nFormulas to fill in (--stub FILE.py writes them):\n\n{source}")
+        return 0
+
+    return handle

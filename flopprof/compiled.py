@@ -1,0 +1,140 @@
+"""Compile a model apart from every hook of ours, and say what the generated code fuses."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.formulas import GENERATED
+
+if TYPE_CHECKING:
+    from torch import nn
+
+_WARM_CALLS = 3  # compile; adapt, such as to a new layout of the inputs; settle
+_CALLS_ALLOWED = 10_000  # versions of one function: profiling a model again compiles it again
+
+
+@dataclass(slots=True)
+class Compiled:
+    """A compiled model and what is known of its compilation.
+
+    Attributes:
+        model: What torch.compile returned.
+        mode: As `torch.compile` takes it.
+        graphs: Graphs compiled so far: more after the warm-up than before is a recompilation.
+        min_bytes: What Inductor's kernels read and write, by its own account; 0 before warm-up.
+        graph_breaks: Why Dynamo cut the model into several graphs → how often.
+    """
+
+    model: Any
+    mode: str
+    graphs: int = 0
+    min_bytes: int = 0
+    graph_breaks: dict[str, int] = field(default_factory=dict)
+
+
+def compile_model(model: "nn.Module", mode: bool | str) -> Compiled:
+    """Return `model` compiled by Inductor, with kernels that name themselves in a trace.
+
+    Nothing is compiled before the first call, and nothing is shared with what the user compiled.
+
+    Raises:
+        UsageError: There is no such mode.
+    """
+    import torch
+    from torch._inductor.compile_fx import compile_fx
+
+    name = "default" if mode is True else str(mode)
+    modes = torch._inductor.list_mode_options()
+    if name not in modes:
+        raise UsageError(f"there is no mode {name!r} to compile in", remedy=f"known: {list(modes)}")
+    found = Compiled(None, name)
+    patches = {**modes[name], "cpp.enable_kernel_profile": True, "fx_graph_cache": False}
+
+    def backend(graph: Any, inputs: Any) -> Any:  # one per model: Dynamo shares code by backend
+        found.graphs += 1
+        return compile_fx(graph, inputs, config_patches=patches)
+
+    found.model = torch.compile(model, backend=backend)
+    return found
+
+
+def warm_up(compiled: Compiled, call: Callable[[], object]) -> None:
+    """Call until all is compiled, and note graph breaks and bytes; outside our hooks.
+
+    Raises:
+        ModelError: It cannot be compiled.
+    """
+    from torch._dynamo.utils import counters
+    from torch._inductor import metrics
+
+    breaks, before = counters["graph_break"].copy(), metrics.num_bytes_accessed
+    try:
+        with _measuring_bytes():
+            for _ in range(_WARM_CALLS):
+                call()
+    except FlopprofError as error:
+        if "torch._" in type(error.__cause__).__module__:  # Dynamo's or Inductor's own
+            raise ModelError(
+                f"the model cannot be compiled: {error.problem.partition(': ')[2]}",
+                remedy="on a CPU, Inductor needs a C++ compiler (g++); or leave out --compile",
+            ) from error
+        raise
+    compiled.min_bytes = metrics.num_bytes_accessed - before
+    for why, times in (counters["graph_break"] - breaks).items():
+        lines = [line.strip() for line in why.splitlines()]
+        detail = next((line for line in lines if line.startswith("Explanation: ")), "")
+        text = lines[0] + (f": {detail.removeprefix('Explanation: ')}" if detail else "")
+        compiled.graph_breaks[text] = compiled.graph_breaks.get(text, 0) + times
+
+
+@contextmanager
+def _measuring_bytes() -> Iterator[None]:
+    """Have Inductor add up its kernels' bytes, which it does only for its log; print no log."""
+    import torch
+
+    log = logging.getLogger("torch._inductor.compile_fx.__inductor_metrics")
+    with ExitStack() as cleanup:
+        cleanup.callback(setattr, log, "propagate", log.propagate)
+        cleanup.callback(log.setLevel, log.level)
+        cleanup.enter_context(
+            torch._dynamo.config.patch(
+                recompile_limit=_CALLS_ALLOWED, accumulated_recompile_limit=_CALLS_ALLOWED
+            )
+        )
+        log.propagate = False
+        log.setLevel(logging.INFO)
+        yield
+
+
+def kernels_of(
+    ops: pd.DataFrame, kernels: pd.DataFrame, eager_ops: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Return the generated kernels of a compiled call, most time first, and what each fuses.
+
+    Args:
+        ops: Ops of the compiled call's trace: on a CPU, generated kernels are among them.
+        kernels: Its kernels on a GPU.
+        eager_ops: Ops of the eager call, whose names those of the kernels are made of.
+    """
+    names, times = ops["op"].astype("str"), ops["cpu_us"]
+    if len(kernels):
+        names, times = kernels["kernel"].astype("str"), kernels["duration_us"]
+    generated = names.str.match(GENERATED)
+    parts = sorted({op.rpartition("::")[2].rstrip("_") for op in eager_ops["op"]}, key=len)
+    word = re.compile("|".join([*map(re.escape, parts[::-1]), "[a-z]+"]))
+    totals = times[generated].groupby(names[generated]).agg(["size", "sum"])
+    return [
+        {
+            "kernel": str(name),
+            "calls": int(calls),
+            "time_us": float(time_us),
+            "fuses": word.findall(re.sub(GENERATED, "", re.sub(r"_\d+$", "", str(name)))),
+        }
+        for name, calls, time_us in totals.sort_values("sum", ascending=False).itertuples()
+    ]

@@ -1,0 +1,169 @@
+"""`flopprof check` and `flopprof misses` on saved runs; nothing here calls a model."""
+
+import json
+import subprocess
+import sys
+from xml.etree import ElementTree as Xml
+
+import pytest
+
+from flopprof.cli import main
+from tests.builders import make_run
+
+
+@pytest.fixture
+def saved(tmp_path, capsys):
+    """Return the folder of a run with 30 µs known and 10 µs unknown: coverage 75 %, 528 FLOPs."""
+    return str(make_run().save(tmp_path / "net.flopprof"))
+
+
+@pytest.mark.parametrize(
+    ("rule", "holds"),
+    [
+        ("--min-coverage 0.75", True),
+        ("--min-coverage 0.76", False),
+        ("--max-unknown-frac 0.25", True),
+        ("--max-unknown-frac 0.24", False),
+        ("--max-gflops 528e-9", True),
+        ("--max-gflops 527e-9", False),
+        ("--no-verdict disagrees", True),
+        ("--no-verdict unknown", False),
+    ],
+)
+def test_a_rule_holds_up_to_its_limit_and_not_beyond(saved, capsys, rule, holds):
+    code = main(["check", saved, *rule.split()])
+
+    printed = capsys.readouterr().out
+    assert code == (0 if holds else 1)
+    assert len(printed.splitlines()) == 1
+    assert printed.startswith(rule.split()[0]) != holds
+
+
+def test_each_broken_rule_is_one_line(saved, capsys):
+    rules = "--min-coverage 0.9 --no-verdict unknown --no-verdict agrees --max-gflops 1"
+
+    code = main(["check", saved, *rules.split()])
+
+    lines = capsys.readouterr().out.splitlines()
+    assert code == 1
+    assert [line.split(":")[0] for line in lines] == [
+        "--min-coverage 0.9",
+        "--no-verdict unknown",
+        "--no-verdict agrees",
+    ]
+    assert "75.0 % of the time" in lines[0]
+    assert "aten::mystery in the model" in lines[1]
+
+
+def test_a_coverage_that_is_not_known_breaks_the_rule(tmp_path, capsys):
+    folder = str(make_run([]).save(tmp_path / "empty.flopprof"))
+
+    assert main(["check", folder, "--min-coverage", "0"]) == 1
+    assert main(["check", folder, "--max-unknown-frac", "1"]) == 1
+
+
+def test_a_pure_count_is_covered_by_calls(tmp_path, capsys):
+    site = {"op": "aten::mm", "calls": 3, "flops": 6.0, "matmul_flops": 6.0, "vector_flops": 0.0}
+    unknown = {"site_id": 1, "op": "aten::x", "calls": 1, "verdict": "unknown"}
+    run = make_run([site | {"site_id": 0, "verdict": "agrees"}, unknown])
+    folder = str(run.save(tmp_path / "count.flopprof"))
+
+    # 3 of 4 calls have known FLOPs.
+    assert main(["check", folder, "--min-coverage", "0.75"]) == 0
+    assert main(["check", folder, "--min-coverage", "0.76"]) == 1
+    assert "75.0 % of the calls" in capsys.readouterr().out
+
+
+def test_the_outcome_is_written_as_junit(saved, tmp_path, capsys):
+    file = tmp_path / "junit.xml"
+
+    main(["check", saved, "--max-gflops", "1", "--no-verdict", "unknown", "--junit", str(file)])
+
+    suite = Xml.parse(file).getroot()
+    assert (suite.tag, suite.get("tests"), suite.get("failures")) == ("testsuite", "2", "1")
+    failed = [case.get("name") for case in suite if case.find("failure") is not None]
+    assert failed == ["--no-verdict unknown"]
+
+
+def test_check_prints_one_json_object(saved, capsys):
+    code = main(["check", saved, "--min-coverage", "0.9", "--max-gflops", "1", "--json"])
+
+    found = json.loads(capsys.readouterr().out)
+    assert (code, found["holds"]) == (1, False)
+    assert [rule["holds"] for rule in found["rules"]] == [False, True]
+    assert found["rules"][0]["value"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--min-coverage", "95"],
+        ["--max-unknown-frac", "nan"],
+        ["--max-gflops", "-1"],
+        ["--no-verdict", "wrong"],
+        ["--max-gflops", "1", "--junit", "/nowhere/at/all.xml"],
+    ],
+)
+def test_a_rule_that_makes_no_sense_is_a_usage_error(saved, capsys, arguments):
+    assert main(["check", saved, *arguments]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_misses_are_grouped_with_bound_and_advice(saved, capsys):
+    assert main(["misses", saved]) == 0
+
+    printed = capsys.readouterr().out
+    assert "unknown: 1 calls, 25.0 % of the time" in printed
+    assert "FLOPs unknown, at most 1.00 kFLOPs" in printed
+    assert "What to do: Give the op a formula" in printed
+    assert "agrees" not in printed
+
+
+def test_misses_as_json_bound_the_whole_run(saved, capsys):
+    main(["misses", saved, "--json"])
+
+    found = json.loads(capsys.readouterr().out)
+    # 528 counted; the unknown op can add 1,000 at most.
+    assert (found["flops"], found["flops_at_most"]) == (528, 1528)
+    assert (found["coverage_frac"], found["coverage_calls_frac"]) == (0.75, pytest.approx(2 / 3))
+    [miss] = found["misses"]
+    assert (miss["verdict"], miss["op"], miss["flops"]) == ("unknown", "aten::mystery", None)
+
+
+def test_a_run_without_misses_says_so(tmp_path, capsys):
+    folder = str(make_run([]).save(tmp_path / "empty.flopprof"))
+
+    assert main(["misses", folder]) == 0
+    assert capsys.readouterr().out == "Nothing was missed.\n"
+
+
+def test_a_stub_is_a_file_of_formulas_that_say_unknown_until_filled_in(tmp_path, capsys):
+    names = ["mylib::twice", "odd::\"''\\ name\n"]
+    sites = [
+        {"site_id": n, "op": op, "input_shapes": "4x5, 5", "dtype": "float32", "calls": 1,
+         "verdict": "extension"}
+        for n, op in enumerate(names)
+    ]  # fmt: skip
+    folder = str(make_run(sites).save(tmp_path / "net.flopprof"))
+    stub = tmp_path / "stub.py"
+
+    main(["misses", folder, "--stub", str(stub)])
+
+    text = stub.read_text()
+    assert "4x5, 5 (float32)" in text
+    code = (
+        f"import runpy; from flopprof.formulas import OP_FORMULAS as known, OpCall;"
+        f"runpy.run_path({str(stub)!r});"
+        f"assert all(known.get(n)(OpCall(n)) is None for n in {names!r})"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_neither_imports_torch(saved):
+    for command in (["check", saved, "--max-gflops", "1"], ["misses", saved]):
+        code = (
+            f"import sys; from flopprof.cli import main; assert main({command!r}) == 0;"
+            "assert 'torch' not in sys.modules"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
