@@ -109,6 +109,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
+    args.arguments = list(arguments)
     if args.command is None and not args.version:
         parser.error("no COMMAND was given")
     try:
@@ -164,6 +165,11 @@ def _fail(problem: str, remedy: str, exit_code: int, *, as_json: bool) -> int:
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
     print(f"flopprof: warning: {message}", file=sys.stderr)
+
+
+def answer_stream() -> TextIO | None:
+    """Return where a child process writes its answer: the stdout that is kept for it."""
+    return _answer if _answer is not None and _answer is not sys.stdout else None
 
 
 def print_json(value: dict[str, Any]) -> None:

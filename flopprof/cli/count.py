@@ -16,10 +16,12 @@ def count(parser: ArgumentParser) -> Handler:
     add_model_arguments(parser)
 
     def handle(args: Namespace) -> int:
-        from flopprof.cli.model import load, training
+        from flopprof.cli.model import contain, load, training
         from flopprof.pipeline import run_count
         from flopprof.report.jsonfile import to_object
 
+        if (code := contain(args)) is not None:
+            return code
         with Progress() as progress:
             progress("loading")
             loaded, inputs, provenance = load(args, device="cpu", meta=True)

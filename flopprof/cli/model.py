@@ -1,9 +1,19 @@
 """Arguments and loading that the subcommands on a model file share."""
 
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import Any
 
 from flopprof.calling import SEED, Inputs
+from flopprof.cli import answer_stream
+from flopprof.contained import (
+    MEMORY_LIMIT,
+    TIME_LIMIT_S,
+    announce,
+    is_contained,
+    parse_bytes,
+    run_contained,
+)
 from flopprof.errors import UsageError
 from flopprof.loaders import Loaded
 
@@ -51,7 +61,46 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         help="with --train: sgd (default), momentum, adam, adamw, none",
     )
     parser.add_argument(
-        "--trust", action="store_true", help="let the file run code: pickled modules, TorchScript"
+        "--trust",
+        action="store_true",
+        help="let the file run code (pickled modules, TorchScript), in a child process with "
+        "limits: that contains crashes, and is no sandbox",
+    )
+    parser.add_argument(
+        "--trust-sha256", metavar="SUM", help="trust the file if this is its sha256, for scripts"
+    )
+    parser.add_argument(
+        "--memory-limit",
+        default=MEMORY_LIMIT,
+        metavar="BYTES",
+        help="with --trust: resident memory at most, such as 500M (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=float,
+        default=TIME_LIMIT_S,
+        metavar="SECONDS",
+        help="with --trust: wall time at most (default: %(default)g)",
+    )
+
+
+def contain(args: Namespace, output: Path | None = None) -> int | None:
+    """Run the command in a child process if the file is trusted; None if it is to be run here.
+
+    Raises:
+        FlopprofError: The file is not the one that is trusted, or a limit stopped it.
+    """
+    if not (args.trust or args.trust_sha256) or is_contained():
+        return None
+    memory_bytes = parse_bytes(args.memory_limit)
+    announce(Path(args.model), args.trust_sha256)
+    return run_contained(
+        args.arguments,
+        Path(args.model),
+        memory_bytes=memory_bytes,
+        time_s=args.time_limit,
+        output=output,
+        stdout=answer_stream(),
     )
 
 
@@ -73,7 +122,7 @@ def load(
     loaded = load_model(
         args.model,
         arch=args.arch,
-        trust=args.trust,
+        trust=args.trust or bool(args.trust_sha256),
         device=device,
         dtype=args.dtype,
         meta=meta,

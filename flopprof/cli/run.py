@@ -52,7 +52,9 @@ def run(parser: ArgumentParser) -> Handler:
 
     def handle(args: Namespace) -> int:
         from flopprof.ceilings.file import load_ceilings
+        from flopprof.cli.model import contain
         from flopprof.errors import UsageError
+        from flopprof.run import check_target
 
         for name, least in (("repeats", 1), ("warmup", 1), ("threads", 1)):
             value = getattr(args, name)
@@ -63,6 +65,9 @@ def run(parser: ArgumentParser) -> Handler:
             raise UsageError(f"there is no file {args.model}", remedy="check the path")
         if args.ceilings:
             load_ceilings(args.ceilings)  # what is wrong with it is said before the long work
+        check_target(target, force=args.force)
+        if (code := contain(args, target)) is not None:
+            return code
         return deliver(args, target, lambda progress: _profile(args, progress))
 
     return handle

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
+if TYPE_CHECKING:
+    import numpy as np
 
 INDEX = Path(__file__).with_name("index.csv")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "student.")
@@ -66,6 +68,8 @@ def recognise(shapes: Shapes) -> Match | None:
     Args:
         shapes: Key → shape, as in a state_dict; wrappers' prefixes are looked through.
     """
+    import numpy as np
+
     entries, sketches = _index()
     best: Match | None = None
     for keys in _without_prefixes(shapes):
@@ -120,6 +124,8 @@ def _without_prefixes(shapes: Shapes) -> Iterator[Shapes]:
 
 @cache
 def _index() -> tuple[list[Entry], "np.ndarray[tuple[int, int], np.dtype[np.uint32]]"]:
+    import numpy as np
+
     with INDEX.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     raw = bytes.fromhex("".join(row["sketch"] for row in rows))

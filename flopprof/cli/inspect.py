@@ -1,0 +1,122 @@
+"""`flopprof inspect`: what a file is and holds, without running or loading any of it."""
+
+from argparse import ArgumentParser, Namespace
+from collections import Counter
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flopprof.cli import Handler, command, print_json
+
+if TYPE_CHECKING:
+    from flopprof.loaders.detect import FileKind
+    from flopprof.loaders.inert import Contents
+
+GLOBALS = 8  # named in the text
+
+
+@command("inspect")
+def inspect(parser: ArgumentParser) -> Handler:
+    """Say what a file or folder is and holds; nothing of it is imported, executed or loaded.
+
+    example: flopprof inspect model.pth
+    """
+    parser.add_argument("file", metavar="FILE", help="any file, or a folder")
+
+    def handle(args: Namespace) -> int:
+        from flopprof.loaders.detect import detect
+        from flopprof.loaders.inert import read_contents
+        from flopprof.units import safe_text
+
+        path = Path(args.file)
+        kind = detect(path)
+        contents = None if kind.remedy else read_contents(path, kind)
+        found = _found(path, kind, contents)
+        if args.json:
+            print_json(found)
+            return 0
+        for label, text in _lines(found):
+            print(f"{label:10}{safe_text(text)}")
+        return 0
+
+    return handle
+
+
+def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[str, Any]:
+    """Return what is known of the file."""
+    from flopprof.recognise import alternatives, recognise
+
+    files = contents.shards if contents and contents.shards else (path,)
+    found: dict[str, Any] = {
+        "schema_version": 1,
+        "file": str(path),
+        "kind": contents.kind if contents else kind.name,
+        "what": kind.what,
+        "remedy": kind.remedy or None,
+        "size_bytes": sum(file.stat().st_size for file in files if file.is_file()),
+        "files": len(files),
+    }
+    if contents is None:
+        return found
+    parameters: Counter[str] = Counter()
+    for info in contents.tensors.values():
+        parameters[info.dtype] += prod(info.shape)
+    match = recognise({key: info.shape for key, info in contents.tensors.items()})
+    best = match.candidates[0] if match else None
+    others = alternatives(best) if match and match.exact and best else ()
+    return found | {
+        "tensors": len(contents.tensors),
+        "parameters": dict(parameters.most_common()),
+        "class": contents.top_class or None,
+        "wrapper_keys": list(contents.wrapper_keys),
+        "metadata": contents.metadata,
+        "globals": list(contents.globals),
+        "dangerous": list(contents.dangerous),
+        "runs_code": contents.kind in ("pickled_module", "torchscript", "torch_export"),
+        "architecture": best.name if match and match.exact and best else None,
+        "nearest": [entry.name for entry in match.candidates] if match and not match.exact else [],
+        "alternatives": [
+            {"architecture": e.name, "input": e.input or None, "gflops": e.gflops} for e in others
+        ],
+        "model_type": contents.config.get("model_type"),
+        "input": (best.input or None) if match and match.exact and best else None,
+        "input_source": "registry" if match and match.exact else None,
+    }
+
+
+def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines for people."""
+    from flopprof.units import si
+
+    several = f" in {found['files']} files" if found["files"] > 1 else ""
+    lines = [
+        ("File", f"{found['file']}, {si(float(found['size_bytes']), 'B')}{several}"),
+        ("Kind", found["what"] + (f": {found['class']}" if found.get("class") else "")),
+    ]
+    if found["remedy"]:
+        return [*lines, ("To do", found["remedy"])]
+    elements = ", ".join(f"{si(float(n), '')} {dtype}" for dtype, n in found["parameters"].items())
+    lines += [("Tensors", f"{found['tensors']}" + (f", {elements}" if elements else ""))]
+    if found["wrapper_keys"]:
+        lines += [("Under", ".".join(found["wrapper_keys"]))]
+    lines += [("Metadata", f"{key} = {value}") for key, value in found["metadata"].items()]
+    names = found["globals"]
+    if names:
+        more = f" and {len(names) - GLOBALS} more" if len(names) > GLOBALS else ""
+        lines += [("Globals", ", ".join(names[:GLOBALS]) + more)]
+    if found["dangerous"]:
+        lines += [("DANGEROUS", ", ".join(found["dangerous"]))]
+    if found["runs_code"]:
+        lines += [("Loading", "runs code of the file's choice; flopprof asks for --trust")]
+    if found["model_type"]:
+        lines += [("Config", f"model_type {found['model_type']} (transformers)")]
+    if found["architecture"]:
+        same = [other["architecture"] for other in found["alternatives"]]
+        lines += [("Model", found["architecture"] + (f", or {', '.join(same)}" if same else ""))]
+        if found["input"]:
+            lines += [("Input", f"{found['input']} (its registry's)")]
+    elif found["nearest"] and not found["model_type"]:
+        lines += [("Nearest", f"{', '.join(found['nearest'][:3])}: other keys or shapes")]
+    elif found["tensors"] and not found["model_type"]:
+        lines += [("Model", "not recognised: no model of the index is alike")]
+    return lines
