@@ -123,7 +123,8 @@ def unchanged(model: "nn.Module", *, training: bool = False) -> Iterator[None]:
     """
     import torch
 
-    before = [(m, m.training, dict(m._buffers.items())) for m in model.modules()]
+    # A frozen TorchScript module has no mode.
+    before = [(m, getattr(m, "training", False), dict(m._buffers.items())) for m in model.modules()]
     parameters = _initialised(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
     versions = [None if p.is_inference() else p._version for p in parameters]

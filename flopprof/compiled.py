@@ -52,7 +52,9 @@ def compile_model(model: "nn.Module", mode: bool | str) -> Compiled:
     name = "default" if mode is True else str(mode)
     modes = torch._inductor.list_mode_options()
     if name not in modes:
-        raise UsageError(f"there is no mode {name!r} to compile in", remedy=f"known: {list(modes)}")
+        raise UsageError(
+            f"there is no mode {name!r} to compile in", remedy="known: " + ", ".join(modes)
+        )
     found = Compiled(None, name)
     patches = {**modes[name], "cpp.enable_kernel_profile": True, "fx_graph_cache": False}
 

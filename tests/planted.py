@@ -53,7 +53,7 @@ def ones(*size: int) -> torch.Tensor:
     return torch.ones(*size)
 
 
-def own_threads(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def own_threads(module: Any, x: torch.Tensor) -> torch.Tensor:
     results: list[torch.Tensor] = []
 
     def work() -> None:
@@ -113,6 +113,11 @@ def _python(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _sleeping(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     time.sleep(WORKED_S)
     return x + 1
+
+
+def _napping(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    time.sleep(WORKED_S / 100)
+    return x.view(-1)
 
 
 def _ctypes(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -335,7 +340,7 @@ def clean() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
         "integers": (Calls(lambda m, i: (i + 1) * 2 - i), (ids,)),
         "booleans": (Calls(lambda m, i: i.bool() & (i == 0)), (ids,)),
         "casts": (Calls(lambda m, x: x.double().to(torch.bfloat16).float()), (x,)),
-        "short_sleep": (Calls(lambda m, x: time.sleep(WORKED_S / 100) or x.view(-1)), (x,)),
+        "short_sleep": (Calls(_napping), (x,)),
         "short_python": (Calls(lambda m, x: sum(range(100)) and x.clone()), (x,)),
         "child_of_child": (
             nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.ReLU())), (x,)),
@@ -349,7 +354,7 @@ def clean() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
     return parts
 
 
-def _child_in_thread(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def _child_in_thread(module: Any, x: torch.Tensor) -> torch.Tensor:
     results: list[torch.Tensor] = []
 
     def work() -> None:

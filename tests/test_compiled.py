@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -89,8 +90,9 @@ def test_there_is_no_such_mode_and_a_compiled_model_is_not_compiled_again():
 
     with pytest.raises(UsageError, match="no mode 'fastest'"):
         flopprof.profile(model, (1, 2), compile="fastest", ceilings=False)
+    compiled: Any = torch.compile(model)
     with pytest.raises(UsageError, match="compiled already"):
-        flopprof.profile(torch.compile(model), (1, 2), compile=True, ceilings=False)
+        flopprof.profile(compiled, (1, 2), compile=True, ceilings=False)
 
 
 def test_names_of_generated_kernels_are_read_on_a_gpu_too():

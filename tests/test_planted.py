@@ -3,7 +3,9 @@
 import shutil
 import warnings
 from functools import cache
+from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -39,12 +41,12 @@ def sites_of(family):
         return judge(planted.Many(parts_of(family)))
 
 
-def judge(model: nn.Module, x: torch.Tensor | None = None):
+def judge(model: nn.Module, x: torch.Tensor | None = None) -> pd.DataFrame:
     given = (torch.ones(1) if x is None else x,)
     return flopprof.profile(model, given, repeats=1, warmup=1, ceilings=False).sites
 
 
-def verdicts(sites, name: str) -> dict[str, str]:
+def verdicts(sites: pd.DataFrame, name: str) -> dict[str, str]:
     """Return op → verdict, with the reason, of the sites in a part of the model."""
     mine = sites[(sites["module_path"] + ".").str.startswith(f"{name}.")]
     return {f"{s.module_path} {s.op} {s.reason}": s.verdict for s in mine.itertuples(index=False)}
@@ -97,7 +99,7 @@ def test_an_exported_program_is_opaque():
 
 
 def test_ops_in_a_compiled_submodule_are_opaque():
-    compiled = torch.compile(nn.Linear(8, 4), backend="aot_eager")
+    compiled: Any = torch.compile(nn.Linear(8, 4), backend="aot_eager")
 
     found = judge(nn.Sequential(compiled), torch.ones(2, 8))
 
