@@ -140,6 +140,9 @@ def chart_data(
     parts["name"] = parts["place"].map(PLACES) + " (" + parts["sites"].astype(str) + ")"
     parts["label"] = list("abcde"[: len(parts)])
     known = sites[flops.notna()]
+    if len(known):  # what moves bytes unknown and does no FLOPs leaves intensity an upper bound
+        moved = known["min_bytes"].where(known["flops"] > 0, known["min_bytes"].fillna(0.0))
+        known = known.assign(min_bytes=moved)
     whole = _merge(known if len(known) else sites, lambda _: 0).assign(label="★", place="run")
     wall_us = pd.to_numeric(_facts(run).get("wall_us median"), errors="coerce")
     timed = wall_us is not None and 0 < wall_us < math.inf
@@ -342,7 +345,7 @@ def _facts(run: "Run") -> dict[str, Any]:
     return {str(key): v for key, v in flat.items() if v not in (None, "", {}) and v == v}
 
 
-def _provenance(run: "Run", data: ChartData) -> tuple[str, str]:
+def _provenance(run: "Run") -> tuple[str, str]:
     """Return subtitle and caption: what ran where, how it was measured, what was not recorded."""
     known = _facts(run)
     subtitle = [known.get(k, f"{k} unknown") for k in ("model", "input", "dtype", "device name")]
@@ -354,9 +357,7 @@ def _provenance(run: "Run", data: ChartData) -> tuple[str, str]:
     ]
     wanted = ("threads", "driver", "clock", "power limit", "throttling", "torch", "date")
     missing = [name for name in wanted if not any(name in fact for fact in facts)]
-    sources = dict.fromkeys(part for text in data.roofs["source"] for part in text.split("; "))
-    facts.append("ceilings: " + ("; ".join(sources) or "unknown"))
-    facts.append(f"not recorded: {', '.join(missing) or 'nothing'}. {_BYTES}")
+    facts.append(f"not recorded: {', '.join(missing) or 'nothing'}")
     return " · ".join(map(str, subtitle)), " · ".join(facts)
 
 
@@ -436,9 +437,11 @@ def draw_figure(
         raise UsageError(f"there is no size {size!r}", remedy=f"use one of {list(SIZES)}")
     data = _select(run, select)
     runs = run.values() if isinstance(run, Mapping) else [run]
-    subtitles, captions = zip(*(_provenance(one, data) for one in runs), strict=True)
+    subtitles, captions = zip(*map(_provenance, runs), strict=True)
     heads = [f"{letter} {name}: " for letter, name in data.names.items()] or [""]
     above, below = ([*map("".join, zip(heads, t, strict=True))] for t in (subtitles, captions))
+    sources = dict.fromkeys(part for text in data.roofs["source"] for part in text.split("; "))
+    below.append(f"Ceilings: {'; '.join(sources) or 'unknown'}. {_BYTES}")
     with _settings():
         return draw(data, (above, below), title=title, size=size, dark=dark)
 
