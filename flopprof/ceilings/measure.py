@@ -73,6 +73,7 @@ def search(
     active = candidates_for(rate)
     rates: dict[str, list[float]] = defaultdict(list)
     best, best_then = (False, 0.0, "", 0.0), 0.0  # quiet, rate, label, CPU time over wall time
+    n_turns = n_quiet = 0
     start = checked = clock()
     while True:
         for candidate in active:
@@ -81,12 +82,14 @@ def search(
             busy_frac = (cpu_clock() - cpu_begun) / (clock() - begun) / (threads or 1)
             rates[candidate.label] += turn
             quiet = threads is None or busy_frac >= BUSY_BELOW
+            n_turns, n_quiet = n_turns + 1, n_quiet + quiet
             best = max(best, (quiet, max(turn), candidate.label, busy_frac))
         now = clock()
         if now - checked < PATIENCE_S:
             continue
         quiet, per_s, label, busy_frac = best
-        settled = quiet and per_s < GAIN * best_then and now - start >= MINIMUM_S
+        steady = 2 * n_quiet > n_turns  # else a better turn may be yet to come
+        settled = steady and per_s < GAIN * best_then and now - start >= MINIMUM_S
         if settled or now - start >= limit_s:
             break
         best_then, checked = per_s, now
@@ -194,8 +197,13 @@ def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
 
 
 def matmul_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
-    """Return products of several shapes that take 0.4 to 1.6 ms each at this rate."""
-    return [
+    """Return products of several shapes that take 0.4 to 1.6 ms each at this rate.
+
+    On a CPU convolutions too: another library does them, at times faster than any GEMM.
+    """
+    both = device == "cpu" and dtype in FLOATS
+    works = [rate * seconds for seconds in CALLS_S] if both else []
+    return [_convolution(dtype, work) for work in works] + [
         _matmul(dtype, device, *(_rounded(factor * unit) for factor in shape))
         for seconds in CALLS_S
         for shape in SHAPES
@@ -274,6 +282,24 @@ def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
         return Candidate(label, work, call)
     out = torch.empty(m, n, dtype=kind, device=device)
     return Candidate(label, work, partial(torch.mm, a.to(kind), b.to(kind), out=out))
+
+
+def _convolution(dtype: str, work: float) -> Candidate:
+    import torch
+
+    channels, filter_size = 64, 3
+    size = max(1, round((work / 2 / (channels * filter_size) ** 2) ** 0.5))  # of the output
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, channels, size + 2, size + 2), (channels, channels, filter_size, filter_size)
+    x, filters = (
+        torch.randn(shape, generator=generator)
+        .to(getattr(torch, dtype))
+        .to(memory_format=torch.channels_last)
+        for shape in shapes
+    )
+    flops = 2.0 * (size * channels * filter_size) ** 2
+    label = f"conv2d 3x3 of 1x{channels}x{size + 2}x{size + 2}"
+    return Candidate(label, flops, partial(torch.conv2d, x, filters))
 
 
 def _rounded(size: float) -> int:

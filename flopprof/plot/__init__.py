@@ -47,7 +47,7 @@ MANY = 40  # points drawn where more than half of the time would be merged into 
 SMALL_FRAC = 0.005  # of time: a smaller mark would be a speck; merged into "other"
 _PRECEDENCE = {"user": 0, "measured": 1, "datasheet": 2, "formula": 3}
 _SUMS = ["time_us", "share_frac", "flops", "min_bytes", "ideal_us", "calls", "sites"]
-_TEXTS = ["op", "phase", "kind", "dtype", "bound", "kernel"]
+_TEXTS = ["op", "phase", "kind", "dtype", "bound", "input_shapes", "kernel"]
 _FORMATS: dict[str, dict[str, str | None]] = {  # no dates and versions: equal runs, equal bytes
     "png": {"Software": "flopprof"},
     "svg": {"Date": None, "Creator": "flopprof"},
@@ -127,6 +127,8 @@ def chart_data(
     groups["name"] = names.get(group_by, (path + " · " + op).str.strip(" ·"))
     groups["key"] = groups["name"] + groups.groupby("name").cumcount().astype(str)
     point = groups["place"] == "point"
+    alike = groups["name"].where(point).duplicated(keep=False) & point
+    groups["name"] += (" " + groups["input_shapes"]).where(alike, "").str.rstrip()
     small = point & (groups["share_frac"] < SMALL_FRAC)
     if groups.loc[small, "share_frac"].sum() > 0.5:  # nearly all: show the largest of it
         small &= point.cumsum() > MANY
