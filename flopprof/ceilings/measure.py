@@ -96,7 +96,8 @@ def search(
         if per_s > 2 * rate:
             rate, active = per_s, candidates_for(per_s)
         else:  # only what may still win is worth more turns
-            active = sorted(active, key=lambda c: -max(rates[c.label]))[:4]
+            active = sorted(active, key=lambda c: -max(rates[c.label]))
+            active = active[: max(4, len(active) // 2)]
     spread = map(float, np.percentile(rates[label], (5, 50, 95)))
     return {
         "shape": label,
