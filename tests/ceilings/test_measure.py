@@ -218,6 +218,17 @@ def test_candidates_count_their_work_and_keep_the_random_state():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_a_call_over_a_large_array_does_its_next_piece():
+    copy, triad = measure.memory_candidates(2**26, "cpu", math.inf)
+
+    first, second, third = copy.call(), copy.call(), triad.call()
+
+    # 64 MiB in 32 pieces are 2 MiB each: 4 MiB moved by a copy, 6 by a triad.
+    assert (copy.work, triad.work) == (4 * 2**20, 6 * 2**20)
+    places: Any = [piece.data_ptr() for piece in (first, second, third)]  # type: ignore[attr-defined]
+    assert [place - places[0] for place in places] == [0, 2**21, 2 * 2**21]
+
+
 @pytest.mark.slow
 def test_a_real_measurement_holds_together():
     import torch
