@@ -338,7 +338,7 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
     known = sorted({*points["known_by"]})
     runs = zip(data.names.items(), SERIES, strict=False)
     columns: dict[str, list[tuple[Look, str]]] = {
-        f"Most time, of {len(points)} points": [
+        f"Most time, of {len(points)} point{'s' * (len(points) != 1)}": [
             (sheet.look(row, 40.0), f"{row.label} {row.name}") for row in rows
         ],
         "Run" if data.names else "Kind": [
