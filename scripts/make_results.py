@@ -177,7 +177,7 @@ def main() -> int:
         run.rooflines.to_csv(folder / "rooflines.csv", index=False)
         meta = {key: run.meta[key] for key in run.meta if key != "never_called"}
         meta["load"] = os.getloadavg()[0]  # of the machine: over 1 a thread, times say little
-        (folder / "meta.json").write_text(json.dumps(to_json(about | meta), indent=1) + "\n")
+        (folder / "meta.json").write_text(json.dumps(to_json(meta | about), indent=1) + "\n")
         rows.append(_accuracy(name, run))
     _merge_rows(device / "accuracy.csv", rows)
     listed = io.StringIO()
