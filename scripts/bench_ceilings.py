@@ -12,6 +12,7 @@ import itertools
 import statistics
 import sys
 import time
+from functools import partial
 
 import torch
 
@@ -91,13 +92,15 @@ def print_row(label: str, best: float, median: float, p5: float, p95: float, cal
 def rates(shape: tuple[int, ...], dtype: torch.dtype, seconds: float) -> list[float]:
     """Return FLOP/s of each call of one product, for so long and at least three calls."""
     m, k, n = shape
-    a, b = torch.randn(m, k).to(dtype), torch.randn(k, n).to(dtype)
-    out = a @ b
+    a, b = (torch.randn(m, k) * 30).to(dtype), (torch.randn(k, n) * 30).to(dtype)
+    call = partial(torch.mm, a, b, out=a @ b)
+    if dtype == torch.int8:  # widens to int32, which torch.mm does not
+        call = partial(torch._int_mm, a, b)
     found: list[float] = []
     deadline = time.perf_counter() + seconds
     while len(found) < 3 or time.perf_counter() < deadline:
         start = time.perf_counter()
-        torch.mm(a, b, out=out)
+        call()
         found.append(flops(shape) / (time.perf_counter() - start))
     return found
 

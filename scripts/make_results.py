@@ -1,10 +1,11 @@
-"""Fill results/: real runs of real models on this machine, each as chart, table and metadata.
+"""Fill results/: runs of twelve models with random weights on this machine.
 
-usage: scripts/make_results.py [--device cpu|cuda] [MODEL …]
+usage: scripts/make_results.py [--device cpu|cuda] [--threads N] [MODEL …]
 
-Writes results/DEVICE/MODEL.png (chart), MODEL.csv (sites), meta.json (how it was made) and
-accuracy.csv: our counts beside torchvision's published GMACs and FlopCounterMode's; and the list of
-all formulas, results/formulas.txt.
+Writes into results/DEVICE/MODEL/ the chart (roofline.png), the points on it (points.csv), the
+tables sites.csv and rooflines.csv, and meta.json; results/DEVICE/accuracy.csv with a row per model:
+our counts beside FlopCounterMode's and torchvision's published GMACs; results/formulas.txt. Models
+that are not named keep their files and rows. Run it on a quiet machine.
 """
 
 import argparse
@@ -12,15 +13,21 @@ import contextlib
 import io
 import json
 import math
+import os
 import platform
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
 import torchvision
+import transformers
+from PIL import Image
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
@@ -28,58 +35,182 @@ from flopprof.cli import main as flopprof_main
 from flopprof.run import to_json
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = (
-    "resnet18",
-    "resnet50",
-    "mobilenet_v3_large",
-    "efficientnet_b0",
-    "vit_b_16",
-    "swin_t",
-    "convnext_tiny",
-    "densenet121",
-)
+IMAGE = (1, 3, 224, 224)
+
+
+class Tagger(nn.Module):
+    """A two-layer bidirectional LSTM over embedded words, as taggers have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(10000, 256)
+        self.lstm = nn.LSTM(256, 512, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(1024, 64)
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        """Return scores per word."""
+        return self.head(self.lstm(self.embed(words))[0])
+
+
+class Residual(nn.Module):
+    """A diffusion U-Net's residual block: two normalised convolutions, shifted by the time step."""
+
+    def __init__(self, channels: int, out: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(32, channels), nn.GroupNorm(32, out)
+        self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1)
+        self.time, self.act = nn.Linear(512, out), nn.SiLU()
+        self.skip = nn.Conv2d(channels, out, 1)
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Return the block's output."""
+        h = self.conv1(self.act(self.norm1(x))) + self.time(self.act(step))[:, :, None, None]
+        return self.conv2(self.act(self.norm2(h))) + self.skip(x)
+
+
+class UNetBlock(nn.Module):
+    """One level of a diffusion U-Net: down, attention over the pixels, up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Sequential(nn.Linear(128, 512), nn.SiLU(), nn.Linear(512, 512))
+        self.enter, self.down = nn.Conv2d(4, 128, 3, padding=1), Residual(128, 256)
+        self.pool, self.norm = nn.Conv2d(256, 256, 3, stride=2, padding=1), nn.GroupNorm(32, 256)
+        self.attention = nn.MultiheadAttention(256, 8, batch_first=True)
+        self.up, self.leave = nn.Upsample(scale_factor=2), nn.Conv2d(128, 4, 3, padding=1)
+        self.merge = Residual(512, 128)
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
+        """Return the noise in `x` at that step."""
+        step = self.embed(step)
+        skip = self.down(self.enter(x), step)
+        h = self.pool(skip)
+        pixels = self.norm(h).flatten(2).transpose(1, 2)
+        seen, _ = self.attention(pixels, pixels, pixels, need_weights=False)
+        h = h + seen.transpose(1, 2).reshape(h.shape)
+        return self.leave(self.merge(torch.cat([self.up(h), skip], dim=1), step))
+
+
+def _torchvision(name: str) -> Callable[[], tuple[nn.Module, Any]]:
+    return lambda: (torchvision.models.get_model(name), IMAGE)
+
+
+def _transformer(name: str, length: int = 128, **options: Any) -> tuple[nn.Module, Any]:
+    """Return a model of transformers and words for it."""
+    kind = options.pop("kind", "Model")
+    config = getattr(transformers, f"{name}Config")(**options)
+    model = getattr(transformers, f"{name}{kind}")(config)
+    return model, torch.randint(config.vocab_size, (1, length))
+
+
+LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
+LLAMA |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 16000}
+MOE = LLAMA | {"num_hidden_layers": 4, "num_local_experts": 8, "num_experts_per_tok": 2}
+
+
+def _llama() -> tuple[nn.Module, Any]:
+    model, words = _transformer("Llama", kind="ForCausalLM", **LLAMA)
+    return model.to(torch.bfloat16), words
+
+
+def _compiled() -> tuple[nn.Module, Any]:
+    return torch.compile(torchvision.models.resnet18().eval()), IMAGE
+
+
+def _detection() -> tuple[nn.Module, Any]:
+    build = torchvision.models.detection.fasterrcnn_mobilenet_v3_large_320_fpn
+    model = build(weights=None, weights_backbone=None, box_score_thresh=0.0)
+    return model, ([torch.rand(3, 320, 320)],)
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Any]]] = {
+    "resnet18": _torchvision("resnet18"),
+    "resnet18_compiled": _compiled,
+    "convnext_tiny": _torchvision("convnext_tiny"),
+    "vit_b_16": _torchvision("vit_b_16"),
+    "swin_t": _torchvision("swin_t"),
+    "lstm": lambda: (Tagger(), torch.randint(10000, (1, 64))),
+    "bert": lambda: _transformer("Bert"),
+    "gpt2": lambda: _transformer("GPT2", kind="LMHeadModel"),
+    "llama_bf16": _llama,
+    "moe": lambda: _transformer("Mixtral", kind="ForCausalLM", **MOE),
+    "unet_block": lambda: (UNetBlock(), (torch.randn(1, 4, 64, 64), torch.randn(1, 128))),
+    "detection": _detection,
+}
+
+
+def build(name: str) -> tuple[nn.Module, Any]:
+    """Return a model with the same random weights each time, and its input."""
+    torch.manual_seed(0)
+    model, inputs = MODELS[name]()
+    return model.eval(), inputs
 
 
 def main() -> int:
     """Profile each model, write its files, then the table of all."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("models", nargs="*", default=MODELS, metavar="MODEL")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("models", nargs="*", default=[*MODELS], metavar="MODEL")
     args = parser.parse_args()
-    rows, meta = [], {}
-    for name in args.models:
-        print(f"{name} …", file=sys.stderr)
-        weights = torchvision.models.get_model_weights(name).DEFAULT
-        size = weights.transforms().crop_size[0]
-        torch.manual_seed(0)
-        model = torchvision.models.get_model(name).eval()
-        run = flopprof.profile(model, (1, 3, size, size), device=args.device)
-        folder = ROOT / "results" / _slug(args.device, run.meta["device"])
-        folder.mkdir(parents=True, exist_ok=True)
-        run.plot_roofline(folder / f"{name}.png")
-        run.sites.to_csv(folder / f"{name}.csv", index=False)
-        rows.append(_accuracy(name, model, size, weights, run))
-        meta[name] = {key: run.meta[key] for key in run.meta if key != "never_called"}
-    pd.DataFrame(rows).to_csv(folder / "accuracy.csv", index=False)
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
     about = {
         "command": " ".join(["scripts/make_results.py", *sys.argv[1:]]),
-        "commit": commit,
-        "flopprof": flopprof.__version__,
-        "torch": torch.__version__,
+        "commit": _commit(),
         "torchvision": torchvision.__version__,
+        "transformers": transformers.__version__,
         "python": platform.python_version(),
-        "runs": meta,
     }
-    (folder / "meta.json").write_text(json.dumps(to_json(about), indent=1) + "\n")
+    rows = []
+    for name in args.models:
+        print(f"{name} …", file=sys.stderr)
+        model, inputs = build(name)
+        run = flopprof.profile(model, inputs, device=args.device, threads=args.threads)
+        device = ROOT / "results" / _slug(args.device, run.meta["device"])
+        folder = device / name
+        folder.mkdir(parents=True, exist_ok=True)
+        chart = folder / "roofline.png"
+        run.plot_roofline(chart)
+        run.plot_roofline(folder / "points.csv")
+        _shrink(chart)
+        run.sites.to_csv(folder / "sites.csv", index=False)
+        run.rooflines.to_csv(folder / "rooflines.csv", index=False)
+        meta = {key: run.meta[key] for key in run.meta if key != "never_called"}
+        meta["load"] = os.getloadavg()[0]  # of the machine: over 1 a thread, times say little
+        (folder / "meta.json").write_text(json.dumps(to_json(meta | about), indent=1) + "\n")
+        rows.append(_accuracy(name, run))
+    _merge_rows(device / "accuracy.csv", rows)
     listed = io.StringIO()
     with contextlib.redirect_stdout(listed):
         flopprof_main(["formulas"])
     (ROOT / "results" / "formulas.txt").write_text(listed.getvalue())
-    print(f"wrote {folder.relative_to(ROOT)}")
+    print(f"wrote {device.relative_to(ROOT)}")
     return 0
+
+
+def _shrink(path: Path) -> None:
+    """Keep 256 colours of a picture: a quarter of the bytes, no eye sees it."""
+    with Image.open(path) as opened:
+        few = opened.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)
+    few.save(path, optimize=True, dpi=(200, 200))
+
+
+def _merge_rows(path: Path, rows: list[dict[str, object]]) -> None:
+    """Write the rows into a table, in place of older ones of the same models."""
+    table = pd.DataFrame(rows)
+    if path.exists():
+        old = pd.read_csv(path)
+        old = old[old["model"].isin(MODELS) & ~old["model"].isin(table["model"])]
+        table = pd.concat([old, table]) if len(old) else table
+    order = [*MODELS]
+    table.sort_values("model", key=lambda names: names.map(order.index)).to_csv(path, index=False)
+
+
+def _commit() -> str:
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip()
 
 
 def _slug(device: str, described: dict[str, object]) -> str:
@@ -88,31 +219,33 @@ def _slug(device: str, described: dict[str, object]) -> str:
     return "gpu-" + re.sub(r"[^a-z0-9]+", "-", str(described["name"]).lower()).strip("-")
 
 
-def _accuracy(
-    name: str, model: torch.nn.Module, size: int, weights: object, run: flopprof.Run
-) -> dict[str, object]:
+def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:
     """Return one model's row: every count there is of it, and what flopprof says of its own."""
-    model = model.to("meta")
+    model, inputs = build(name.removesuffix("_compiled"))
+    given = inputs if isinstance(inputs, tuple) and inputs is not IMAGE else (inputs,)
+    given = tuple(torch.zeros(one) if one is IMAGE else one for one in given)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(torch.zeros(1, 3, size, size, device="meta"))
-    on_meta = flopprof.count_flops(model, (1, 3, size, size))
-    hooks = run.module_calls["self_hook_matmul_flops"].sum()
-    published = 1e9 * weights.meta["_ops"]  # type: ignore[attr-defined]  # GMACs
-    totals = run.totals
+        model(*given)
+    counted = flopprof.count_flops(model, inputs)
+    published = math.nan
+    with contextlib.suppress(ValueError):  # not one of torchvision's
+        weights = torchvision.models.get_model_weights(name.removesuffix("_compiled")).DEFAULT
+        published = weights.meta["_ops"]
+    totals, sites = run.totals, run.sites
     return {
         "model": name,
         "input": run.meta["input"],
         "matmul_flops": totals.matmul_flops,
         "vector_flops": totals.vector_flops,
-        "published_gmacs": published / 1e9,
-        "ratio_to_published": round(totals.matmul_flops / 2 / published, 5),
-        "flop_counter_mode_meta": counter.get_total_flops(),
-        "matmul_flops_on_meta": on_meta.matmul_flops,
-        "vector_flops_on_meta": on_meta.vector_flops,
-        "hook_matmul_flops": int(hooks),
-        "sites": len(run.sites),
-        "disagrees": int((run.sites["verdict"] == "disagrees").sum()),
-        "unknown": int(run.sites["verdict"].isin(("unknown", "hidden")).sum()),
+        "published_gmacs": published,
+        "ratio_to_published": round(totals.matmul_flops / 2e9 / published, 5),
+        "flop_counter_mode": counter.get_total_flops(),
+        "matmul_flops_counted": counted.matmul_flops,
+        "vector_flops_counted": counted.vector_flops,
+        "sites": len(sites),
+        "disagrees": int((sites["verdict"] == "disagrees").sum()),
+        "unknown": int(sites["verdict"].isin(("unknown", "hidden")).sum()),
+        "above_roof": int((sites["efficiency_frac"] > 1.05).sum()),
         "coverage_frac": round(totals.coverage_frac, 5),
         "wall_ms": round(totals.wall_us / 1e3, 2),
         "gflops_per_s": round(totals.flops_per_s / 1e9, 1),

@@ -14,12 +14,14 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties
 from matplotlib.textpath import TextPath
 
+from flopprof.cli import main
 from flopprof.errors import UsageError
 from flopprof.formulas import KINDS
-from flopprof.plot import chart_data, draw_figure, plot_roofline, write_points
-from flopprof.plot.draw import COLOURS, SIZES
+from flopprof.plot import chart_data, compare_data, draw_figure, plot_roofline, write_points
+from flopprof.plot.draw import COLOURS, SERIES, SIZES
 from flopprof.plot.layout import spread
-from flopprof.tables import ROOFLINES, SITES
+from flopprof.run import Run
+from flopprof.tables import KERNELS, OPS, ROOFLINES, SITES, TABLES
 
 CPU = [("float32", "tensor", "DRAM", 100e9, 15e9, "measured", True)]
 CPU += [("float32", "vector", "DRAM", 40e9, 15e9, "measured", True)]
@@ -789,3 +791,148 @@ def test_spread_moves_overlapping_intervals_apart():
     # At the lower edge the first cannot start before 0; at the upper all move back in order.
     assert spread([1, 2], [4, 4], 0, 100) == [2, 6]
     assert spread([99, 98], [4, 4], 0, 100) == [98, 94]
+
+
+# What is asked for
+
+
+def three_levels():
+    # A product of 100 FLOP/B at the roof of 100 GFLOP/s; a norm of 1 FLOP/B at 10 GFLOP/s.
+    return run_of(
+        [
+            site("aten::mm", "a", flops=8e6, min_bytes=8e4, time_us=80.0, kind="matmul"),
+            site("aten::add", "b", flops=2e5, min_bytes=2e5, time_us=20.0, kind="elementwise"),
+        ]
+    )
+
+
+def test_the_roof_may_be_that_of_a_cache():
+    main, dram, l3 = (chart_data(three_levels(), level=level) for level in (None, "dram", "l3"))
+
+    # 1 FLOP/B: 15 GFLOP/s from DRAM; from L3 60 GB/s would do 60 and the vector units do 40.
+    assert list(main.points["attainable_flops_per_s"]) == pytest.approx([100e9, 15e9])
+    assert list(l3.points["attainable_flops_per_s"]) == pytest.approx([100e9, 40e9])
+    assert list(l3.points["bound"]) == ["compute", "compute"]
+    pd.testing.assert_frame_equal(main.points, dram.points)
+    # 100 GFLOP/s over 15 GB/s is 6.67 FLOP/B, over 60 GB/s 1.67.
+    assert main.roofs["ridge"].max() == pytest.approx(6.667, abs=0.01)
+    assert l3.roofs["ridge"].max() == pytest.approx(1.667, abs=0.01)
+    with pytest.raises(UsageError, match="no bandwidth of L2"):
+        chart_data(three_levels(), level="L2")
+
+
+def test_sites_are_grouped_by_the_kernel_that_took_most_of_their_time():
+    run = three_levels()
+    key = {"phase": "forward", "dtype": "float32"}
+    run.ops = OPS.from_rows(
+        [
+            # The linear is counted and takes the kernels of what it calls.
+            key | {"op_id": 0, "parent_op_id": -1, "op": "aten::mm", "module_path": "a"}
+            | {"counted": True, "input_shapes": "80000"},
+            key | {"op_id": 1, "parent_op_id": 0, "op": "aten::copy_", "module_path": "a"}
+            | {"counted": False, "input_shapes": "1"},
+        ]
+    )  # fmt: skip
+    run.kernels = KERNELS.from_rows(
+        [
+            {"kernel_id": n, "op_id": op, "kernel": name, "kind": "compute", "duration_us": us}
+            for n, (op, name, us) in enumerate([(0, "gemm", 30.0), (1, "copy", 50.0)])
+        ]
+    )
+
+    data = chart_data(run, group_by="kernel")
+
+    assert dict(zip(data.points["name"], data.points["time_us"], strict=True)) == {
+        "copy": 80.0,
+        "(no kernel of an op)": 20.0,
+    }
+    run.kernels = KERNELS.empty()
+    with pytest.raises(UsageError, match="no kernels"):
+        chart_data(run, group_by="kernel")
+
+
+def test_of_one_module_the_name_is_the_path_itself():
+    # Two sites of one shape in blocks 0 and 1 are "*"; one of block 0 alone is not.
+    rows = [
+        site("aten::mm", path, flops=4e6, min_bytes=size, time_us=50.0, kind="matmul")
+        for path, size in (("net.0.fc", 5e4), ("net.1.fc", 5e4), ("net.0.out", 6e4))
+    ]
+
+    names = chart_data(run_of(rows)).points["name"]
+
+    assert list(names) == ["net.*.fc · mm", "net.0.out · mm"]
+
+
+def two_runs():
+    return {"before": resnet_like(0), "after & <b>": resnet_like(3)}
+
+
+def test_of_several_runs_every_ones_time_adds_up_and_equal_names_share_a_number():
+    data = compare_data(two_runs())
+
+    assert data.names == {"A": "before", "B": "after & <b>"}
+    for rows in (pd.concat([data.points, data.merged]), data.table):
+        sums = rows.groupby("series")["share_frac"].sum()
+        assert sums.to_dict() == pytest.approx({"A": 1.0, "B": 1.0}, abs=1e-12)
+    numbered = data.points[data.points["label"] != ""]
+    assert numbered.groupby("label")["key"].nunique().eq(1).all()
+    assert numbered.groupby("label")["head"].sum().eq(1).all()
+    assert numbered["label"].nunique() == 8
+    assert list(data.table["label"])[:4] == ["1A", "1B", "2A", "2B"]
+    assert len(data.roofs) == len(chart_data(resnet_like()).roofs)  # one device: equal roofs
+
+
+def test_an_arrow_leads_from_each_run_to_the_next():
+    fast = site("aten::mm", "a", flops=8e6, min_bytes=8e4, time_us=100.0, kind="matmul")
+    slow = fast | {"time_us": 1000.0, "achieved_flops_per_s": 8e9}
+
+    figure = draw_figure({"fast": run_of([fast]), "slow": run_of([slow])})
+
+    marks = {str(line.get_gid()): line for line in figure.axes[0].lines}
+    (arrow, *_) = [line for line in figure.axes[0].lines if line.get_gid() == "arrow"]
+    start, end = np.asarray(arrow.get_xydata())
+    # One tenth of the rate at equal intensity: straight down (y grows downwards on the sheet).
+    assert start[0] == pytest.approx(end[0])
+    assert start[1] < end[1] < np.asarray(marks["point-1"].get_xydata())[0, 1]
+    assert [marks[name].get_markerfacecolor() for name in ("point-A1", "point-1")] == [*SERIES[:2]]
+
+
+def test_roofs_of_two_devices_bear_their_runs_letter():
+    data = compare_data({"cpu": resnet_like(), "gpu": transformer_like()})
+
+    names = {*data.roofs["name"]}
+    assert "A fp32" in names or "fp32" in names
+    assert {*data.roofs["series"]} == {"A", "B"}
+    assert len(data.roofs.drop_duplicates(["unit", "name", "kind"])) == len(data.roofs)
+
+
+@pytest.mark.parametrize("size", ["wide", "page"])
+def test_nothing_covers_anything_on_a_chart_of_several_runs(size):
+    assert layout_faults(draw_figure(two_runs(), size=size), 8) == []
+
+
+def test_too_many_runs_are_a_usage_error():
+    with pytest.raises(UsageError, match="7 runs"):
+        compare_data({str(n): small_run() for n in range(7)})
+
+
+def test_the_command_draws_what_its_options_say(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        run = small_run()
+        tables = {t: getattr(run, t, TABLES[t].empty()) for t in ("sites", "rooflines")}
+        empty = {t: TABLES[t].empty() for t in ("module_calls", "ops", "kernels")}
+        Run(**tables, **empty, meta={"model": name}).save(tmp_path / f"{name}.flopprof")
+
+    options = ["--top=1", "--group-by=module", "--level=l3", "--size=page", "--dark", "--title=T"]
+    code = main(["plot", "one.flopprof", "two.flopprof", *options, "-o", "a.svg", "-o", "a.csv"])
+
+    assert code == 0
+    assert capsys.readouterr().out.split() == ["a.svg", "a.csv"]
+    points = pd.read_csv("a.csv")
+    assert {*points["series"]} == {"one", "two"}
+    assert points.query("place == 'point'").groupby("series").size().to_dict() == {
+        "one": 2,
+        "two": 2,
+    }
+    assert main(["plot", "one.flopprof", "--top", "-1"]) == 2

@@ -1,6 +1,7 @@
 """Measure what a device reaches: the best of many short calls, over several shapes."""
 
 import datetime
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -31,9 +32,11 @@ SHAPES = ((1, 1, 1), (2, 2, 1), (4, 1, 1), (8, 2, 1), (8, 4, 1), (8, 1, 2), (2, 
 """m : k : n of the products tried; which is fastest differs by library, dtype and cache."""
 GPU_ARRAY_BYTES = 2**30  # four times the largest last-level cache (MI300X: 256 MiB, not in its L2)
 CPU_ARRAY_BYTES = 2**26  # where the caches are unknown or small
+PIECES = 32  # of an array beyond the caches, a call each
 
 
 Clock = Callable[[], float]
+Call = tuple[float, float]  # work a second, CPU time over wall time
 Wait = Callable[[], None]
 
 
@@ -58,8 +61,8 @@ def search(
 ) -> dict[str, Any]:
     """Return the best rate of any candidate, found in turns until it no longer improves.
 
-    A turn in which the process had less than 0.9 of its threads' time counts only if there is no
-    other; the measurement is then not `valid`.
+    A call in which the process had less than 0.9 of its threads' time counts only where its
+    candidate has no other; the measurement is then not `valid`.
 
     Args:
         candidates_for: Returns candidates sized for a rate; called again when twice it is reached.
@@ -71,52 +74,61 @@ def search(
         cpu_clock: CPU time of the process in seconds.
     """
     active = candidates_for(rate)
-    rates: dict[str, list[float]] = defaultdict(list)
-    best, best_then = (False, 0.0, "", 0.0), 0.0  # quiet, rate, label, CPU time over wall time
+    calls: dict[str, list[Call]] = defaultdict(list)
+    needed = -math.inf if threads is None else BUSY_BELOW * threads
+    best_then = 0.0
     start = checked = clock()
     while True:
         for candidate in active:
-            begun, cpu_begun = clock(), cpu_clock()
-            turn = _turn(candidate, synchronize, clock)
-            busy_frac = (cpu_clock() - cpu_begun) / (clock() - begun) / (threads or 1)
-            rates[candidate.label] += turn
-            quiet = threads is None or busy_frac >= BUSY_BELOW
-            best = max(best, (quiet, max(turn), candidate.label, busy_frac))
+            calls[candidate.label] += _turn(candidate, synchronize, clock, cpu_clock)
         now = clock()
         if now - checked < PATIENCE_S:
             continue
-        quiet, per_s, label, busy_frac = best
-        settled = quiet and per_s < GAIN * best_then and now - start >= MINIMUM_S
+        label = max(calls, key=lambda name: max(calls[name]))
+        quiet, per_s, cpu_over_wall = max((cpu >= needed, rate, cpu) for rate, cpu in calls[label])
+        steady = np.mean([cpu >= needed for _, cpu in calls[label]]) > 0.5  # or better may come
+        settled = quiet and steady and per_s < GAIN * best_then and now - start >= MINIMUM_S
         if settled or now - start >= limit_s:
             break
         best_then, checked = per_s, now
         if per_s > 2 * rate:
             rate, active = per_s, candidates_for(per_s)
         else:  # only what may still win is worth more turns
-            active = sorted(active, key=lambda c: -max(rates[c.label]))[:4]
-    spread = map(float, np.percentile(rates[label], (5, 50, 95)))
+            active = sorted(active, key=lambda c: max(calls[c.label]), reverse=True)
+            active = active[: max(4, len(active) // 2)]
+    spread = map(float, np.percentile([rate for rate, _ in calls[label]], (5, 50, 95)))
     return {
         "shape": label,
         "best_per_s": per_s,
         **dict(zip(("p5_per_s", "median_per_s", "p95_per_s"), spread, strict=True)),
-        "calls": len(rates[label]),
+        "calls": len(calls[label]),
         "seconds": now - start,
         "valid": quiet,
-        **({} if threads is None else {"threads": threads, "cpu_over_wall": busy_frac}),
+        **(
+            {}
+            if threads is None
+            else {"threads": threads, "cpu_over_wall": cpu_over_wall / threads}
+        ),
     }
 
 
-def _turn(candidate: Candidate, synchronize: Wait, clock: Clock = time.perf_counter) -> list[float]:
-    """Return the rates of calls for `TURN_S`."""
-    rates = []
+def _turn(
+    candidate: Candidate,
+    synchronize: Wait,
+    clock: Clock = time.perf_counter,
+    cpu_clock: Clock = time.process_time,
+) -> list[Call]:
+    """Return each call's rate and CPU time over wall time, for `TURN_S`."""
+    calls = []
     begun = end = clock()
     while end - begun < TURN_S:
-        start = clock()
+        start, cpu_start = clock(), cpu_clock()
         candidate.call()
         synchronize()
-        end = clock()
-        rates.append(candidate.work / max(end - start, 1e-9))
-    return rates
+        cpu_s, end = cpu_clock() - cpu_start, clock()
+        seconds = max(end - start, 1e-9)
+        calls.append((candidate.work / seconds, cpu_s / seconds))
+    return calls
 
 
 def keys_to_measure(described: dict[str, Any], dtypes: Iterable[str] | None) -> list[Key]:
@@ -184,7 +196,7 @@ def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
     """Return why products of `dtype` are not worth measuring, from tiny ones; "" if they are."""
     try:
         probes = [_matmul(name, device, 128, 128, 128) for name in (dtype, "float32")]
-        turns = [[max(_turn(probe, synchronize)) for probe in probes] for _ in range(5)]
+        turns = [[max(_turn(probe, synchronize))[0] for probe in probes] for _ in range(5)]
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         return f"no ceiling for {dtype} products: {str(error).splitlines()[0]}"
     rate, usual = np.max(turns, axis=0)
@@ -194,8 +206,13 @@ def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
 
 
 def matmul_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
-    """Return products of several shapes that take 0.4 to 1.6 ms each at this rate."""
-    return [
+    """Return products of several shapes that take 0.4 to 1.6 ms each at this rate.
+
+    On a CPU convolutions too: another library does them, at times faster than any GEMM.
+    """
+    both = device == "cpu" and dtype in FLOATS
+    works = [rate * seconds for seconds in CALLS_S] if both else []
+    return [_convolution(dtype, work) for work in works] + [
         _matmul(dtype, device, *(_rounded(factor * unit) for factor in shape))
         for seconds in CALLS_S
         for shape in SHAPES
@@ -230,15 +247,26 @@ def vector_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
 
 
 def memory_candidates(array_bytes: int, device: str, _rate: float) -> list[Candidate]:
-    """Return a copy and a triad over float32 arrays of this size; what is written counts once."""
+    """Return a copy and a triad over float32 arrays of this size; what is written counts once.
+
+    On a CPU each call does the next piece of large arrays: short calls find a busy machine quiet.
+    """
     import torch
 
-    a, b, c = (torch.ones(array_bytes // 4, device=device) for _ in range(3))
-    n_bytes = 4.0 * a.numel()
-    return [
-        Candidate("copy (2N)", 2 * n_bytes, partial(a.copy_, b)),
-        Candidate("triad (3N)", 3 * n_bytes, partial(torch.add, b, c, alpha=0.5, out=a)),
-    ]
+    pieces = PIECES if device == "cpu" and array_bytes >= CPU_ARRAY_BYTES else 1
+    arrays = [torch.ones(array_bytes // 4, device=device).tensor_split(pieces) for _ in range(3)]
+    n_bytes = 4.0 * arrays[0][-1].numel()  # the smallest of them
+    following = itertools.cycle(zip(*arrays, strict=True))
+
+    def copy() -> object:
+        a, b, _ = next(following)
+        return a.copy_(b)
+
+    def triad() -> object:
+        a, b, c = next(following)
+        return torch.add(b, c, alpha=0.5, out=a)
+
+    return [Candidate("copy (2N)", 2 * n_bytes, copy), Candidate("triad (3N)", 3 * n_bytes, triad)]
 
 
 def array_sizes(described: dict[str, Any]) -> dict[str, int]:
@@ -274,6 +302,24 @@ def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
         return Candidate(label, work, call)
     out = torch.empty(m, n, dtype=kind, device=device)
     return Candidate(label, work, partial(torch.mm, a.to(kind), b.to(kind), out=out))
+
+
+def _convolution(dtype: str, work: float) -> Candidate:
+    import torch
+
+    channels, filter_size = 64, 3
+    size = max(1, round((work / 2 / (channels * filter_size) ** 2) ** 0.5))  # of the output
+    generator = torch.Generator().manual_seed(0)
+    shapes = (1, channels, size + 2, size + 2), (channels, channels, filter_size, filter_size)
+    x, filters = (
+        torch.randn(shape, generator=generator)
+        .to(getattr(torch, dtype))
+        .to(memory_format=torch.channels_last)
+        for shape in shapes
+    )
+    flops = 2.0 * (size * channels * filter_size) ** 2
+    label = f"conv2d 3x3 of 1x{channels}x{size + 2}x{size + 2}"
+    return Candidate(label, flops, partial(torch.conv2d, x, filters))
 
 
 def _rounded(size: float) -> int:

@@ -1,4 +1,4 @@
-"""`flopprof plot`: the roofline chart of a saved run."""
+"""`flopprof plot`: the roofline chart of saved runs."""
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -8,24 +8,54 @@ from flopprof.cli import Handler, command, print_json
 
 @command("plot")
 def plot(parser: ArgumentParser) -> Handler:
-    """Draw the roofline chart of a saved run.
+    """Draw the roofline chart of a saved run, or of several on one chart.
 
     example: flopprof plot resnet18.flopprof -o roofline.svg
+             flopprof plot batch1.flopprof batch8.flopprof --group-by module -o both.png
     """
-    parser.add_argument("run", metavar="DIR", help="folder written by flopprof run")
+    parser.add_argument("runs", metavar="DIR", nargs="+", help="folder written by flopprof run")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", default="roofline.png", help="default: %(default)s"
+        "-o",
+        "--output",
+        metavar="FILE",
+        action="append",
+        help=".png, .svg, .pdf, or .csv for the points; may be repeated (default: roofline.png)",
     )
     parser.add_argument("--title", help="title (default: what the chart shows)")
+    parser.add_argument("--top", metavar="N", type=int, default=8, help="points with a number (8)")
+    parser.add_argument(
+        "--group-by", default="op", help="op (default), site, module, kind, or kernel (of a GPU)"
+    )
+    parser.add_argument("--level", help="dram (default), l3, …: memory that bounds the rates")
+    parser.add_argument("--size", default="wide", help="wide (default), compact, page (A4)")
+    parser.add_argument("--dark", action="store_true", help="light on dark")
 
     def handle(args: Namespace) -> int:
+        from flopprof.errors import UsageError
+        from flopprof.plot import plot_roofline
         from flopprof.run import SCHEMA_VERSION, Run
 
-        path = Run.load(args.run).plot_roofline(Path(args.output), title=args.title)
+        if args.top < 0:
+            raise UsageError(f"--top is {args.top}", remedy="give 0 or more")
+        named = {Path(path).stem: path for path in args.runs}
+        if len(named) < len(args.runs):  # batch1/net.flopprof, batch8/net.flopprof
+            named = {path: path for path in args.runs}
+        runs = {name: Run.load(path) for name, path in named.items()}
+        paths = plot_roofline(
+            runs if len(runs) > 1 else next(iter(runs.values())),
+            args.output or ["roofline.png"],
+            title=args.title,
+            size=args.size,
+            dark=args.dark,
+            top=args.top,
+            group_by=args.group_by,
+            level=args.level,
+        )
+        files = [str(path) for path in paths]
         if args.json:
-            print_json({"schema_version": SCHEMA_VERSION, "files": [str(path)]})
+            print_json({"schema_version": SCHEMA_VERSION, "files": files})
         else:
-            print(path)
+            print("\n".join(files))
         return 0
 
     return handle

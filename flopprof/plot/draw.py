@@ -35,6 +35,8 @@ DARK = ("#14171b", "#f0f0f0", "#aaaaaa", "#353a41", "#1a222c", "#2a231b")
 # lightness too: convolution, matmul and attention dark, normalisation and elementwise light.
 OKABE_ITO = "#0072B2 #D55E00 #CC79A7 #009E73 #F0E442 #56B4E9 #E69F00 #000000"
 COLOURS = dict(zip(KINDS, OKABE_ITO.split(), strict=True))
+SERIES = ("#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000")
+"""Colours of several runs on one chart, by letter."""
 SHAPES = "oss^"  # by how the FLOPs are known
 WIDER = {"o": 4 / math.pi, "^": 2.0, "*": 3.6}  # so that all shapes of one size have equal areas
 AREA, AREA_FLOOR = 2400.0, 7.0  # square points for 100 % of the time, and at least
@@ -58,9 +60,7 @@ class Sheet:
         self.memory = data.roofs[data.roofs["unit"] == "B/s"]
         longest = max([0, *self.flat["name"].str.len() + 13, *self.flat["origin"].str.len()])
         self.right = self.width - MARGIN - 14 - LETTER * SMALL * longest
-        bandwidth = self.memory["value"].head(1).sum()  # 0 where none is known
-        firsts = self.flat.drop_duplicates("name").set_index("name")["value"]
-        self.ridges = firsts / bandwidth if bandwidth else firsts[:0]
+        self.ridges = self.flat.drop_duplicates("name").set_index("name")["ridge"].dropna()
         rows = pd.concat([data.points, data.merged[data.merged["place"] == "other"], data.run])
         self.marked = rows[rows["intensity_flops_per_byte"] > 0]
         xs = [*self.marked["intensity_flops_per_byte"], *self.ridges, *self.ridges / 10]
@@ -121,13 +121,18 @@ class Sheet:
             self.line([x], [y], markersize=0.55 * size, markerfacecolor=self.ground, **style)
         return size
 
+    def its_colour(self, series: str) -> str:
+        """Return the colour of one of several runs; "" where there is one."""
+        return SERIES["ABCDEF".index(series)] if series else ""
+
     def look(self, row: Any, area: float | None = None) -> Look:
         """Return the mark of a row, its area the share of time unless given."""
+        its = self.its_colour(row.series)
         if row.place == "run":
-            return "*", area or 62.0, self.ink, False
+            return "*", area or 62.0, its or self.ink, False
         shape, kind = (SHAPES[row.known_by], row.kind) if row.place == "point" else ("D", "")
         area = area or max(AREA * row.share_frac, AREA_FLOOR)
-        return shape, area, COLOURS.get(kind, self.muted), row.known_by >= 2
+        return shape, area, its or COLOURS.get(kind, self.muted), row.known_by >= 2
 
 
 def _decades(values: list[float]) -> tuple[float, float]:
@@ -148,19 +153,33 @@ def _ticks(low: float, high: float) -> list[tuple[float, str]]:
 
 
 def draw(
-    data: "ChartData", texts: tuple[str, str], *, title: str | None, size: str, dark: bool
+    data: "ChartData",
+    texts: tuple[list[str], list[str]],
+    *,
+    title: str | None,
+    size: str,
+    dark: bool,
 ) -> "Figure":
-    """Return the chart as a figure of the height that its contents need."""
+    """Return the chart as a figure of the height that its contents need.
+
+    `texts` are the lines below the title, and those of the caption.
+    """
     sheet = Sheet(data, size, dark)
     y = sheet.write(MARGIN + 5, title or data.finding, 14.0, weight="bold")
-    sheet.place_panel(sheet.write(y, texts[0], TEXT + 1, color=sheet.muted) + 28)
+    for text in texts[0]:
+        y = sheet.write(y, text, TEXT + 1, color=sheet.muted)
+    sheet.place_panel(y + 28)
     _draw_axes(sheet)
     marks = _draw_marks(sheet)
     _draw_roofs(sheet)
     _draw_numbers(sheet, marks)
     y = _draw_legend(sheet, _draw_rug(sheet) + 48)
-    y = _draw_table(sheet, _draw_strip(sheet, y + 10) + 12)
-    for text in (*_doubts(data), texts[1]):
+    heading = "Where the time goes: width is share of time, height is % of its own roof"
+    sheet.text(MARGIN, y + 10, f"{heading} (white: no known roof, hatched: no rate)", weight="bold")
+    for series, rows in data.table.groupby("series"):
+        y = _draw_strip(sheet, y + 10, [*rows.itertuples()], data.names.get(str(series), ""))
+    y = _draw_table(sheet, y + 12)
+    for text in (*_doubts(data), *texts[1]):
         y = sheet.write(y, text, SMALL, color=sheet.muted)
     sheet.figure.set_size_inches(sheet.width / 72, (y + MARGIN - 6) / 72)
     sheet.axes.set_ylim(y + MARGIN - 6, 0)
@@ -199,16 +218,38 @@ def _draw_marks(sheet: Sheet) -> list[tuple[str, Floats]]:
     for rank, row in enumerate(sheet.marked.itertuples(), start=1):
         x, y = sheet.at(row.intensity_flops_per_byte, row.achieved_flops_per_s)
         point, order = row.place == "point", 4 + 0.01 * rank
-        name = f"point-{rank}" if point else row.place
+        label = row.label if point and row.head else ""
+        name = f"point-{label or row.series + str(rank)}" if point else row.place
         radius = sheet.mark(x, y, sheet.look(row), gid=name, zorder=order) / 2
-        drawn.append((row.label if point else "", np.array([x, y, radius])))
+        drawn.append((label, np.array([x, y, radius])))
         around = 1.45 * radius + 0.6  # reaches the corners of a square
         if row.efficiency_frac > ABOVE_ROOF:
             around += 3
             ring = ("o", math.pi * (around - 0.8) ** 2, "none", False)
             sheet.mark(x, y, ring, gid="ring", zorder=order)
         sheet.discs.append(np.array([[x, y, around]]))
+    discs = np.array([disc for _, disc in drawn])
+    if not sheet.data.names:
+        return drawn
+    moved = sheet.marked["label"].where(sheet.marked["place"] == "point", sheet.marked["place"])
+    for label in dict.fromkeys(moved[moved.ne("") & moved.ne("other")]):
+        for start, end in pairwise(discs[moved.to_numpy() == label]):
+            _draw_arrow(sheet, start, end)
     return drawn
+
+
+def _draw_arrow(sheet: Sheet, start: Floats, end: Floats) -> None:
+    """Draw an arrow between two discs, from edge to edge, unless they touch."""
+    across, down = way = end[:2] - start[:2]
+    if (gap := math.hypot(across, down) - start[2] - end[2]) < 4:
+        return
+    way = way / math.hypot(across, down)
+    tail, tip = start[:2] + start[2] * way, end[:2] - (end[2] + 2) * way
+    sheet.line(*np.stack([tail, tip], axis=1), zorder=3.9, gid="arrow", linewidth=0.9)
+    head = (3, 0, math.degrees(math.atan2(-down, across)) - 90)
+    size = min(6.0, gap)
+    sheet.line([tip[0]], [tip[1]], marker=head, markersize=size, linestyle="none", zorder=9)
+    sheet.discs.append(layout.cover(tail, tip, 2.0))
 
 
 def _draw_roofs(sheet: Sheet) -> None:
@@ -267,15 +308,19 @@ def _draw_numbers(sheet: Sheet, marks: list[tuple[str, Floats]]) -> None:
 
 def _draw_rug(sheet: Sheet) -> float:
     """Draw time without a place on the axes along the bottom edge, then the x axis."""
-    x, y, merged = AXIS, sheet.bottom + 2, sheet.data.merged
-    for row in merged[merged["place"].isin([*HATCHES])].itertuples():
-        style = {"facecolor": sheet.ground, "hatch": HATCHES[row.place]}
-        wide, y = row.share_frac * (sheet.right - AXIS), y + 12
-        sheet.box(x, sheet.bottom, wide, 6, **style)
-        sheet.box(AXIS, y - 3, 12, 6, **style)
-        name = row.name.partition(" (")[0]
-        sheet.text(AXIS + 16, y, f"{percent(row.share_frac)} of time: {name}")
-        x += wide
+    merged = sheet.data.merged[sheet.data.merged["place"].isin([*HATCHES])]
+    edge, y = sheet.bottom, sheet.bottom + 2 + 6 * max(0, len(sheet.data.names) - 1)
+    for series, rows in merged.groupby("series"):
+        x = AXIS
+        for row in rows.itertuples():
+            style = {"facecolor": sheet.ground, "hatch": HATCHES[row.place]}
+            wide, y = row.share_frac * (sheet.right - AXIS), y + 12
+            sheet.box(x, edge, wide, 6, **style)
+            sheet.box(AXIS, y - 3, 12, 6, **style)
+            name = f"{percent(row.share_frac)} of time: {row.name.partition(' (')[0]}"
+            sheet.text(AXIS + 16, y, f"{series} {name}".strip())
+            x += wide
+        edge += 6
     for value, name in _ticks(*sheet.xs):
         x = sheet.at(value, 1)[0]
         sheet.line([x, x], [sheet.top, sheet.bottom], color=sheet.grid, zorder=0.5, gid="grid")
@@ -286,24 +331,35 @@ def _draw_rug(sheet: Sheet) -> float:
 
 
 def _draw_legend(sheet: Sheet, y: float) -> float:
-    points, merged, (run,) = sheet.data.points, sheet.data.merged, sheet.data.run.itertuples()
-    rows = [*points[points["label"] != ""].itertuples()]
+    points, merged, data = sheet.data.points, sheet.data.merged, sheet.data
+    rows = [*points[(points["label"] != "") & points["head"]].itertuples()]
+    rows.sort(key=lambda row: int(row.label))
     kinds = [kind for kind in KINDS if kind in {*points["kind"]}]
     known = sorted({*points["known_by"]})
+    runs = zip(data.names.items(), SERIES, strict=False)
     columns: dict[str, list[tuple[Look, str]]] = {
-        f"Most time, of {len(points)} points": [
+        f"Most time, of {len(points)} point{'s' * (len(points) != 1)}": [
             (sheet.look(row, 40.0), f"{row.label} {row.name}") for row in rows
         ],
-        "Kind": [(("o", 40.0, COLOURS[kind], False), kind) for kind in kinds],
+        "Run" if data.names else "Kind": [
+            *((("o", 40.0, c, False), f"{letter} {name}") for (letter, name), c in runs),
+            *((("o", 40.0, COLOURS[kind], False), kind) for kind in kinds if not data.names),
+        ],
         "FLOPs known by": [((SHAPES[k], 40.0, sheet.muted, k >= 2), KNOWN_BY[k]) for k in known],
         "Area: share of time": [
             *((("o", AREA * f, sheet.grid, False), f"{100 * f:.0f} %") for f in SIZED),
             *(
-                (sheet.look(row, 40.0), row.name)
+                (sheet.look(row, 40.0), f"{row.series} {row.name}".strip())
                 for row in merged.itertuples()
                 if row.place == "other"
             ),
-            (sheet.look(run, 40.0), f"whole run: {si(run.achieved_flops_per_s, 'FLOP/s')}"),
+            *(
+                (
+                    sheet.look(run, 40.0),
+                    f"{run.series} whole run: {si(run.achieved_flops_per_s, 'FLOP/s')}".strip(),
+                )
+                for run in data.run.itertuples()
+            ),
             (("o", 60.0, "none", False), "ring: above its roof"),
         ],
     }
@@ -318,23 +374,27 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
     return y + 11 + 13 * max(map(len, columns.values()))
 
 
-def _draw_strip(sheet: Sheet, y: float) -> float:
-    right, height, rows = sheet.width - MARGIN, 45.0, [*sheet.data.table.itertuples()]
-    heading = "Where the time goes: width is share of time, height is % of its own roof"
-    sheet.text(MARGIN, y, f"{heading} (white: no known roof, hatched: no rate)", weight="bold")
+def _draw_strip(sheet: Sheet, y: float, rows: list[Any], name: str) -> float:
+    right, height = sheet.width - MARGIN, 45.0
+    if name:
+        text = shorten(f"{rows[0].series} {name}", int((right - MARGIN) / TEXT / LETTER))
+        sheet.text(MARGIN, y + 16, text, weight="bold")
+        y += 14
     bottom, x, middles = y + 33 + height, AXIS, []
     for frac in (0.0, 0.5, 1.0):
-        line = bottom - height * frac
-        sheet.line([AXIS, right], [line, line], zorder=0.5, color=sheet.muted)
-        sheet.text(AXIS - 5, line, f"{100 * frac:.0f} %", ha="right")
+        level = bottom - height * frac
+        sheet.line([AXIS, right], [level, level], zorder=0.5, color=sheet.muted)
+        sheet.text(AXIS - 5, level, f"{100 * frac:.0f} %", ha="right")
     for row in rows:
         known, wide = row.efficiency_frac > 0, row.share_frac * (right - AXIS)
         tall = height * (min(row.efficiency_frac, 1.2) if known else 1.2)
-        colour = COLOURS.get(row.kind, sheet.muted) if known else sheet.ground
+        colour = sheet.its_colour(row.series) or COLOURS.get(row.kind, sheet.muted)
+        colour = colour if known else sheet.ground
         sheet.box(x, bottom - tall, wide, tall, facecolor=colour, hatch=HATCHES.get(row.place))
         middles.append(x + wide / 2)
         x += wide
-    for place, row in zip(spread(middles, [8.0] * len(rows), AXIS, right), rows, strict=True):
+    widths = [LETTER * TEXT * len(row.label) + 3 for row in rows]
+    for place, row in zip(spread(middles, widths, AXIS, right), rows, strict=True):
         sheet.text(place, bottom - 1.2 * height - 6, row.label, weight="bold", ha="center")
     return bottom + 6
 

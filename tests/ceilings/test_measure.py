@@ -194,6 +194,13 @@ def test_candidates_count_their_work_and_keep_the_random_state():
     copy, triad = measure.memory_candidates(4096, "cpu", math.inf)
 
     result: Any
+    convolutions, products = products[:3], products[3:]
+    for convolution in convolutions:
+        result = convolution.call()
+        side = int(convolution.label.rpartition("x")[2])
+        # 3x3 filters without padding: two less a side; 64 channels in and out, a multiply-add each.
+        assert result.shape == (1, 64, side - 2, side - 2)
+        assert convolution.work == 2 * 64 * 64 * 9 * (side - 2) ** 2
     for product in products:
         result = product.call()
         m, k, n = map(int, product.label.removeprefix("mm ").split("x"))
@@ -209,6 +216,17 @@ def test_candidates_count_their_work_and_keep_the_random_state():
     # 4,096 bytes an array: a copy reads one and writes one, a triad reads two and writes one.
     assert (copy.work, triad.work) == (8192, 12288)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_call_over_a_large_array_does_its_next_piece():
+    copy, triad = measure.memory_candidates(2**26, "cpu", math.inf)
+
+    first, second, third = copy.call(), copy.call(), triad.call()
+
+    # 64 MiB in 32 pieces are 2 MiB each: 4 MiB moved by a copy, 6 by a triad.
+    assert (copy.work, triad.work) == (4 * 2**20, 6 * 2**20)
+    places: Any = [piece.data_ptr() for piece in (first, second, third)]  # type: ignore[attr-defined]
+    assert [place - places[0] for place in places] == [0, 2**21, 2 * 2**21]
 
 
 @pytest.mark.slow
