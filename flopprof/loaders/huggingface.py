@@ -52,7 +52,10 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
     Raises:
         UnknownArchitectureError: transformers is not there, or knows no such model.
     """
-    kind, names = str(config.get("model_type")), config.get("architectures") or []
+    kind, names = str(config.get("model_type") or ""), config.get("architectures") or []
+    if not kind:
+        fact = f"{path} is a Hugging Face model folder whose config.json names no model_type"
+        raise UnknownArchitectureError(fact, remedy="name its code: --arch my_net.py:build")
     named = safe_text(f"{names[0] if names else kind}")
     try:
         import transformers

@@ -202,7 +202,9 @@ def _read_shards(path: Path, kind: str) -> Contents:
     folder = path if path.is_dir() else path.parent
     indices = sorted(folder.glob("*.index.json")) if path.is_dir() else [path]
     if indices:
-        names = set(_read_json(indices[0])["weight_map"].values())
+        names = set(map(str, dict(_read_json(indices[0]).get("weight_map") or {}).values()))
+        if not names:
+            raise ValueError("its index names no files")
         if any("/" in name or "\\" in name for name in names):
             raise ValueError("its index names files outside its folder")
         shards = sorted(folder / name for name in names)

@@ -162,7 +162,7 @@ ARCH, DAMAGED = UnknownArchitectureError, "is damaged: "
 
 CORPUS = {
     # what can be profiled once --arch or --trust is given
-    "state_dict": (saved(net().state_dict()), ARCH, "holds 7 tensors (a state_dict) and no code"),
+    "state_dict": (saved(net().state_dict()), ARCH, "7 tensors (a state_dict) of an unknown arch"),
     "legacy": (saved(net().state_dict(), _use_new_zipfile_serialization=False), ARCH, "7 tensors"),
     "checkpoint": (saved({"epoch": 3, "model_state_dict": STATE}), ARCH, "holds 1 tensor ("),
     "nested_checkpoint": (saved({"model": {"state_dict": STATE}}), ARCH, "holds 1 tensor ("),
@@ -189,7 +189,7 @@ CORPUS = {
     "lfs": (put(b"version https://git-lfs.github.com/spec/v1\n"), LoadError, "a Git LFS pointer"),
     "html": (put(b"\n<!DOCTYPE html><html>Sign in</html>"), LoadError, "an HTML page"),
     "json": (put(b'{"a": 1}'), LoadError, "a JSON file"),
-    "index": (put(b'{"metadata": {}, "weight_map": {}}'), LoadError, "checkpoint in several"),
+    "index": (put(b'{"metadata": {}, "weight_map": {}}'), LoadError, "index names no files"),
     "text": (put("Größe: 1\n".encode()), LoadError, "a text file"),
     "words": (put(b"cat\ndog\nemu\n"), LoadError, "a text file"),
     "gzip": (put(gzip.compress(b"x")), LoadError, "a compressed file"),
@@ -204,8 +204,8 @@ CORPUS = {
     "missing": (lambda p: None, UsageError, "No such file"),
     "folder": (folder("a.txt"), UsageError, "is a folder that holds a.txt"),
     "empty_folder": (folder(), UsageError, "is a folder that holds nothing"),
-    "huggingface": (folder("config.json"), LoadError, "a Hugging Face model folder"),
-    "sharded": (folder("model.safetensors.index.json"), LoadError, "checkpoint in several files"),
+    "huggingface": (folder("config.json"), ARCH, "a Hugging Face model folder"),
+    "sharded": (folder("model.safetensors.index.json"), LoadError, "index names no files"),
     "dcp": (folder(".metadata"), LoadError, "a distributed checkpoint (DCP) folder"),
     "run": (folder("meta.json", "sites.csv"), LoadError, "a saved run of flopprof"),
     # damaged
