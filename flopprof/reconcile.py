@@ -275,20 +275,36 @@ def _group(
         hook_flops=verdicts.hook_flops,
     )
     keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind", "flops_source", "unit"]
-    frame = frame.astype(dict.fromkeys(keys, "str")).sort_values("rank", kind="stable")
-    total = frame.groupby(keys, sort=False)
+    frame = frame.sort_values("rank", kind="stable", ignore_index=True)
+    number, first, last = _numbered(frame, keys)
+    calls = np.bincount(number)
+    sites = frame.loc[first, keys].astype("str").reset_index(drop=True)
     sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
     # One unknown call makes the sum unknown: count the values behind each sum.
-    sites = total[[*sums, "profiler_flops", "flops_at_most"]].sum(min_count=1)
-    sites["calls"] = total.size()
-    for column in sums:
-        sites[column] = sites[column].where(total[column].count() == sites["calls"])
-    sites["rank"], sites["reason"] = total["rank"].last(), total["reason"].last()
-    sites = sites.reset_index()
+    for column in (*sums, "profiler_flops", "flops_at_most"):
+        values = frame[column].to_numpy(dtype=float)
+        known = np.bincount(number, weights=~np.isnan(values))
+        total = np.bincount(number, weights=np.nan_to_num(values, nan=0.0, posinf=np.inf))
+        sites[column] = np.where(known >= (calls if column in sums else 1), total, np.nan)
+    sites["calls"] = calls
+    sites["rank"], sites["reason"] = (frame[c].to_numpy()[last] for c in ("rank", "reason"))
     sites["verdict"] = [VERDICTS[rank] for rank in sites.pop("rank")]
     sites["formula_flops"] = sites["flops"].where(sites["flops_source"] != "hook")
     sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]
     return [{str(k): v for k, v in row.items()} for row in sites.to_dict("records")]
+
+
+def _numbered(frame: pd.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each row's group by equal `keys`, in order, and each group's first and last row."""
+    codes = np.zeros(len(frame), dtype=np.int64)
+    for key in keys:
+        code, values = pd.factorize(frame[key])
+        codes = pd.factorize(codes * (len(values) + 1) + code)[0]
+    rows = np.arange(len(frame))
+    groups = int(codes.max(initial=-1)) + 1
+    first, last = np.zeros(groups, dtype=np.int64), np.zeros(groups, dtype=np.int64)
+    first[codes[::-1]], last[codes] = rows[::-1], rows
+    return codes, first, last
 
 
 def _sources(ops: pd.Series) -> dict[str, str]:
