@@ -16,18 +16,19 @@ def count(parser: ArgumentParser) -> Handler:
     add_model_arguments(parser)
 
     def handle(args: Namespace) -> int:
-        from flopprof.cli.model import contain, load, training
-        from flopprof.pipeline import run_count
+        from flopprof.cli.model import contain
+        from flopprof.errors import ModelError
         from flopprof.report.jsonfile import to_object
 
         if (code := contain(args)) is not None:
             return code
         with Progress() as progress:
             progress("loading")
-            loaded, inputs, provenance = load(args, device="cpu", meta=True)
-            counted = run_count(
-                loaded.model, inputs, train=training(args), meta=provenance, progress=progress
-            )
+            try:
+                counted = _count(args, progress, meta=True)
+            except ModelError:  # values decide its path, and the meta device has none
+                progress("loading the weights: the model needs values")
+                counted = _count(args, progress, meta=False)
         if args.json:
             print_json(to_object(counted))
         else:
@@ -35,3 +36,11 @@ def count(parser: ArgumentParser) -> Handler:
         return 0
 
     return handle
+
+
+def _count(args: Namespace, progress: Progress, *, meta: bool) -> "Run":  # type: ignore[name-defined]  # noqa: F821
+    from flopprof.cli.model import load, training
+    from flopprof.pipeline import run_count
+
+    loaded, inputs, provenance = load(args, device="cpu", meta=meta)
+    return run_count(loaded.model, inputs, train=training(args), meta=provenance, progress=progress)
