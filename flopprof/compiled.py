@@ -11,6 +11,7 @@ import pandas as pd
 
 from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.formulas import GENERATED
+from flopprof.formulas.generated import named_ops
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,29 +115,27 @@ def _measuring_bytes() -> Iterator[None]:
         yield
 
 
-def kernels_of(
-    ops: pd.DataFrame, kernels: pd.DataFrame, eager_ops: pd.DataFrame
-) -> list[dict[str, Any]]:
+def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the generated kernels of a compiled call, most time first, and what each fuses.
 
     Args:
         ops: Ops of the compiled call's trace: on a CPU, generated kernels are among them.
         kernels: Its kernels on a GPU.
-        eager_ops: Ops of the eager call, whose names those of the kernels are made of.
     """
     names, times = ops["op"].astype("str"), ops["cpu_us"]
     if len(kernels):
         names, times = kernels["kernel"].astype("str"), kernels["duration_us"]
     generated = names.str.match(GENERATED)
-    parts = sorted({op.rpartition("::")[2].rstrip("_") for op in eager_ops["op"]}, key=len)
-    word = re.compile("|".join([*map(re.escape, parts[::-1]), "[a-z]+"]))
     totals = times[generated].groupby(names[generated]).agg(["size", "sum"])
     return [
         {
             "kernel": str(name),
             "calls": int(calls),
             "time_us": float(time_us),
-            "fuses": word.findall(re.sub(GENERATED, "", re.sub(r"_\d+$", "", str(name)))),
+            "fuses": [
+                op.removeprefix("aten::")
+                for op in named_ops(re.sub(GENERATED, "", re.sub(r"_\d+$", "", str(name))))
+            ],
         }
         for name, calls, time_us in totals.sort_values("sum", ascending=False).itertuples()
     ]

@@ -378,7 +378,7 @@ def _against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) -
     eager_bytes = eager.loc[eager["counted"], "min_bytes"].sum(skipna=False)
     return facts | {
         "doubts": doubts,
-        "kernels": kernels_of(trace.ops, trace.kernels, eager),
+        "kernels": kernels_of(trace.ops, trace.kernels),
         "extern_calls": int((counted["matmul_flops"] > 0).sum()),
         "extern_matmul_flops": counted["matmul_flops"].sum(),
         "eager_min_bytes": eager_bytes,

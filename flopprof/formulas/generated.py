@@ -23,7 +23,7 @@ def generated(call: OpCall) -> Work | None:
     sizes = [n for i in range(len(call.shapes)) if (n := call.integer(i)) is not None]
     if found is None or not sizes:
         return None
-    named = _named(found[1])
+    named = named_ops(found[1])
     if not named:
         return None
     tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
@@ -45,7 +45,7 @@ def generated(call: OpCall) -> Work | None:
 
 
 @cache
-def _named(text: str) -> tuple[str, ...]:
+def named_ops(text: str) -> tuple[str, ...]:
     """Return the ops in a kernel's name, longest first: `_to_copy_add` is _to_copy and add."""
     found = []
     parts = text.split("_")

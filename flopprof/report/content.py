@@ -142,7 +142,8 @@ def _compiled(run: Run) -> list[tuple[str, str]]:
     text = f"{len(found['kernels'])} generated kernels beside {found['extern_calls']} extern "
     text += f"products; bytes {si(_known(found['eager_min_bytes']), 'B')} eager, "
     text += f"{si(_known(found['min_bytes']), 'B')} compiled: "
-    lines += [("", f"{text}{si(_known(found['saved_bytes']), 'B')} saved")]
+    saved = _known(found["saved_bytes"])
+    lines += [("", f"{text}{si(abs(saved), 'B')} {'more' if saved < 0 else 'saved'}")]
     for kernel in found["kernels"][:STEPS]:
         fuses = ", ".join(kernel["fuses"])
         text = f"{shorten(kernel['kernel'], 60)}: {duration(kernel['time_us'])}, fuses {fuses}"
