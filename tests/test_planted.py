@@ -174,7 +174,9 @@ def test_an_op_of_a_gpu_trace_has_its_verdict(tmp_path, name, shapes, verdict):
 
 
 @pytest.mark.parametrize(
-    ("graph", "reason"), [(0, "its launch is not in the trace"), (7, "replay of graph 7")], ids=["lost", "graph"]
+    ("graph", "reason"),
+    [(0, "its launch is not in the trace"), (7, "replay of graph 7")],
+    ids=["lost", "graph"],
 )
 def test_kernels_of_no_op_are_hidden(tmp_path, graph, reason):
     lost = kernel(9, 200, 50)
