@@ -1,0 +1,156 @@
+"""Trusted files run in a child process with limits; what a file is can be seen without trust."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from flopprof.cli import main
+from flopprof.contained import parse_bytes
+from flopprof.errors import UsageError
+
+MARKER = "was_executed"
+
+
+class Runs:
+    """Pickles to `exec(code)`."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "flopprof", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def module(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), path)
+    return path
+
+
+@pytest.fixture
+def evil(tmp_path):
+    def write(code):
+        path = tmp_path / "evil.pth"
+        model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        vars(model)["extra"] = Runs(code)
+        torch.save(model, path)
+        return path
+
+    return write
+
+
+def test_a_trusted_module_is_counted_in_a_child_and_announced(module):
+    done = command("count", module, "--trust", "--input", "2x8", "--json")
+
+    found = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert found["matmul_flops"] == 2 * 2 * 8 * 4
+    sha256 = hashlib.sha256(module.read_bytes()).hexdigest()
+    assert f"trusting {module}, sha256 {sha256}" in done.stderr
+    assert "torch.nn.modules.container.Sequential" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "said"),
+    [
+        ("a = []\nwhile 1: a.append(b'x' * 10**7)", ["--memory-limit", "1500M"], "1.50 GB of mem"),
+        ("while 1: pass", ["--time-limit", "8"], "more than 8 s"),
+        ("import os; os.abort()", [], "ended its process with SIGABRT"),
+    ],
+    ids=["memory", "time", "crash"],
+)
+def test_a_trusted_file_is_stopped_at_its_limits(evil, tmp_path, code, limit, said):
+    done = command("run", evil(code), "--trust", *limit, "--input", "1x2")
+
+    assert done.returncode == 6
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
+
+
+def test_a_file_of_another_sum_is_refused_before_anything_runs(evil, tmp_path, capsys):
+    path = evil(f"open({str(tmp_path / MARKER)!r}, 'w')")
+
+    assert main(["count", str(path), "--trust-sha256", "0" * 64]) == 4
+
+    assert "has the sha256 " in capsys.readouterr().err
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_without_trust_nothing_runs(module, capsys):
+    assert main(["count", str(module), "--input", "2x8"]) == 4
+
+    assert "if you trust its author: --trust" in capsys.readouterr().err
+
+
+def test_amounts_of_memory():
+    assert [parse_bytes(t) for t in ("16G", "500m", "1000", "1.5K")] == [16e9, 5e8, 1000, 1500]
+    for wrong in ("", "G", "many", "5X"):
+        with pytest.raises(UsageError):
+            parse_bytes(wrong)
+
+
+def test_inspecting_a_hostile_file_names_its_dangers_and_runs_nothing(evil, tmp_path, capsys):
+    path = evil(f"open({str(tmp_path / MARKER)!r}, 'w')")
+
+    assert main(["inspect", str(path), "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "pickled_module"
+    assert found["dangerous"] == ["builtins.exec"]
+    assert found["parameters"] == {"float32": 4}
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_inspecting_a_module_says_that_loading_it_runs_code(module, capsys):
+    assert main(["inspect", str(module)]) == 0
+
+    said = capsys.readouterr().out
+    assert "torch.nn.modules.container.Sequential" in said
+    assert "flopprof asks for --trust" in said
+
+
+def test_inspecting_what_is_no_model_says_what_it_is(tmp_path, capsys):
+    page, cut, pipe = (tmp_path / name for name in ("page", "cut", "pipe"))
+    page.write_text("<!DOCTYPE html><html></html>")
+    cut.write_bytes(b"PK\x03\x04 cut")
+    os.mkfifo(pipe)
+
+    assert main(["inspect", str(page)]) == 0
+    assert "an HTML page" in capsys.readouterr().out
+    assert main(["inspect", str(cut)]) == 0
+    assert "truncated" in capsys.readouterr().out
+    assert main(["inspect", str(pipe)]) == 0
+    assert "a pipe, socket or device" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "none")]) == 2
+
+
+def test_inspecting_needs_no_torch(module):
+    code = (
+        "import sys; from flopprof.cli import main; "
+        f"main(['inspect', {str(module)!r}]); assert 'torch' not in sys.modules"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
