@@ -99,6 +99,18 @@ def test_a_file_of_another_sum_is_refused_before_anything_runs(evil, tmp_path, c
     assert not (tmp_path / MARKER).exists()
 
 
+def test_an_exported_program_runs_where_it_is_trusted(tmp_path, capsys):
+    exported = torch.export.export(nn.Linear(8, 4).eval(), (torch.zeros(2, 8),))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    path = (tmp_path / "net.pt2").rename(tmp_path / "net.bin")  # its name says nothing
+
+    assert main(["count", str(path)]) == 4
+    assert "a program by torch.export" in capsys.readouterr().err
+    found = json.loads(command("count", path, "--trust", "--json").stdout)
+    assert found["input"] == "2x8"
+    assert found["matmul_flops"] == 2 * 2 * 8 * 4
+
+
 def test_without_trust_nothing_runs(module, capsys):
     assert main(["count", str(module), "--input", "2x8"]) == 4
 

@@ -84,7 +84,7 @@ def load_model(
     import torch
 
     loaded = load(Request(contents, arch, trust, meta, strict))
-    model = loaded.model.eval()
+    model = _in_eval_mode(loaded.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
     tensors = [*model.parameters(), *model.buffers()]
@@ -99,9 +99,10 @@ def refuse_code(request: Request, what: str) -> None:
         return
     contents = request.contents
     shown = safe_text(", ".join((contents.dangerous or contents.globals)[:6]))
+    wants = f"; it wants {len(contents.globals)} names, such as {shown}" if shown else ""
     raise RefusedError(
-        f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code; it wants "
-        f"{len(contents.globals)} names, such as {shown}{_dangers(contents)}",
+        f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code"
+        f"{wants}{_dangers(contents)}",
         remedy="if you trust its author: --trust; else ask for a state_dict",
     )
 
@@ -109,3 +110,10 @@ def refuse_code(request: Request, what: str) -> None:
 def _dangers(contents: Contents) -> str:
     found = ", ".join(contents.dangerous[:4])
     return f"; DANGEROUS: {safe_text(found)}" if found else ""
+
+
+def _in_eval_mode(model: "nn.Module") -> "nn.Module":
+    try:
+        return model.eval()
+    except NotImplementedError:  # an exported program is of the mode that it was exported in
+        return model

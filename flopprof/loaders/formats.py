@@ -17,7 +17,7 @@ from flopprof.loaders import Loaded, Request, loader, refuse_code
 from flopprof.loaders.build import fit_weights
 from flopprof.loaders.detect import detect
 from flopprof.loaders.inert import NAMES, read_contents, read_safetensors
-from flopprof.units import safe_text
+from flopprof.units import safe_text, shape_text
 
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
 
@@ -28,6 +28,27 @@ def load_state_dict(request: Request) -> Loaded:
     keys = ".".join(request.contents.wrapper_keys)
     source = f"state_dict under {keys!r} of" if keys else "state_dict of"
     return fit_weights(request, safe_text(source), partial(_load_plain, request))
+
+
+@loader("torch_export")
+def load_exported(request: Request) -> Loaded:
+    """Return an exported program's module, and the input that it was exported with."""
+    refuse_code(request, "a program by torch.export")
+    with request.contents.path.open("rb") as file:  # a path must end in .pt2
+        program = _run_code(request, lambda _path, **_: torch.export.load(file))
+    positional, named = program.example_inputs or ((), {})
+    specs = [_spec(tensor) for tensor in positional]
+    specs += [f"{name}={_spec(tensor)}" for name, tensor in named.items()]
+    hint = " ".join(specs) if specs and not any(spec.endswith("?") for spec in specs) else None
+    name = safe_text(request.contents.path.name)
+    return Loaded(program.module(), name, "exported program of", input_hint=hint)
+
+
+def _spec(value: Any) -> str:
+    """Return an example input as a spec; "?" for what is no tensor."""
+    if not isinstance(value, torch.Tensor):
+        return "?"
+    return f"{shape_text(tuple(value.shape))}:{str(value.dtype).removeprefix('torch.')}"
 
 
 def _load_plain(request: Request) -> dict[str, torch.Tensor]:

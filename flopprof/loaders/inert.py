@@ -182,6 +182,8 @@ _HANDLERS: dict[int, Any] = {
 def read_contents(path: Path, kind: FileKind) -> Contents:
     """Return what the file of this kind holds; nothing of it is imported, run or loaded."""
     try:
+        if kind.name == "torch_export":  # its graph is JSON, its loader unpickles what lies beside
+            return Contents(path, kind.name, {})
         if kind.name in ("sharded", "huggingface"):
             return _read_shards(path, kind.name)
         if kind.name == "safetensors":

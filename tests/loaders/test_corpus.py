@@ -175,7 +175,7 @@ CORPUS = {
     "torchscript": (scripted, RefusedError, "a TorchScript archive, and loading it runs its code"),
     "safetensors": (safetensors({"w": entry([2, 3], 0, 24)}, bytes(24)), ARCH, "holds 1 tensor ("),
     # other kinds
-    "export": (exported, LoadError, "a program by torch.export"),
+    "export": (exported, RefusedError, "a program by torch.export"),
     "aotinductor": (zip_with("m/data/aotinductor/model/a.so"), LoadError, "by AOTInductor"),
     "package": (packaged, LoadError, "an archive by torch.package"),
     "npz": (numpy_archive, LoadError, "of NumPy arrays"),
