@@ -176,7 +176,7 @@ def fit_weights(
     if request.arch is None:
         model, fitted, others = recognise_weights(request)
     else:
-        model, fitted = _fit(find_architecture(request.arch), request)
+        model, fitted = fit_architecture(find_architecture(request.arch), request)
         others = ()
         if fitted.differences:
             raise UsageError(
@@ -227,7 +227,7 @@ class _Fitted(NamedTuple):
     differences: str  # in words; '' where all keys and shapes are equal
 
 
-def _fit(architecture: Architecture, request: Request) -> tuple[nn.Module, _Fitted]:
+def fit_architecture(architecture: Architecture, request: Request) -> tuple[nn.Module, _Fitted]:
     """Return the model, told what the weights say of it, and how they compare."""
     tensors = request.contents.tensors
     model = build(architecture, meta=request.meta)
@@ -265,10 +265,10 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
                 continue
             closest = closest or f"closest is {entry.name}, which cannot be built: {error.problem}"
             continue
-        model, fitted = _fit(architecture, replace(request, meta=True))
+        model, fitted = fit_architecture(architecture, replace(request, meta=True))
         if not fitted.differences and not fitted.fit.left_out:
             if not request.meta:
-                model, fitted = _fit(architecture, request)
+                model, fitted = fit_architecture(architecture, request)
             others = alternatives(entry)
             differ = [o for o in others if (o.gflops, o.input) != (entry.gflops, entry.input)]
             if request.strict and differ:

@@ -17,6 +17,7 @@ from flopprof.loaders import Loaded, Request, loader, refuse_code
 from flopprof.loaders.build import fit_weights
 from flopprof.loaders.detect import detect
 from flopprof.loaders.inert import NAMES, read_contents, read_safetensors
+from flopprof.loaders.rebuild import rebuild
 from flopprof.units import safe_text, shape_text
 
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
@@ -95,6 +96,8 @@ def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def load_pickled(request: Request) -> Loaded:
     """Return the module that the file unpickles to."""
     name = safe_text(request.contents.top_class)
+    if not request.trust and (rebuilt := rebuild(request)):
+        return rebuilt
     refuse_code(request, f"a pickled nn.Module ({name})")
     model = _load_pickle(request, weights_only=False)
     if not isinstance(model, nn.Module):

@@ -47,6 +47,8 @@ class Contents:
     wrapper_keys: tuple[str, ...] = ()  # where in a checkpoint the weights lie: ("state_dict",)
     metadata: dict[str, str | int | float] = field(default_factory=dict)  # such as the epoch
     shards: tuple[Path, ...] = ()  # the files that hold the tensors, where they are several
+    modules: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # pickled ones:
+    # path → class and plain attributes, such as stride
     config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
 
     @property
@@ -256,7 +258,8 @@ def _read_pickled(path: Path, kind: str) -> Contents:
             raise ValueError("its storages end too soon: truncated")
     node, wrapper_keys = (root, ()) if kind == "torchscript" else _unwrap(root)
     is_module = kind == "torchscript" or "_modules" in _attributes(node)
-    tensors = _module_tensors(node) if is_module else _tensors(node)
+    modules: dict[str, tuple[str, dict[str, Any]]] = {}
+    tensors = _module_tensors(node, modules) if is_module else _tensors(node)
     found = "pickled_module" if is_module else "state_dict" if tensors else "object"
     plain = {k: v for k, v in _entries(root).items() if isinstance(k, str)}
     metadata = {
@@ -272,6 +275,7 @@ def _read_pickled(path: Path, kind: str) -> Contents:
         tuple(sorted(unpickler.globals)),
         wrapper_keys,
         metadata,
+        modules=modules,
     )
 
 
@@ -317,6 +321,17 @@ def _tensors(node: Any) -> dict[str, TensorInfo]:
     return {k: v for k, v in found if isinstance(k, str) and isinstance(v, TensorInfo)}
 
 
+def _plain(state: dict[Any, Any]) -> dict[str, Any]:
+    """Return the attributes that are numbers, texts or tuples of numbers, but for the mode."""
+    found = {}
+    for name, value in state.items():
+        plain = tuple(value) if type(value) is _Tuple else value
+        parts = plain if isinstance(plain, tuple) else (plain,)
+        if name != "training" and all(type(p) in (int, float, bool, str) for p in parts):
+            found[str(name)] = plain
+    return found
+
+
 def _unwrap(root: Any, depth: int = 0) -> tuple[Any, tuple[str, ...]]:
     """Return the module or the mapping with the weights below `root`, and the keys to it."""
     entries = _entries(root)
@@ -331,13 +346,17 @@ def _unwrap(root: Any, depth: int = 0) -> tuple[Any, tuple[str, ...]]:
     return root, ()
 
 
-def _module_tensors(root: Any) -> dict[str, TensorInfo]:
-    """Return a pickled module's parameters and persistent buffers by key."""
+def _module_tensors(
+    root: Any, modules: dict[str, tuple[str, dict[str, Any]]]
+) -> dict[str, TensorInfo]:
+    """Return a pickled module's parameters and persistent buffers by key; add its `modules`."""
     tensors: dict[str, TensorInfo] = {}
     pending, count = [("", root)], 0
     while pending:
         prefix, node = pending.pop()
         state = _attributes(node)
+        origin = node.origin if isinstance(node, _Stub) else ""
+        modules[prefix.removesuffix(".")] = origin, _plain(state)
         parts = (_entries(state.get(f"_{part}")) for part in ("parameters", "buffers", "modules"))
         children = {k: v for part in parts for k, v in part.items()} or state
         hidden = state.get("_non_persistent_buffers_set", ())

@@ -1,5 +1,6 @@
 """Sound files become models that compute what the original computes."""
 
+import copy
 import argparse
 import json
 import pickle
@@ -410,6 +411,8 @@ def test_dtype_casts_and_the_files_dtype_is_told(code, tmp_path):
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: {"model": m, "epoch": 1}])
 def test_a_pickled_module_needs_trust(wrap, small, tmp_path):
     path = tmp_path / "m.pth"
+    small = copy.deepcopy(small)
+    small.note = "changed: no model of the library's, which needs no trust"
     torch.save(wrap(small), path)
 
     with pytest.raises(RefusedError, match=r"MobileNetV3.*runs its code") as refused:
