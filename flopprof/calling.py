@@ -259,3 +259,45 @@ def _refused(inputs: Inputs, error: BaseException) -> str:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__"))
+
+
+def guess_input(model: "nn.Module") -> str | None:
+    """Return an input that the model's first layer with weights takes, as a spec; None if unsure.
+
+    Each guess is tried on the meta device, where the model can be run there.
+    """
+    import torch
+
+    twin = meta_twin(model)
+    for spec in _guesses(model):
+        if twin is None:
+            return spec
+        inputs = as_inputs(spec, None, model).to("meta")
+        try:
+            with torch.no_grad():
+                inputs.call(twin.eval())
+        except Exception:  # whatever its code says to an input that it does not take
+            continue
+        return spec
+    return None
+
+
+def _guesses(model: "nn.Module") -> list[str]:
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or not hasattr(weight, "shape"):
+            continue
+        kind, shape = getattr(module, "original_name", type(module).__name__), weight.shape
+        channels = shape[1] * int(getattr(module, "groups", 1)) if len(shape) > 1 else 0
+        if kind == "Conv2d":
+            return [f"1x{channels}x{side}x{side}" for side in (224, 299, 64, 32, 28)]
+        if kind == "Conv1d":
+            return [f"1x{channels}x{length}" for length in (1024, 16_000)]
+        if kind == "Conv3d":
+            return [f"1x{channels}x16x112x112"]
+        if kind == "Embedding":
+            return [f"1x{length}:int64:0-{shape[0]}" for length in (128, 16)]
+        if kind == "Linear":
+            return [f"1x{channels}", f"1x16x{channels}"]
+        return []
+    return []

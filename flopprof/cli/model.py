@@ -4,7 +4,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import Any
 
-from flopprof.calling import SEED, Inputs
+from flopprof.calling import SEED, Inputs, guess_input
 from flopprof.cli import answer_stream
 from flopprof.contained import (
     MEMORY_LIMIT,
@@ -130,13 +130,15 @@ def load(
     )
     source = "--input"
     if not specs:
-        if loaded.input_hint is None:
+        hint, source = loaded.input_hint, f"canonical for {loaded.architecture}"
+        if hint is None:
+            hint, source = guess_input(loaded.model), "rule: what its first layer takes"
+        if hint is None:
             raise UsageError(
                 f"nothing says which input {loaded.architecture} takes",
                 remedy="give its shape, such as --input 1x3x224x224",
             )
-        specs = [parse_input(text) for text in loaded.input_hint.split()]
-        source = f"canonical for {loaded.architecture}"
+        specs = [parse_input(text) for text in hint.split()]
     where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
     positional, named = make_inputs(
         specs, device=where, dtype=args.dtype or loaded.dtype, seed=SEED

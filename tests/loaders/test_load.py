@@ -1,7 +1,7 @@
 """Sound files become models that compute what the original computes."""
 
-import copy
 import argparse
+import copy
 import json
 import pickle
 import struct
