@@ -3,6 +3,8 @@
 import os
 import sys
 
+INTERRUPTED = 130
+
 
 def main() -> int:
     """Run the command line on `sys.argv` and return its exit code."""
@@ -15,10 +17,17 @@ def main() -> int:
     try:
         from flopprof.cli import main as run_command
 
-        return run_command(sys.argv[1:])
+        code = run_command(sys.argv[1:])
+        if code == INTERRUPTED:
+            # CPython dies of SIGINT at exit, in place of our code, where the interrupt reached it
+            # inside code that C ran (PyRun_*).
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        return code
     except KeyboardInterrupt:  # before the command line could take it
         print("flopprof: interrupted\n  nothing was written", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":
