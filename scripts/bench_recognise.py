@@ -1,12 +1,12 @@
 """Recognise every torchvision and timm model from keys and shapes; write results/recognition.csv.
 
-usage: python scripts/bench_recognise.py [--every N]
+usage: python scripts/bench_recognise.py [--every N] [--update]
 
 Bare, with a `module.` prefix and in a Lightning wrapper: all models of the index, by look-up. With
 a head of 7 classes, and with its own fingerprint taken out of the index (leave one out): every N-th
 model of timm and all of torchvision (default 6), candidates built and compared as for a file.
-A choice is right if it is the model, or one of equal FLOPs at an equal input; a model that weights
-cannot tell apart from a plainer one is right if it is named among the alternatives.
+A choice is right if it is the model, or counts the same; a model that weights cannot tell apart from
+a plainer one may be named among the alternatives. `--update` keeps the look-ups of the last table.
 """
 
 import argparse
@@ -14,17 +14,18 @@ import csv
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
+import flopprof
 import flopprof.recognise as index
 from flopprof.errors import FlopprofError
+from flopprof.inputs import make_inputs, parse_input
 from flopprof.loaders import Request
-from flopprof.loaders.build import build, find_architecture, recognise_weights
+from flopprof.loaders.build import build, find_architecture, input_hint, recognise_weights
 from flopprof.loaders.inert import Contents, TensorInfo
-from flopprof.recognise import Entry, alternatives, recognise
+from flopprof.recognise import Entry, recognise
 
 TARGET = Path(__file__).resolve().parents[1] / "results" / "recognition.csv"
 Shapes = dict[str, tuple[int, ...]]
@@ -34,15 +35,20 @@ def main() -> None:
     """Try each model in each way and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--every", type=int, default=6)
+    parser.add_argument("--update", action="store_true")
     args = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     entries, _ = index._index()
     rows = []
+    before = {}
+    if args.update:
+        with TARGET.open(newline="") as file:
+            before = {r["model"]: r for r in csv.DictReader(file)}
     for number, entry in enumerate(entries):
         print(f"\r\x1b[K{number}/{len(entries)} {entry.name}", end="", file=sys.stderr, flush=True)
         built = number % args.every == 0 or entry.name.startswith("torchvision:")
-        rows.append(row(entry, built=built))
+        rows.append(row(entry, before.get(entry.name), built=built))
     print("\r\x1b[K", end="", file=sys.stderr)
     for way in ("bare", "module", "lightning", "head_of_7", "left_out"):
         found = [r[way] for r in rows if r[way]]
@@ -54,12 +60,15 @@ def main() -> None:
         writer.writerows(rows)
 
 
-def row(entry: Entry, *, built: bool) -> dict[str, str]:
+def row(entry: Entry, before: dict[str, str] | None, *, built: bool) -> dict[str, str]:
     """Return what is said of one model in each way; '' where it was not tried."""
+    if before and not built:
+        return before | {"head_of_7": "", "left_out": ""}
     try:
-        shapes = shapes_of(build(find_architecture(entry.name), meta=True))
+        model = build(find_architecture(entry.name), meta=True)
     except Exception as error:  # the library's own faults
         return dict.fromkeys(COLUMNS, "") | {"model": entry.name, "bare": f"fault: {error!r:.60}"}
+    shapes = {key: info.shape for key, info in tensors_of(model).items()}
     wrapped = {f"model.{key}": shape for key, shape in shapes.items()}
     found = dict.fromkeys(COLUMNS, "") | {
         "model": entry.name,
@@ -69,7 +78,7 @@ def row(entry: Entry, *, built: bool) -> dict[str, str]:
     }
     if built:
         found["head_of_7"] = with_head(entry)
-        found["left_out"] = left_out(entry, shapes)
+        found["left_out"] = left_out(entry, model)
     return found
 
 
@@ -96,40 +105,50 @@ def with_head(entry: Entry) -> str:
         model = build(find_architecture(entry.name), meta=True, num_classes=7)
     except Exception:
         return "has no head to change"
-    return tried(entry, shapes_of(model))
+    return tried(entry, model)
 
 
-def left_out(entry: Entry, shapes: Shapes) -> str:
+def left_out(entry: Entry, model: nn.Module) -> str:
     """Return what is said of the model when the index knows nothing of its fingerprint."""
     entries, sketches = index._index()
     kept = [i for i, e in enumerate(entries) if e.fingerprint != entry.fingerprint]
     real = index._index
     index._index = lambda: ([entries[i] for i in kept], sketches[kept])  # type: ignore[assignment]
     try:
-        said = tried(entry, shapes)
+        said = tried(entry, model)
     finally:
         index._index = real
     return "refused" if said == "not recognised" else said
 
 
-def tried(entry: Entry, shapes: Shapes) -> str:
-    """Return what loading a file with these weights says."""
-    tensors = {key: TensorInfo(shape, "float32") for key, shape in shapes.items()}
-    contents = Contents(Path("weights.pth"), "state_dict", tensors)
+def tried(entry: Entry, model: nn.Module) -> str:
+    """Return what loading a file with this model's weights says."""
+    contents = Contents(Path("weights.pth"), "state_dict", tensors_of(model))
     try:
-        _, fitted, _ = recognise_weights(Request(contents, None, trust=False, meta=True))
+        found, fitted, others = recognise_weights(Request(contents, None, trust=False, meta=True))
     except FlopprofError:
         return "not recognised"
-    chosen = index.find_entry(fitted.architecture.text)
-    if chosen is None:
-        return "WRONG"
-    return judged(entry, chosen, alternatives(chosen))
+    if fitted.architecture.text == entry.name:
+        return "right"
+    hint = input_hint(fitted.architecture, found, fitted.overrides)
+    if hint and entry.input and counted(found, hint) == counted(model, entry.input):
+        return "right: equal FLOPs"
+    return "named as an alternative" if entry in others else "WRONG"
 
 
-def shapes_of(model: nn.Module) -> Shapes:
-    """Return the shapes in the model's state_dict, by key."""
-    state: dict[str, Any] = model.state_dict()
-    return {k: tuple(v.shape) for k, v in state.items() if isinstance(v, torch.Tensor)}
+def counted(model: nn.Module, spec: str) -> tuple[str, int]:
+    """Return the input and the matmul FLOPs there."""
+    inputs, _ = make_inputs([parse_input(text) for text in spec.split()], device="meta")
+    return spec, flopprof.count_flops(model, inputs).matmul_flops
+
+
+def tensors_of(model: nn.Module) -> dict[str, TensorInfo]:
+    """Return the shapes and types in the model's state_dict, by key."""
+    return {
+        key: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for key, value in model.state_dict().items()
+        if isinstance(value, torch.Tensor)
+    }
 
 
 COLUMNS = ["model", "bare", "module", "lightning", "head_of_7", "left_out"]
