@@ -5,8 +5,8 @@ usage: python scripts/bench_recognise.py [--every N] [--update]
 Bare, with a `module.` prefix and in a Lightning wrapper: all models of the index, by look-up. With
 a head of 7 classes, and with its own fingerprint taken out of the index (leave one out): every N-th
 model of timm and all of torchvision (default 6), candidates built and compared as for a file.
-A choice is right if it is the model, or counts the same; a model that weights cannot tell apart from
-a plainer one may be named among the alternatives. `--update` keeps the look-ups of the last table.
+A choice is right if it is the model, or counts the same; one that weights cannot tell apart from
+plainer ones may be named among the alternatives. `--update` keeps the look-ups of the last table.
 """
 
 import argparse
