@@ -25,6 +25,7 @@ from flopprof.recognise import Entry, alternatives, recognise
 from flopprof.units import safe_text, shape_text
 from flopprof.usercode import foreign_code, import_code
 
+BESIDE = 0.1  # share of tensors outside the model's prefix, at most, for it to be recognised
 _EXAMPLES = "--arch torchvision:resnet18, --arch my_net.py:build or --arch package.module:build"
 
 
@@ -266,7 +267,8 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
             closest = closest or f"closest is {entry.name}, which cannot be built: {error.problem}"
             continue
         model, fitted = fit_architecture(architecture, replace(request, meta=True))
-        if not fitted.differences and not fitted.fit.left_out:
+        beside = fitted.fit.left_out / max(len(tensors), 1)  # such as a loss's weights
+        if not fitted.differences and beside <= BESIDE:
             if not request.meta:
                 model, fitted = fit_architecture(architecture, request)
             others = alternatives(entry)

@@ -31,9 +31,12 @@ def squeezenet(**options):
         lambda state: {f"module.{k}": v for k, v in state.items()},
         lambda state: {f"_orig_mod.{k}": v for k, v in state.items()},
         lambda state: {"epoch": 3, "state_dict": {f"model.{k}": v for k, v in state.items()}},
+        lambda state: {
+            "state_dict": {f"net.{k}": v for k, v in state.items()} | {"loss.weight": torch.ones(9)}
+        },
         lambda state: {"model_ema": {f"module.model.{k}": v for k, v in state.items()}},
     ],
-    ids=["bare", "parallel", "compiled", "lightning", "ema"],
+    ids=["bare", "parallel", "compiled", "lightning", "lightning_with_a_loss", "ema"],
 )
 @pytest.mark.parametrize("classes", [1000, 7])
 def test_a_model_is_recognised_in_any_wrapper_and_with_any_head(tmp_path, wrap, classes):
