@@ -233,7 +233,7 @@ def fit_architecture(architecture: Architecture, request: Request) -> tuple[nn.M
     tensors = request.contents.tensors
     model = build(architecture, meta=request.meta)
     fit = first = _compare(model, tensors)
-    if overrides := _overrides(model, fit) if architecture.adapts else {}:
+    if overrides := _overrides(model, fit, tensors) if architecture.adapts else {}:
         model = build(architecture, meta=request.meta, **overrides)
         fit = _compare(model, tensors)
     wrong = {what: keys for what, keys in first.wrong.items() if keys and any(fit.wrong.values())}
@@ -257,7 +257,10 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
     by_hand = "name its code: --arch torchvision:resnet18, or --arch my_net.py:build"
     match = recognise({key: info.shape for key, info in tensors.items()})
     closest = lacking = ""
+    fitting: list[Entry] = []
     for entry in match.candidates if match else ():
+        if fitting and match and match.exact:
+            break  # equal fingerprints: the others fit as well
         try:
             architecture = find_architecture(entry.name)
         except UsageError as error:
@@ -266,19 +269,21 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
                 continue
             closest = closest or f"closest is {entry.name}, which cannot be built: {error.problem}"
             continue
-        model, fitted = fit_architecture(architecture, replace(request, meta=True))
+        _, fitted = fit_architecture(architecture, replace(request, meta=True))
         beside = fitted.fit.left_out / max(len(tensors), 1)  # such as a loss's weights
         if not fitted.differences and beside <= BESIDE:
-            if not request.meta:
-                model, fitted = fit_architecture(architecture, request)
-            others = alternatives(entry)
-            differ = [o for o in others if (o.gflops, o.input) != (entry.gflops, entry.input)]
-            if request.strict and differ:
-                named = ", ".join(f"{o.name} ({o.gflops} GFLOPs)" for o in (entry, *differ)[:6])
-                fact = f"{path} may be any of {named}: their weights have equal keys and shapes"
-                raise UnknownArchitectureError(fact, remedy="name one: --arch …")
-            return model, fitted, others
+            fitting += [entry, *alternatives(entry)]
+            continue
         closest = closest or f"closest is {entry.name}, differs in {fitted.differences}"
+    if fitting:
+        first, *others = fitting
+        differ = [o for o in others if (o.gflops, o.input) != (first.gflops, first.input)]
+        if request.strict and differ:
+            named = ", ".join(f"{o.name} ({o.gflops} GFLOPs)" for o in (first, *differ)[:6])
+            fact = f"{path} may be any of {named}: their weights have equal keys and shapes"
+            raise UnknownArchitectureError(fact, remedy="name one: --arch …")
+        model, fitted = fit_architecture(find_architecture(first.name), request)
+        return model, fitted, tuple(others)
     if match and match.exact and lacking:
         library = match.candidates[0].name.partition(":")[0]
         raise UnknownArchitectureError(lacking, remedy=f"pip install {library}")
@@ -319,7 +324,7 @@ def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:
     return _Fit(pairs, wrong, len(tensors) - len(inside))
 
 
-def _overrides(model: nn.Module, fit: _Fit) -> dict[str, Any]:
+def _overrides(model: nn.Module, fit: _Fit, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
     """Return what torchvision's models can be told, so that the shapes come out as saved."""
     overrides: dict[str, Any] = {}
     shapes = {key: (tensor.shape, info.shape) for key, (tensor, info, _) in fit.pairs.items()}
@@ -338,6 +343,9 @@ def _overrides(model: nn.Module, fit: _Fit) -> dict[str, Any]:
     head = (head,) if isinstance(head, str) else tuple(head or ())
     if missing and head and all(key.startswith(head) for key in missing):
         overrides["num_classes"] = 0
+    if unexpected and head and all(key.rpartition(".")[0].endswith(head) for key in unexpected):
+        weights = [i.shape[0] for k, i in tensors.items() if k.endswith(f"{head[0]}.weight")]
+        overrides["num_classes"] = min(weights, default=0)  # a head where there is none
     if missing and all(key.startswith(("aux1.", "aux2.", "AuxLogits.")) for key in missing):
         overrides["aux_logits"] = False
     if unexpected and all(key.startswith("aux_classifier.") for key in unexpected):

@@ -19,7 +19,7 @@ INDEX = Path(__file__).with_name("index.csv")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "student.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning, own classes."""
 SKETCH = 16  # the least hashes of keys and shapes; two sets share as many as they are alike
-NEAREST = 6  # candidates that are tried, most alike first
+NEAREST = 12  # candidates that are tried, most alike first
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -71,10 +71,10 @@ def recognise(shapes: Shapes) -> Match | None:
     import numpy as np
 
     entries, sketches = _index()
-    best: Match | None = None
+    found: list[tuple[float, list[Entry]]] = []
     for keys in _without_prefixes(shapes):
-        found = fingerprint(keys)
-        exact = [entry for entry in entries if entry.fingerprint == found]
+        mark = fingerprint(keys)
+        exact = [entry for entry in entries if entry.fingerprint == mark]
         if exact:
             return Match(tuple(sorted(exact, key=_plainness)), exact=True, likeness=1.0)
         mine = np.frombuffer(sketch(keys), dtype=">u4")
@@ -83,10 +83,15 @@ def recognise(shapes: Shapes) -> Match | None:
         order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
         first = {entries[i].fingerprint: i for i in reversed(order) if common[i]}
         top = sorted(first.values(), key=order.index)[:NEAREST]  # one of each fingerprint
-        if top and (best is None or likeness[top[0]] > best.likeness):
-            nearest = tuple(entries[i] for i in top)
-            best = Match(nearest, exact=False, likeness=min(float(likeness[top[0]]), 1.0))
-    return best
+        if top:
+            share = min(float(likeness[top[0]]), 1.0)
+            found.append((share, [entries[i] for i in top]))
+    if not found:
+        return None
+    found.sort(key=lambda pair: -pair[0])
+    each = NEAREST if len(found) == 1 else NEAREST // 2  # a backbone's keys are a model's too
+    nearest = dict.fromkeys(entry for _, some in found[:3] for entry in some[:each])
+    return Match(tuple(nearest), exact=False, likeness=found[0][0])
 
 
 def find_entry(name: str) -> Entry | None:
