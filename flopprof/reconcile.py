@@ -6,9 +6,9 @@ ops whose nearest range is that call. ARCHITECTURE.md, "Verdicts" and "Counting 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,11 +16,12 @@ import pandas as pd
 from flopprof.formulas import COMPOSITE_OPS
 from flopprof.formulas.external import find_op_formula
 from flopprof.roofs import apply_rooflines, kernel_units
-from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS
+from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS, Column, codes, tuples
 from flopprof.units import duration, percent, shorten
 from flopprof.verdicts import (
     FIRST_INPUT_RULE,
     HOOKED_PHASES,
+    OpFacts,
     agree_reason,
     hook_reason,
     judge_alone,
@@ -33,17 +34,63 @@ HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops s
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
+_ORDER = ("input_shapes", "op", "module_path")  # of sites of equal time and FLOPs, the last first
+
+
+_TEXTS = ("op", "kind", "module_path", "phase", "input_shapes", "dtype")
+_NUMBERS = (
+    *("op_id", "call_id", "counted", "cpu_us", "self_cpu_us", "device_us", "profiler_flops"),
+    *("matmul_flops", "vector_flops", "min_bytes", "flops_at_most"),
+)
+
+
+@dataclass(slots=True)
+class _Walked:
+    """The ops that are walked, a column each; a text is a number among its column's `names`."""
+
+    columns: dict[str, np.ndarray]
+    names: dict[str, np.ndarray]
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    def __len__(self) -> int:
+        return len(self.columns["op"])
+
+    def where(self, rows: np.ndarray) -> "_Walked":
+        return _Walked({name: values[rows] for name, values in self.columns.items()}, self.names)
+
+    def texts(self, column: str) -> list[str]:
+        return list(self.names[column][self[column]])
+
+    def put(self, column: str, values: np.ndarray, names: np.ndarray) -> None:
+        self.columns[column], self.names[column] = values.astype(np.int64), names.astype(object)
+
+    def named(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
+        """Return which rows' texts pass the test, called once per distinct text."""
+        passed = np.array([test(name) for name in self.names[column]], dtype=bool)
+        return np.take(passed, self[column])
+
+    def facts(self, rows: np.ndarray) -> list[OpFacts]:
+        texts = {"op", "kind", "phase", "module_path"}
+        columns = (
+            self.names[c][self[c][rows]] if c in texts else self[c][rows] for c in OpFacts._fields
+        )
+        return list(map(OpFacts._make, zip(*(c.tolist() for c in columns), strict=True)))
 
 
 @dataclass(slots=True)
 class _Verdicts:
-    """Verdict and reason per op row, filled in by the passes below."""
+    """Verdict (its rank) and reason per walked op, filled in by the passes below."""
 
-    verdict: list[str]
-    reason: list[str]
-    hook_flops: list[float]
+    rank: np.ndarray
+    reason: np.ndarray
+    hook_flops: np.ndarray
     not_run: list[dict[str, Any]] = field(default_factory=list)
     by_hook: dict[int, tuple[float, float]] = field(default_factory=dict)  # the hook alone knows
+
+    def put(self, row: int, verdict: str, reason: str) -> None:
+        self.rank[row], self.reason[row] = _RANK[verdict], reason
 
 
 def reconcile(
@@ -73,24 +120,24 @@ def reconcile(
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
     walked, owner = _walked(ops)
-    walked["time_us"] = _times(walked, kernels, on_device=on_device) if timed else math.nan
-    walked["unit"] = kernel_units(walked, owner, kernels) if on_device else ""
+    walked.columns["time_us"] = _times(walked, kernels, timed=timed, on_device=on_device)
+    walked.put("unit", *kernel_units(walked["op_id"], owner, kernels))
     _settle_glue(walked)
     if timed:
-        did = walked["counted"] | (walked["time_us"] > 0) | walked["flops_at_most"].notna()
-        walked = walked[did].reset_index(drop=True)
-    types = dict(zip(module_calls["module_path"], module_calls["module_type"], strict=True))
+        bounded = ~np.isnan(walked["flops_at_most"])
+        walked = walked.where(walked["counted"] | (walked["time_us"] > 0) | bounded)
+    types = dict(tuples(module_calls, ("module_path", "module_type")))
     verdicts = _judge(walked, module_calls, types, never_called)
-    rows = _group(walked, verdicts, types)
-    rows += verdicts.not_run
+    rows = verdicts.not_run
     if timed and not on_device:
         rows += _gap_rows(ops, gaps, types)
     if on_device:
         rows += _kernel_rows(kernels)
-    return _finish(rows, rooflines, dtype=dtype, timed=timed, on_device=on_device)
+    sites = _with_rows(_grouped(walked, verdicts, types), rows)
+    return _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
 
 
-def _walked(ops: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
+def _walked(ops: pd.DataFrame) -> tuple[_Walked, np.ndarray]:
     """Return the ops that are counted or lie below no counted op (rule 4), and whose each op is.
 
     Their `profiler_flops` are summed over what is below them, and `profiler_differs` says whether
@@ -98,124 +145,153 @@ def _walked(ops: pd.DataFrame) -> tuple[pd.DataFrame, list[int]]:
     `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
     of complex products as real ones.
     """
-    parents = ops["parent_op_id"].tolist()
-    sums = ops["profiler_flops"].tolist()
-    differs = (
-        ops["profiler_flops"].notna()
-        & ops["matmul_flops"].notna()
-        & (ops["profiler_flops"] != ops["matmul_flops"])
-        & ~ops["op"].isin(FIRST_INPUT_RULE)
-        & ~ops["dtype"].astype("str").str.startswith("complex")
-    ).tolist()
+    coded = {column: codes(ops[column]) for column in _TEXTS}
+    walked = _Walked(
+        {c: ops[c].to_numpy() for c in _NUMBERS} | {c: code for c, (code, _) in coded.items()},
+        {c: names for c, (_, names) in coded.items()},
+    )
+    theirs, ours = walked["profiler_flops"], walked["matmul_flops"]
+    differs = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
+    if differs.any():
+        differs &= ~walked.named("op", FIRST_INPUT_RULE.__contains__)
+        differs &= ~walked.named("dtype", lambda name: name.startswith("complex"))
+    if not np.isnan(theirs).all():
+        theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
+    walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
     owner = owners(ops)
-    for op in range(len(parents) - 1, -1, -1):  # children come behind their parents
-        parent = parents[op]
-        if parent >= 0:
-            differs[parent] = differs[parent] or differs[op]
+    return walked.where(owner == np.arange(len(ops))), owner
+
+
+def _summed(
+    flops: np.ndarray, differs: np.ndarray, parents: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both with what is below each op added; children come behind their parents."""
+    sums, any_differs = flops.tolist(), differs.tolist()
+    for op in range(len(parents) - 1, -1, -1):
+        if (parent := parents[op]) >= 0:
+            any_differs[parent] = any_differs[parent] or any_differs[op]
             if not math.isnan(sums[op]):
                 sums[parent] = sums[op] + (0 if math.isnan(sums[parent]) else sums[parent])
-    walked = ops.assign(profiler_flops=sums, profiler_differs=differs)
-    return walked[np.array(owner, dtype=int) == np.arange(len(ops))].reset_index(drop=True), owner
+    return np.array(sums), np.array(any_differs)
 
 
-def owners(ops: pd.DataFrame) -> list[int]:
-    """Return, for each op, the outermost counted op around it; itself where there is none."""
-    counted, owner = ops["counted"].tolist(), list[int]()
-    for op, parent in enumerate(ops["parent_op_id"].tolist()):
-        within = parent >= 0 and (counted[parent] or owner[parent] != parent)
-        owner.append(owner[parent] if within else op)
-    return owner
+def owners(ops: pd.DataFrame) -> np.ndarray:
+    """Return, for each op, the counted op around it, which is in no other; else the op itself."""
+    parents, counted, itself = ops["parent_op_id"], ops["counted"].to_numpy(), np.arange(len(ops))
+    up = np.where(counted | (parents.to_numpy() < 0), itself, parents.to_numpy())
+    while len(up) and not np.array_equal(further := up[up], up):
+        up = further
+    return np.where(counted[up], up, itself)
 
 
-def _times(walked: pd.DataFrame, kernels: pd.DataFrame, *, on_device: bool) -> pd.Series:
+def _times(walked: _Walked, kernels: pd.DataFrame, *, timed: bool, on_device: bool) -> np.ndarray:
     """Return each walked op's time: with its subtree if counted, else its own alone."""
+    if not timed:
+        return np.full(len(walked), math.nan)
     if not on_device:
-        return walked["cpu_us"].where(walked["counted"], walked["self_cpu_us"])
-    compute = kernels[kernels["kind"] == "compute"]
-    own = walked["op_id"].map(compute.groupby("op_id")["duration_us"].sum()).fillna(0.0)
-    return walked["device_us"].fillna(0.0).where(walked["counted"], own)
+        return np.where(walked["counted"], walked["cpu_us"], walked["self_cpu_us"])
+    own = np.zeros(int(walked["op_id"].max(initial=-1)) + 1)
+    mine = ((kernels["kind"] == "compute") & kernels["op_id"].between(0, len(own) - 1)).to_numpy()
+    np.add.at(own, kernels["op_id"].to_numpy()[mine], kernels["duration_us"].to_numpy()[mine])
+    own = np.take(own, walked["op_id"])
+    return np.where(walked["counted"], np.nan_to_num(walked["device_us"]), own)
 
 
-def _settle_glue(walked: pd.DataFrame) -> None:
+def _settle_glue(walked: _Walked) -> None:
     """Mark as free what only calls other ops, such as einsum: they are walked for themselves."""
-    glue = ~walked["counted"] & walked["flops_at_most"].isna() & walked["op"].isin(COMPOSITE_OPS)
-    walked["kind"] = walked["kind"].astype("str").where(~glue, "free")
-    walked["counted"] |= glue
-    walked.loc[glue, ["matmul_flops", "vector_flops", "min_bytes"]] = 0.0
+    glue = walked.named("op", COMPOSITE_OPS.__contains__) & ~walked["counted"]
+    glue &= np.isnan(walked["flops_at_most"])
+    names = walked.names["kind"]
+    kinds = np.where(glue, len(names), walked["kind"])
+    walked.put("kind", kinds, np.append(names, "free"))
+    walked.columns["counted"] = walked["counted"] | glue
+    for column in ("matmul_flops", "vector_flops", "min_bytes"):
+        walked.columns[column] = np.where(glue, 0.0, walked[column])
 
 
 def _judge(
-    walked: pd.DataFrame,
+    walked: _Walked,
     module_calls: pd.DataFrame,
     types: dict[str, str],
     never_called: Collection[str],
 ) -> _Verdicts:
     """Return the verdict of every walked op, and what the hooks counted but nothing ran."""
-    verdicts = _Verdicts([""] * len(walked), [""] * len(walked), [math.nan] * len(walked))
-    hooked = len(module_calls) > 0
-    if not hooked:
-        verdicts.verdict, verdicts.reason = _judge_alike(walked)
-        return verdicts
-    rows = list(walked.itertuples(index=False))
+    if not len(module_calls):
+        return _judge_alike(walked)
+    size = len(walked)
+    verdicts = _Verdicts(np.full(size, -1), np.full(size, "", object), np.full(size, math.nan))
+    rows = walked.facts(np.arange(size))
     by_call: dict[int, list[int]] = defaultdict(list)
     calls_of_ops = _join_calls(walked, module_calls)
     for index, row in enumerate(rows):
         if row.phase in HOOKED_PHASES:
             by_call[calls_of_ops[index]].append(index)
-    for call in module_calls.itertuples(index=False):
-        hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
-        if not math.isnan(hook[0]):
-            _judge_call(call, hook, by_call.get(call.call_id, []), rows, verdicts)
-    for index, row in enumerate(rows):
-        if not verdicts.verdict[index]:
-            verdict, reason = judge_alone(row, hooked=True, types=types, never=never_called)
-            verdicts.verdict[index], verdicts.reason[index] = verdict, reason
+    for call in map(_Call._make, tuples(module_calls, _Call._fields)):
+        if not math.isnan(call.self_hook_matmul_flops):
+            _judge_call(call, by_call.get(call.call_id, []), rows, verdicts)
+    for index in np.flatnonzero(verdicts.rank < 0).tolist():
+        alone = judge_alone(rows[index], hooked=True, types=types, never=never_called)
+        verdicts.put(index, *alone)
     return verdicts
 
 
-def _judge_alike(walked: pd.DataFrame) -> tuple[list[str], list[str]]:
-    """Return verdict and reason of each op of a trace without hooks; equal ones are judged once."""
-    keys = ["op", "kind", "counted", "phase", "matmul_flops", "profiler_flops", "flops_at_most"]
-    groups = walked.groupby([*keys, "profiler_differs"], dropna=False, observed=True, sort=False)
-    number = groups.ngroup().to_numpy()
-    firsts = walked[~pd.Series(number).duplicated().to_numpy()].itertuples(index=False)
-    found = [judge_alone(row, hooked=False, types={}, never=()) for row in firsts]
-    return [found[n][0] for n in number], [found[n][1] for n in number]
+def _judge_alike(walked: _Walked) -> _Verdicts:
+    """Judge the ops of a trace without hooks; equal ones once."""
+    number, first, _ = _numbered([walked[column] for column in OpFacts._fields])
+    facts = walked.facts(first)
+    found = [judge_alone(row, hooked=False, types={}, never=()) for row in facts]
+    rank = np.array([_RANK[verdict] for verdict, _ in found], dtype=np.int64)
+    reason = np.array([why for _, why in found], dtype=object)
+    return _Verdicts(rank[number], reason[number], np.full(len(walked), math.nan))
 
 
-def _join_calls(walked: pd.DataFrame, module_calls: pd.DataFrame) -> list[int]:
+class _Call(NamedTuple):
+    """What the reconciler reads of a module call."""
+
+    call_id: int
+    module_path: str
+    module_type: str
+    input_shapes: str
+    dtype: str
+    self_hook_matmul_flops: float
+    self_hook_vector_flops: float
+
+
+def _join_calls(walked: _Walked, module_calls: pd.DataFrame) -> list[int]:
     """Return each op's call_id among `module_calls`; -1 where the two passes took other paths.
 
     Both passes number calls by entry. If a path differs between them, the n-th call of a path in
     one is the n-th in the other.
     """
-    ids: list[int] = walked["call_id"].tolist()
-    paths: list[str] = walked["module_path"].tolist()
-    hooked = dict(zip(module_calls["call_id"], module_calls["module_path"], strict=True))
-    if all(call == -1 or hooked.get(call) == path for call, path in zip(ids, paths, strict=True)):
+    ids, paths = list[int](walked["call_id"].tolist()), walked.texts("module_path")
+    calls = list(tuples(module_calls, ("call_id", "module_path")))
+    hooked = dict(calls)
+    met = set(zip(ids, paths, strict=True))
+    if all(call == -1 or hooked.get(call) == path for call, path in met):
         return ids
-    nth: dict[tuple[str, int], int] = {}
-    for path, group in module_calls.groupby("module_path", sort=False):
-        nth |= {(str(path), n): call for n, call in enumerate(group["call_id"])}
+    times, nth = Counter[str](), dict[tuple[str, int], int]()
+    for call, path in calls:
+        nth[path, times[path]] = call
+        times[path] += 1
     order: dict[int, int] = {}
     seen: Counter[str] = Counter()
-    for call, path in sorted({(c, p) for c, p in zip(ids, paths, strict=True) if c != -1}):
+    for call, path in sorted((c, p) for c, p in met if c != -1):
         order[call] = nth.get((path, seen[path]), -1)
         seen[path] += 1
     return [order.get(call, -1) for call in ids]
 
 
-def _judge_call(
-    call: Any, hook: tuple[float, float], indices: list[int], rows: list[Any], out: _Verdicts
-) -> None:
+def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verdicts) -> None:
     """Compare one module call's hook count with its ops, each class on its own."""
+    hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
     working = [i for i in indices if rows[i].kind != "free"]
     lacking = [i for i in working if math.isnan(rows[i].matmul_flops)]
     if lacking:  # no sum to compare with
         if len(working) == 1 and sum(hook) > 0:
             op = working[0]  # which is the whole call
-            out.by_hook[op], out.hook_flops[op], out.verdict[op] = hook, sum(hook), "unknown"
-            out.reason[op] = f"the FLOPs are the hook's alone; no formula for {rows[op].op} agrees"
+            out.by_hook[op], out.hook_flops[op] = hook, sum(hook)
+            why = f"the FLOPs are the hook's alone; no formula for {rows[op].op} agrees"
+            out.put(op, "unknown", why)
         return
     sums = (
         sum(rows[i].matmul_flops for i in working),
@@ -230,18 +306,19 @@ def _judge_call(
         exact = [i for i in working if (rows[i].matmul_flops, rows[i].vector_flops) == hook]
         agreeing = exact if len(exact) == 1 and sum(hook) > 0 else []
     for index in agreeing:
-        differs = rows[index].profiler_differs
-        out.verdict[index] = "disagrees" if differs else "agrees"
-        out.reason[index] = profiler_reason(rows[index]) if differs else agree_reason(rows[index])
+        if rows[index].profiler_differs:
+            out.put(index, "disagrees", profiler_reason(rows[index]))
+        else:
+            out.put(index, "agrees", agree_reason(rows[index]))
     if len(working) == 1 or len(agreeing) == 1:
         out.hook_flops[(agreeing or working)[0]] = sum(hook)
     if not agreeing:
         for index in working:
-            out.verdict[index] = "disagrees"
-            out.reason[index] = hook_reason(call.module_type, hook, sums, len(working))
+            why = hook_reason(call.module_type, hook, sums, len(working))
+            out.put(index, "disagrees", why)
 
 
-def _not_run_row(call: Any, hook: tuple[float, float]) -> dict[str, Any]:
+def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:
     return {
         "op": "(not run)",
         "module_path": call.module_path,
@@ -259,56 +336,49 @@ def _not_run_row(call: Any, hook: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _group(
-    walked: pd.DataFrame, verdicts: _Verdicts, types: dict[str, str]
-) -> list[dict[str, Any]]:
-    """Return one row per site: the calls of one op, path, phase, shapes and dtype together."""
-    walked = walked.assign(flops_source=walked["op"].map(_sources(walked["op"])))
-    walked.loc[walked["matmul_flops"].isna(), "flops_source"] = "none"
+def _grouped(walked: _Walked, verdicts: _Verdicts, types: dict[str, str]) -> dict[str, Any]:
+    """Return the sites' columns: the calls of one op, path, phase, shapes and dtype together."""
     for row, hook in verdicts.by_hook.items():
-        walked.loc[row, ["matmul_flops", "vector_flops"]] = hook
-        walked.loc[row, "flops_source"] = "hook"
-    frame = walked.assign(
-        flops=walked["matmul_flops"] + walked["vector_flops"],
-        rank=[_RANK[verdict] for verdict in verdicts.verdict],
-        reason=verdicts.reason,
-        hook_flops=verdicts.hook_flops,
-    )
-    keys = ["op", "module_path", "phase", "input_shapes", "dtype", "kind", "flops_source", "unit"]
-    frame = frame.sort_values("rank", kind="stable", ignore_index=True)
-    number, first, last = _numbered(frame, keys)
+        walked["matmul_flops"][row], walked["vector_flops"][row] = hook
+    sources = np.array([find_op_formula(name)[1] for name in walked.names["op"]], dtype=object)
+    code, names = pd.factorize(np.append(sources, ["none", "hook"]))
+    source = np.where(np.isnan(walked["matmul_flops"]), code[-2], code[walked["op"]])
+    source[list(verdicts.by_hook)] = code[-1]
+    walked.put("flops_source", source, names)
+    columns = {"flops": walked["matmul_flops"] + walked["vector_flops"]}
+    walked.columns |= columns | {"hook_flops": verdicts.hook_flops}
+    order = np.argsort(verdicts.rank, kind="stable")  # the worst verdict comes last
+    walked = walked.where(order)
+    keys = (*_TEXTS, "flops_source", "unit")
+    number, first, last = _numbered([walked[key] for key in keys])
     calls = np.bincount(number)
-    sites = frame.loc[first, keys].astype("str").reset_index(drop=True)
+    sites: dict[str, Any] = {key: walked.names[key][walked[key][first]] for key in keys}
     sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
     # One unknown call makes the sum unknown: count the values behind each sum.
     for column in (*sums, "profiler_flops", "flops_at_most"):
-        values = frame[column].to_numpy(dtype=float)
+        values = walked[column]
         known = np.bincount(number, weights=~np.isnan(values))
         total = np.bincount(number, weights=np.nan_to_num(values, nan=0.0, posinf=np.inf))
         sites[column] = np.where(known >= (calls if column in sums else 1), total, np.nan)
     sites["calls"] = calls
-    sites["rank"], sites["reason"] = (frame[c].to_numpy()[last] for c in ("rank", "reason"))
-    sites["verdict"] = [VERDICTS[rank] for rank in sites.pop("rank")]
-    sites["formula_flops"] = sites["flops"].where(sites["flops_source"] != "hook")
+    sites["reason"] = verdicts.reason[order[last]]
+    sites["verdict"] = np.array(VERDICTS, dtype=object)[verdicts.rank[order[last]]]
+    sites["formula_flops"] = np.where(sites["flops_source"] == "hook", np.nan, sites["flops"])
     sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]
-    return [{str(k): v for k, v in row.items()} for row in sites.to_dict("records")]
+    return sites
 
 
-def _numbered(frame: pd.DataFrame, keys: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each row's group by equal `keys`, in order, and each group's first and last row."""
-    codes = np.zeros(len(frame), dtype=np.int64)
-    for key in keys:
-        code, values = pd.factorize(frame[key])
-        codes = pd.factorize(codes * (len(values) + 1) + code)[0]
-    rows = np.arange(len(frame))
-    groups = int(codes.max(initial=-1)) + 1
+def _numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return each row's group by equal values, in order, and each group's first and last row."""
+    size = len(columns[0])
+    number, rows = np.zeros(size, dtype=np.int64), np.arange(size)
+    for column in columns:
+        code, values = pd.factorize(column)
+        number = pd.factorize(number * (len(values) + 1) + code)[0]
+    groups = int(number.max(initial=-1)) + 1
     first, last = np.zeros(groups, dtype=np.int64), np.zeros(groups, dtype=np.int64)
-    first[codes[::-1]], last[codes] = rows[::-1], rows
-    return codes, first, last
-
-
-def _sources(ops: pd.Series) -> dict[str, str]:
-    return {op: find_op_formula(op)[1] for op in ops.unique()}
+    first[number[::-1]], last[number] = rows[::-1], rows
+    return number, first, last
 
 
 def hidden_gaps(ops: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
@@ -380,29 +450,37 @@ def _hidden_row(op: str, group: pd.DataFrame, reason: str) -> dict[str, Any]:
     return row | {"calls": len(group), "time_us": time_us, "verdict": "hidden", "reason": reason}
 
 
+def _with_rows(sites: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return the columns of SITES, and "unit", with `rows` behind; what is not given is blank."""
+    size, whole = len(sites["op"]), dict[str, np.ndarray]()
+    for column in (*SITES.columns, Column("unit", "str", "")):
+        given = sites.get(column.name, [column.blank] * size)
+        more = [row.get(column.name, column.blank) for row in rows]
+        kind = object if column.type == "str" else column.type
+        whole[column.name] = np.array([*given, *more], dtype=kind)
+    return whole
+
+
 def _finish(
-    rows: list[dict[str, Any]],
+    sites: dict[str, np.ndarray],
     rooflines: pd.DataFrame,
     *,
     dtype: str,
     timed: bool,
     on_device: bool,
 ) -> pd.DataFrame:
-    """Return the rows as the table SITES, with rates, rooflines and bounds."""
-    sites = SITES.from_rows(rows)
+    """Return the table SITES with shares, rates, rooflines and bounds, most time first."""
     if not timed:
-        sites["time_us"] = math.nan
-    time_us, moved = (sites[c].where(sites[c] > 0) for c in ("time_us", "min_bytes"))
-    sites["time_share_frac"] = sites["time_us"] / (time_us.sum(min_count=1))
-    sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
-    sites["intensity_flops_per_byte"] = sites["flops"] / moved
-    by_kernel = pd.Series([row.get("unit", "") for row in rows], dtype="str")
+        sites["time_us"] = np.full(len(sites["op"]), math.nan)
+    time_us, moved = (np.where(sites[c] > 0, sites[c], np.nan) for c in ("time_us", "min_bytes"))
+    with np.errstate(over="ignore"):
+        sites["time_share_frac"] = sites["time_us"] / (np.nansum(time_us) or math.nan)
+        sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
+        sites["intensity_flops_per_byte"] = sites["flops"] / moved
+    by_kernel = sites.pop("unit")
     apply_rooflines(sites, rooflines, dtype, by_kernel=by_kernel, on_device=on_device)
-    sites = sites.sort_values(
-        ["time_us", "flops", "module_path", "op", "input_shapes"],
-        ascending=[False, False, True, True, True],
-        kind="stable",
-        ignore_index=True,
-    )
-    sites["site_id"] = np.arange(len(sites))
-    return SITES.check(sites)
+    named = [np.unique(sites[c], return_inverse=True)[1] for c in _ORDER]
+    order = np.lexsort((*named, -sites["flops"], -sites["time_us"]))
+    sites = {name: values[order] for name, values in sites.items()}
+    sites["site_id"] = np.arange(len(order))
+    return SITES.frame(sites)

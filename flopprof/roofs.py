@@ -6,6 +6,8 @@ import re
 import numpy as np
 import pandas as pd
 
+from flopprof.tables import codes
+
 TOLERANCE = 1.05  # × the roof: a rate up to this is no contradiction
 # Kernels of products that leave the matrix units idle; those that multiply less than is counted.
 _VECTOR_KERNEL = re.compile(
@@ -15,18 +17,30 @@ _VECTOR_KERNEL = re.compile(
 _FAST_KERNEL = re.compile(r"winograd|fft", re.IGNORECASE)
 
 
-def kernel_units(walked: pd.DataFrame, owner: list[int], kernels: pd.DataFrame) -> pd.Series:
-    """Return what an op's kernels are: mostly "vector", "fast" in part (Winograd, FFT), or ""."""
-    mine = kernels[(kernels["kind"] == "compute") & (kernels["op_id"] >= 0)]
-    names = mine["kernel"].astype("category")
-    owners = np.array(owner, dtype=int)[mine["op_id"]]
-    times = mine["duration_us"].groupby(owners).sum()
-    unit = pd.Series("", index=walked.index)
-    for name, pattern, least in (("vector", _VECTOR_KERNEL, 0.5), ("fast", _FAST_KERNEL, 0.05)):
-        found = np.array([bool(pattern.search(k)) for k in names.cat.categories], dtype=bool)
-        part = mine["duration_us"].where(found[names.cat.codes], 0.0).groupby(owners).sum()
-        unit[(walked["op_id"].map(part) > least * walked["op_id"].map(times)).to_numpy()] = name
-    return unit
+def kernel_units(
+    op_ids: np.ndarray, owner: np.ndarray, kernels: pd.DataFrame
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what each op's kernels are, as numbers, and the names of these numbers.
+
+    Mostly "vector", or "fast" in part (Winograd, FFT), else "".
+
+    Args:
+        op_ids: The ops asked for.
+        owner: Whose the kernels of each op are.
+        kernels: The table KERNELS.
+    """
+    unit, names = np.zeros(len(op_ids), dtype=np.int64), np.array(["", "vector", "fast"], object)
+    if not len(kernels):
+        return unit, names
+    mine = kernels[(kernels["kind"] == "compute") & kernels["op_id"].between(0, len(owner) - 1)]
+    kernel, kernel_names = codes(mine["kernel"])
+    owners, lengths = owner[mine["op_id"].to_numpy()], mine["duration_us"].to_numpy()
+    times = np.bincount(owners, lengths, len(owner))[op_ids]
+    for number, (pattern, least) in enumerate(((_VECTOR_KERNEL, 0.5), (_FAST_KERNEL, 0.05)), 1):
+        found = np.array([bool(pattern.search(name)) for name in kernel_names], dtype=bool)
+        part = np.bincount(owners, np.where(found[kernel], lengths, 0.0), len(owner))[op_ids]
+        unit[part > least * times] = number
+    return unit, names
 
 
 def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
@@ -35,31 +49,32 @@ def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
 
 
 def apply_rooflines(
-    sites: pd.DataFrame,
+    sites: dict[str, np.ndarray],
     rooflines: pd.DataFrame,
     dtype: str,
     *,
-    by_kernel: pd.Series,
+    by_kernel: np.ndarray,
     on_device: bool,
 ) -> None:
     """Fill attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
-    main = rooflines[rooflines["memory_level"].isin(("DRAM", "HBM")) & rooflines["valid"]]
+    main = rooflines
+    if len(main):
+        main = main[main["memory_level"].isin(("DRAM", "HBM")) & main["valid"]]
     peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in main.itertuples(index=False)}
     bandwidth = main["peak_bytes_per_s"].max() if len(main) else math.nan
     matmul = sites["matmul_flops"] > sites["vector_flops"]
     units = np.where(matmul & (by_kernel != "vector"), "tensor", "vector")
     found = [peaks.get(key, math.nan) for key in zip(sites["dtype"], units, strict=True)]
-    peak = pd.Series(found, dtype="float64")
-    intensity = sites["intensity_flops_per_byte"]
-    roof = np.minimum(peak, intensity * bandwidth).where(intensity > 0)
+    peak, intensity = np.array(found, dtype=float), sites["intensity_flops_per_byte"]
+    roof = np.where(intensity > 0, np.minimum(peak, intensity * bandwidth), math.nan)
     sites["attainable_flops_per_s"] = roof
     sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof
-    bound = np.where(intensity < peak / bandwidth, "memory", "compute")
-    sites["bound"] = np.where(roof.notna(), bound, "")
+    bound = np.where(intensity < peak / bandwidth, "memory", "compute").astype(object)
+    sites["bound"] = np.where(np.isnan(roof), "", bound)
     likely = np.select(
         [
             sites["bound"] == "memory",
-            np.full(len(sites), not on_device),
+            np.full(len(roof), not on_device),
             by_kernel == "fast",
             sites["kind"] == "attention",
             (sites["dtype"] == "float32") & (("tfloat32", "tensor") in peaks),
@@ -67,12 +82,12 @@ def apply_rooflines(
         ["memory", "busy", "fast", "causal", "tf32"],
         "clock",
     )
-    above = above_roof(sites).index
-    sites.loc[above, "reason"] += pd.Series(likely, sites.index)[above].map(_ABOVE_ROOF)
-    unknown = sites["flops"].isna() & (sites["verdict"] != "not_run")
+    for row in np.flatnonzero(sites["efficiency_frac"] > TOLERANCE):
+        sites["reason"][row] += _ABOVE_ROOF[likely[row]]
+    unknown = np.isnan(sites["flops"]) & (sites["verdict"] != "not_run")
     by_time = sites["time_us"] / 1e6 * peaks.get((dtype, "tensor"), math.nan)
     most = np.ceil(np.fmin(by_time, sites["flops_at_most"]))
-    sites["flops_at_most"] = sites["flops"].where(~unknown, most)
+    sites["flops_at_most"] = np.where(unknown, most, sites["flops"])
 
 
 _ABOVE_ROOF = {

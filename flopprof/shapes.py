@@ -12,6 +12,9 @@ from flopprof.formulas import FREE_OPS, OP_FORMULAS, load_op_formulas
 
 _Shape = tuple[Any, ...]
 _META = DispatchKeySet(DispatchKey.Meta)
+_MOST_KNOWN = 100_000  # calls: about 100 MB
+# Default dtype → call → what it returns. Kept: the next count of like layers finds it here.
+_KNOWN: dict[torch.dtype, dict[_Shape, tuple[type, list[_Shape]]]] = {}
 
 
 class ShapesOnce(TorchDispatchMode):
@@ -24,7 +27,9 @@ class ShapesOnce(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         load_op_formulas()
-        self._known: dict[_Shape, tuple[type, list[_Shape]]] = {}
+        self._known = _KNOWN.setdefault(torch.get_default_dtype(), {})
+        if len(self._known) > _MOST_KNOWN:
+            self._known.clear()
         self._traits: dict[OpOverload, tuple[bool, bool]] = {}
 
     def __torch_dispatch__(

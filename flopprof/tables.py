@@ -1,7 +1,7 @@
 """Declare every table's columns (columns.csv), and check frames against them."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,6 +32,11 @@ class Column:
     type: ColumnType
     doc: str
 
+    @property
+    def blank(self) -> Any:
+        """What stands where nothing is given: a missing float is NaN, a missing text is ""."""
+        return {"float": float("nan"), "str": "", "int": -1, "bool": False}[self.type]
+
 
 @dataclass(frozen=True, slots=True)
 class Table:
@@ -52,10 +57,9 @@ class Table:
         return self.check(pd.DataFrame(columns, copy=False))
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
-        """Return `rows` as a frame of this table; a missing float is NaN, a missing text is ""."""
-        blank = {"float": float("nan"), "str": "", "int": -1, "bool": False}
+        """Return `rows` as a frame of this table; what is missing is blank."""
         return self.frame(
-            {c.name: [row.get(c.name, blank[c.type]) for row in rows] for c in self.columns}
+            {c.name: [row.get(c.name, c.blank) for row in rows] for c in self.columns}
         )
 
     def empty(self) -> pd.DataFrame:
@@ -71,9 +75,8 @@ class Table:
         if list(frame.columns) != self.names:
             odd = sorted(set(frame.columns) ^ set(self.names))
             raise ValueError(f"table {self.name}: columns differ or are out of order: {odd}")
-        for column in self.columns:
-            if not _fits(frame[column.name], column.type):
-                found = frame[column.name].dtype
+        for column, found in zip(self.columns, frame.dtypes, strict=True):
+            if not _fits(found, column.type):
                 raise ValueError(f"table {self.name}: {column.name} is {found}, not {column.type}")
         return frame
 
@@ -98,10 +101,25 @@ class Table:
             ) from error
 
 
+def codes(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
+    """Return a column of texts as numbers, and the texts that they number."""
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return column.array.codes.astype(np.int64), column.array.categories.to_numpy(object)
+    number, names = pd.factorize(column.to_numpy(object))
+    return number, np.asarray(names, dtype=object)
+
+
+def tuples(frame: pd.DataFrame, names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
+    """Return the rows of some columns; pandas takes long over its own texts one by one."""
+    columns = (frame[name] for name in names)
+    plain = (c.to_numpy(object) if isinstance(c.dtype, pd.StringDtype) else c for c in columns)
+    return zip(*(column.tolist() for column in plain), strict=True)
+
+
 def _cast(values: Any, column: Column) -> Any:
     if isinstance(values, pd.Series):
         values = values.reset_index(drop=True)
-        return values if _fits(values, column.type) else values.astype(DTYPES[column.type])
+        return values if _fits(values.dtype, column.type) else values.astype(DTYPES[column.type])
     if column.type == "str":
         return pd.array(values, dtype="str")
     return np.asarray(values, dtype=DTYPES[column.type])
@@ -112,17 +130,11 @@ def _empty(table: Table) -> pd.DataFrame:
     return table.from_rows([])
 
 
-def _fits(series: pd.Series, kind: ColumnType) -> bool:
+def _fits(dtype: Any, kind: ColumnType) -> bool:
     if kind == "str":
-        return isinstance(series.dtype, pd.CategoricalDtype | pd.StringDtype) or (
-            series.dtype == object
-        )
-    checks = {
-        "int": pd.api.types.is_integer_dtype,
-        "float": pd.api.types.is_float_dtype,
-        "bool": pd.api.types.is_bool_dtype,
-    }
-    return bool(checks[kind](series.dtype))
+        return isinstance(dtype, pd.CategoricalDtype | pd.StringDtype) or dtype.kind == "O"
+    kinds = {"int": "iu", "float": "f", "bool": "b"}
+    return isinstance(dtype, np.dtype) and dtype.kind in kinds[kind]
 
 
 def _declared() -> dict[str, Table]:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from flopprof.formulas import COMPILED, GENERATED
 from flopprof.tables import LOSS
@@ -41,18 +41,33 @@ HOOKED_PHASES = ("forward", "recompute")
 FIRST_INPUT_RULE = {"aten::mul", "aten::add"}  # the profiler counts the first input's elements
 
 
+class OpFacts(NamedTuple):
+    """What decides an op's verdict: columns of OPS, and whether profiler and formula differ."""
+
+    op: str
+    kind: str
+    phase: str
+    module_path: str
+    counted: bool
+    profiler_differs: bool
+    matmul_flops: float
+    vector_flops: float
+    profiler_flops: float
+    flops_at_most: float
+
+
 def pair(matmul: float, vector: float) -> str:
     """Return both classes of a count in words."""
     return f"{matmul:.0f} matmul + {vector:.0f} vector FLOPs"
 
 
-def agree_reason(row: Any) -> str:
+def agree_reason(row: OpFacts) -> str:
     """Return who agrees on this op's count."""
     known = not math.isnan(row.profiler_flops) and row.profiler_flops == row.matmul_flops
     return "hook, formula and profiler agree" if known else "hook and formula agree"
 
 
-def profiler_reason(row: Any) -> str:
+def profiler_reason(row: OpFacts) -> str:
     """Return by how much the profiler's count differs from the formula's, and the likely cause."""
     theirs, ours = row.profiler_flops, row.matmul_flops
     return (
@@ -93,7 +108,7 @@ def _causes() -> list[dict[str, str]]:
 
 
 def judge_alone(
-    row: Any, *, hooked: bool, types: dict[str, str], never: Collection[str]
+    row: OpFacts, *, hooked: bool, types: dict[str, str], never: Collection[str]
 ) -> tuple[str, str]:
     """Return verdict and reason of an op that no hook count settles."""
     namespace = row.op.partition("::")[0]

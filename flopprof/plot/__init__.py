@@ -18,6 +18,7 @@ import pandas as pd
 
 from flopprof.errors import UsageError
 from flopprof.plot.draw import KNOWN_BY, SERIES, SIZES, draw
+from flopprof.reconcile import owners
 from flopprof.run import explain_os_errors
 from flopprof.tables import ROOFLINES, SITES
 from flopprof.units import duration, si
@@ -231,15 +232,10 @@ def _main_kernels(run: "Run", sites: pd.DataFrame) -> "pd.Series[str]":
     kernels = run.kernels[run.kernels["kind"] == "compute"]
     if not len(kernels):
         raise UsageError("the run has no kernels to group by", remedy="--group-by op, or module")
-    inside: dict[int, int] = {-1: -1}  # the counted op that each op is in; parents come first
-    for op, parent, counted in run.ops[["op_id", "parent_op_id", "counted"]].itertuples(
-        index=False
-    ):
-        around = inside.get(parent, -1)
-        inside[op] = around if around >= 0 else op if counted else -1
-    owner = kernels["op_id"].map(inside).fillna(-1)
     key = ["op", "module_path", "phase", "input_shapes", "dtype"]
-    owner = owner.where(owner >= 0, kernels["op_id"]).rename("op_id")
+    known = kernels["op_id"].to_numpy()
+    whose = np.append(owners(run.ops), -1)[known]  # of -1, the last: none
+    owner = pd.Series(whose, kernels.index, name="op_id")
     timed = kernels[["kernel", "duration_us"]].join(owner).merge(run.ops[["op_id", *key]])
     sums = timed.groupby([*key, "kernel"], sort=False)["duration_us"].sum().reset_index()
     most = sums.sort_values("duration_us", ascending=False, kind="stable").drop_duplicates(key)

@@ -55,7 +55,7 @@ def _op_facts(run: Run) -> pd.DataFrame:
     found = run.ops.astype(dict.fromkeys(_SITE, "str"))
     sites = run.sites.drop_duplicates(_SITE)[[*_SITE, "attainable_flops_per_s", "verdict"]]
     found = found.merge(sites.astype(dict.fromkeys(_SITE, "str")), on=_SITE, how="left")
-    owner = np.array(owners(run.ops), dtype=int)
+    owner = owners(run.ops)
     walked = owner == np.arange(len(found))
     found["owner"] = owner
     found["verdict"] = found["verdict"].fillna("").where(walked, "")

@@ -40,6 +40,7 @@ from flopprof.units import shapes_text
 PREFIX = "flopprof:"
 _LARGEST = 1 << 63
 _PYTHON_MODULE = "nn.Module: "
+_EVALUATED: dict[tuple[Any, ...], Signature] = {}  # by formula and call, kept for later traces
 _HOST = frozenset(("cpu_op", "operator"))
 _LAUNCH = frozenset(("cuda_runtime", "cuda_driver", "runtime", "hip_runtime", "hip_driver"))
 _DEVICE = {"kernel": "compute", "gpu_memcpy": "memcpy", "memcpy": "memcpy"}
@@ -242,8 +243,14 @@ def _signature(name: str, args: Mapping[str, Any], found: Events) -> int:
             name = COMPILED
         found.has_values = found.has_values or bool(values)
         number = found.known[key] = len(found.signatures)
-        call = (_nested(shapes), types, values, _nested(strides))
-        found.signatures.append(_evaluate(name, *call, found))
+        same = (*find_op_formula(name), *key)
+        signature = _EVALUATED.get(same)
+        if signature is None:
+            warned, call = len(found.warnings), (_nested(shapes), types, values, _nested(strides))
+            signature = _evaluate(name, *call, found)
+            if warned == len(found.warnings):
+                _EVALUATED[same] = signature
+        found.signatures.append(signature)
     return number
 
 
