@@ -4,11 +4,13 @@ The lists below are this file's own: FLOPs for each element, and why, beside the
 """
 
 from math import prod
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flopprof.formulas import Work
 from flopprof.formulas.ops._elements import ops
 from tests.formulas._calls import formula
 
@@ -89,6 +91,14 @@ FIRST = {
     7: "native_group_norm _batch_norm_with_update _batch_norm_with_update_functional",
     9: "cudnn_batch_norm_backward miopen_batch_norm_backward",
 }
+
+
+def of(op: str, *shapes: Any, **more: str) -> Work:
+    work = formula(op, *shapes, **more)
+    assert work is not None
+    return work
+
+
 EVERY = [
     (name, flops, operands)
     for operands, table in ((1, UNARY), (2, BINARY), (3, TERNARY), (0, FIRST))
@@ -100,24 +110,26 @@ LISTS = ("aten::_foreach_", "aten::_amp_foreach_")
 
 @given(choice=st.sampled_from(EVERY), rows=st.integers(1, 9), columns=st.integers(2, 9))
 @settings(max_examples=1000, deadline=None)
-def test_so_many_flops_for_each_element(choice, rows, columns):
+def test_so_many_flops_for_each_element(
+    choice: tuple[str, int, int], rows: int, columns: int
+) -> None:
     name, each, operands = choice
     whole, row = (rows, columns), (columns,)
-    shapes = [whole, row, whole][: operands or 3] if operands else [whole] * 3
+    shapes: list[Any] = [whole, row, whole][: operands or 3] if operands else [whole] * 3
     if name.startswith(LISTS):
         shapes = [(whole, row)] * 3
     elements = rows * columns + (columns if name.startswith(LISTS) else 0)
 
-    work = formula(name, *shapes)
+    work = of(name, *shapes)
 
     assert (work.matmul_flops, work.vector_flops) == (0, each * elements)
 
 
 @pytest.mark.parametrize(("name", "each", "operands"), EVERY)
-def test_each_of_them_once(name, each, operands):
-    shape = ((2, 3),) if name.startswith(LISTS) else (2, 3)
+def test_each_of_them_once(name: str, each: int, operands: int) -> None:
+    shape: Any = ((2, 3),) if name.startswith(LISTS) else (2, 3)
 
-    assert formula(name, shape, shape, shape).vector_flops == each * 6
+    assert of(name, shape, shape, shape).vector_flops == each * 6
 
 
 # Leading terms, of two 6 × 6 matrices: n = 6, n³ = 216.
@@ -135,63 +147,63 @@ SQUARE = {
 @pytest.mark.parametrize(
     ("name", "flops"), [(name, n) for n, names in SQUARE.items() for name in ops(names)]
 )
-def test_factorisations_count_their_leading_term(name, flops):
-    assert formula(name, (2, 6, 6)).vector_flops == 2 * flops
+def test_factorisations_count_their_leading_term(name: str, flops: int) -> None:
+    assert of(name, (2, 6, 6)).vector_flops == 2 * flops
 
 
-def test_factorisations_of_tall_matrices():
+def test_factorisations_of_tall_matrices() -> None:
     # m = 9, n = 6: 2n²(m − n/3) = 72 · 7 = 504; 14mn² + 8n³ = 4536 + 1728 = 6264;
     # without vectors 4mn² − 4n³/3 = 1296 − 288 = 1008, and of a symmetric one 4n³/3 = 288.
     for name in ops("geqrf linalg_householder_product orgqr"):
-        assert formula(name, (9, 6)).vector_flops == 504
-    assert formula("aten::_linalg_svd", (9, 6)).vector_flops == 6264
-    without = formula("aten::_linalg_svd", (9, 6), None, None, _2="False")
+        assert of(name, (9, 6)).vector_flops == 504
+    assert of("aten::_linalg_svd", (9, 6)).vector_flops == 6264
+    without = of("aten::_linalg_svd", (9, 6), None, None, _2="False")
     assert without.vector_flops == 1008
-    assert formula("aten::_linalg_eigh", (6, 6), None, None, _2="False").vector_flops == 288
+    assert of("aten::_linalg_eigh", (6, 6), None, None, _2="False").vector_flops == 288
 
 
-def test_bits_and_integers_are_no_floating_point_work():
+def test_bits_and_integers_are_no_floating_point_work() -> None:
     names = """gcd~ lcm~ bitwise_{and,or,xor,left_shift,right_shift}~ __{or,xor,lshift,rshift}__
         __i{and,or,xor,lshift,rshift}__"""
     for name in ops(names):
-        assert formula(name, (2, 3), (2, 3), dtypes="int64").vector_flops == 0
+        assert of(name, (2, 3), (2, 3), dtypes="int64").vector_flops == 0
 
 
-def test_gathered_statistics_count_per_process_and_channel():
+def test_gathered_statistics_count_per_process_and_channel() -> None:
     # Of 4 processes and 8 channels: variance 3, difference, mean 3, squares 4, two weights.
     for name in ops("batch_norm_gather_stats batch_norm_gather_stats_with_counts"):
-        assert formula(name, (2, 8, 5), (4, 8), (4, 8)).vector_flops == 13 * prod((4, 8))
+        assert of(name, (2, 8, 5), (4, 8), (4, 8)).vector_flops == 13 * prod((4, 8))
 
 
-def test_norm_is_a_power_and_a_sum_and_cumprod_one_product():
-    assert formula("aten::norm", (3, 4), None).vector_flops == 2 * 12
-    assert formula("aten::cumprod", (3, 4)).vector_flops == 12
-    assert formula("aten::cumprod_", (3, 4), dtypes="complex64").vector_flops == 6 * 12
+def test_norm_is_a_power_and_a_sum_and_cumprod_one_product() -> None:
+    assert of("aten::norm", (3, 4), None).vector_flops == 2 * 12
+    assert of("aten::cumprod", (3, 4)).vector_flops == 12
+    assert of("aten::cumprod_", (3, 4), dtypes="complex64").vector_flops == 6 * 12
 
 
-def test_no_op_is_listed_twice():
+def test_no_op_is_listed_twice() -> None:
     assert len({name for name, *_ in EVERY}) == len(EVERY)
 
 
 # Three that have formulas of their own.
 
 
-def test_distances_backwards_take_four_operations_per_pair_and_coordinate():
+def test_distances_backwards_take_four_operations_per_pair_and_coordinate() -> None:
     # 5 × 7 pairs in 3 dimensions: subtract, divide, multiply, add.
     shapes = ((5, 7), (5, 3), (7, 3), None, (5, 7))
-    assert formula("aten::_cdist_backward", *shapes).vector_flops == 4 * 35 * 3
+    assert of("aten::_cdist_backward", *shapes).vector_flops == 4 * 35 * 3
 
 
 @pytest.mark.parametrize(("op", "mode", "each"), [("2d", 0, 22), ("2d", 1, 1), ("3d", 0, 61)])
-def test_grid_sampling_backwards(op, mode, each):
+def test_grid_sampling_backwards(op: str, mode: int, each: int) -> None:
     # Per gradient, in the plane: 4 taps × 2, and per axis 2 differences, 3 of a lerp, 2: 8 + 14.
     # In space: 8 taps × 2, and per axis 4 differences, 9 of a bilinear, 2: 16 + 45.
     space = (4,) * int(op[0])
     shapes = ((2, 3, *space), (2, 3, *space), (2, *space, int(op[0])), None)
-    work = formula(f"aten::grid_sampler_{op}_backward", *shapes, _3=str(mode))
+    work = of(f"aten::grid_sampler_{op}_backward", *shapes, _3=str(mode))
     assert work.vector_flops == each * prod((2, 3, *space))
 
 
-def test_reflections_applied_to_a_matrix():
+def test_reflections_applied_to_a_matrix() -> None:
     # k = 4 reflections of 9 rows, applied to 9 × 5: 2nk(2m − k) = 2·5·4·(18 − 4).
-    assert formula("aten::ormqr", (9, 4), (4,), (9, 5)).vector_flops == 2 * 5 * 4 * 14
+    assert of("aten::ormqr", (9, 4), (4,), (9, 5)).vector_flops == 2 * 5 * 4 * 14
