@@ -1,5 +1,6 @@
 """Run callbacks around a model's module calls and leave nothing behind."""
 
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +13,8 @@ from torch._C._profiler import _RecordFunctionFast  # 1.2 µs; record_function t
 from torch._library.custom_ops import OPDEFS
 from torch._ops import OpOverload
 from torch.nn.modules import module as base
+
+from flopprof.tables import AHEAD_OF_TIME
 
 T = TypeVar("T")
 
@@ -102,25 +105,37 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
     def leave(named: _RecordFunctionFast, *_call: object) -> None:
         named.__exit__(None, None, None)
 
-    with quiet_about_hooks(), _custom_ops_named(), watch_modules(model, enter, leave):
+    with quiet_about_hooks(), _calls_named(), watch_modules(model, enter, leave):
         yield
 
 
 @contextmanager
-def _custom_ops_named() -> Iterator[None]:
-    """Call `torch.library.custom_op`s as `torch.ops` does: only so the profiler sees them."""
-    plain = OpOverload.__call__
+def _calls_named() -> Iterator[None]:
+    """Have the profiler see what else it would not, or not by its name.
 
-    def named(self: OpOverload, /, *args: Any, **kwargs: Any) -> Any:
+    `torch.library.custom_op`s are called as `torch.ops` does; AOTInductor's programs get a range.
+    """
+    call_op = OpOverload.__call__
+
+    def custom(self: OpOverload, /, *args: Any, **kwargs: Any) -> Any:
         packet = self.overloadpacket
         by_packet = self._schema.name in OPDEFS and len(packet.overloads()) == 1
-        return packet(*args, **kwargs) if by_packet else plain(self, *args, **kwargs)
+        return packet(*args, **kwargs) if by_packet else call_op(self, *args, **kwargs)
 
-    OpOverload.__call__ = named  # type: ignore[method-assign]
-    try:
+    with ExitStack() as cleanup:
+        cleanup.callback(setattr, OpOverload, "__call__", call_op)
+        OpOverload.__call__ = custom  # type: ignore[method-assign]
+        if package := sys.modules.get("torch._inductor.package.package"):
+            program = package.AOTICompiledModel
+            run = program.__call__
+
+            def ranged(*args: Any, **kwargs: Any) -> Any:
+                with _RecordFunctionFast(AHEAD_OF_TIME):
+                    return run(*args, **kwargs)
+
+            cleanup.callback(setattr, program, "__call__", run)
+            program.__call__ = ranged
         yield
-    finally:
-        OpOverload.__call__ = plain  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def profile(
             call = guarded(called, training.of(called, given) if training else given)
             return _autocasting(call, place.torch_device, autocast) if autocast else call
 
-        call, fused = calling(model), None
+        call, fused, described = calling(model), None, place.describe()
         if compile:  # before any hook of ours: Dynamo would trace it
             progress("compiling")
             fused = _compiled(model, calling, compile, place, folder, repeats)
@@ -261,8 +261,7 @@ def profile(
         recording = record_trace(model, call, folder / "trace.json", device=place)
         progress("counting")
         module_calls = count_modules(model, call)
-        observer, noticed = _observer_effect(recording, times_us, call, place)
-        described = place.describe()
+        observer, noticed = _observer_effect(recording, times_us, call, place, described)
         progress("reading the trace")
         trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
         packed = _gzip(recording.path)
@@ -316,7 +315,11 @@ def profile(
 
 
 def _observer_effect(
-    recording: "Recording", times_us: list[float], call: Callable[[], Any], place: "Device"
+    recording: "Recording",
+    times_us: list[float],
+    call: Callable[[], Any],
+    place: "Device",
+    before: dict[str, Any],
 ) -> tuple[dict[str, Any], list[str]]:
     """Return what our measuring changed, and what of it makes the result doubtful."""
     from flopprof.trace.record import time_calls
@@ -327,6 +330,9 @@ def _observer_effect(
     if changed:
         named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
         doubts.append(f"tracing by module changed which ops run: {named}")
+    was, now = (described.get("threads") for described in (before, place.describe()))
+    if was != now:
+        doubts.append(f"the model set torch from {was} threads to {now}: passes do not compare")
     if drift > DRIFT:
         slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
         doubts.append(f"{slower}: clock or load changed, and the passes do not compare")

@@ -23,6 +23,9 @@ VERDICTS = tuple(
 LOSS = "(loss)"
 """The module path of a training step's loss, which is outside the model."""
 
+AHEAD_OF_TIME = "inductor::aot_compiled"
+"""The op that is a call of a program by AOTInductor, whose own ops no profiler sees."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:

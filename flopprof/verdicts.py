@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from flopprof.formulas import COMPILED, GENERATED
-from flopprof.tables import LOSS
+from flopprof.tables import AHEAD_OF_TIME, LOSS
 from flopprof.units import percent
 
 OWN_NAMESPACES = frozenset(
@@ -122,6 +122,8 @@ def judge_alone(
     if known and (not hooked or row.phase not in HOOKED_PHASES):
         if row.profiler_differs:
             return "disagrees", profiler_reason(row)
+        if hooked and row.op.startswith("aten::_fused_"):
+            return "fused", "the step of all parameters in one op"
         return "formula_only", (
             "no hooks: the trace was recorded elsewhere" if not hooked else f"{row.phase} work"
         )
@@ -140,6 +142,8 @@ def judge_alone(
             if count
             else f"{row.op} does the work of several ops in one"
         )
+    if row.op == AHEAD_OF_TIME:
+        return "opaque", "a program that AOTInductor compiled; which FLOPs it does, no op says"
     if row.op == COMPILED:
         return "fused", "code that torch.compile generated; which FLOPs it does, no op says"
     own = namespace in OWN_NAMESPACES and "::" in row.op

@@ -300,3 +300,14 @@ def test_a_gpu_runs_below_its_ceilings():
     assert ((known["efficiency_frac"] > 0) & (known["efficiency_frac"] <= 1.05)).all()
     assert (run.kernels["op_id"] >= 0).mean() > 0.9
     assert run.totals.matmul_flops == 8 * 2 * 4096**3
+
+
+def test_a_model_that_changes_the_threads_is_told_of():
+    class Greedy(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            torch.set_num_threads(2)
+            return x + 1
+
+    run = flopprof.profile(Greedy(), (4,), threads=1, repeats=1, warmup=1, ceilings=False)
+
+    assert any("from 1 threads to 2" in warning for warning in run.meta["warnings"])

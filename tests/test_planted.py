@@ -12,6 +12,7 @@ from torch import nn
 
 import flopprof
 from flopprof.elsewhere import analyse_traces
+from flopprof.training import Training
 from tests import planted
 from tests.events import kernel, launch, op, with_shapes, write_trace
 
@@ -195,3 +196,44 @@ def test_kernels_of_no_op_are_hidden(tmp_path, graph, reason):
     [hidden] = run.sites[run.sites["verdict"] == "hidden"].itertuples()
     assert reason in hidden.reason
     assert run.totals.coverage_frac == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
+def test_a_program_by_aotinductor_is_opaque_and_never_zero(tmp_path):
+    net, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.ones(2, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(net, (x,))
+        file = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "net.pt2")
+        )
+        package = torch._inductor.aoti_load_package(file)
+    run_it = type(package).__call__
+    model = nn.Sequential(planted.Calls(lambda m, x: package(x)), nn.Linear(4, 4))
+
+    run = flopprof.profile(model, (x,), repeats=1, warmup=1, ceilings=False)
+
+    [site] = run.sites[run.sites["verdict"] == "opaque"].itertuples()
+    assert (site.op, site.flops != site.flops) == ("inductor::aot_compiled", True)
+    assert run.totals.flops == 2 * 2 * 4 * 4 + 2 * 4  # the last layer's alone
+    assert run.totals.coverage_frac < 1
+    assert type(package).__call__ is run_it
+
+
+def test_fused_optimizers_are_fused_and_counted():
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, fused=True)
+
+    run = flopprof.profile(
+        nn.Linear(3, 2),
+        (torch.ones(1, 3),),
+        train=Training(optimizer=adam),
+        repeats=1,
+        warmup=1,
+        ceilings=False,
+    )
+
+    [step] = run.sites[run.sites["op"] == "aten::_fused_adam_"].itertuples()
+    assert step.verdict == "fused"
+    assert step.flops == 13 * (3 * 2 + 2)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from flopprof.devices import Device
 from flopprof.errors import UsageError
 from flopprof.hooks import PREFIX, module_ranges
+from flopprof.tables import AHEAD_OF_TIME
 
 if TYPE_CHECKING:
     from torch import nn
@@ -96,7 +97,7 @@ def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dic
 
 def _op_names(profiler: Any) -> Counter[str]:
     names = (event.name() for event in profiler.profiler.kineto_results.events())
-    return Counter(n for n in names if "::" in n and not n.startswith(PREFIX))
+    return Counter(n for n in names if "::" in n and not n.startswith((PREFIX, AHEAD_OF_TIME)))
 
 
 def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]:
