@@ -6,7 +6,8 @@ Bare, with a `module.` prefix and in a Lightning wrapper: all models of the inde
 a head of 7 classes, and with its own fingerprint taken out of the index (leave one out): every N-th
 model of timm and all of torchvision (default 6), candidates built and compared as for a file.
 A choice is right if it is the model, or counts the same; one that weights cannot tell apart from
-plainer ones may be named among the alternatives. `--update` keeps the look-ups of the last table.
+plainer ones may be named among the alternatives. "named": the file has the model's name, which
+decides between equal weights. `--update` keeps the look-ups of the last table.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from flopprof.inputs import make_inputs, parse_input
 from flopprof.loaders import Request
 from flopprof.loaders.build import build, find_architecture, input_hint, recognise_weights
 from flopprof.loaders.inert import Contents, TensorInfo
-from flopprof.recognise import Entry, recognise
+from flopprof.recognise import Entry, named_first, recognise
 
 TARGET = Path(__file__).resolve().parents[1] / "results" / "recognition.csv"
 Shapes = dict[str, tuple[int, ...]]
@@ -51,7 +52,7 @@ def main() -> None:
         built = number % args.every == 0 or entry.name.startswith("torchvision:")
         rows.append(row(entry, before.get(entry.name), built=built))
     print("\r\x1b[K", end="", file=sys.stderr)
-    for way in ("bare", "module", "lightning", "head_of_7", "left_out"):
+    for way in COLUMNS[1:]:
         found = [r[way] for r in rows if r[way]]
         counts = {what: found.count(what) for what in sorted(set(found))}
         print(f"{way:10} {len(found)} models: {counts}")
@@ -76,6 +77,7 @@ def row(entry: Entry, before: dict[str, str] | None, *, built: bool) -> dict[str
         "bare": looked_up(entry, shapes),
         "module": looked_up(entry, {f"module.{key}": shape for key, shape in shapes.items()}),
         "lightning": looked_up(entry, wrapped),
+        "named": looked_up(entry, shapes, f"{entry.name.partition(':')[2]}-1a2b3c4d.pth"),
     }
     if built:
         found["head_of_7"] = with_head(entry)
@@ -83,19 +85,20 @@ def row(entry: Entry, before: dict[str, str] | None, *, built: bool) -> dict[str
     return found
 
 
-def looked_up(entry: Entry, shapes: Shapes) -> str:
+def looked_up(entry: Entry, shapes: Shapes, file: str = "weights.pth") -> str:
     """Return how right the first exact match is."""
     match = recognise(shapes)
     if match is None or not match.exact:
         return "not recognised"
-    return judged(entry, match.candidates[0], match.candidates[1:])
+    chosen, *others = named_first(match.candidates, [file])
+    return judged(entry, chosen, tuple(others))
 
 
 def judged(entry: Entry, chosen: Entry, others: tuple[Entry, ...]) -> str:
     """Return whether the choice is right."""
     if chosen.name == entry.name:
         return "right"
-    if (chosen.gflops, chosen.input) == (entry.gflops, entry.input):
+    if chosen.gflops == entry.gflops:
         return "right: equal FLOPs"
     return "named as an alternative" if entry in others else "WRONG"
 
@@ -153,7 +156,7 @@ def tensors_of(model: nn.Module) -> dict[str, TensorInfo]:
     }
 
 
-COLUMNS = ["model", "bare", "module", "lightning", "head_of_7", "left_out"]
+COLUMNS = ["model", "bare", "module", "lightning", "named", "head_of_7", "left_out"]
 
 if __name__ == "__main__":
     main()

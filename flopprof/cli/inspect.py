@@ -44,7 +44,7 @@ def inspect(parser: ArgumentParser) -> Handler:
 
 def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[str, Any]:
     """Return what is known of the file."""
-    from flopprof.recognise import alternatives, recognise
+    from flopprof.recognise import alternatives, named_first, recognise
 
     files = contents.shards if contents and contents.shards else (path,)
     found: dict[str, Any] = {
@@ -62,7 +62,7 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
     for info in contents.tensors.values():
         parameters[info.dtype] += prod(info.shape)
     match = recognise({key: info.shape for key, info in contents.tensors.items()})
-    best = match.candidates[0] if match else None
+    best = named_first(match.candidates, contents.texts)[0] if match else None
     others = alternatives(best) if match and match.exact and best else ()
     return found | {
         "tensors": len(contents.tensors),

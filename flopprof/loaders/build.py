@@ -21,7 +21,7 @@ from flopprof import dtypes
 from flopprof.errors import UnknownArchitectureError, UsageError
 from flopprof.loaders import Loaded, Request
 from flopprof.loaders.inert import NAMES, TensorInfo
-from flopprof.recognise import Entry, alternatives, recognise
+from flopprof.recognise import Entry, alternatives, named_first, recognise
 from flopprof.units import safe_text, shape_text
 from flopprof.usercode import foreign_code, import_code
 
@@ -37,6 +37,7 @@ class Architecture:
     make: Callable[..., Any]
     input: str | None = None  # its registry's own, "1x3x224x224"; several with spaces between
     adapts: bool = False  # takes overrides, such as num_classes
+    classes: int = 0  # that it has unless told, where known
 
 
 def find_architecture(arch: str) -> Architecture:
@@ -82,10 +83,12 @@ def _torchvision(name: str) -> Architecture:
         fixed["weights_backbone"] = None  # the default downloads them
     if name.endswith(("googlenet", "inception_v3")):
         fixed["init_weights"] = False  # the default takes minutes
-    transforms = next((weights.transforms for weights in models.get_model_weights(name)), None)
-    spec = _torchvision_input(builder.__module__, getattr(transforms, "keywords", {}))
+    weights = next(iter(models.get_model_weights(name)), None)
+    transforms = getattr(getattr(weights, "transforms", None), "keywords", {})
+    spec = _torchvision_input(builder.__module__, transforms)
     make = partial(_make_torchvision, builder, **fixed)
-    return Architecture(f"torchvision:{name}", make, spec, adapts=True)
+    classes = len(weights.meta.get("categories", ())) if weights else 0
+    return Architecture(f"torchvision:{name}", make, spec, adapts=True, classes=classes)
 
 
 def _torchvision_input(module: str, transforms: Mapping[str, Any]) -> str | None:
@@ -200,7 +203,7 @@ def fit_weights(
         source,
         input_hint=input_hint(fitted.architecture, model, overrides),
         warnings=tuple(notes),
-        recognised_by="keys and shapes",
+        recognised_by="keys, shapes and name" if fitted.by_name else "keys and shapes",
         alternatives=others,
     )
 
@@ -226,6 +229,7 @@ class _Fitted(NamedTuple):
     fit: "_Fit"
     overrides: dict[str, Any]
     differences: str  # in words; '' where all keys and shapes are equal
+    by_name: bool = False  # what it is called decided between models of equal weights
 
 
 def fit_architecture(architecture: Architecture, request: Request) -> tuple[nn.Module, _Fitted]:
@@ -233,7 +237,7 @@ def fit_architecture(architecture: Architecture, request: Request) -> tuple[nn.M
     tensors = request.contents.tensors
     model = build(architecture, meta=request.meta)
     fit = first = _compare(model, tensors)
-    if overrides := _overrides(model, fit, tensors) if architecture.adapts else {}:
+    if overrides := _overrides(architecture, model, fit, tensors) if architecture.adapts else {}:
         model = build(architecture, meta=request.meta, **overrides)
         fit = _compare(model, tensors)
     wrong = {what: keys for what, keys in first.wrong.items() if keys and any(fit.wrong.values())}
@@ -257,9 +261,9 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
     by_hand = "name its code: --arch torchvision:resnet18, or --arch my_net.py:build"
     match = recognise({key: info.shape for key, info in tensors.items()})
     closest = lacking = ""
-    fitting: list[Entry] = []
+    fits: dict[Entry, int] = {}  # and how many tensors each leaves out
     for entry in match.candidates if match else ():
-        if fitting and match and match.exact:
+        if fits and match and match.exact:
             break  # equal fingerprints: the others fit as well
         try:
             architecture = find_architecture(entry.name)
@@ -272,18 +276,22 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
         _, fitted = fit_architecture(architecture, replace(request, meta=True))
         beside = fitted.fit.left_out / max(len(tensors), 1)  # such as a loss's weights
         if not fitted.differences and beside <= BESIDE:
-            fitting += [entry, *alternatives(entry)]
+            fits |= dict.fromkeys((entry, *alternatives(entry)), fitted.fit.left_out)
             continue
         closest = closest or f"closest is {entry.name}, differs in {fitted.differences}"
-    if fitting:
+    if fitting := [entry for entry, left_out in fits.items() if left_out == min(fits.values())]:
         first, *others = fitting
         differ = [o for o in others if (o.gflops, o.input) != (first.gflops, first.input)]
         if request.strict and differ:
             named = ", ".join(f"{o.name} ({o.gflops} GFLOPs)" for o in (first, *differ)[:6])
             fact = f"{path} may be any of {named}: their weights have equal keys and shapes"
             raise UnknownArchitectureError(fact, remedy="name one: --arch …")
-        model, fitted = fit_architecture(find_architecture(first.name), request)
-        return model, fitted, tuple(others)
+        for choice in dict.fromkeys((*named_first(fitting, request.contents.texts), first)):
+            model, fitted = fit_architecture(find_architecture(choice.name), request)
+            if not fitted.differences:  # its head, too, is as the file's
+                break
+        others = [entry for entry in fitting if entry != choice]
+        return model, fitted._replace(by_name=choice != first), tuple(others)
     if match and match.exact and lacking:
         library = match.candidates[0].name.partition(":")[0]
         raise UnknownArchitectureError(lacking, remedy=f"pip install {library}")
@@ -324,14 +332,21 @@ def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:
     return _Fit(pairs, wrong, len(tensors) - len(inside))
 
 
-def _overrides(model: nn.Module, fit: _Fit, tensors: Mapping[str, TensorInfo]) -> dict[str, Any]:
-    """Return what torchvision's models can be told, so that the shapes come out as saved."""
+def _overrides(
+    architecture: Architecture, model: nn.Module, fit: _Fit, tensors: Mapping[str, TensorInfo]
+) -> dict[str, Any]:
+    """Return what a registry's models can be told, so that the shapes come out as saved."""
     overrides: dict[str, Any] = {}
     shapes = {key: (tensor.shape, info.shape) for key, (tensor, info, _) in fit.pairs.items()}
     pairs = [(want, found) for want, found in shapes.values() if want != found]
-    heads = [found[0] for want, found in pairs if found and found[1:] == want[1:]]
+    # A detector's heads have four outputs for each class, or as many for each anchor.
+    heads = [
+        found[0] * architecture.classes // want[0] or found[0]
+        for want, found in pairs
+        if found and want[0] and found[1:] == want[1:]
+    ]
     if heads:
-        overrides["num_classes"] = min(heads)  # a detector's box head has four for each class
+        overrides["num_classes"] = min(heads)
     conv = next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
     built, saved = shapes.get(f"{conv}.weight", ((), ()))
     if built[1:2] != saved[1:2]:

@@ -52,6 +52,11 @@ class Contents:
     config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """Return what may name the model: the file's name, and the texts beside its weights."""
+        return (self.path.name, *(t for t in self.metadata.values() if isinstance(t, str)))
+
+    @property
     def dangerous(self) -> tuple[str, ...]:
         """Return those globals that are no model's: Python's own modules, but for containers."""
         stdlib = sys.stdlib_module_names | {"commands"}  # the last of Python 2

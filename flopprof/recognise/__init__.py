@@ -6,7 +6,8 @@ its keys and shapes, and a sketch of them, by which models with other heads or i
 
 import csv
 import hashlib
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -75,7 +76,7 @@ def recognise(shapes: Shapes) -> Match | None:
     for keys in _without_prefixes(shapes):
         mark = fingerprint(keys)
         exact = [entry for entry in entries if entry.fingerprint == mark]
-        if exact:
+        if exact and len(keys) == len(shapes):
             return Match(tuple(sorted(exact, key=_plainness)), exact=True, likeness=1.0)
         mine = np.frombuffer(sketch(keys), dtype=">u4")
         common = np.isin(sketches, mine[mine < 0xFFFFFFFF]).sum(axis=1)
@@ -83,7 +84,9 @@ def recognise(shapes: Shapes) -> Match | None:
         order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
         first = {entries[i].fingerprint: i for i in reversed(order) if common[i]}
         top = sorted(first.values(), key=order.index)[:NEAREST]  # one of each fingerprint
-        if top:
+        if exact:  # but for some keys beside: of a loss, or of a head that others have too
+            found.append((1.0, sorted(exact, key=_plainness)))
+        elif top:
             share = min(float(likeness[top[0]]), 1.0)
             found.append((share, [entries[i] for i in top]))
     if not found:
@@ -103,6 +106,20 @@ def alternatives(entry: Entry) -> tuple[Entry, ...]:
     """Return the other models with the keys and shapes of this one, plainest first."""
     same = [e for e in _index()[0] if e.fingerprint == entry.fingerprint and e != entry]
     return tuple(sorted(same, key=_plainness))
+
+
+def named_first(entries: Iterable[Entry], texts: Iterable[str]) -> list[Entry]:
+    """Return `entries` with those first whose names are in `texts`, the longest name before all.
+
+    Of models with equal weights a file's name, "resnetblur18-84f4748f.pth", may say which it is.
+    """
+    words = [f"_{re.sub('[^a-z0-9]+', '_', text.lower())}_" for text in texts]
+
+    def unnamed(entry: Entry) -> int:
+        name = entry.name.partition(":")[2]
+        return -len(name) if any(f"_{name}_" in text for text in words) else 0
+
+    return sorted(entries, key=unnamed)
 
 
 def _plainness(entry: Entry) -> tuple[bool, int, str]:

@@ -153,3 +153,37 @@ def test_the_index_is_small_and_names_its_versions():
     assert first.startswith("# torchvision 0.")
     assert len(names) > 100
     assert set(names) >= {"resnet18", "vit_b_16", "r3d_18", "fasterrcnn_resnet50_fpn"}
+
+
+@pytest.mark.parametrize(
+    ("file", "wrap", "wanted"),
+    [
+        ("model.pth", lambda state: state, "torchvision:resnet18"),
+        ("resnetblur18-84f4748f.pth", lambda state: state, "timm:resnetblur18"),
+        ("resnet18-5c106cde.pth", lambda state: state, "torchvision:resnet18"),
+        ("last.ckpt", lambda s: {"arch": "resnetblur18", "state_dict": s}, "timm:resnetblur18"),
+        ("myresnetblur18x.pth", lambda state: state, "torchvision:resnet18"),
+        ("resnet34.pth", lambda state: state, "torchvision:resnet18"),  # a name alone is nothing
+    ],
+)
+def test_a_name_decides_between_models_of_equal_weights(tmp_path, file, wrap, wanted):
+    pytest.importorskip("timm")
+
+    loaded = load_model(saved(tmp_path / file, torchvision.models.resnet18(), wrap), meta=True)
+
+    others = {"timm:resnetblur18", "torchvision:resnet18"} - {wanted}
+    assert loaded.architecture == wanted
+    assert others <= {entry.name for entry in loaded.alternatives}
+    by_name = wanted == "timm:resnetblur18"
+    assert loaded.recognised_by == ("keys, shapes and name" if by_name else "keys and shapes")
+
+
+@pytest.mark.parametrize("name", ["ssdlite320_mobilenet_v3_large", "retinanet_resnet50_fpn"])
+def test_a_detectors_head_has_as_many_outputs_for_each_anchor(tmp_path, name):
+    fixed = {"weights": None, "weights_backbone": None}
+    model = torchvision.models.get_model(name, num_classes=7, **fixed)
+
+    loaded = load_model(saved(tmp_path / "m.pth", model), meta=True)
+
+    assert loaded.architecture == f"torchvision:{name}"
+    assert loaded.warnings == ("num_classes = 7, as the weights say",)
