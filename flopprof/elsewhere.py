@@ -15,7 +15,7 @@ from flopprof.ceilings.file import Ceilings, load_ceilings
 from flopprof.ceilings.peaks import ceilings_for_gpu
 from flopprof.errors import UsageError
 from flopprof.reconcile import reconcile
-from flopprof.roofs import above_roof
+from flopprof.roofs import roof_doubts
 from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS
 from flopprof.trace.read import Trace, read_trace
@@ -77,12 +77,7 @@ def analyse_traces(
         warnings.append(f"the ranks ran on different devices: {', '.join(names)}")
     rooflines, dtype = found.rooflines(), _main_dtype(ops)
     sites = reconcile(MODULE_CALLS.empty(), ops, gaps, kernels, rooflines, dtype=dtype)
-    above = above_roof(sites).query("bound == 'compute'")
-    if len(above):
-        warnings.append(
-            f"sites above their roof: {len(above)}, such as {above['op'].iloc[0]}: "
-            + above["reason"].iloc[0].rpartition("; ")[2]
-        )
+    warnings += roof_doubts(sites)
     sums = pd.DataFrame(ranks)
     ranks.sort(key=lambda row: int(row["rank"]))
     meta: dict[str, Any] = {

@@ -407,6 +407,7 @@ def _assemble(
     """Reconcile what the passes found and return it as a `Run` with its provenance."""
     from flopprof.hooks import module_paths
     from flopprof.reconcile import reconcile
+    from flopprof.roofs import roof_doubts
 
     dtype = meta.get("dtype") or home(model)[1] or first_float(inputs) or "float32"
     called = set(module_calls["module_path"])
@@ -443,7 +444,12 @@ def _assemble(
         "host_overhead_us": gaps_us,
         "device_busy_us": trace.info.get("device_busy_us", math.nan),
         **meta,
-        "warnings": [*meta.get("warnings", []), *doubts, *trace.info["warnings"]],
+        "warnings": [
+            *meta.get("warnings", []),
+            *doubts,
+            *trace.info["warnings"],
+            *roof_doubts(sites),
+        ],
     }
     run = Run(module_calls, ops, trace.kernels, rooflines, sites, provenance, packed)
     totals = run.totals

@@ -124,7 +124,7 @@ def reconcile(
     walked.put("unit", *kernel_units(walked["op_id"], owner, kernels))
     _settle_glue(walked)
     if timed:
-        bounded = ~np.isnan(walked["flops_at_most"])
+        bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell
         walked = walked.where(walked["counted"] | (walked["time_us"] > 0) | bounded)
     types = dict(tuples(module_calls, ("module_path", "module_type")))
     verdicts = _judge(walked, module_calls, types, never_called)

@@ -48,6 +48,17 @@ def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
     return sites[sites["efficiency_frac"] > TOLERANCE]
 
 
+def roof_doubts(sites: pd.DataFrame) -> list[str]:
+    """Return a warning where sites compute faster than the device can: a ceiling is too low."""
+    above = above_roof(sites).query("bound == 'compute'")
+    if not len(above):
+        return []
+    first, worst = above.iloc[0], above["efficiency_frac"].max()
+    why = first["reason"].rpartition("; ")[2]
+    return [f"sites above their roof: {len(above)}, by {worst - 1:.0%} at most, such as "
+            f"{first['op']}: {why}"]  # fmt: skip
+
+
 def apply_rooflines(
     sites: dict[str, np.ndarray],
     rooflines: pd.DataFrame,

@@ -1,13 +1,8 @@
 """Hold one profiling result and its provenance; save it, load it, add it up."""
 
-import errno
 import json
 import math
-import os
-import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,13 +12,11 @@ import pandas as pd
 
 from flopprof import tables
 from flopprof.errors import LoadError, UsageError
+from flopprof.files import writing
 
 SCHEMA_VERSION = 1
 """Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
 
-_REFUSALS = ("EACCES", "EPERM", "EROFS", "ENOENT", "ENOTDIR", "EISDIR", "ENAMETOOLONG")
-_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
-_NOT_WRITABLE = frozenset(getattr(errno, name) for name in _REFUSALS)
 _SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
 
 
@@ -271,107 +264,3 @@ def to_json(value: Any) -> Any:
 def whole(value: float) -> float | int:
     """Return a count held as a float as an integer; NaN unchanged."""
     return int(value) if math.isfinite(value) else value
-
-
-def check_target(path: str | Path, *, force: bool = False) -> Path:
-    """Return `path` if a run may be written there.
-
-    Raises:
-        UsageError: It is a file, or a folder that holds something other than a run.
-    """
-    target = Path(path)
-    if target.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
-        raise UsageError(
-            f"{target} is the current folder, one above it or your home; a run replaces its folder",
-            remedy="choose a folder of its own with -o",
-        )
-    if target.is_dir() and any(target.iterdir()) and not force:
-        if not (target / "meta.json").exists() or not (target / "sites.csv").exists():
-            raise UsageError(
-                f"{target} exists and is not a run of flopprof",
-                remedy="choose another folder with -o, or add --force to replace it",
-            )
-    elif target.exists() and not target.is_dir() and not force:
-        raise UsageError(
-            f"{target} exists and is a file", remedy="choose a folder with -o, or add --force"
-        )
-    return target
-
-
-@contextmanager
-def writing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends, and vanishes if it raises.
-
-    Raises:
-        UsageError: `path` may not be replaced, or the disk is full or not writable.
-    """
-    target = check_target(path, force=force)
-    with explain_os_errors(target):
-        parent = target.resolve().parent
-        parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=parent))
-        try:
-            yield staging
-            staging.chmod(0o755)
-            _swap(staging, target)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Put `staging` in the place of `target`; the old one goes only once the new one is there."""
-    if not target.exists() and not target.is_symlink():
-        staging.rename(target)
-        return
-    old = staging.with_name(staging.name + "-old")
-    target.rename(old)
-    try:
-        staging.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
-    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-
-
-@contextmanager
-def explain_os_errors(path: str | Path) -> Iterator[None]:
-    """Turn an operating system's refusal to write below `path` into a `UsageError`."""
-    try:
-        yield
-    except (OSError, UsageError) as error:
-        cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in _FULL | _NOT_WRITABLE:
-            raise
-        fact = f"cannot be written: {str(cause.strerror).lower()}"
-        if cause.errno in _FULL:
-            fact = "could not be finished: the disk is full"
-        remedy = "free space or choose another folder with -o"
-        raise UsageError(f"{path} {fact}", remedy=remedy) from error
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Yield a file to write, which becomes `path` in one step when the block ends.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    with explain_os_errors(path):
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.resolve().parent)
-        os.close(handle)
-        try:
-            yield Path(name)
-            Path(name).chmod(0o644)
-            Path(name).replace(path)
-        finally:
-            Path(name).unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: readers see the old file or the new one.
-
-    Raises:
-        UsageError: It cannot be written.
-    """
-    with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")

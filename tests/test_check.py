@@ -167,3 +167,22 @@ def test_neither_imports_torch(saved):
             "assert 'torch' not in sys.modules"
         )
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_limit_on_flops_says_what_the_unknown_may_add(saved, capsys):
+    assert main(["check", saved, "--max-gflops", "1"]) == 0
+
+    # 10 µs are unknown, at most 100 kFLOPs of them.
+    assert "; counted 528 FLOPs, with what is unknown at most" in capsys.readouterr().out
+
+
+def test_a_stub_that_may_be_filled_in_is_not_replaced(saved, tmp_path, capsys):
+    stub = tmp_path / "mine.py"
+    assert main(["misses", saved, "--stub", str(stub)]) == 0
+    stub.write_text("# filled in\n")
+
+    assert main(["misses", saved, "--stub", str(stub)]) == 2
+    assert "may be filled in" in capsys.readouterr().err
+    assert stub.read_text() == "# filled in\n"
+    assert main(["misses", saved, "--stub", str(stub), "--force"]) == 0
+    assert "op_formula" in stub.read_text()

@@ -327,3 +327,36 @@ def test_python_m_ignores_modules_in_the_current_folder(resnet18, tmp_path):
     )
 
     assert not (tmp_path / "was_run").exists()
+
+
+def test_code_is_a_model_too_with_random_weights(tmp_path, capsys):
+    Path("nets.py").write_text(
+        "from torch import nn\ndef mlp():\n    return nn.Sequential(nn.Linear(10, 20), nn.ReLU())\n"
+    )
+
+    assert call("count", "nets.py:mlp", "--input", "3x10", "--json") == 0
+    counted = json.loads(capsys.readouterr().out)
+    assert counted["matmul_flops"] == 2 * 3 * 10 * 20
+    assert counted["architecture"] == "nets.py:mlp"
+    assert call("run", "nets.py:mlp", "--repeats", "1", "--json") == 0
+    assert json.loads(Path("mlp.flopprof/meta.json").read_text())["weights"] == "random"
+    assert Path("mlp.flopprof/roofline.png").is_file()
+    assert call("count", "nets.py:net") == 2
+    assert "--arch nets.py:mlp" in capsys.readouterr().err
+    assert call("count", "none.py:mlp") == 2
+
+
+def test_what_is_left_out_of_the_report_is_said(resnet18, capsys):
+    assert call("count", str(resnet18)) == 0
+
+    out = capsys.readouterr().out
+    # 20 convolutions, 20 normalisations, 17 activations, 8 additions, and more: 15 are shown.
+    assert re.search(r"^… and \d\d sites more: see --json$", out, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", ["run", "count", "inspect"])
+def test_a_dangling_link_says_where_it_leads(command, capsys):
+    Path("model.pth").symlink_to("/no/such/place.pth")
+
+    assert call(command, "model.pth") == 2
+    assert "a link to /no/such/place.pth" in capsys.readouterr().err

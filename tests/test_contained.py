@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
@@ -142,6 +143,24 @@ def test_inspecting_a_module_says_that_loading_it_runs_code(module, capsys):
     said = capsys.readouterr().out
     assert "torch.nn.modules.container.Sequential" in said
     assert "flopprof asks for --trust" in said
+
+
+def test_inspecting_says_what_flopprof_rebuilds_and_counts_no_tensors_it_did_not_read(
+    tmp_path, capsys
+):
+    torchvision = pytest.importorskip("torchvision")
+    torch.save(torchvision.models.squeezenet1_1(), tmp_path / "net.pt")
+    net = nn.Linear(4, 2).eval()
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated
+        torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, (3, 3)))).save(tmp_path / "script.pt")
+    torch.export.save(torch.export.export(net, (torch.ones(1, 4),)), tmp_path / "net.pt2")
+
+    assert main(["inspect", str(tmp_path / "net.pt")]) == 0
+    assert "rebuilds it from the library's own code" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "script.pt")]) == 0
+    assert "DANGEROUS" not in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "net.pt2"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] is None
 
 
 def test_inspecting_what_is_no_model_says_what_it_is(tmp_path, capsys):

@@ -12,6 +12,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import flopprof
 from flopprof.reconcile import reconcile
+from flopprof.roofs import roof_doubts
 from flopprof.tables import GAPS, KERNELS, MODULE_CALLS, OPS, ROOFLINES
 
 
@@ -364,3 +365,13 @@ def test_repeated_calls_of_one_shape_are_one_site():
     sites = judge(MODULE_CALLS.empty(), [op_row(), op_row(op_id=1)])
 
     assert (len(sites), sites["calls"][0], sites["flops"][0]) == (1, 2, 528)
+
+
+def test_a_site_faster_than_its_roof_makes_the_ceiling_doubtful():
+    # 264 MFLOPs in 100 µs are 2.64 TFLOP/s, of 10 GFLOP/s; 1 kB moved: compute-bound.
+    fast = op_row(matmul_flops=264e6, vector_flops=0.0, min_bytes=1000.0)
+    doubts = roof_doubts(judge(MODULE_CALLS.empty(), [fast], rooflines=ROOFS))
+
+    assert len(doubts) == 1
+    assert "sites above their roof: 1, by 26300% at most, such as aten::linear" in doubts[0]
+    assert not roof_doubts(judge(MODULE_CALLS.empty(), [op_row()], rooflines=ROOFS))

@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from flopprof.errors import LoadError, UsageError
-from flopprof.run import Run, write_atomically, writing
+from flopprof.files import write_atomically, writing
+from flopprof.run import Run
 from tests.builders import make_run
 
 

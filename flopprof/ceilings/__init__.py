@@ -64,7 +64,8 @@ def find_ceilings(
         new = tuple(entry for entry in measured if entry.valid)
         kept = Ceilings(described, tuple(Ceilings({}, new + kept.entries).resolved.values()))
         _write_cache(torch.__version__, kept, notes)
-    notes += [f"measured on a busy machine: {e.name} {e.unit}" for e in measured if not e.valid]
+    busy = [f"{e.name} {e.unit.replace('tensor', 'matmul')}" for e in measured if not e.valid]
+    notes += [f"measured on a busy machine: {name}" for name in busy]
     entries = [*kept.entries, *(e for e in measured if not e.valid), *tables.entries]
     levels = Ceilings({}, tuple(entries)).resolved
     if L3 in levels and MAIN in levels and levels[L3].per_s < 1.2 * levels[MAIN].per_s:

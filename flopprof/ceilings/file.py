@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from flopprof.errors import LoadError, UsageError
+from flopprof.files import write_atomically
 from flopprof.tables import ROOFLINES
 
 VERSION = 1
@@ -135,15 +136,7 @@ def save_ceilings(path: str | Path, ceilings: Ceilings) -> None:
     Raises:
         UsageError: It cannot be written.
     """
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        unfinished.write_text(json.dumps(ceilings.to_json(), indent=1) + "\n", encoding="utf-8")
-        unfinished.replace(path)
-    except OSError as error:
-        raise UsageError(
-            f"{path} cannot be written: {error.strerror}", remedy="name another file with -o"
-        ) from error
+    write_atomically(Path(path), json.dumps(ceilings.to_json(), indent=1) + "\n")
 
 
 def load_ceilings(path: str | Path) -> Ceilings:

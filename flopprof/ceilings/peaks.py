@@ -75,13 +75,19 @@ def _read(name: str) -> tuple[Row, ...]:
 
 
 def _find(facts: dict[str, Any]) -> Row | None:
+    rows = _fitting(facts)
+    return rows[0] if len(rows) == 1 else None
+
+
+def _fitting(facts: dict[str, Any]) -> list[Row]:
+    """Return the rows of the boards that the name may mean."""
     name = str(facts.get("name", "")).strip()
     whole = re.sub(r" MIG .*", "", name)  # a slice keeps its board's name
     rows = [row for row in peak_rows() if re.search(row["torch_name_regex"], whole)]
     if not rows and name and not facts.get("sm_count"):  # typed by a person
         rows = [row for row in peak_rows() if name.lower() in row["name"].lower()]
         rows = [row for row in rows if name.lower() == row["name"].lower()] or rows
-    return rows[0] if len(rows) == 1 else None
+    return rows
 
 
 def _is_whole(row: Row, facts: dict[str, Any]) -> bool:
@@ -124,6 +130,9 @@ def _memory(bits: int, per_s: float, kind: str, source: str) -> Ceiling:
 
 def _unknown(facts: dict[str, Any]) -> str:
     sms = f" with {facts['sm_count']} SMs" if facts.get("sm_count") else ""
+    if len(several := _fitting(facts)) > 1:
+        named = ", ".join(row["name"] for row in several)
+        return f"{facts['name']!r} may be any of {named}: give --gpu NAME or --ceilings FILE"
     return (
         f"no ceiling is known for the GPU {facts.get('name', '')!r}{sms}: give --gpu NAME or "
         f"--ceilings FILE (known: {', '.join(row['name'] for row in peak_rows())})"

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopprof.cli import Handler, Progress, command, print_json
+from flopprof.cli import Handler, Progress, check_threads, command, print_json
 from flopprof.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def ceilings(parser: ArgumentParser) -> Handler:
         from flopprof.ceilings.file import load_ceilings, save_ceilings
 
         path = Path(args.output) if args.output else None
-        if path and path.exists() and not args.force:
+        if path and path.is_file() and not args.force:
             try:
                 load_ceilings(path)
             except LoadError as error:
@@ -78,8 +78,7 @@ def _find(args: Namespace) -> "Ceilings":
 
             device = find_device(args.device)
             if args.threads is not None:
-                if args.threads < 1:
-                    raise UsageError(f"--threads is {args.threads}", remedy="give at least 1")
+                check_threads(args.threads)
                 torch.set_num_threads(args.threads)
             found = find_ceilings(device, refresh=args.refresh, dtypes=dtypes, progress=progress)
     kept = [e for e in found.entries if not dtypes or e.unit == "memory" or e.name in dtypes]

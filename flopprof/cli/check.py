@@ -45,10 +45,12 @@ def check(parser: ArgumentParser) -> Handler:
 
     def handle(args: Namespace) -> int:
         from flopprof.errors import UsageError
-        from flopprof.run import SCHEMA_VERSION, Run, to_json, write_atomically
+        from flopprof.files import write_atomically
+        from flopprof.run import SCHEMA_VERSION, Run, to_json
 
         _refuse_nonsense(args)
-        rules = _rules(Run.load(args.run), args)
+        run = Run.load(args.run)
+        rules = _rules(run, args)
         if not rules:
             raise UsageError("no rule was given", remedy="flopprof check --help lists them")
         broken = [rule.broken for rule in rules if rule.broken]
@@ -60,7 +62,7 @@ def check(parser: ArgumentParser) -> Handler:
             print_json(to_json(found | {"rules": rows}))
         else:
             held = f"{len(rules)} rule{'s' * (len(rules) > 1)} hold{'s' * (len(rules) == 1)}"
-            print("\n".join(broken) or f"{args.run}: {held}")
+            print("\n".join(broken) or f"{args.run}: {held}{_note(run, args)}")
         return 1 if broken else 0
 
     return handle
@@ -115,6 +117,17 @@ def _rules(run: "Run", args: Namespace) -> list[Rule]:
             broken += first["reason"].replace("\n", " ")
         rules.append(Rule(name, float(len(sites)), broken))
     return rules
+
+
+def _note(run: "Run", args: Namespace) -> str:
+    """Return what a limit on the FLOPs cannot promise, where some are unknown."""
+    from flopprof.units import UNKNOWN, si
+
+    totals = run.totals
+    if args.max_gflops is None or totals.flops_at_most == totals.flops:
+        return ""
+    most = si(totals.flops_at_most, "FLOPs").replace(UNKNOWN, "unknown")
+    return f"; counted {si(float(totals.flops), 'FLOPs')}, with what is unknown at most {most}"
 
 
 def _junit(run: str, rules: list[Rule]) -> str:

@@ -44,7 +44,7 @@ def inspect(parser: ArgumentParser) -> Handler:
 
 def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[str, Any]:
     """Return what is known of the file."""
-    from flopprof.recognise import alternatives, named_first, recognise
+    from flopprof.recognise import LIBRARIES, alternatives, named_first, recognise
 
     files = contents.shards if contents and contents.shards else (path,)
     found: dict[str, Any] = {
@@ -65,7 +65,7 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
     best = named_first(match.candidates, contents.texts)[0] if match else None
     others = alternatives(best) if match and match.exact and best else ()
     return found | {
-        "tensors": len(contents.tensors),
+        "tensors": None if contents.kind == "torch_export" else len(contents.tensors),
         "parameters": dict(parameters.most_common()),
         "class": contents.top_class or None,
         "wrapper_keys": list(contents.wrapper_keys),
@@ -73,6 +73,7 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
         "globals": list(contents.globals),
         "dangerous": list(contents.dangerous),
         "runs_code": contents.kind in ("pickled_module", "torchscript", "torch_export"),
+        "rebuilds": contents.top_class.startswith(LIBRARIES),
         "architecture": best.name if match and match.exact and best else None,
         "nearest": [entry.name for entry in match.candidates] if match and not match.exact else [],
         "alternatives": [
@@ -95,8 +96,11 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if found["remedy"]:
         return [*lines, ("To do", found["remedy"])]
-    elements = ", ".join(f"{si(float(n), '')} {dtype}" for dtype, n in found["parameters"].items())
-    lines += [("Tensors", f"{found['tensors']}" + (f", {elements}" if elements else ""))]
+    sizes = (
+        (dtype, si(float(n), "") if n >= 1000 else n) for dtype, n in found["parameters"].items()
+    )
+    held = "not read" if found["tensors"] is None else f"{found['tensors']}"
+    lines += [("Tensors", ", ".join([held, *(f"{n} {dtype}" for dtype, n in sizes)]))]
     if found["wrapper_keys"]:
         lines += [("Under", ".".join(found["wrapper_keys"]))]
     lines += [("Metadata", f"{key} = {value}") for key, value in found["metadata"].items()]
@@ -107,7 +111,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     if found["dangerous"]:
         lines += [("DANGEROUS", ", ".join(found["dangerous"]))]
     if found["runs_code"]:
-        lines += [("Loading", "runs code of the file's choice; flopprof asks for --trust")]
+        asks = "flopprof rebuilds it from the library's own code, else asks for --trust"
+        asks = asks if found["rebuilds"] else "flopprof asks for --trust"
+        lines += [("Loading", f"runs code of the file's choice; {asks}")]
     if found["model_type"]:
         lines += [("Config", f"model_type {found['model_type']} (transformers)")]
     if found["architecture"]:
@@ -116,7 +122,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         if found["input"]:
             lines += [("Input", f"{found['input']} (its registry's)")]
     elif found["nearest"] and not found["model_type"]:
-        lines += [("Nearest", f"{', '.join(found['nearest'][:3])}: other keys or shapes")]
+        nearest = f"{', '.join(found['nearest'][:3])}, with another head, input or layers"
+        lines += [("Nearest", f"{nearest}: flopprof count builds and compares")]
     elif found["tensors"] and not found["model_type"]:
         lines += [("Model", "not recognised: no model of the index is alike")]
     return lines

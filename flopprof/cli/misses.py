@@ -1,5 +1,6 @@
 """`flopprof misses`: what a saved run says was missed, and what to do about it."""
 
+import warnings
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
@@ -17,14 +18,16 @@ def misses(parser: ArgumentParser) -> Handler:
         "--stub", metavar="FILE.py", help="write a formula to fill in for each op without one"
     )
 
+    parser.add_argument("--force", action="store_true", help="replace FILE.py if it is there")
+
     def handle(args: Namespace) -> int:
         from flopprof.report.missed import missed, missed_text, stubs
-        from flopprof.run import SCHEMA_VERSION, Run, to_json, whole, write_atomically
+        from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 
         run = Run.load(args.run)
         entries, source = missed(run), stubs(run)
         if args.stub:
-            write_atomically(Path(args.stub), source)
+            _write_stub(Path(args.stub), source, force=args.force)
         if args.json:
             totals = run.totals
             found = {
@@ -44,3 +47,17 @@ def misses(parser: ArgumentParser) -> Handler:
         return 0
 
     return handle
+
+
+def _write_stub(path: Path, source: str, *, force: bool) -> None:
+    from flopprof.errors import UsageError
+    from flopprof.files import write_atomically
+
+    if not source:
+        warnings.warn("no op of this run lacks a formula: no stub is written", stacklevel=1)
+        return
+    if path.is_file() and not force:
+        raise UsageError(
+            f"{path} exists, and may be filled in", remedy="name another file, or add --force"
+        )
+    write_atomically(path, source)

@@ -20,7 +20,12 @@ from flopprof.loaders import Loaded
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that say which model and which input."""
-    parser.add_argument("model", metavar="MODEL", help="model file: a state_dict, a checkpoint, …")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="model file: a state_dict, a checkpoint, …; or code, with random weights: "
+        "torchvision:NAME, timm:NAME, FILE.py:BUILD",
+    )
     parser.add_argument(
         "--arch",
         help="code for a state_dict: torchvision:NAME, timm:NAME, or FILE.py:BUILD (factory or "

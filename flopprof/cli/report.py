@@ -17,8 +17,9 @@ def report(parser: ArgumentParser) -> Handler:
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
 
     def handle(args: Namespace) -> int:
+        from flopprof.files import write_atomically
         from flopprof.report.jsonfile import to_object
-        from flopprof.run import Run, write_atomically
+        from flopprof.run import Run
 
         loaded = Run.load(args.run)
         suffix = Path(args.output).suffix.lower() if args.output else ""

@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from flopprof.cli import Handler, Progress, command, print_json
+from flopprof.cli import Handler, Progress, check_threads, command, print_json
 
 
 @command("run")
@@ -54,15 +54,21 @@ def run(parser: ArgumentParser) -> Handler:
         from flopprof.ceilings.file import load_ceilings
         from flopprof.cli.model import contain
         from flopprof.errors import UsageError
-        from flopprof.run import check_target
+        from flopprof.files import check_target
+        from flopprof.loaders import names_code
+        from flopprof.loaders.detect import detect
 
-        for name, least in (("repeats", 1), ("warmup", 1), ("threads", 1)):
+        for name, least in (("repeats", 1), ("warmup", 1)):
             value = getattr(args, name)
-            if value is not None and value < least:
+            if value < least:
                 raise UsageError(f"--{name} is {value}", remedy=f"give at least {least}")
-        target = Path(args.output or f"{Path(args.model).stem}.flopprof")
-        if not Path(args.model).exists():
-            raise UsageError(f"there is no file {args.model}", remedy="check the path")
+        check_threads(args.threads)
+        name = Path(args.model).stem
+        if names_code(args.model):
+            name = args.model.rpartition(":")[2]
+        else:
+            detect(Path(args.model))  # what is no file is said before the long work
+        target = Path(args.output or f"{name}.flopprof")
         if args.ceilings:
             load_ceilings(args.ceilings)  # what is wrong with it is said before the long work
         check_target(target, force=args.force)
@@ -75,7 +81,7 @@ def run(parser: ArgumentParser) -> Handler:
 
 def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:  # type: ignore[name-defined]  # noqa: F821
     """Make a run, write it with chart and report into `target`, and print it."""
-    from flopprof.run import check_target, writing
+    from flopprof.files import check_target, writing
 
     check_target(target, force=args.force)
     with Progress() as progress, writing(target, force=args.force) as folder:

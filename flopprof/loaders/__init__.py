@@ -1,5 +1,6 @@
 """Turn a file into a module ready to call, without running its code."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ class Loaded:
     model: "nn.Module"
     architecture: str  # its code: "torchvision:resnet18", "my_net.py:build", a class
     source: str  # what the file is: "state_dict of", "pickled nn.Module of"
-    weights: str = "file"  # or "meta": shapes only
+    weights: str = "file"  # or "random"; "meta": shapes only
     parameters: int = 0
     input_hint: str | None = None  # the architecture's own input, "1x3x224x224"
     dtype: str = "float32"  # of the parameters, and what floating inputs should have
@@ -43,6 +44,9 @@ class Loaded:
     alternatives: tuple[Entry, ...] = ()  # other architectures with equal keys and shapes
     warnings: tuple[str, ...] = ()  # where the model differs from what its name promises
 
+
+CODE = re.compile(r"(torchvision|timm|.+\.py):\w+")
+"""A model that is no file but code, as `--arch` names it."""
 
 Loader = Callable[[Request], Loaded]
 LOADERS: Registry[Loader] = Registry("model format")
@@ -65,12 +69,35 @@ def load_model(
 ) -> Loaded:
     """Return the model in the file at `path`, in eval mode on `device`, its floats as `dtype`.
 
-    The file is first read inertly; only then, if it is sound, is torch imported. With `meta` no
-    tensor's data is read: the model has shapes and dtypes, checked against the file, on meta.
+    `path` may also name code, "torchvision:resnet18": the model then has random weights. A file is
+    first read inertly; only then, if it is sound, is torch imported. With `meta` no tensor's data
+    is read: the model has shapes and dtypes, checked against the file, on meta.
     """
     if dtype is not None and not (dtypes.itemsize(dtype) and dtypes.is_floating(dtype)):
         raise UsageError(f"{dtype!r} is no floating dtype", remedy="--dtype float32 or bfloat16")
-    path = Path(path)
+    if names_code(path):
+        from flopprof.loaders.build import load_code
+
+        loaded = load_code(arch or str(path), meta=meta)
+    else:
+        loaded = _from_file(Path(path), arch=arch, trust=trust, meta=meta, strict=strict)
+    import torch
+
+    model = _in_eval_mode(loaded.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
+    tensors = [*model.parameters(), *model.buffers()]
+    found = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    name, weights = str(found).removeprefix("torch."), "meta" if meta else loaded.weights
+    return replace(loaded, parameters=parameters, dtype=name, weights=weights)
+
+
+def names_code(path: str | Path) -> bool:
+    """Return whether `path` is no file but names code."""
+    return bool(CODE.fullmatch(str(path))) and not Path(path).exists()
+
+
+def _from_file(path: Path, *, arch: str | None, trust: bool, meta: bool, strict: bool) -> Loaded:
     kind = detect(path)
     contents = read_contents(path, kind)
     import_all("flopprof.loaders")
@@ -81,16 +108,7 @@ def load_model(
             f"{safe_text(path)} is {kind.what}{safe_text(inside)}{_dangers(contents)}",
             remedy=kind.remedy or "name a file with a model or a state_dict",
         )
-    import torch
-
-    loaded = load(Request(contents, arch, trust, meta, strict))
-    model = _in_eval_mode(loaded.model)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
-    tensors = [*model.parameters(), *model.buffers()]
-    found = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
-    name, weights = str(found).removeprefix("torch."), "meta" if meta else "file"
-    return replace(loaded, parameters=parameters, dtype=name, weights=weights)
+    return load(Request(contents, arch, trust, meta, strict))
 
 
 def refuse_code(request: Request, what: str) -> None:

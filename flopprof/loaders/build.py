@@ -166,6 +166,20 @@ def build(architecture: Architecture, *, meta: bool = False, **overrides: Any) -
     return model.to("meta") if meta else model
 
 
+def load_code(text: str, *, meta: bool) -> Loaded:
+    """Return the model that code makes, with the random weights that it makes it with."""
+    architecture = find_architecture(text)
+    model = build(architecture, meta=meta)
+    return Loaded(
+        model,
+        architecture.text,
+        "random weights by",
+        weights="random",
+        input_hint=input_hint(architecture, model, {}),
+        recognised_by="its name",
+    )
+
+
 class _Fit(NamedTuple):
     pairs: dict[str, tuple[torch.Tensor, TensorInfo, str]]  # by the model's key; the file's key
     wrong: dict[str, list[str]]  # keys in words, by what is wrong with them

@@ -8,9 +8,7 @@ from torch import nn
 from flopprof.errors import FlopprofError
 from flopprof.loaders import Loaded, Request
 from flopprof.loaders.build import find_architecture, fit_architecture, input_hint
-from flopprof.recognise import alternatives, recognise
-
-LIBRARIES = ("torchvision.", "timm.")
+from flopprof.recognise import LIBRARIES, alternatives, recognise
 
 
 def rebuild(request: Request) -> Loaded | None:
@@ -47,6 +45,7 @@ def rebuild(request: Request) -> Loaded | None:
                 "pickled nn.Module, rebuilt without its code, of",
                 input_hint=input_hint(architecture, model, fitted.overrides),
                 recognised_by="class, keys, shapes and attributes",
+                weights="random",
                 warnings=tuple(notes),
             )
     return None

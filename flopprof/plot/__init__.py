@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from flopprof.errors import UsageError
+from flopprof.files import replacing
 from flopprof.plot.draw import KNOWN_BY, SERIES, SIZES, draw
 from flopprof.reconcile import owners
-from flopprof.run import explain_os_errors
 from flopprof.tables import ROOFLINES, SITES
 from flopprof.units import duration, si
 
@@ -91,7 +91,7 @@ def chart_data(
         UsageError: The run has no times, or there is no such grouping or level.
     """
     if group_by not in GROUPS:
-        raise UsageError(f"cannot group by {group_by!r}", remedy=f"use one of {list(GROUPS)}")
+        raise UsageError(f"cannot group by {group_by!r}", remedy=f"use {', '.join(GROUPS)}")
     sites = SITES.check(run.sites).replace([math.inf, -math.inf], math.nan)
     rooflines = ROOFLINES.check(run.rooflines)
     if level is not None:
@@ -103,6 +103,7 @@ def chart_data(
         raise UsageError("the run has no times, so no rates", remedy="flopprof run MODEL has both")
     flops, verdict = sites["flops"], sites["verdict"]
     confirmed = sites["profiler_flops"] == sites["matmul_flops"]
+    estimated = sites["flops_source"] == "generated"
     sites = sites.assign(
         dtype=sites["dtype"].map(_dtype_label),
         place=np.select(
@@ -113,7 +114,9 @@ def chart_data(
         share_frac=sites["time_us"] / sites["time_us"].sum(),
         ideal_us=flops / sites["attainable_flops_per_s"] * 1e6,
         known_by=np.select(
-            [flops.isna(), verdict == "agrees", verdict == "disagrees", confirmed], [4, 0, 3, 1], 2
+            [flops.isna(), verdict == "agrees", verdict == "disagrees", estimated, confirmed],
+            [5, 0, 4, 3, 1],
+            2,
         ),
         sites=1,
         kernel=sites.get("kernel", ""),
@@ -152,6 +155,7 @@ def chart_data(
     whole["time_us"] = wall_us if timed else sites["time_us"].sum()
     whole["name"] = f"whole run ({'wall' if timed else 'op'} time)"
     whole[["share_frac", "ideal_us"]] = math.nan
+    whole["coverage_frac"] = float(known["share_frac"].sum())
     return ChartData(
         points=_rates(points),
         merged=_rates(parts[parts["place"] != "rest"]),
@@ -159,7 +163,7 @@ def chart_data(
         run=_rates(whole),
         roofs=_roofs(rooflines, sites[plotted], level),
         finding=_finding(sites) + (f" ({level})" if level else ""),
-        coverage_frac=float(known["share_frac"].sum()),
+        coverage_frac=float(whole["coverage_frac"].iloc[0]),
         names={},
     )
 
@@ -251,11 +255,17 @@ def _merge(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
     others = groups.agg(
         known_by=("known_by", "max"),
         place=("place", "first"),
-        reason=("reason", "first"),
+        reason=("reason", _most_telling),
         module_path=("module_path", _path_pattern),
     )
     merged = sums.join([texts, others]).assign(label="", name="", key="", series="", head=True)
     return merged.sort_values("time_us", ascending=False, kind="stable", ignore_index=True)
+
+
+def _most_telling(reasons: Iterable[str]) -> str:
+    """Return the first reason that says why a part is above its roof, else the first."""
+    found = list(reasons)
+    return next((reason for reason in found if "; above the " in reason), found[0])
 
 
 def _rates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -373,13 +383,13 @@ def write_points(run: "Run | Mapping[str, Run]", path: str | Path, **select: Any
         UsageError: As for `plot_roofline`.
     """
     data = _select(run, select)
-    rows = pd.concat([data.points, data.merged, data.run]).drop(columns=["head", "key"])
+    rows = pd.concat([data.points, data.merged, data.run]).drop(
+        columns=["head", "key", "coverage_frac"]
+    )
     rows["known_by"] = [KNOWN_BY[rank] for rank in rows["known_by"]]
     rows["series"] = [data.names.get(letter, "") for letter in rows["series"]]
-    with explain_os_errors(path):
-        Path(path).write_bytes(
-            rows.set_index(["series", "label", "place", "name"]).to_csv().encode()
-        )
+    with replacing(path) as unfinished:
+        rows.set_index(["series", "label", "place", "name"]).to_csv(unfinished, lineterminator="\n")
     return Path(path)
 
 
@@ -417,8 +427,8 @@ def plot_roofline(
             write_points(run, one, **select)
             continue
         figure = figure or draw_figure(run, title=title, size=size, dark=dark, **select)
-        with explain_os_errors(one), _settings():
-            figure.savefig(one, format=form, dpi=200, metadata=_FORMATS[form])
+        with replacing(one) as unfinished, _settings():
+            figure.savefig(unfinished, format=form, dpi=200, metadata=_FORMATS[form])
     return paths
 
 
@@ -432,7 +442,7 @@ def draw_figure(
 ) -> "Figure":
     """Return the chart of `run` as a matplotlib figure; arguments as for `plot_roofline`."""
     if size not in SIZES:
-        raise UsageError(f"there is no size {size!r}", remedy=f"use one of {list(SIZES)}")
+        raise UsageError(f"there is no size {size!r}", remedy=f"use {', '.join(SIZES)}")
     data = _select(run, select)
     runs = run.values() if isinstance(run, Mapping) else [run]
     subtitles, captions = zip(*map(_provenance, runs), strict=True)

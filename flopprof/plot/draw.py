@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 SIZES = {"wide": (936.0, 400.0), "compact": (780.0, 350.0), "page": (596.0, 320.0)}
 """Width of the sheet, height of the panel."""
 
-KNOWN_BY = ("all sources agree", "formula, profiler", "formula only", "sources disagree", "unknown")
+KNOWN_BY = (
+    *("all sources agree", "formula, profiler", "formula only", "estimated", "sources disagree"),
+    "unknown",
+)
 """How FLOPs are known, best first; from the third on nothing confirms them."""
 
 ABOVE_ROOF = 1.02  # × the roof: beyond what a good measurement of a ceiling repeats within
@@ -37,12 +40,18 @@ OKABE_ITO = "#0072B2 #D55E00 #CC79A7 #009E73 #F0E442 #56B4E9 #E69F00 #000000"
 COLOURS = dict(zip(KINDS, OKABE_ITO.split(), strict=True))
 SERIES = ("#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000")
 """Colours of several runs on one chart, by letter."""
-SHAPES = "oss^"  # by how the FLOPs are known
-WIDER = {"o": 4 / math.pi, "^": 2.0, "*": 3.6}  # so that all shapes of one size have equal areas
+SHAPES = "ossv^"  # by how the FLOPs are known
+WIDER = {
+    "o": 4 / math.pi,
+    "^": 2.0,
+    "v": 2.0,
+    "*": 3.6,
+}  # so that all shapes of one size have equal areas
 AREA, AREA_FLOOR = 2400.0, 7.0  # square points for 100 % of the time, and at least
 SIZED = (0.01, 0.02, 0.05)  # shares of time in the legend of areas
 HATCHES = {"free": "////", "unknown": "xxxx", "no_bytes": "...."}
 Look = tuple[str, float, str, bool]  # shape, area, colour, hollow
+_NOTHING: Look = ("", 1.0, "none", False)
 
 
 class Sheet:
@@ -354,11 +363,15 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
                 if row.place == "other"
             ),
             *(
-                (
-                    sheet.look(run, 40.0),
-                    f"{run.series} whole run: {si(run.achieved_flops_per_s, 'FLOP/s')}".strip(),
-                )
+                item
                 for run in data.run.itertuples()
+                for item in (
+                    (
+                        sheet.look(run, 40.0),
+                        f"{run.series} run: {si(run.achieved_flops_per_s, 'FLOP/s')}".strip(),
+                    ),
+                    (_NOTHING, f"{run.series} FLOPs known: {percent(run.coverage_frac)}".strip()),
+                )
             ),
             (("o", 60.0, "none", False), "ring: above its roof"),
         ],

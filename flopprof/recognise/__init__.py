@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 INDEX = Path(__file__).with_name("index.csv")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "student.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning, own classes."""
+LIBRARIES = ("torchvision.", "timm.")  # whose models the index has: what their classes begin with
 SKETCH = 16  # the least hashes of keys and shapes; two sets share as many as they are alike
 NEAREST = 12  # candidates that are tried, most alike first
 

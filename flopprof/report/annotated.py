@@ -10,9 +10,10 @@ import numpy as np
 import orjson
 import pandas as pd
 
+from flopprof.files import replacing
 from flopprof.formulas import COMPILED
 from flopprof.reconcile import owners
-from flopprof.run import Run, replacing
+from flopprof.run import Run
 from flopprof.trace.stream import stream_events
 
 BINS = 1000  # of the counter tracks: what a screen shows

@@ -29,6 +29,7 @@ class Miss:
     time_frac: float
     flops: float
     flops_at_most: float
+    kinds: int  # of these: ops and reasons
     examples: list[tuple[str, str, str]]  # module path, op, reason
 
 
@@ -258,6 +259,8 @@ def _rate(run: Run, flops_per_s: float) -> str:
     roof = main_roofline(run)
     if roof is None or math.isnan(roof.peak_flops_per_s):
         return f"{rate}; no ceiling is known for this device"
+    if not roof.valid:
+        return f"{rate}; the {roof.dtype} matmul ceiling was measured on a busy machine: no share"
     share = percent(flops_per_s / roof.peak_flops_per_s)
     return (
         f"{rate}, {share} of the {roof.dtype} matmul ceiling "
@@ -353,13 +356,15 @@ def misses(run: Run) -> list[Miss]:
         if verdict in GOOD:
             continue
         sites: pd.DataFrame = run.sites[run.sites["verdict"] == verdict]
+        kinds = sites.drop_duplicates(["op", "reason"])
         examples = [
             (site.module_path or "(model)", short_op(site), site.reason)
-            for site in sites.drop_duplicates(["op", "reason"]).head(3).itertuples(index=False)
+            for site in kinds.head(3).itertuples(index=False)
         ]
         flops = float(sites["flops"].sum(min_count=1))
         most = float(sites["flops_at_most"].sum(skipna=False))
-        found.append(Miss(verdict, count["sites"], count["time_frac"], flops, most, examples))
+        shares = (count["sites"], count["time_frac"], flops, most)
+        found.append(Miss(verdict, *shares, len(kinds), examples))
     return found
 
 

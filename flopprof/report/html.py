@@ -14,6 +14,7 @@ from flopprof.report import report_format
 from flopprof.report.content import GOOD, kernel_sums, module_sums, summary
 from flopprof.run import Run
 from flopprof.tables import TABLES
+from flopprof.units import UNKNOWN
 
 
 @report_format("html", ".html")
@@ -57,8 +58,17 @@ def _definitions(pairs: list[tuple[str, str]]) -> str:
 def _flat(meta: dict[str, Any]) -> list[tuple[str, str]]:
     """Return metadata as (name, text), nested ones by "wall_us median"; lists without rows."""
     (flat,) = pd.json_normalize([meta], sep=" ").to_dict("records") if meta else ({},)
-    plain = {str(k): v for k, v in flat.items() if not isinstance(v, list) or len(str(v)) < 1000}
-    return [(name, str(value)) for name, value in plain.items() if value not in (None, [], "")]
+    return [(str(name), text) for name, value in flat.items() if (text := _plain(value))]
+
+
+def _plain(value: Any) -> str:
+    """Return a value as people read it; "" for nothing, and for what is a table of its own."""
+    if isinstance(value, list):
+        parts = [_plain(item) for item in value if not isinstance(item, dict)]
+        return ", ".join(parts) if len(str(parts)) < 1000 else ""
+    if isinstance(value, float):
+        return f"{value:.6g}" if value == value else UNKNOWN
+    return "" if value is None else str(value)
 
 
 def _data(run: Run) -> dict[str, Any]:

@@ -25,6 +25,7 @@ def missed(run: Run) -> list[dict[str, Any]]:
     unknown), `modules` (their paths), `reason` (of the site that takes most time), `advice`, and
     `shapes`, those observed.
     """
+    load_op_formulas()
     sites = run.sites[~run.sites["verdict"].isin(GOOD)]
     entries = []
     for (verdict, op), group in sites.groupby(["verdict", "op"], sort=False, observed=True):
@@ -39,13 +40,18 @@ def missed(run: Run) -> list[dict[str, Any]]:
                 "flops_at_most": whole(float(group["flops_at_most"].sum(skipna=False))),
                 "modules": list(dict.fromkeys(group["module_path"])),
                 "reason": safe_text(group["reason"].iloc[0]),
-                "advice": _advice()[str(verdict)],
+                "advice": _advice()["bounded" if _is_bounded(str(op), group) else str(verdict)],
                 "shapes": list(dict.fromkeys(group["input_shapes"])),
             }
         )
     worst = {verdict: -rank for rank, verdict in enumerate(VERDICTS)}
     shares = sites.groupby("verdict", observed=True)["time_share_frac"].sum()
     return sorted(entries, key=lambda e: (-shares[e["verdict"]], worst[e["verdict"]]))
+
+
+def _is_bounded(op: str, group: pd.DataFrame) -> bool:
+    """Return whether the op has a formula, to which only values are missing."""
+    return bool(group["flops"].isna().any()) and find_op_formula(op)[0] is not None
 
 
 @cache
@@ -74,12 +80,13 @@ def missed_text(entries: list[dict[str, Any]]) -> str:
             more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
             lines.append(f"    in {', '.join(places[:PLACES])}{more}")
             lines.append(f"    {entry['reason']}")
-        lines += [f"  What to do: {group[0]['advice']}", ""]
+        lines += [f"  What to do: {text}" for text in dict.fromkeys(e["advice"] for e in group)]
+        lines += [""]
     return "\n".join(lines).rstrip() or "Nothing was missed."
 
 
 def stubs(run: Run) -> str:
-    """Return Python source with a formula to fill in for each op whose FLOPs are unknown.
+    """Return Python source with a formula to fill in for each op whose FLOPs have no formula.
 
     Fit for `--formulas FILE` as it is: until it is filled in, a formula says "unknown". '' where
     every op has a formula.
@@ -87,6 +94,7 @@ def stubs(run: Run) -> str:
     load_op_formulas()
     sites = run.sites[run.sites["flops"].isna() & run.sites["op"].str.contains("::", regex=False)]
     lacking = [op for op in sites["op"].unique() if find_op_formula(op)[0] is None]
+    lacking = [op for op in lacking if not op.startswith("inductor::")]  # code, another each time
     sites = sites[sites["op"].isin(lacking)]
     if not lacking:
         return ""

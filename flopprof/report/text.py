@@ -20,7 +20,8 @@ def text_report(run: Run) -> str:
             text, WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10
         )
     header, rows = top_sites(run)
-    lines += ["", *_table(header, rows), ""]
+    more = len(run.sites) - len(rows)
+    lines += ["", *_table(header, rows), *[f"… and {more} sites more: see --json"] * (more > 0), ""]
     found = misses(run)
     if found:
         lines.append(
@@ -40,6 +41,8 @@ def text_report(run: Run) -> str:
                 initial_indent="    ",
                 subsequent_indent="      ",
             )
+        if miss.kinds > len(miss.examples):
+            lines.append(f"    … and {miss.kinds - len(miss.examples)} more: see --json")
     if not found:
         lines.append("Nothing is unknown." if "trace" in run.meta else "The hooks missed nothing.")
     return "\n".join(lines) + "\n"

@@ -96,3 +96,10 @@ def test_a_missing_ceilings_file_is_said_before_the_model_is_loaded(tmp_path, ca
 
     assert code == 2
     assert "none.json cannot be read" in capsys.readouterr().err
+
+
+def test_a_name_that_several_boards_have_is_answered_with_them(capsys):
+    assert main(["ceilings", "--gpu", "H100"]) == 2
+
+    said = capsys.readouterr().err
+    assert "'H100' may be any of H100 SXM5 80GB, H100 PCIe 80GB" in said

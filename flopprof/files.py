@@ -1,0 +1,140 @@
+"""Write files and folders whole or not at all, and say why one cannot be written."""
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flopprof.errors import UsageError
+
+_FOLDER = "choose another folder with -o"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free space or {_FOLDER}"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"{_FOLDER}, one you may write to"),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), f"make its folder first, or {_FOLDER}"),
+    errno.EISDIR: "name a file in it",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_target(path: str | Path, *, force: bool = False) -> Path:
+    """Return `path` if a run may be written there.
+
+    Raises:
+        UsageError: It is a file, or a folder that holds something other than a run.
+    """
+    target = Path(path)
+    if target.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
+        raise UsageError(
+            f"{target} is the current folder, one above it or your home; a run replaces its folder",
+            remedy="choose a folder of its own with -o",
+        )
+    if target.is_dir() and any(target.iterdir()) and not force:
+        if not (target / "meta.json").exists() or not (target / "sites.csv").exists():
+            raise UsageError(
+                f"{target} exists and is not a run of flopprof",
+                remedy="choose another folder with -o, or add --force to replace it",
+            )
+    elif target.exists() and not target.is_dir() and not (force and target.is_file()):
+        raise UsageError(
+            f"{target} exists and is no folder", remedy="choose a folder with -o, or add --force"
+        )
+    return target
+
+
+@contextmanager
+def writing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends, and vanishes if it raises.
+
+    Raises:
+        UsageError: `path` may not be replaced, or the disk is full or not writable.
+    """
+    target = check_target(path, force=force).resolve()  # what a link leads to is replaced
+    with explain_os_errors(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+        try:
+            yield staging
+            staging.chmod(0o777 & ~_umask())
+            _swap(staging, target)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap(staging: Path, target: Path) -> None:
+    """Put `staging` in the place of `target`; the old one goes only once the new one is there."""
+    if not target.exists():
+        staging.rename(target)
+        return
+    old = staging.with_name(staging.name + "-old")
+    target.rename(old)
+    try:
+        staging.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+@contextmanager
+def explain_os_errors(path: str | Path) -> Iterator[None]:
+    """Turn an operating system's refusal to write below `path` into a `UsageError`."""
+    try:
+        yield
+    except (OSError, UsageError) as error:
+        cause = error if isinstance(error, OSError) else error.__cause__
+        if not isinstance(cause, OSError) or cause.errno not in _REMEDIES:
+            raise
+        fact = f"cannot be written: {str(cause.strerror).lower()}"
+        if cause.errno in _FULL:
+            fact = "could not be finished: the disk is full"
+        raise UsageError(f"{path} {fact}", remedy=_REMEDIES[cause.errno]) from error
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a file to write, which becomes `path` in one step when the block ends.
+
+    What a link leads to is replaced; into a pipe or device its bytes are written.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    path = Path(path)
+    with explain_os_errors(path):
+        special = path.exists() and not path.is_file()
+        target = path if special else path.resolve()
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        folder = None if special else target.parent
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=folder)
+        os.close(handle)
+        unfinished = Path(name)
+        try:
+            yield unfinished
+            if special:
+                target.write_bytes(unfinished.read_bytes())
+            else:
+                unfinished.chmod(0o666 & ~_umask())
+                unfinished.replace(target)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    os.umask(mask := os.umask(0))
+    return mask
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` to `path` in one step: readers see the old file or the new one.
+
+    Raises:
+        UsageError: It cannot be written.
+    """
+    with replacing(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
