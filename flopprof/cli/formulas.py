@@ -73,6 +73,18 @@ def _definition(formula: Any) -> str:
     text = inspect.getdoc(getattr(formula, "func", formula)) or "Moves data or views it: 0 FLOPs."
     if "reason" in row:
         return f"0 FLOPs: {row['reason']}"
-    figures = ", ".join(f"{row[key]} {key.replace('_', ' ')}" for key in _FIGURES if key in row)
+    figures = ", ".join(_figure(row[key], key) for key in _FIGURES if key in row)
     because = f" ({row['definition']})" if "definition" in row else ""
+    if row.get("per") == "matrix":  # its numbers are factors of n³ and the like, thirds of them
+        figures, because = row["definition"], ""
     return f"{figures}{because}: {text[0].lower()}{text[1:]}" if figures else text
+
+
+def _figure(text: str, key: str) -> str:
+    """Return one figure of a row in words: "5?1?2" of `flops` is 5, and 1 for arguments given."""
+    if key == "kind":
+        return text
+    least, *optional = text.split("?")
+    also = f", 1 more for each of arguments {' and '.join(optional)} given" if optional else ""
+    per = key.replace("flops", "").replace("_", " ")
+    return f"{least} FLOP{'s' * (least != '1')} {per}".rstrip() + also

@@ -115,7 +115,7 @@ def _of_elements(call: ModuleCall, *, per_element: str, per_row: str = "") -> Wo
 
 
 def _product(call: ModuleCall, *, per_element: str) -> Work:
-    """Each output element sums in_features products, or in_channels ÷ groups × filter taps.
+    """2·outputs·in_features, or 2·outputs·(in_channels ÷ groups)·taps; with bias 1 per output.
 
     Transposed, each input element goes into out_channels ÷ groups × filter taps. Bilinear,
     x₁ᵀ·W·x₂: in₁·in₂ products, then in₂. A quantised product counts as the real one, without the
@@ -274,9 +274,9 @@ _CELLS = {"RNN": (1, 2, 2), "LSTM": (4, 13, 8), "GRU": (3, 11, 6)}
 
 
 def _recurrent(call: ModuleCall, *, kind: str) -> Work:
-    """One step per position, layer and direction; a packed sequence has its real lengths.
+    """2·steps·batch·gates·H·(in + recurrent) of each layer and direction; gates 4, 3 or 1.
 
-    A step is gates·H·(in + recurrent) multiply-adds, P·H more to project H to P. Dropout between
+    A packed sequence has its real lengths. P·H more multiply-adds project H to P. Dropout between
     layers in training is 2 per element handed on. A cell is one layer's step.
     """
     m: Any = call.module

@@ -64,7 +64,7 @@ def test_every_formula_says_how_it_is_defined(capsys):
         assert entry["source"].startswith("flopprof/formulas/"), entry
     by_name = {entry["name"]: entry for entry in found}
     assert by_name["aten::softmax"]["doc"].startswith(
-        "5 flops (maximum; subtract; exp; sum; divide)"
+        "5 FLOPs (maximum; subtract; exp; sum; divide)"
     )
     assert by_name["torch.nn.GRU"]["kind"] == "module"
 

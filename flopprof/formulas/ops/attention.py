@@ -104,7 +104,7 @@ def _multihead(call: OpCall, heads: int, mask_at: int, *, weights: int = 0) -> t
 
 @formula_for("_native_multi_head_attention _triton_multi_head_attention")
 def native_multi_head_attention(call: OpCall) -> Work | None:
-    """In-projections, attention, out-projection, and the projections' biases.
+    """2·rows·E·3E, attention 4·B·L²·E, 2·rows·E·E; softmax and scale per score, biases.
 
     (query, key, value, embed_dim, num_head, in-projection 5 6, out-projection 7 8, mask,
     need_weights, average_attn_weights, …).
@@ -123,7 +123,7 @@ def native_multi_head_attention(call: OpCall) -> Work | None:
 
 @formula_for("_transformer_encoder_layer_fwd")
 def transformer_encoder_layer(call: OpCall) -> Work | None:
-    """Multi-head attention, two linears and an activation, two residual adds, two layer norms.
+    """Attention 8·rows·E² + 4·B·L²·E, linears 4·rows·E·F; activation, residual adds, layer norms.
 
     (src, embed_dim, num_heads, in-projection 3 4, out-projection 5 6, …, norms 10…13,
     feed-forward 14…17, mask 18, …).

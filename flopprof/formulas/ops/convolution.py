@@ -35,7 +35,7 @@ def _is_transposed(call: OpCall, at: Places) -> bool | None:
 
 @formula_with_places("convolution")
 def convolution(call: OpCall, at: Places) -> Work | None:
-    """Each output sums in_channels ÷ groups × taps products; with bias one add.
+    """2·outputs·(in_channels ÷ groups)·taps, outputs = batch·out_channels·sizes; bias 1 per output.
 
     Transposed, each input meets out_channels ÷ groups × taps. None if stride, padding or dilation
     is not recorded.
@@ -93,7 +93,7 @@ def conv_tbc(call: OpCall) -> Work | None:
 
 @formula_with_places("convolution_backward")
 def convolution_backward(call: OpCall, at: Places) -> Work:
-    """The input's and the filter's gradient cost the forward's products, as far as wanted.
+    """The forward's 2·outputs·(in ÷ groups)·taps for each gradient wanted, of input and filter.
 
     The bias's is one add per output element. Where the mask is not recorded, at least one product
     is done, at most both and the bias; nor may it be known which way the filter went.
@@ -129,7 +129,7 @@ def undetermined(_call: OpCall, _at: Places) -> None:
 @formula_for("cudnn_convolution_backward_input mkldnn_convolution_backward_input")
 @formula_for("miopen_convolution_backward_input miopen_depthwise_convolution_backward_input")
 def backward_input(call: OpCall) -> Work:
-    """The input's gradient costs what the forward does: (input size, grad_output, filter, …)."""
+    """The forward's 2·outputs·(in ÷ groups)·taps: (input size, grad_output, filter, …)."""
     written = call.integers(0)  # not recorded: left out of the bytes
     multiply_adds = elements(call, 1) * prod(call.shape(2)[1:])
     return contraction(call, multiply_adds, prod(written) if written else 0, (1, 2))

@@ -38,7 +38,7 @@ def _at_most(call: OpCall, work: Work) -> Work:
 
 @formula_for("mm bmm matmul linalg_matmul mv _int_mm quantized::matmul")
 def matmul(call: OpCall) -> Work | None:
-    """Vectors, matrices and batches, broadcast: every output element sums k multiply-adds.
+    """2·m·n·k for [m, k] and [k, n], for each batch, broadcast; vectors 2·k per output element.
 
     Numbers multiply, and sparse operands go on to `addmm`, but in `bmm`.
     """
@@ -86,7 +86,7 @@ def _biased(call: OpCall, multiply_adds: int, written: int, *, products: int = 0
 
 @formula_for("addmm~ baddbmm~ addmv~ addbmm~ _addmm_activation sparse_sampled_addmm sspaddmm")
 def addmm(call: OpCall) -> Work:
-    """`bias + a @ b`: matrices, batches or a vector; perhaps an activation, one FLOP per output.
+    """`bias + a @ b`, [m, k] and [k, n]: 2·m·n·k, bias m·n, an activation m·n; batches, a vector.
 
     In `addbmm` the sum over the batch belongs to the contraction.
     """
@@ -104,7 +104,7 @@ def addr(call: OpCall) -> Work:
 
 @formula_for("linear inner")
 def linear(call: OpCall) -> Work | None:
-    """`x @ wᵀ + bias`: in_features multiply-adds per output, one add with bias."""
+    """`x @ wᵀ + bias`: 2·rows·in·out, and with bias rows·out."""
     x, weight = call.shape(0), call.shape(1)
     if not x or not weight or is_sparse(call, 0, 1):
         return None
@@ -114,7 +114,7 @@ def linear(call: OpCall) -> Work | None:
 
 @formula_with_places("packed_linear")
 def packed_linear(call: OpCall, at: Places) -> Work | None:
-    """A linear on a weight in a library's own format, or of 8 bits, perhaps `+ other`.
+    """2·rows·in·out: a linear on a weight in a library's format, or of 8 bits; `+ other` 1 each.
 
     Fused activations (their names are not recorded) and scaling to and from integers are left out.
     """
@@ -133,7 +133,7 @@ def packed_linear(call: OpCall, at: Places) -> Work | None:
 
 @formula_for("linear_backward mkldnn_linear_backward")
 def linear_backward(call: OpCall) -> Work | None:
-    """(x, grad_output, weight, mask): a product for x and the weight each, the bias one add."""
+    """2·rows·in·out for the gradient of x, and of the weight; of the bias one add per output."""
     wanted = flags(call, 3)
     if wanted is None:
         return None
@@ -148,7 +148,7 @@ def linear_backward(call: OpCall) -> Work | None:
 
 @formula_for("dot vdot linalg_vecdot")
 def dot(call: OpCall) -> Work:
-    """Σ a·b over one axis, the last where none is named."""
+    """Σ a·b over one axis of n, the last where none is named: 2n."""
     shape = broadcast(call.shape(0), call.shape(1))
     depth = shape[-1 if (named := call.integer(2)) is None else named]
     return contraction(call, prod(shape), prod(shape) // max(depth, 1), (0, 1))
@@ -156,7 +156,7 @@ def dot(call: OpCall) -> Work:
 
 @formula_for("tensordot")
 def tensordot(call: OpCall) -> Work | None:
-    """The axes named are summed over; all others meet all others."""
+    """2·k·(others of a)·(others of b), k the product of the axes named."""
     a, b, axes, others = call.shape(0), call.shape(1), call.integers(2), call.integers(3)
     if axes is None or others is None:
         return None
@@ -170,7 +170,7 @@ def tensordot(call: OpCall) -> Work | None:
 
 @formula_for("bilinear")
 def bilinear(call: OpCall) -> Work:
-    """x₁ᵀ·W·x₂ per row and output: in₁·in₂ multiply-adds, then in₂."""
+    """x₁ᵀ·W·x₂: 2·rows·out·(in₁·in₂ + in₂)."""
     x, (out, in1, in2) = call.shape(0), call.shape(2)
     written = prod(x[:-1]) * out
     multiply_adds = written * (in1 + 1) * in2
@@ -204,7 +204,7 @@ def scaled_mm(call: OpCall, at: Places) -> Work:
 
 @formula_for("_weight_int8pack_mm")
 def weight_int8pack_mm(call: OpCall) -> Work:
-    """`x @ wᵀ` with 8-bit weights, one scale per output element."""
+    """2·rows·in·out: `x @ wᵀ` with 8-bit weights, and one scale per output element."""
     (m, k), (n, _) = call.shapes[:2]
     return contraction(call, m * k * n, m * n, (0, 1, 2), scalings=m * n)
 
@@ -218,7 +218,7 @@ def weight_int4pack_mm(call: OpCall) -> Work:
 
 @formula_for("_dyn_quant_matmul_4bit")
 def dyn_quant_matmul_4bit(call: OpCall) -> Work | None:
-    """(x, packed weight, block size, k, n); scaling is left out."""
+    """2·rows·k·n: (x, packed weight, block size, k, n); scaling is left out."""
     k, n, positions = call.integer(3), call.integer(4), prod(call.shape(0)[:-1])
     if k is None or n is None:
         return None
@@ -227,7 +227,7 @@ def dyn_quant_matmul_4bit(call: OpCall) -> Work | None:
 
 @formula_with_places("semi_structured")
 def semi_structured(call: OpCall, at: Places) -> Work:
-    """Two of four values are stored, [m, k ÷ 2]; each meets every column, of a linear row.
+    """2·(stored values, m·k ÷ 2)·n: each stored value meets every column, of a linear every row.
 
     With their places cuSPARSELt stores 9/16 of the dense matrix, 10/16 of 8-bit elements.
     """
@@ -269,7 +269,7 @@ def library_linear(call: OpCall, at: Places) -> Work | None:
 
 @formula_with_places("experts")
 def experts(call: OpCall, at: Places) -> Work | None:
-    """A mixture's experts: each token meets both products of each expert chosen for it.
+    """A mixture's experts: 2·tokens·chosen·k·n for both products of each expert chosen for a token.
 
     [tokens, k] with weights [experts, gates, k] and [experts, k, n]; the activation is left out.
     """

@@ -29,7 +29,7 @@ _BACKWARD = {"rnn": (4, 1), "gru": (18, 6), "lstm": (24, 4)}
 
 @formula_with_places("recurrent")
 def recurrent(call: OpCall, at: Places) -> Work | None:
-    """All layers and directions over the input, argument 0; None without the weights' shapes.
+    """2·steps·batch·gates·hidden·(in + hidden) of each layer and direction (gates 4, 3, 1); cells.
 
     A packed sequence (data, batch sizes, …) has its real steps only. Backward, the last of the
     output mask asks for the weights' gradients.

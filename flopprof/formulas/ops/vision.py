@@ -135,7 +135,7 @@ def affine_grid(call: OpCall) -> Work | None:
 
 @el.formula_for("torchvision::deform_conv2d")
 def deform_conv2d(call: OpCall) -> Work:
-    """A convolution (matmul class) of sampled inputs.
+    """2·outputs·(in ÷ groups)·taps, of inputs that are sampled first (vector class).
 
     Of each output's kh·kw·Cin samples: bilinear 9, + 1 with a mask; of each offset one add to its
     position; and the bias, which torchvision always hands over.
