@@ -41,8 +41,10 @@ def parse_bytes(text: str) -> int:
     if unit.isdigit():
         number, unit = text, ""
     try:
-        return int(float(number) * _UNITS[unit])
-    except (ValueError, KeyError) as error:
+        if (amount := int(float(number) * _UNITS[unit])) < 1:
+            raise ValueError("nothing")
+        return amount
+    except (ValueError, KeyError, OverflowError) as error:
         fact = f"{text!r} is no amount of memory"
         raise UsageError(fact, remedy="write it as 500M or 16G") from error
 

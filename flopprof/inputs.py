@@ -55,7 +55,7 @@ def _parse(spec: str) -> InputSpec:
     sizes, given, bounds = [*rest.split(":", 2), "", ""][:3]
     parts = [] if sizes == "()" else re.split("[x×X,]", sizes)
     for part in parts:
-        if not re.fullmatch("[0-9]{1,15}", part):
+        if not re.fullmatch("0*[1-9][0-9]{0,14}", part):
             raise ValueError(f"{part!r} is not a size")
     dtype = _SHORT_NAMES.get(given, given or "float32")
     if not dtypes.itemsize(dtype) or dtype.startswith(("q", "float4", "float8_e8")):

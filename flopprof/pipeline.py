@@ -118,12 +118,16 @@ def run_count(
     import torch
 
     progress("counting")
-    traced = None
+    traced, doubts = None, []
     if home(model)[0] != "meta" and (twin := meta_twin(model)) is not None:
         try:
             where, traced = "meta", _count_and_trace(twin, inputs.to("meta"), train)
         except FlopprofError:
-            traced = None  # what the model says on its own device is clearer, or it runs there
+            # What the model says on its own device is clearer, or it runs there.
+            doubts = [
+                "the model needs values: it was counted for these; work outside PyTorch, such as "
+                "numpy's, is only seen where time is: flopprof run"
+            ]
     if traced is None:
         where = home(model)[0]
         given = inputs.to("meta") if where == "meta" else inputs
@@ -137,6 +141,7 @@ def run_count(
         ROOFLINES.empty(),
         meta={"device": {"name": where, "kind": where}, **(meta or {}), "torch": torch.__version__},
         timed=False,
+        doubts=doubts,
     )
 
 
@@ -429,7 +434,8 @@ def _assemble(
     ops = trace.ops
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
-    gaps_us = trace.gaps["duration_us"].sum() if timed else math.nan
+    hidden_us = sites.loc[sites["op"] == "(gap)", "time_us"].sum()
+    gaps_us = trace.gaps["duration_us"].sum() - hidden_us if timed else math.nan
     provenance = {
         "model": type(model).__name__,
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -6,6 +6,7 @@ from typing import Any
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 UNKNOWN = "–"
+_COUNTS = ("", "FLOPs", "MACs", "B")  # whole numbers of these have no decimals
 
 
 def si(value: float, unit: str) -> str:
@@ -14,8 +15,8 @@ def si(value: float, unit: str) -> str:
         return UNKNOWN
     if math.isinf(value):
         return f"∞ {unit}"
-    if value == 0:
-        return f"0 {unit}".rstrip()
+    if abs(value) < 1000 and value == int(value) and unit in _COUNTS:
+        return f"{int(value)} {unit}".rstrip()
     magnitude = float(f"{abs(value):.3g}")
     scale, prefix = next(((s, p) for s, p in _PREFIXES if magnitude >= s), (1.0, ""))
     return f"{three_digits(value / scale)} {prefix}{unit}".rstrip()

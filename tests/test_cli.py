@@ -360,3 +360,48 @@ def test_a_dangling_link_says_where_it_leads(command, capsys):
 
     assert call(command, "model.pth") == 2
     assert "a link to /no/such/place.pth" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--loss", "x.py:f"], "--loss is given without --train"),
+        (["--optimizer", "adam"], "--optimizer is given without --train"),
+        (["--memory-limit", "foo"], "'foo' is no amount of memory"),
+        (["--memory-limit", "0"], "'0' is no amount of memory"),
+        (["--memory-limit", "inf"], "'inf' is no amount of memory"),
+        (["--time-limit", "nan"], "--time-limit is nan"),
+        (["--time-limit", "-1"], "--time-limit is -1.0"),
+        (["--threads", "99999999999999"], "--threads is 99999999999999"),
+        (["--input", "0x3x224x224"], "'0' is not a size"),
+    ],
+)
+def test_nonsense_is_refused_at_once(arguments, says, capsys):
+    assert call("run", "torchvision:resnet18", *arguments) == 2
+
+    assert says in capsys.readouterr().err
+
+
+def test_a_loss_that_fails_is_named_and_not_the_model(capsys):
+    Path("loss.py").write_text("def none():\n    return 1\n")
+
+    code = call("count", "torchvision:resnet18", "--train", "--loss", "loss.py:none")
+
+    assert code == 6
+    assert "--loss loss.py:none, given the model's output, raised TypeError" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_count_that_needs_values_says_what_it_does_not_see(capsys):
+    Path("net.py").write_text(
+        "import torch\nfrom torch import nn\nclass Net(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.a = nn.Linear(4, 4)\n"
+        "    def forward(self, x):\n"
+        "        return self.a(x) + torch.from_numpy(x.numpy() @ x.numpy())\n"
+    )
+
+    assert call("count", "net.py:Net", "--input", "4x4", "--json") == 0
+
+    [warning] = json.loads(capsys.readouterr().out)["warnings"]
+    assert "work outside PyTorch" in warning

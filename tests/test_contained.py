@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import warnings
@@ -185,3 +186,26 @@ def test_inspecting_needs_no_torch(module):
     )
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_inspecting_a_plain_pickle_names_its_dangers(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, ("true",)
+
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+
+    assert main(["inspect", str(tmp_path / "evil.pkl")]) == 0
+
+    said = capsys.readouterr().out
+    assert "DANGEROUS posix.system" in said
+    assert "a plain pickle" in said
+
+
+def test_a_file_whose_counters_were_cast_too_is_recognised(tmp_path, capsys):
+    torchvision = pytest.importorskip("torchvision")
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pth")
+
+    assert main(["count", str(tmp_path / "half.pth"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["architecture"] == "torchvision:resnet18"

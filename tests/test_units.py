@@ -12,7 +12,7 @@ from flopprof.units import duration, percent, shapes_text, shorten, si, three_di
         (999_999.0, "1.00 MFLOPs"),
         (0.0, "0 FLOPs"),
         (math.nan, "–"),
-        (12.0, "12.0 FLOPs"),
+        (12.0, "12 FLOPs"),
         (2.5e20, "250 EFLOPs"),
     ],
 )

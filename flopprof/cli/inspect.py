@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from collections import Counter
+from collections.abc import Iterable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +31,7 @@ def inspect(parser: ArgumentParser) -> Handler:
 
         path = Path(args.file)
         kind = detect(path)
-        contents = None if kind.remedy else read_contents(path, kind)
+        contents = read_contents(path, kind) if not kind.remedy or kind.name == "pickle" else None
         found = _found(path, kind, contents)
         if args.json:
             print_json(found)
@@ -46,7 +47,9 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
     """Return what is known of the file."""
     from flopprof.recognise import LIBRARIES, alternatives, named_first, recognise
 
-    files = contents.shards if contents and contents.shards else (path,)
+    files: Iterable[Path] = contents.shards if contents and contents.shards else (path,)
+    if path.is_dir() and not (contents and contents.shards):
+        files = list(path.rglob("*"))
     found: dict[str, Any] = {
         "schema_version": 1,
         "file": str(path),
@@ -54,7 +57,7 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
         "what": kind.what,
         "remedy": kind.remedy or None,
         "size_bytes": sum(file.stat().st_size for file in files if file.is_file()),
-        "files": len(files),
+        "files": len(contents.shards) if contents and contents.shards else 1,
     }
     if contents is None:
         return found
@@ -65,7 +68,7 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
     best = named_first(match.candidates, contents.texts)[0] if match else None
     others = alternatives(best) if match and match.exact and best else ()
     return found | {
-        "tensors": None if contents.kind == "torch_export" else len(contents.tensors),
+        "tensors": None if contents.kind in ("torch_export", "object") else len(contents.tensors),
         "parameters": dict(parameters.most_common()),
         "class": contents.top_class or None,
         "wrapper_keys": list(contents.wrapper_keys),
@@ -94,8 +97,9 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("File", f"{found['file']}, {si(float(found['size_bytes']), 'B')}{several}"),
         ("Kind", found["what"] + (f": {found['class']}" if found.get("class") else "")),
     ]
-    if found["remedy"]:
-        return [*lines, ("To do", found["remedy"])]
+    lines += [("To do", found["remedy"])] * bool(found["remedy"])
+    if "tensors" not in found:
+        return lines
     sizes = (
         (dtype, si(float(n), "") if n >= 1000 else n) for dtype, n in found["parameters"].items()
     )

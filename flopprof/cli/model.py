@@ -1,6 +1,7 @@
 """Arguments and loading that the subcommands on a model file share."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,9 +96,14 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
     Raises:
         FlopprofError: The file is not the one that is trusted, or a limit stopped it.
     """
+    memory_bytes = parse_bytes(args.memory_limit)
+    if not args.time_limit > 0:
+        raise UsageError(f"--time-limit is {args.time_limit}", remedy="give seconds, such as 600")
+    for option, given in (("loss", args.loss), ("optimizer", args.optimizer != "sgd")):
+        if given and not args.train:
+            raise UsageError(f"--{option} is given without --train", remedy="add --train")
     if not (args.trust or args.trust_sha256) or is_contained():
         return None
-    memory_bytes = parse_bytes(args.memory_limit)
     announce(Path(args.model), args.trust_sha256)
     return run_contained(
         args.arguments,
@@ -145,9 +151,8 @@ def load(
             )
         specs = [parse_input(text) for text in hint.split()]
     where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
-    positional, named = make_inputs(
-        specs, device=where, dtype=args.dtype or loaded.dtype, seed=SEED
-    )
+    specs = [replace(s, dtype=loaded.dtype) if s.dtype == "float32" else s for s in specs]
+    positional, named = make_inputs(specs, device=where, dtype=args.dtype, seed=SEED)
     provenance = {
         "architecture": loaded.architecture,
         "architecture_source": "--arch" if args.arch else loaded.recognised_by,
@@ -166,9 +171,16 @@ def load(
 def training(args: Namespace) -> "Training | bool":  # type: ignore[name-defined]  # noqa: F821
     """Return how the model is trained; False where it is not."""
     from flopprof.training import Training
-    from flopprof.usercode import find_function
+    from flopprof.usercode import find_function, foreign_code
 
     if not args.train:
         return False
-    loss = find_function(args.loss, "--loss") if args.loss else None
-    return Training(loss, args.optimizer)
+    if not args.loss:
+        return Training(None, args.optimizer)
+    loss = find_function(args.loss, "--loss")
+
+    def guarded(output: Any) -> Any:
+        with foreign_code(f"--loss {args.loss}, given the model's output,"):
+            return loss(output)
+
+    return Training(guarded, args.optimizer)

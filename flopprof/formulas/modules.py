@@ -32,7 +32,7 @@ def canonical_name(cls: type) -> str:
     exported = getattr(sys.modules.get(package), cls.__name__, None) is cls
     if exported and package.startswith("torch."):
         return f"{package}.{cls.__name__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return f"{cls.__module__.removeprefix('flopprof_user_')}.{cls.__qualname__}"
 
 
 def find_module_formula(module: nn.Module) -> ModuleFormula | None:

@@ -337,10 +337,14 @@ def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:
     missing = [key for key in absent if not key.endswith("num_batches_tracked")]
     unexpected = [key for key in inside if key.removeprefix(prefix) not in expected]
     misshaped = [
-        f"{key} is {shape_text(info.shape)} {info.dtype}, not {shape_text(tensor.shape)}"
+        f"{key} is {shape_text(info.shape)} {info.dtype}, not {shape_text(tensor.shape)} "
+        f"{str(tensor.dtype).removeprefix('torch.')}"
         for key, (tensor, info, _) in pairs.items()
         if tensor.shape != info.shape
-        or dtypes.is_floating(info.dtype) != (tensor.is_floating_point() or tensor.is_complex())
+        or (
+            dtypes.is_floating(info.dtype) != (tensor.is_floating_point() or tensor.is_complex())
+            and not key.endswith("num_batches_tracked")  # which half() of a whole file casts too
+        )
     ]
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape or type": misshaped}
     return _Fit(pairs, wrong, len(tensors) - len(inside))

@@ -282,7 +282,8 @@ def main_roofline(run: Run) -> Any:
 def _coverage(run: Run) -> str:
     spent = duration(run.sites["time_us"].sum())
     totals = run.totals
-    text = f"FLOPs are known for {percent(totals.coverage_frac)} of {spent} in ops"
+    hidden = " and hidden gaps" if (run.sites["op"] == "(gap)").any() else ""
+    text = f"FLOPs are known for {percent(totals.coverage_frac)} of {spent} in ops{hidden}"
     if totals.coverage_calls_frac < 1:
         text += f" and {percent(totals.coverage_calls_frac)} of their calls"
     overhead = run.meta.get("host_overhead_us")

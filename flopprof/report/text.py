@@ -32,7 +32,8 @@ def text_report(run: Run) -> str:
     for miss in found:
         share = percent(miss.time_frac)
         lines.append(
-            f"  {miss.verdict}: {miss.sites} sites, {share} of the time, {si(miss.flops, 'FLOPs')}"
+            f"  {miss.verdict}: {miss.sites} site{'s' * (miss.sites != 1)}, {share} of the time, "
+            f"{si(miss.flops, 'FLOPs')}"
         )
         for path, op, reason in miss.examples:
             lines += textwrap.wrap(

@@ -29,7 +29,8 @@ def stream_events(path: Path, header: dict[str, Any]) -> Iterator[list[Any]]:
         LoadError: It is no trace, or a damaged one.
     """
     if not path.is_file():
-        raise UsageError(f"there is no file {path}", remedy="check the path")
+        fact = f"{path} is no file" if path.exists() else f"there is no file {path}"
+        raise UsageError(fact, remedy="check the path")
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
