@@ -9,10 +9,13 @@ import os
 import pickle
 import resource
 import struct
+import subprocess
+import sys
 import tarfile
 import time
 import zipfile
 from collections import OrderedDict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +24,12 @@ import torch
 from torch import nn
 from torch.package.package_exporter import PackageExporter
 
+from flopprof.cli import main
 from flopprof.errors import LoadError, RefusedError, UnknownArchitectureError, UsageError
 from flopprof.loaders import load_model
 from flopprof.loaders.detect import detect
 from flopprof.loaders.inert import read_contents
+from tests.loaders.mutations import mutate, mutate_inside
 
 MARKER = "was_executed"
 
@@ -330,7 +335,7 @@ CORPUS = {
 
 
 @pytest.mark.parametrize("name", CORPUS)
-def test_a_file_is_named_for_what_it_is_and_nothing_runs(name, tmp_path):
+def test_a_file_is_named_for_what_it_is_and_nothing_runs(name, tmp_path, capsys):
     write, error, message = CORPUS[name]
     path = tmp_path / "model.bin"  # one name for all: only the content counts
     write(path)
@@ -340,6 +345,8 @@ def test_a_file_is_named_for_what_it_is_and_nothing_runs(name, tmp_path):
         load_model(path)
 
     assert type(caught.value) is error
+    assert main(["count", str(path)]) == error.exit_code
+    assert message in capsys.readouterr().err
     assert message in caught.value.problem
     assert str(path) in caught.value.problem
     assert caught.value.problem.isprintable()
@@ -394,22 +401,59 @@ def test_modules_that_share_each_other_without_end_are_refused(tmp_path):
         load_model(tmp_path / "m.pth")
 
 
-@pytest.mark.parametrize(("at", "flips"), [(seed, 1 + seed % 5) for seed in range(150)])
-def test_a_mutated_file_never_crashes_the_reader(at, flips, tmp_path):
-    random = np.random.default_rng(at)
-    data = bytearray(with_bytes(saved(net().state_dict()), tmp_path))
-    for place in random.integers(0, len(data), flips):
-        data[place] = random.integers(0, 256)
+@pytest.mark.parametrize("change", [mutate, mutate_inside])
+@pytest.mark.parametrize("seed", range(150))
+def test_a_mutated_file_never_crashes_the_reader(seed, change, tmp_path):
+    """More of it, on every file of the corpus: scripts/fuzz_loaders.py."""
+    random = np.random.default_rng(seed)
+    original = tmp_path / "original"
+    saved(net() if seed % 3 == 0 else net().state_dict())(original)
     path = tmp_path / "mutated"
-    path.write_bytes(data[: random.integers(1, len(data))] if at % 3 == 0 else data)
+    path.write_bytes(change(original.read_bytes(), random))
 
     with contextlib.suppress(LoadError, UsageError):
-        assert read_contents(path, detect(path)).kind in ("state_dict", "object")
+        read_contents(path, detect(path))
+
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["mutated", "original"]
 
 
-def with_bytes(write, folder):
-    write(folder / "original")
-    return (folder / "original").read_bytes()
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="no /proc to read memory from")
+def test_every_file_of_the_corpus_has_its_exit_code_within_little_memory(tmp_path):
+    # In a process of its own, which has no torch: what is left is what the reader takes.
+    names = [name for name in CORPUS if name != "missing"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        CORPUS[name][0](tmp_path / name / "model.bin")
+    code = (
+        "import json, pathlib, sys, time; from flopprof.cli import main\n"
+        "found = {}\n"
+        "for name in sys.argv[2:]:\n"
+        "    start = time.monotonic()\n"
+        "    code = main(['inspect', f'{sys.argv[1]}/{name}/model.bin'])\n"
+        "    found[name] = code, time.monotonic() - start\n"
+        # What getrusage says is at least what the parent had, which has torch.
+        "status = pathlib.Path('/proc/self/status').read_text()\n"
+        "peak = int(status.partition('VmHWM:')[2].split()[0]) / 1024\n"
+        "print('\\n' + json.dumps([found, peak, 'torch' in sys.modules]))\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path), *names],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+
+    found, peak_mib, has_torch = json.loads(done.stdout.splitlines()[-1])
+    assert not has_torch
+    assert peak_mib < 400
+    assert max(seconds for _, seconds in found.values()) < 15
+    assert {code for code, _ in found.values()} == {0, 2, 3}
+    for name in ("garbled_pickle", "safetensors_cut", "class_bomb", "outside", "sharded"):
+        assert found[name][0] == 3, name
+    for name in ("dangling", "folder", "empty_folder"):
+        assert found[name][0] == 2, name
+    for name in ("state_dict", "module", "among_weights", "system", "html", "fifo", "empty"):
+        assert found[name][0] == 0, name
+    assert not list(tmp_path.rglob(MARKER))
 
 
 def test_the_contents_of_a_checkpoint_are_told(tmp_path):
