@@ -26,7 +26,7 @@ def main() -> int:
             os._exit(code)
         return code
     except KeyboardInterrupt:  # before the command line could take it
-        print("flopprof: interrupted\n  nothing was written", file=sys.stderr)
+        print("flopprof: interrupted\n  nothing half-written is left", file=sys.stderr)
         return INTERRUPTED
 
 

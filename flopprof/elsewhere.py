@@ -58,7 +58,8 @@ def analyse_traces(
         trace = read_trace(file)
         rank = int(trace.info["rank"])
         if rank in traces:
-            warnings.append(f"{file} says it is rank {rank} again: numbered {max(traces) + 1} here")
+            again = f"{file} says it is rank {rank} again: numbered {max(traces) + 1} here"
+            warnings.append(f"{again}, as if they were ranks of one job")
             rank = max(traces) + 1
             trace.kernels["rank"] = rank
         if skip_steps:
@@ -238,7 +239,12 @@ def _ceilings(
     if file is not None:
         given = load_ceilings(file)
         tables = ceilings_for_gpu(device) if on_gpu else Ceilings({})
-        return Ceilings(device, given.entries + tables.entries, given.clocks, given.warnings)
+        doubts, theirs = list(given.warnings), given.device.get("name")
+        if theirs and theirs != device.get("name"):
+            name = device.get("name") or "another device"
+            doubts.append(f"the ceilings of {file} are those of {theirs}, the trace is of {name}")
+        entries = given.entries + tables.entries
+        return Ceilings(device, entries, given.clocks, tuple(doubts))
     if gpu is not None:
         found = ceilings_for_gpu({"name": gpu})
         if not found.entries:

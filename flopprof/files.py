@@ -110,6 +110,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         target = path if special else path.resolve()
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.is_file() and not target.stat().st_mode & 0o222:  # which root might replace
+            raise PermissionError(errno.EACCES, "it is read-only")
         folder = None if special else target.parent
         handle, name = tempfile.mkstemp(prefix=f".{path.name}-", suffix=path.suffix, dir=folder)
         os.close(handle)

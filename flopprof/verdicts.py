@@ -160,5 +160,6 @@ def judge_alone(
         return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"
     if not math.isnan(row.flops_at_most):
         return "unknown", "values that are not in the trace decide its FLOPs; bounded by shapes"
-    which = "" if row.kind == "unknown" else " with these arguments"
-    return "unknown", f"no formula for {row.op}{which}; write one with @op_formula"
+    if row.kind != "unknown":
+        return "unknown", f"the formula of {row.op} needs shapes or values that are not recorded"
+    return "unknown", f"no formula for {row.op}; write one with @op_formula"

@@ -326,7 +326,7 @@ def test_what_is_no_trace_exits_with_3_and_writes_nothing(tmp_path, capsys, cont
 
 def test_a_missing_trace_exits_with_2(capsys):
     assert main(["trace", "nowhere.json"]) == 2
-    assert "there is no file nowhere.json" in capsys.readouterr().err
+    assert "nowhere.json: No such file" in capsys.readouterr().err
 
 
 def test_the_annotated_trace_has_the_figures_in_its_events(tmp_path):
@@ -481,3 +481,40 @@ def test_v100_training_of_2021_counts_the_published_flops(gpu_traces):
     assert backward["flops"].sum() == pytest.approx(2 * 6 * 32 * 2 * 4.089e9, rel=0.03)
     assert (backward["time_us"] > 0).any()
     assert len(run.meta["steps"]) == 6
+
+
+def test_an_annotated_trace_replaces_no_trace(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trace = small(tmp_path, name="trace.json")
+    before = trace.read_bytes()
+
+    assert main(["trace", str(trace), "--annotate", "trace.json"]) == 2
+    assert main(["trace", str(trace), "--annotate", "trace.json", "--force"]) == 2
+    assert "would replace the trace itself" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text("mine")
+    assert main(["trace", str(trace), "--annotate", "other.json"]) == 2
+    assert "other.json exists" in capsys.readouterr().err
+
+    assert trace.read_bytes() == before
+    assert (tmp_path / "other.json").read_text() == "mine"
+
+
+def test_a_trace_without_shapes_has_unknown_flops_and_not_zero(tmp_path):
+    events = op("aten::mm", 0, 100), launch(1, 10), kernel(1, 20, 50)
+    trace = write_trace(tmp_path / "trace.json", *events)
+
+    text = " ".join(analyse_traces(trace).report("text").split())
+
+    assert "FLOPs unknown: no op that does any has known ones" in text
+    assert "Rate –" in text
+    assert "the formula of aten::mm needs shapes or values that are not recorded" in text
+
+
+def test_what_is_no_trace_is_named_for_what_it_is(tmp_path, capsys):
+    (tmp_path / "page.json").write_text("<!DOCTYPE html><html></html>")
+    (tmp_path / "link.json").symlink_to(tmp_path / "none")
+
+    assert main(["trace", str(tmp_path / "page.json")]) == 3
+    assert "an HTML page" in capsys.readouterr().err
+    assert main(["trace", str(tmp_path / "link.json")]) == 2
+    assert "a link to" in capsys.readouterr().err

@@ -91,7 +91,9 @@ def main(arguments: Sequence[str]) -> int:
         except FlopprofError as error:
             return _fail(error.problem, error.remedy, error.exit_code, as_json=as_json)
         except KeyboardInterrupt:
-            return _fail("interrupted", "nothing was written", INTERRUPTED, as_json=as_json)
+            return _fail(
+                "interrupted", "nothing half-written is left", INTERRUPTED, as_json=as_json
+            )
         except BrokenPipeError:
             _discard_output()
             return 0

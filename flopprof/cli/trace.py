@@ -2,6 +2,7 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any
 
 from flopprof.cli import Handler, Progress, command
 
@@ -34,21 +35,31 @@ def trace(parser: ArgumentParser) -> Handler:
     def handle(args: Namespace) -> int:
         from flopprof.cli.run import deliver
         from flopprof.elsewhere import analyse_traces
-        from flopprof.errors import UsageError
+        from flopprof.errors import LoadError, UsageError
+        from flopprof.loaders.detect import detect
 
         if args.skip_steps < 0:
             raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
         if args.annotate and len(args.files) > 1:
             raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
         for name in args.files:
-            if not Path(name).exists():
-                raise UsageError(f"there is no file {name}", remedy="check the path")
+            kind = detect(Path(name))
+            if kind.name not in ("json", "compressed", "text", "unknown", "empty"):
+                raise LoadError(f"{name} is {kind.what}, no trace", remedy="name a trace's .json")
+        if args.annotate and Path(args.annotate).is_file() and not args.force:
+            raise UsageError(f"{args.annotate} exists", remedy="name another file, or add --force")
+        if args.annotate and not (folder := Path(args.annotate).resolve().parent).is_dir():
+            raise UsageError(f"there is no folder {folder}", remedy="make it first")
+        if args.annotate and Path(args.annotate).resolve() == Path(args.files[0]).resolve():
+            raise UsageError("--annotate would replace the trace itself", remedy="another name")
         if args.formulas:
             from flopprof.formulas.external import load_formulas
 
             load_formulas(args.formulas)
 
-        def make(progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821
+        made: list[Any] = []
+
+        def make(progress: Progress) -> Any:
             run = analyse_traces(
                 args.files,
                 gpu=args.gpu,
@@ -56,16 +67,19 @@ def trace(parser: ArgumentParser) -> Handler:
                 skip_steps=args.skip_steps,
                 progress=progress,
             )
-            if args.annotate:
-                from flopprof.report.annotated import annotate_trace
-
-                progress(f"writing {args.annotate}")
-                annotate_trace(args.files[0], args.annotate, run)
+            made.append(run)
             return run
 
         name = Path(args.files[0]).name
         for suffix in (".gz", ".json", ".trace", ".pt"):
             name = name.removesuffix(suffix)
-        return deliver(args, Path(args.output or f"{name}.flopprof"), make)
+        code = deliver(args, Path(args.output or f"{name}.flopprof"), make)
+        if args.annotate:
+            from flopprof.report.annotated import annotate_trace
+
+            with Progress() as progress:
+                progress(f"writing {args.annotate}")
+                annotate_trace(args.files[0], args.annotate, made[0])
+        return code
 
     return handle

@@ -217,9 +217,16 @@ def _device(meta: dict[str, Any]) -> str:
 
 
 def _flops(totals: Totals) -> str:
+    if _nothing_known(totals):
+        return "unknown: no op that does any has known ones"
     macs = si(totals.matmul_flops / 2, "MACs")
     vector = si(float(totals.vector_flops), "FLOPs")
     return f"matmul {si(float(totals.matmul_flops), 'FLOPs')} ({macs}) + vector {vector}"
+
+
+def _nothing_known(totals: Totals) -> bool:
+    """Return whether the zero that was counted is only what is left of the unknown."""
+    return totals.flops == 0 and totals.flops_at_most != 0
 
 
 def _bounds(totals: Totals) -> str:
@@ -255,6 +262,8 @@ def _time(meta: dict[str, Any]) -> str:
 
 
 def _rate(run: Run, flops_per_s: float) -> str:
+    if _nothing_known(run.totals):
+        return UNKNOWN
     rate = si(flops_per_s, "FLOP/s")
     roof = main_roofline(run)
     if roof is None or math.isnan(roof.peak_flops_per_s):
