@@ -301,3 +301,32 @@ def _guesses(model: "nn.Module") -> list[str]:
             return [f"1x{channels}", f"1x16x{channels}"]
         return []
     return []
+
+
+def autocasting(call: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
+    """Return `call` under autocast; each call casts the weights anew, as a training loop does."""
+    import torch
+
+    if dtype not in ("bfloat16", "float16"):
+        raise UsageError(f"autocast knows no {dtype!r}", remedy="give bfloat16 or float16")
+    context = torch.autocast(device.partition(":")[0], getattr(torch, dtype))
+
+    def inside() -> Any:
+        with context:
+            return call()
+
+    return inside
+
+
+@contextmanager
+def using_threads(threads: int | None) -> Iterator[None]:
+    """Run the block with so many CPU threads; as many as there are for None."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -7,10 +7,10 @@ import math
 import platform
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -19,12 +19,14 @@ from flopprof.calling import (
     Inputs,
     are_sizes,
     as_inputs,
+    autocasting,
     first_float,
     guarded,
     home,
     is_size,
     meta_twin,
     unchanged,
+    using_threads,
 )
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.run import Count, Run
@@ -44,22 +46,6 @@ DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 Progress = Callable[[str], None]
 
 
-@overload
-def count_flops(
-    model: "nn.Module",
-    inputs_or_size: list[Any],
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    train: "bool | Training" = False,
-) -> Any: ...
-@overload
-def count_flops(
-    model: "nn.Module",
-    inputs_or_size: Any = None,
-    *,
-    kwargs: Mapping[str, Any] | None = None,
-    train: "bool | Training" = False,
-) -> Count: ...
 def count_flops(
     model: "nn.Module",
     inputs_or_size: Any = None,
@@ -242,7 +228,7 @@ def profile(
     given = given.to(place.torch_device)
     dtype = autocast or home(model)[1] or first_float(given) or "float32"
     with ExitStack() as stack:
-        stack.enter_context(_threads(torch, threads))
+        stack.enter_context(using_threads(threads))
         if tf32:
             stack.enter_context(place.tf32())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
@@ -251,7 +237,7 @@ def profile(
 
         def calling(called: "nn.Module") -> Callable[[], Any]:
             call = guarded(called, training.of(called, given) if training else given)
-            return _autocasting(call, place.torch_device, autocast) if autocast else call
+            return autocasting(call, place.torch_device, autocast) if autocast else call
 
         call, fused, described = calling(model), None, place.describe()
         if compile:  # before any hook of ours: Dynamo would trace it
@@ -470,32 +456,6 @@ def _training(train: "bool | Training") -> "Training | None":
     from flopprof.training import Training
 
     return Training() if train is True else train or None
-
-
-def _autocasting(call: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
-    """Return `call` under autocast; each call casts the weights anew, as a training loop does."""
-    import torch
-
-    if dtype not in ("bfloat16", "float16"):
-        raise UsageError(f"autocast knows no {dtype!r}", remedy="give bfloat16 or float16")
-    context = torch.autocast(device.partition(":")[0], getattr(torch, dtype))
-
-    def inside() -> Any:
-        with context:
-            return call()
-
-    return inside
-
-
-@contextmanager
-def _threads(torch: Any, threads: int | None) -> Iterator[None]:
-    before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _gzip(path: Path) -> bytes:
