@@ -144,7 +144,7 @@ def _counters(run: Run, ops: pd.DataFrame) -> list[dict[str, Any]]:
     return [
         {"ph": "C", "pid": "flopprof", "name": name, "ts": ts + origin, "args": {name: value}}
         for name, values in (("FLOP/s", flops), ("coverage %", np.minimum(share, 100.0)))
-        for ts, value in zip(edges[:-1].tolist(), values.tolist(), strict=True)
+        for ts, value in zip(edges.tolist(), [*values.tolist(), 0.0], strict=True)  # and ends
     ]
 
 
