@@ -1,5 +1,6 @@
 """Hide one kind of hardware behind one small protocol."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -27,6 +28,9 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait until all work given to the device is done."""
+
+    def elapsed_us(self, call: Callable[[], object]) -> float:
+        """Return how long the device, idle before, is at one call, until all of it is done."""
 
     def describe(self) -> dict[str, Any]:
         """Return name, kind, memory, caches and what else tells this device from others."""

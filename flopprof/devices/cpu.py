@@ -2,7 +2,9 @@
 
 import os
 import platform
+import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,12 @@ class CpuDevice:
     def tf32(self) -> AbstractContextManager[None]:
         """Raise: a CPU has no TF32."""
         raise UsageError("--tf32 is for GPUs, and this is the CPU", remedy="--device cuda")
+
+    def elapsed_us(self, call: Callable[[], object]) -> float:
+        """Return the wall time."""
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e6
 
     def describe(self) -> dict[str, Any]:
         """Return the model's name, usable cores, torch's threads, vector extension and caches."""

@@ -1,14 +1,17 @@
 """NVIDIA and AMD GPUs: ROCm answers to the name `cuda` in torch."""
 
 import re
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from flopprof.devices import device
 from flopprof.devices.nvml import driver_version, sample_telemetry
 from flopprof.errors import UsageError
+
+_OTHER_STREAMS_US = 50.0  # what waiting for an idle device takes less than
 
 
 @device("cuda")
@@ -46,6 +49,22 @@ class CudaDevice:
         import torch
 
         torch.cuda.synchronize(self.index)
+
+    def elapsed_us(self, call: Callable[[], object]) -> float:
+        """Return the time between two events on the stream; the wall's, if other streams go on."""
+        import torch
+
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        stream = torch.cuda.current_stream(self.index)
+        begin.record(stream)
+        call()
+        end.record(stream)
+        end.synchronize()
+        ended = time.perf_counter()
+        self.synchronize()
+        later_us = (time.perf_counter() - ended) * 1e6
+        own_us: float = begin.elapsed_time(end) * 1e3
+        return own_us + (later_us if later_us > _OTHER_STREAMS_US else 0.0)
 
     @contextmanager
     def telemetry(self) -> Iterator[dict[str, Any]]:

@@ -1,9 +1,11 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from flopprof.devices import find_device
 from flopprof.devices.cpu import CpuDevice, cache_bytes
@@ -141,3 +143,33 @@ def test_telemetry_of_a_busy_gpu_has_clocks_within_its_maximum():
         assert readings["unavailable"]
     else:
         assert 0 < readings["sm_clock_mhz"]["median"] <= readings["maximum_sm_clock_mhz"]
+
+
+@pytest.mark.parametrize(("late_s", "expected"), [(0.0, 1500.0), (0.02, 21500.0)])
+def test_a_call_on_a_gpu_is_timed_by_events_and_other_streams_are_waited_for(
+    monkeypatch, late_s, expected
+):
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            done.append(f"event {enable_timing}")
+
+        def record(self, stream: str) -> None:
+            done.append(f"record on {stream}")
+
+        def synchronize(self) -> None:
+            done.append("wait for event")
+
+        def elapsed_time(self, _end: "Event") -> float:
+            return 1.5  # ms
+
+    done: list[str] = []
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda index: f"stream of {index}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _index: time.sleep(late_s))
+    gpu = CudaDevice.__new__(CudaDevice)
+    gpu.index = 1
+
+    elapsed_us = gpu.elapsed_us(lambda: done.append("call"))
+
+    assert done[2:] == ["record on stream of 1", "call", "record on stream of 1", "wait for event"]
+    assert expected <= elapsed_us < expected + 15000
