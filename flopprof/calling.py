@@ -106,7 +106,14 @@ def are_sizes(value: Any) -> bool:
 
 
 def home(model: "nn.Module") -> tuple[str, str | None]:
-    """Return device and floating dtype of the model's parameters; ("cpu", None) without any."""
+    """Return device and floating dtype of the model's parameters; ("cpu", None) without any.
+
+    Raises:
+        UsageError: It is no module.
+    """
+    if not hasattr(model, "parameters") or isinstance(model, type):
+        fact = f"{model!r:.100} is no torch.nn.Module"
+        raise UsageError(fact, remedy="give a model, not its class or a function")
     for tensor in chain(model.parameters(), model.buffers()):
         if tensor.is_floating_point():
             return str(tensor.device), str(tensor.dtype).removeprefix("torch.")

@@ -60,7 +60,7 @@ def announce(path: Path, wanted_sha256: str | None) -> None:
     from flopprof.loaders.inert import read_contents
 
     kind = detect(path)
-    contents = None if kind.remedy else read_contents(path, kind)
+    contents = read_contents(path, kind) if not kind.remedy or kind.name == "pickle" else None
     sha256 = ""
     if path.is_file():
         with path.open("rb") as file:

@@ -81,6 +81,11 @@ class FlopsCounter:
         """Stop counting; the counts stay."""
         self._hooks.close()
 
+    def __repr__(self) -> str:
+        unknown = self.unknown_modules
+        lacking = f", without {len(unknown)} unknown modules: {unknown[:3]}" if unknown else ""
+        return f"FlopsCounter({self.total_flops} FLOPs by hooks{lacking})"
+
     def reset(self) -> None:
         """Forget the counts."""
         self._tallies.clear()

@@ -55,7 +55,8 @@ def count_flops(
 ) -> Any:
     """Return the FLOPs of one call of `model`, counted from shapes on the meta device.
 
-    The model is left as it was, and is itself called only where it cannot run on the meta device.
+    In eval mode and without gradients, unless it is trained, whatever its mode. The model is left
+    as it was, and is itself called only where it cannot run on the meta device.
 
     Args:
         model: Any module, on any device.
@@ -221,6 +222,9 @@ def profile(
     from flopprof.trace.read import read_trace
     from flopprof.trace.record import record_trace, summarise_times, time_calls
 
+    if repeats < 1 or warmup < 0 or (threads is not None and threads < 1):
+        fact = f"repeats is {repeats}, warmup {warmup}, threads {threads}"
+        raise UsageError(fact, remedy="give repeats and threads of at least 1")
     place = find_device(device or home(model)[0])
     given = as_inputs(inputs, kwargs, model)
     if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:

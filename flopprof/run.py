@@ -17,6 +17,7 @@ from flopprof.files import writing
 SCHEMA_VERSION = 1
 """Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
 
+_COUNTED = ("matmul_flops", "vector_flops")
 _SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
 
 
@@ -158,7 +159,7 @@ class Run:
         if self.trace is not None:
             (folder / "trace.json.gz").write_bytes(self.trace)
         text = json.dumps({"schema_version": SCHEMA_VERSION, **to_json(self.meta)}, indent=1)
-        (folder / "meta.json").write_text(text + "\n")
+        (folder / "meta.json").write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
@@ -174,9 +175,16 @@ class Run:
                 f"there is no folder {folder}",
                 remedy="flopprof run MODEL writes one: MODEL.flopprof",
             )
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         frames = {name: tables.TABLES[name].read_csv(folder / f"{name}.csv") for name in _SAVED}
         trace = folder / "trace.json.gz"
+        if odd := set(frames["sites"]["verdict"]) - {*tables.VERDICTS}:
+            fact = f"{folder}/sites.csv is damaged: there is no verdict {min(odd)!r}"
+            raise LoadError(fact, remedy="profile the model again with: flopprof run")
+        saved, found = meta.get("totals") or {}, add_up(frames["sites"], math.nan)
+        if any(saved.get(n, getattr(found, n)) != getattr(found, n) for n in _COUNTED):
+            fact = f"{folder} is damaged: its sites.csv adds up to other FLOPs than its meta.json"
+            raise LoadError(fact, remedy="profile the model again with: flopprof run")
         return cls(**frames, meta=meta, trace=trace.read_bytes() if trace.exists() else None)
 
     def report(self, form: str = "text") -> str:
@@ -230,11 +238,17 @@ class Count(Totals):
         return self.run.by_op()
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
+    """Return the metadata of the run saved in `folder`.
+
+    Raises:
+        LoadError: It holds no run, a damaged one, or one of a newer flopprof.
+    """
     remedy = "profile the model again with: flopprof run"
     try:
-        meta = json.loads((folder / "meta.json").read_text())
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         version = int(meta.pop("schema_version"))
+        _check_types(meta)
     except FileNotFoundError:
         raise LoadError(f"{folder} holds no meta.json, so it is not a run", remedy=remedy) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -246,6 +260,18 @@ def _read_meta(folder: Path) -> dict[str, Any]:
             remedy="pip install --upgrade flopprof",
         )
     return dict(meta)
+
+
+def _check_types(meta: dict[str, Any]) -> None:
+    """Raise TypeError where what reports read is of another type."""
+    times = [t for name in ("wall_us", "eager_wall_us") for t in (meta.get(name) or {}).values()]
+    numbers = [*times, *(meta.get(name) for name in ("parameters", "slowdown_frac", "traced_us"))]
+    texts = [meta.get(name) for name in ("model", "input", "dtype", "torch", "architecture")]
+    dicts = [meta.get(name) for name in ("device", "trace", "compiled", "telemetry")]
+    for values, kind in ((numbers, int | float), (texts, str), (dicts, dict)):
+        for value in values:
+            if value is not None and not isinstance(value, kind):
+                raise TypeError(f"{value!r:.50} is out of place")
 
 
 def to_json(value: Any) -> Any:

@@ -155,6 +155,8 @@ def judge_alone(
         return "functional", f"called from the forward of {owner}, which has no hook count for it"
     if not own:
         has = "its formula gives the FLOPs" if known else "there is no formula for it"
+        if not known and row.kind not in ("unknown", "free"):
+            has = "its formula does not know this call"
         if not math.isnan(row.flops_at_most):
             has = "values that are not in the trace decide its FLOPs; bounded by shapes"
         return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"

@@ -405,3 +405,88 @@ def test_a_count_that_needs_values_says_what_it_does_not_see(capsys):
 
     [warning] = json.loads(capsys.readouterr().out)["warnings"]
     assert "work outside PyTorch" in warning
+
+
+def test_a_terminal_that_knows_few_letters_gets_the_report_all_the_same():
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = flopprof_process("count", "torchvision:resnet18", env=env, stdout=subprocess.PIPE)
+
+    assert done.returncode == 0, done.stderr
+    assert "3.64 GFLOPs" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ("return 5", "AttributeError"),
+        ("return Work(matmul_flops=-5)", "less than nothing"),
+        ("return Work(matmul_flops=float('nan'))", "less than nothing"),
+        ("raise ValueError('mine')", "ValueError: mine"),
+    ],
+)
+def test_a_formula_that_is_wrong_counts_as_unknown_and_is_told_of(body, says, tmp_path, capsys):
+    name = "flopprof_wrong_" + str(abs(hash(body)))
+    Path("net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        f"@torch.library.custom_op('{name}::op', mutates_args=())\n"
+        "def op(x: torch.Tensor) -> torch.Tensor:\n    return x @ x\n"
+        "@op.register_fake\ndef _(x):\n    return torch.empty_like(x)\n"
+        "class Net(nn.Module):\n    def forward(self, x):\n        return op(x)\n"
+    )
+    Path("formulas.py").write_text(
+        "from flopprof import op_formula\nfrom flopprof.formulas import Work\n"
+        f"@op_formula('{name}::op')\ndef count(call):\n    {body}\n"
+    )
+
+    code = call("count", "net.py:Net", "--input", "4x4", "--formulas", "formulas.py", "--json")
+
+    counted = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert counted["flops"] == 0
+    assert counted["flops_at_most"] is None
+    assert any(says in warning for warning in counted["warnings"])
+
+
+def test_a_formula_for_an_op_that_has_one_is_refused(capsys):
+    Path("formulas.py").write_text(
+        "from flopprof import op_formula\n"
+        "@op_formula('aten::linear')\ndef count(call):\n    return 1\n"
+    )
+
+    assert call("count", "torchvision:resnet18", "--formulas", "formulas.py") == 6
+    assert "two implementations of the op formula 'aten::linear'" in capsys.readouterr().err
+
+
+def test_models_of_timm_train_too(capsys):
+    pytest.importorskip("timm")
+
+    assert call("count", "timm:mobilenetv3_small_050", "--train", "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)["phases"]) == {
+        "forward", "backward", "optimizer",
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_run_that_replaces_that_of_another_model_says_so(tmp_path, capsys):
+    for folder, size in (("a", 4), ("b", 5)):
+        Path(folder).mkdir()
+        Path(f"{folder}/net.py").write_text(
+            f"from torch import nn\ndef net():\n    return nn.Linear({size}, 2)\n"
+        )
+        assert call("run", f"{folder}/net.py:net", "--repeats", "1") == 0
+
+    assert "held the run of another model" in capsys.readouterr().err
+
+
+def test_the_file_that_is_profiled_is_never_replaced(tmp_path, capsys):
+    Path("models").mkdir()
+    torch.save(nn.Linear(2, 2).state_dict(), "models/net.pth")
+    Path("net.py").write_text("from torch import nn\ndef net():\n    return nn.Linear(2, 2)\n")
+
+    for target in ("models", "models/net.pth"):
+        arguments = ("models/net.pth", "--arch", "net.py:net", "-o", target, "--force")
+        assert call("run", *arguments) == 2
+        assert "is replaced" in capsys.readouterr().err
+
+    assert Path("models/net.pth").is_file()

@@ -283,3 +283,15 @@ def test_products_agree_with_torchvision(name):
         model(torch.zeros(1, 3, 224, 224, device="meta"))
 
     assert counter.matmul_flops / 2e9 == pytest.approx(published, rel=0.01)
+
+
+def test_the_counter_prints_its_total_and_what_it_lacks():
+    class Product(nn.Module):
+        def forward(self, x):
+            return x @ x
+
+    assert repr(FlopsCounter()) == "FlopsCounter(0 FLOPs by hooks)"
+    with FlopsCounter(net := nn.Sequential(nn.Linear(4, 4), Product())) as counter:
+        net(torch.ones(4, 4))
+    # 2·4·4·4 + 16 of the linear; of the product, 128 more, hooks see nothing.
+    assert repr(counter) == "FlopsCounter(144 FLOPs by hooks, without 1 unknown modules: ['1'])"

@@ -311,3 +311,27 @@ def test_a_model_that_changes_the_threads_is_told_of():
     run = flopprof.profile(Greedy(), (4,), threads=1, repeats=1, warmup=1, ceilings=False)
 
     assert any("from 1 threads to 2" in warning for warning in run.meta["warnings"])
+
+
+def test_custom_ops_are_no_change_by_tracing():
+    @torch.library.custom_op("flopprof_observed::twice", mutates_args=())
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        return torch.mul(x, 2)
+
+    class Net(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = twice(x)
+            return found
+
+    run = flopprof.profile(Net(), (4,), repeats=1, warmup=1, ceilings=False)
+
+    assert run.meta["observer"]["changed_ops"] == {}
+    assert not [text for text in run.meta["warnings"] if "changed which ops" in text]
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"threads": -1}, {"warmup": -1}])
+def test_nonsense_is_a_usage_error_in_python_too(wrong):
+    with pytest.raises(UsageError, match="repeats is"):
+        flopprof.profile(nn.Linear(2, 2), (1, 2), **wrong)
+    with pytest.raises(UsageError, match=r"no torch\.nn\.Module"):
+        flopprof.count_flops(nn.Linear, (1, 2))  # type: ignore[arg-type]

@@ -119,3 +119,42 @@ def test_text_is_written_in_one_step(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.md"]
     with pytest.raises(UsageError, match="cannot be written"):
         write_atomically(Path("/proc/nowhere.md"), "text")
+
+
+def test_tables_that_do_not_fit_their_totals_are_damaged(tmp_path):
+    totals = {"matmul_flops": 480, "vector_flops": 48}
+    folder = make_run(totals=totals).save(tmp_path / "x.flopprof")
+    assert Run.load(folder).totals.flops == 528
+    table = folder / "sites.csv"
+    table.write_text("\n".join(table.read_text().splitlines()[:1]) + "\n")
+
+    with pytest.raises(LoadError, match="adds up to other FLOPs"):
+        Run.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("wall_us", {"median": "x"}),
+        ("wall_us", 3),
+        ("device", 3),
+        ("dtype", 5),
+        ("parameters", "y"),
+    ],
+)
+def test_metadata_of_another_type_is_damaged(tmp_path, name, value):
+    folder = make_run().save(tmp_path / "x.flopprof")
+    meta = json.loads((folder / "meta.json").read_text())
+    (folder / "meta.json").write_text(json.dumps(meta | {name: value}))
+
+    with pytest.raises(LoadError, match=r"meta\.json is damaged"):
+        Run.load(folder)
+
+
+def test_a_verdict_that_is_none_is_damaged(tmp_path):
+    folder = make_run().save(tmp_path / "x.flopprof")
+    text = (folder / "sites.csv").read_text()
+    (folder / "sites.csv").write_text(text.replace(",unknown,", ",unheard_of,"))
+
+    with pytest.raises(LoadError, match="there is no verdict 'unheard_of'"):
+        Run.load(folder)

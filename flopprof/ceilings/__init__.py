@@ -51,6 +51,11 @@ def find_ceilings(
     notes = list(user.warnings)
     if user.device.get("name", described["name"]) != described["name"]:
         notes.append(f"{user_file} is of {user.device['name']}, and this is {described['name']}")
+    threads = [place.get("threads") for place in (user.device, described)]
+    if None not in threads and threads[0] != threads[1]:
+        notes.append(
+            f"{user_file} was measured with {threads[0]} threads, and here are {threads[1]}"
+        )
     tables = Ceilings({}) if on_cpu else ceilings_for_gpu(described)
     kept = _read_cache(described, torch.__version__, notes)
     measured: list[Ceiling] = []

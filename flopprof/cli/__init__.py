@@ -1,6 +1,7 @@
 """Turn arguments into a call, and errors into a message and an exit code; a file per subcommand."""
 
 import argparse
+import io
 import json
 import os
 import signal
@@ -82,6 +83,9 @@ def _version(args: Namespace) -> int:
 def main(arguments: Sequence[str]) -> int:
     """Run one subcommand and return its exit code; nothing the user can cause is a traceback."""
     as_json = "--json" in arguments
+    for stream in (sys.stdout, sys.stderr):  # which may know fewer letters than we write
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     before = signal.getsignal(signal.SIGTERM)
     with _answering(as_json), warnings.catch_warnings():
         warnings.showwarning = _show_warning

@@ -3,6 +3,7 @@
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flopprof.cli import Handler, Progress, check_threads, command, print_json
@@ -81,11 +82,17 @@ def run(parser: ArgumentParser) -> Handler:
 
 def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:  # type: ignore[name-defined]  # noqa: F821
     """Make a run, write it with chart and report into `target`, and print it."""
+    from flopprof.errors import UsageError
     from flopprof.files import check_target, writing
 
     check_target(target, force=args.force)
+    for name in getattr(args, "files", None) or [args.model]:
+        if target.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+            raise UsageError(f"{target} holds {name}, and is replaced", remedy="another -o DIR")
     with Progress() as progress, writing(target, force=args.force) as folder:
         made = make(progress)
+        if (old := _source(target)) and old != made.meta.get("source"):
+            warnings.warn(f"{target} held the run of another model, {old}: replaced", stacklevel=1)
         progress("drawing")
         made.write(folder)
         try:
@@ -95,7 +102,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
             if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
                 raise
             warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
-        (folder / "report.md").write_text(made.report("md"))
+        (folder / "report.md").write_text(made.report("md"), encoding="utf-8")
         names = sorted(path.name for path in folder.iterdir())
     files = [str(target / name) for name in names]
     if args.json:
@@ -108,6 +115,16 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
             if name in names:
                 print(f"{label:8}{target / name}")
     return 0
+
+
+def _source(target: Path) -> str | None:
+    """Return what the run that is saved there, if any, is of."""
+    from flopprof.errors import FlopprofError
+    from flopprof.run import read_meta
+
+    with suppress(FlopprofError):
+        return read_meta(target).get("source")
+    return None
 
 
 def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821

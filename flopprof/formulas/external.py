@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flopprof.errors import UsageError
-from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work
+from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work, load_op_formulas
 from flopprof.formulas.generated import GENERATED, generated
 from flopprof.usercode import import_code
 
@@ -20,6 +20,7 @@ def load_formulas(path: str | Path) -> None:
         UsageError: There is no such file.
         ModelError: It raised, or names an op that has a formula.
     """
+    load_op_formulas()  # first: theirs may not be ours again
     file = Path(path).resolve()
     if file not in _LOADED:
         if file.suffix != ".py":

@@ -5,7 +5,7 @@ import inspect
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ from flopprof import dtypes
 from flopprof.errors import UnknownArchitectureError, UsageError
 from flopprof.loaders import Loaded, Request
 from flopprof.loaders.inert import NAMES, TensorInfo
-from flopprof.recognise import Entry, alternatives, named_first, recognise
+from flopprof.recognise import Entry, Match, alternatives, named_first, recognise
 from flopprof.units import safe_text, shape_text
 from flopprof.usercode import foreign_code, import_code
 
@@ -117,7 +117,7 @@ def _timm(name: str) -> Architecture:
 def _make_timm(create: Callable[..., Any], name: str, **options: Any) -> Any:
     spelled = {"channels": "in_chans", "image_size": "img_size"}
     named = {spelled.get(key, key): value for key, value in options.items()}
-    return create(name, pretrained=False, **named).requires_grad_(False)
+    return create(name, pretrained=False, **named)
 
 
 def _library(library: str, name: str, module: str) -> Any:
@@ -276,7 +276,7 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
     match = recognise({key: info.shape for key, info in tensors.items()})
     closest = lacking = ""
     fits: dict[Entry, int] = {}  # and how many tensors each leaves out
-    for entry in match.candidates if match else ():
+    for entry in _tried(match) if match else ():
         if fits and match and match.exact:
             break  # equal fingerprints: the others fit as well
         try:
@@ -312,6 +312,14 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
     count = f"{len(tensors)} tensor{'s' * (len(tensors) != 1)}"
     fact = f"{path} holds {count} (a state_dict) of an unknown architecture"
     raise UnknownArchitectureError(f"{fact}; {closest}" if closest else fact, remedy=by_hand)
+
+
+def _tried(match: Match) -> Iterator[Entry]:
+    """Yield the candidates; behind torchvision's the same of timm, which also makes headless."""
+    for entry in match.candidates:
+        yield entry
+        if not match.exact and entry.name.startswith("torchvision:"):
+            yield from [e for e in alternatives(entry) if e.name.startswith("timm:")][:1]
 
 
 def _compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> _Fit:

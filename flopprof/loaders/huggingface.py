@@ -13,7 +13,7 @@ from flopprof.errors import LoadError, UnknownArchitectureError
 from flopprof.loaders import Loaded, Request, loader, refuse_code
 from flopprof.loaders.build import Architecture, build, fit_weights
 from flopprof.loaders.formats import read_weights
-from flopprof.units import safe_text
+from flopprof.units import safe_text, shape_text
 
 _TEXT_LENGTH = 128
 _SAMPLES = 16_000  # a second of sound
@@ -34,7 +34,7 @@ def load_folder(request: Request) -> Loaded:
     architecture = Architecture(
         f"transformers:{made.__name__}", lambda: made._from_config(settings)
     )
-    model = build(architecture, meta=request.meta or not request.contents.shards)
+    model = build(architecture, meta=request.meta)
     notes = _take_weights(model, request)
     return Loaded(
         model,
@@ -42,6 +42,7 @@ def load_folder(request: Request) -> Loaded:
         "Hugging Face folder",
         input_hint=_inputs(made.main_input_name, config),
         recognised_by="config.json",
+        weights="file" if request.contents.tensors else "random",
         warnings=tuple(notes),
     )
 
@@ -90,7 +91,15 @@ def _take_weights(model: nn.Module, request: Request) -> list[str]:
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     names = {key: key if key in given else key.removeprefix(prefix) for key in state}
     names = {key: name if name in given else prefix + key for key, name in names.items()}
-    fits = {k: n for k, n in names.items() if n in given and given[n].shape == state[k].shape}
+    fits = {k: n for k, n in names.items() if n in given}
+    for key, name in fits.items():
+        if given[name].shape != state[key].shape:
+            raise LoadError(
+                f"{safe_text(request.contents.path)}: {safe_text(name)} is "
+                f"{shape_text(given[name].shape)}, by its config.json "
+                f"{shape_text(state[key].shape)}",
+                remedy="take the config.json that was saved with the weights",
+            )
     found = {} if request.meta else read_weights(request)
     for key, name in fits.items():
         dtype = getattr(torch, given[name].dtype)

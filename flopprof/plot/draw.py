@@ -62,6 +62,7 @@ class Sheet:
 
         self.data, (self.width, self.height) = data, SIZES[size]
         self.ground, self.ink, self.muted, self.grid, *self.sides = DARK if dark else LIGHT
+        self.kinds = COLOURS | ({"other": self.ink} if dark else {})  # black is not seen there
         self.figure = Figure(facecolor=self.ground)
         self.axes = self.figure.add_axes((0, 0, 1, 1), autoscale_on=False, xlim=(0, self.width))
         self.axes.set_axis_off()
@@ -141,7 +142,7 @@ class Sheet:
             return "*", area or 62.0, its or self.ink, False
         shape, kind = (SHAPES[row.known_by], row.kind) if row.place == "point" else ("D", "")
         area = area or max(AREA * row.share_frac, AREA_FLOOR)
-        return shape, area, its or COLOURS.get(kind, self.muted), row.known_by >= 2
+        return shape, area, its or self.kinds.get(kind, self.muted), row.known_by >= 2
 
 
 def _decades(values: list[float]) -> tuple[float, float]:
@@ -352,7 +353,7 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
         ],
         "Run" if data.names else "Kind": [
             *((("o", 40.0, c, False), f"{letter} {name}") for (letter, name), c in runs),
-            *((("o", 40.0, COLOURS[kind], False), kind) for kind in kinds if not data.names),
+            *((("o", 40.0, sheet.kinds[kind], False), kind) for kind in kinds if not data.names),
         ],
         "FLOPs known by": [((SHAPES[k], 40.0, sheet.muted, k >= 2), KNOWN_BY[k]) for k in known],
         "Area: share of time": [
@@ -401,7 +402,7 @@ def _draw_strip(sheet: Sheet, y: float, rows: list[Any], name: str) -> float:
     for row in rows:
         known, wide = row.efficiency_frac > 0, row.share_frac * (right - AXIS)
         tall = height * (min(row.efficiency_frac, 1.2) if known else 1.2)
-        colour = sheet.its_colour(row.series) or COLOURS.get(row.kind, sheet.muted)
+        colour = sheet.its_colour(row.series) or sheet.kinds.get(row.kind, sheet.muted)
         colour = colour if known else sheet.ground
         sheet.box(x, bottom - tall, wide, tall, facecolor=colour, hatch=HATCHES.get(row.place))
         middles.append(x + wide / 2)

@@ -252,10 +252,12 @@ def _time(meta: dict[str, Any]) -> str:
     text = (
         f"median {duration(wall['median'])} (p5 {duration(wall['p5'])}, "
         f"p95 {duration(wall['p95'])}) of {meta.get('repeats', '?')} calls"
+        f"{', compiled' * bool(meta.get('compiled'))}"
     )
     slowdown = meta.get("slowdown_frac")
     if slowdown is not None:
-        text += f"; tracing added {100 * slowdown:+.0f} %"
+        eager = " to the eager call" if meta.get("compiled") else ""
+        text += f"; tracing added {100 * slowdown:+.0f} %{eager}"
     if (observer := meta.get("observer")) and observer["changed_ops"] is not None:
         text += f" and {'other' if observer['changed_ops'] else 'no other'} ops"
     return text

@@ -274,10 +274,13 @@ def _evaluate(
     if formula is not None:
         try:
             work = formula(call)
-            float(work.matmul_flops + work.vector_flops + work.min_bytes if work else 0)
-        except (LookupError, ValueError, TypeError, ArithmeticError) as error:
-            work = None
-            text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {error}"
+            if work is not None:
+                least = min(work.matmul_flops, work.vector_flops, work.min_bytes)
+                if not 0 <= least <= max(work.matmul_flops, work.vector_flops) < math.inf:
+                    raise ValueError("it counts less than nothing, or without end")
+        except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            work, what = None, f"{type(error).__name__}: {error}"
+            text = f"the formula of {name} does not fit {shapes_text(call.shapes)}: {what}"
             found.warnings.append(text)
     kind = "other" if source in ("torch", "generated") else kind_of(name)
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):

@@ -83,3 +83,22 @@ def test_an_index_does_not_reach_outside_its_folder(tmp_path):
 
     with pytest.raises(LoadError, match="names files outside its folder"):
         load_model(index, meta=True)
+
+
+def test_a_folder_without_weights_runs_on_random_ones(bert):
+    (bert / "model.safetensors").unlink()
+
+    loaded = load_model(bert)
+
+    assert loaded.weights == "random"
+    assert loaded.warnings == ("the folder holds no weights: their values are random",)
+    assert not any(parameter.is_meta for parameter in loaded.model.parameters())
+
+
+def test_weights_of_another_size_than_the_config_says_are_refused(bert):
+    config = json.loads((bert / "config.json").read_text())
+    (bert / "config.json").write_text(json.dumps(config | {"hidden_size": 64}))
+
+    for meta in (True, False):
+        with pytest.raises(LoadError, match=r"is 99x32, by its config\.json 99x64"):
+            load_model(bert, meta=meta)

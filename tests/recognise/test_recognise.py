@@ -187,3 +187,15 @@ def test_a_detectors_head_has_as_many_outputs_for_each_anchor(tmp_path, name):
 
     assert loaded.architecture == f"torchvision:{name}"
     assert loaded.warnings == ("num_classes = 7, as the weights say",)
+
+
+def test_a_model_without_its_head_is_recognised(tmp_path):
+    pytest.importorskip("timm")
+    state = torchvision.models.resnet18().state_dict()
+    headless = {key: value for key, value in state.items() if not key.startswith("fc.")}
+    torch.save(headless, tmp_path / "backbone.pth")
+
+    loaded = load_model(tmp_path / "backbone.pth", meta=True)
+
+    assert loaded.architecture == "timm:resnet18"
+    assert loaded.warnings == ("num_classes = 0, as the weights say",)
