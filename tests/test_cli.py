@@ -490,3 +490,8 @@ def test_the_file_that_is_profiled_is_never_replaced(tmp_path, capsys):
         assert "is replaced" in capsys.readouterr().err
 
     assert Path("models/net.pth").is_file()
+
+
+def test_options_are_not_abbreviated(capsys):
+    assert call("check", "x.flopprof", "--min", "0.5") == 2
+    assert "--min" in capsys.readouterr().err

@@ -55,6 +55,7 @@ def _parser() -> ArgumentParser:
             description=summary,
             epilog="\n".join(line.strip() for line in example.strip().splitlines()),
             formatter_class=RawDescriptionHelpFormatter,
+            allow_abbrev=False,  # an option added later would change what "--min" means
         )
         sub.set_defaults(handler=define(sub))
         sub.add_argument(

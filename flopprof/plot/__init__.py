@@ -201,6 +201,8 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
         for column, text in (("time_us", duration), ("achieved_flops_per_s", _rate))
     )
     finding = f"{' → '.join(names.values())}: {times}, {rates}"
+    if len({str(run.meta.get("model")) for run in runs.values()}) > 1:  # no step of one thing
+        finding = finding.replace(" → ", " | ")
     covered = min(data.coverage_frac for data in found.values())
     return ChartData(**frames, finding=finding, coverage_frac=covered, names=names)
 
