@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
+from unicodedata import east_asian_width
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 UNKNOWN = "–"
@@ -67,11 +68,20 @@ def shapes_text(shapes: Iterable[Any]) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """Return `text` cut in the middle to at most `width` characters."""
-    if len(text) <= width:
+    """Return `text` cut in the middle to at most `width` columns of a terminal."""
+    if columns(text) <= width:
         return text
-    head = (width - 1) // 2
-    return f"{text[:head]}…{text[len(text) - (width - 1 - head) :]}"
+    for kept in range(width, 0, -1):  # the first, unless letters are two columns wide
+        head = (kept - 1) // 2
+        short = f"{text[:head]}…{text[len(text) - (kept - 1 - head) :]}"
+        if columns(short) <= width:
+            return short
+    return ""
+
+
+def columns(text: str) -> int:
+    """Return how many columns of a terminal `text` takes: two for a wide letter."""
+    return sum(1 + (east_asian_width(letter) in "WF") for letter in text)
 
 
 def safe_text(text: object, width: int = 300) -> str:

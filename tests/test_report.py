@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flopprof.cli import main
 from flopprof.errors import UsageError
 from flopprof.run import Run
 from flopprof.tables import SITES, TABLES
@@ -154,3 +155,13 @@ def test_markdown_explains_each_column_and_bounds_what_is_missed():
 def test_every_column_of_every_table_is_explained():
     for table in TABLES.values():
         assert all(column.doc.endswith((".", "…")) for column in table.columns), table.name
+
+
+def test_a_format_that_does_not_fit_its_file_is_refused(tmp_path, capsys):
+    folder = str(make_run().save(tmp_path / "x.flopprof"))
+
+    assert main(["report", folder, "--format", "md", "-o", str(tmp_path / "x.html")]) == 2
+    assert "--format md does not fit" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+    assert main(["report", folder, "--format", "md", "-o", "-"]) == 0
+    assert capsys.readouterr().out.startswith("# flopprof")

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from flopprof.units import duration, percent, shapes_text, shorten, si, three_digits
+from flopprof.units import columns, duration, percent, shapes_text, shorten, si, three_digits
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,11 @@ def test_three_digits():
         "123",
         "98765",
     ]
+
+
+def test_wide_letters_take_two_columns():
+    assert columns("层1") == 3
+    assert shorten("层" * 10, 9) == "层层…层层"  # 4 · 2 + 1
+    assert shorten("abcdefghij", 9) == "abcd…ghij"
+    assert shorten("层层", 4) == "层层"
+    assert shorten("层层", 0) == ""

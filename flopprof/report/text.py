@@ -5,7 +5,7 @@ import textwrap
 from flopprof.report import report_format
 from flopprof.report.content import misses, summary, top_sites
 from flopprof.run import Run
-from flopprof.units import percent, shorten, si
+from flopprof.units import columns, percent, shorten, si
 
 WIDTH = 100
 _NUMERIC = frozenset(("calls", "FLOPs", "time", "FLOP/s", "FLOP/B", "roof"))
@@ -51,17 +51,16 @@ def text_report(run: Run) -> str:
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:
     """Return an aligned table; module and op share what width the numbers leave."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    widths = [max(map(columns, column)) for column in zip(header, *rows, strict=True)]
     free = WIDTH - sum(widths[2:]) - 2 * (len(widths) - 1)
     widths[1] = min(widths[1], max(free // 2, free - widths[0]))
     widths[0] = min(widths[0], free - widths[1])
     lines = []
     for row in [header, *rows]:
-        cells = [
-            shorten(cell, width).rjust(width)
-            if name in _NUMERIC
-            else shorten(cell, width).ljust(width)
-            for name, cell, width in zip(header, row, widths, strict=True)
-        ]
+        cells = []
+        for name, cell, width in zip(header, row, widths, strict=True):
+            short = shorten(cell, width)
+            pad = " " * (width - columns(short))
+            cells.append(pad + short if name in _NUMERIC else short + pad)
         lines.append("  ".join(cells).rstrip())
     return lines
