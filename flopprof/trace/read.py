@@ -275,8 +275,8 @@ def _evaluate(
         try:
             work = formula(call)
             if work is not None:
-                least = min(work.matmul_flops, work.vector_flops, work.min_bytes)
-                if not 0 <= least <= max(work.matmul_flops, work.vector_flops) < math.inf:
+                figures = map(float, (work.matmul_flops, work.vector_flops, work.min_bytes))
+                if not all(0 <= figure < math.inf for figure in figures):
                     raise ValueError("it counts less than nothing, or without end")
         except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
             work, what = None, f"{type(error).__name__}: {error}"
