@@ -289,6 +289,8 @@ def recognise_weights(request: Request) -> tuple[nn.Module, _Fitted, tuple[Entry
             continue
         _, fitted = fit_architecture(architecture, replace(request, meta=True))
         beside = fitted.fit.left_out / max(len(tensors), 1)  # such as a loss's weights
+        if fitted.overrides.get("num_classes") == 0 and beside:
+            beside = 1.0  # what lies beside a model without head is the head of another
         if not fitted.differences and beside <= BESIDE:
             fits |= dict.fromkeys((entry, *alternatives(entry)), fitted.fit.left_out)
             continue

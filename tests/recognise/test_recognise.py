@@ -199,3 +199,18 @@ def test_a_model_without_its_head_is_recognised(tmp_path):
 
     assert loaded.architecture == "timm:resnet18"
     assert loaded.warnings == ("num_classes = 0, as the weights say",)
+
+
+def test_a_backbone_below_another_head_is_no_model_without_head(tmp_path, monkeypatch):
+    import flopprof.recognise as index
+
+    pytest.importorskip("timm")
+    fixed = {"weights": None, "weights_backbone": None}
+    model = torchvision.models.get_model("fcn_resnet50", **fixed)
+    torch.save(model.state_dict(), tmp_path / "m.pth")
+    entries, sketches = index._index()
+    kept = [i for i, e in enumerate(entries) if not e.name.startswith("torchvision:fcn")]
+    monkeypatch.setattr(index, "_index", lambda: ([entries[i] for i in kept], sketches[kept]))
+
+    with pytest.raises(UnknownArchitectureError):
+        load_model(tmp_path / "m.pth", meta=True)
