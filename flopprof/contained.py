@@ -60,7 +60,7 @@ def announce(path: Path, wanted_sha256: str | None) -> None:
     from flopprof.loaders.inert import read_contents
 
     kind = detect(path)
-    contents = read_contents(path, kind) if not kind.remedy or kind.name == "pickle" else None
+    contents = read_contents(path, kind) if kind.is_readable else None
     sha256 = ""
     if path.is_file():
         with path.open("rb") as file:

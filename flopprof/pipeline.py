@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
@@ -46,6 +46,22 @@ DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 Progress = Callable[[str], None]
 
 
+@overload
+def count_flops(
+    model: "nn.Module",
+    inputs_or_size: list[Any],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: "bool | Training" = False,
+) -> Any: ...
+@overload
+def count_flops(
+    model: "nn.Module",
+    inputs_or_size: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: "bool | Training" = False,
+) -> Count: ...
 def count_flops(
     model: "nn.Module",
     inputs_or_size: Any = None,

@@ -88,9 +88,7 @@ def read(path: Path) -> str:
     """Return what reading the file came to."""
     try:
         kind = detect(path)
-        contents = None
-        if not kind.remedy or kind.name == "pickle":
-            contents = read_contents(path, kind)
+        contents = read_contents(path, kind) if kind.is_readable else None
         return str(_found(path, kind, contents)["kind"])
     except (LoadError, UsageError) as error:
         if not (error.problem.isprintable() and error.remedy):

@@ -31,7 +31,7 @@ LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # HTML report holds the chart.
 ALLOWED = {("run", "report"), ("run", "plot"), ("calling", "inputs"), ("report", "plot")}
 # The aim is 6,000 lines. This is where it stands: a change that raises it shows that it does.
-LINES_NOW = 10106
+LINES_NOW = 10125
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

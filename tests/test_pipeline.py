@@ -334,4 +334,4 @@ def test_nonsense_is_a_usage_error_in_python_too(wrong):
     with pytest.raises(UsageError, match="repeats is"):
         flopprof.profile(nn.Linear(2, 2), (1, 2), **wrong)
     with pytest.raises(UsageError, match=r"no torch\.nn\.Module"):
-        flopprof.count_flops(nn.Linear, (1, 2))  # type: ignore[arg-type]
+        flopprof.count_flops(nn.Linear, (1, 2))  # type: ignore[call-overload]

@@ -31,7 +31,7 @@ def inspect(parser: ArgumentParser) -> Handler:
 
         path = Path(args.file)
         kind = detect(path)
-        contents = read_contents(path, kind) if not kind.remedy or kind.name == "pickle" else None
+        contents = read_contents(path, kind) if kind.is_readable else None
         found = _found(path, kind, contents)
         if args.json:
             print_json(found)

@@ -17,7 +17,6 @@ def misses(parser: ArgumentParser) -> Handler:
     parser.add_argument(
         "--stub", metavar="FILE.py", help="write a formula to fill in for each op without one"
     )
-
     parser.add_argument("--force", action="store_true", help="replace FILE.py if it is there")
 
     def handle(args: Namespace) -> int:

@@ -25,6 +25,11 @@ class FileKind:
     what: str
     remedy: str
 
+    @property
+    def is_readable(self) -> bool:
+        """Return whether its contents can be told: a plain pickle's too, which is no model."""
+        return not self.remedy or self.name == "pickle"
+
 
 with Path(__file__).with_name("kinds.csv").open(encoding="utf-8", newline="") as _file:
     _KINDS = [FileKind(**row) for row in csv.DictReader(_file)]

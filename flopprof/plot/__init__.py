@@ -196,13 +196,13 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     differ = roofs.groupby(["unit", "name", "kind"])["value"].transform("nunique") > 1
     roofs["name"] = (roofs["series"] + " ").where(differ, "") + roofs["name"]
     frames["roofs"] = roofs.drop_duplicates(["unit", "name", "kind"], ignore_index=True)
+    models = {str(run.meta.get("model")) for run in runs.values()}
+    then = " → " if len(models) == 1 else " | "  # of different models none is a step to the next
     times, rates = (
-        " → ".join(text(value) for value in frames["run"][column])
+        then.join(text(value) for value in frames["run"][column])
         for column, text in (("time_us", duration), ("achieved_flops_per_s", _rate))
     )
-    finding = f"{' → '.join(names.values())}: {times}, {rates}"
-    if len({str(run.meta.get("model")) for run in runs.values()}) > 1:  # no step of one thing
-        finding = finding.replace(" → ", " | ")
+    finding = f"{then.join(names.values())}: {times}, {rates}"
     covered = min(data.coverage_frac for data in found.values())
     return ChartData(**frames, finding=finding, coverage_frac=covered, names=names)
 
