@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flopprof.count import FlopsCounter, calculate_flops_for_size
+    from flopprof.api import count_flops, profile
+    from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
     from flopprof.elsewhere import analyse_traces
     from flopprof.errors import FlopprofError
     from flopprof.formulas import module_formula, op_formula
-    from flopprof.pipeline import count_flops, profile
     from flopprof.run import Count, Run
 
 __version__ = "0.1.0"
@@ -15,14 +15,14 @@ __version__ = "0.1.0"
 _HOMES = {
     "Count": "flopprof.run",
     "FlopprofError": "flopprof.errors",
-    "FlopsCounter": "flopprof.count",
+    "FlopsCounter": "flopprof.capture.modules",
     "Run": "flopprof.run",
     "analyse_traces": "flopprof.elsewhere",
-    "calculate_flops_for_size": "flopprof.count",
-    "count_flops": "flopprof.pipeline",
+    "calculate_flops_for_size": "flopprof.capture.modules",
+    "count_flops": "flopprof.api",
     "module_formula": "flopprof.formulas",
     "op_formula": "flopprof.formulas",
-    "profile": "flopprof.pipeline",
+    "profile": "flopprof.api",
 }
 
 __all__ = [

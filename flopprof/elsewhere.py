@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 import flopprof
-from flopprof.ceilings.file import Ceilings, load_ceilings
-from flopprof.ceilings.peaks import ceilings_for_gpu
+from flopprof.ceilings.ceiling import Ceilings, load_ceilings
+from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.errors import UsageError
-from flopprof.reconcile import reconcile
-from flopprof.roofs import roof_doubts
+from flopprof.judge.reconcile import reconcile
+from flopprof.judge.roofs import roof_doubts
 from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS
 from flopprof.trace.read import Trace, read_trace

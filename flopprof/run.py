@@ -195,7 +195,7 @@ class Run:
 
     def plot_roofline(self, path: str | Path, **options: Any) -> Path:
         """Draw the roofline chart to `path` (.png, .svg or .pdf) and return it."""
-        from flopprof.plot import plot_roofline  # as above
+        from flopprof.report.chart import plot_roofline  # as above
 
         plot_roofline(self, path, **options)
         return Path(path)

@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
-from flopprof import shapes
+from flopprof.capture import meta as shapes
 from flopprof.trace import read
 
 

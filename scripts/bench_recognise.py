@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 import flopprof
-import flopprof.recognise as index
+import flopprof.model.recognise as index
 from flopprof.errors import FlopprofError
-from flopprof.inputs import make_inputs, parse_input
-from flopprof.loaders import Request
-from flopprof.loaders.build import build, find_architecture, input_hint, recognise_weights
-from flopprof.loaders.inert import Contents, TensorInfo
-from flopprof.recognise import Entry, named_first, recognise
+from flopprof.model import Request
+from flopprof.model.architectures import build, find_architecture, input_hint, recognise_weights
+from flopprof.model.inputs import make_inputs, parse_input
+from flopprof.model.pickles import Contents, TensorInfo
+from flopprof.model.recognise import Entry, named_first, recognise
 
 TARGET = Path(__file__).resolve().parents[1] / "results" / "recognition.csv"
 Shapes = dict[str, tuple[int, ...]]

@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 from flopprof.cli.inspect import _found  # noqa: E402
 from flopprof.errors import LoadError, UsageError  # noqa: E402
-from flopprof.loaders.detect import detect  # noqa: E402
-from flopprof.loaders.inert import read_contents  # noqa: E402
-from tests.loaders.mutations import mutate, mutate_inside, originals  # noqa: E402
-from tests.loaders.test_corpus import CORPUS, MARKER  # noqa: E402
+from flopprof.model.detect import detect  # noqa: E402
+from flopprof.model.pickles import read_contents  # noqa: E402
+from tests.model.mutations import mutate, mutate_inside, originals  # noqa: E402
+from tests.model.test_corpus import CORPUS, MARKER  # noqa: E402
 
 LIMIT_S = 15
 

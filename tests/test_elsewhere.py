@@ -13,7 +13,7 @@ import pytest
 from flopprof.cli import main
 from flopprof.elsewhere import analyse_traces
 from flopprof.errors import FlopprofError, LoadError, UsageError
-from flopprof.report.annotated import annotate_trace
+from flopprof.report.perfetto import annotate_trace
 from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
 
 # [4,5] @ [5,6] + [6]: 4·6·5 multiply-adds × 2, 4·6 additions.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from flopprof.ceilings.file import (
+from flopprof.ceilings.ceiling import (
     MAIN,
     Ceiling,
     Ceilings,
@@ -12,7 +12,7 @@ from flopprof.ceilings.file import (
     load_ceilings,
     save_ceilings,
 )
-from flopprof.ceilings.peaks import ceilings_for_gpu
+from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.devices import Device
 from flopprof.errors import FlopprofError
 

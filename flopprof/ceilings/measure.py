@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from flopprof.ceilings.file import MAIN, Ceiling, Key
+from flopprof.ceilings.ceiling import MAIN, Ceiling, Key
 from flopprof.devices import Device
 
 FLOATS = ("float32", "bfloat16", "float64", "float16")

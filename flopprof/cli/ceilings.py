@@ -12,7 +12,7 @@ from flopprof.cli import Handler, Progress, check_threads, command, print_json
 from flopprof.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
-    from flopprof.ceilings.file import Ceilings
+    from flopprof.ceilings.ceiling import Ceilings
 
 
 @command("ceilings")
@@ -33,7 +33,7 @@ def ceilings(parser: ArgumentParser) -> Handler:
     parser.add_argument("--force", action="store_true", help="replace FILE whatever it is")
 
     def handle(args: Namespace) -> int:
-        from flopprof.ceilings.file import load_ceilings, save_ceilings
+        from flopprof.ceilings.ceiling import load_ceilings, save_ceilings
 
         path = Path(args.output) if args.output else None
         if path and path.is_file() and not args.force:
@@ -60,11 +60,11 @@ def ceilings(parser: ArgumentParser) -> Handler:
 
 def _find(args: Namespace) -> "Ceilings":
     from flopprof.ceilings import find_ceilings
-    from flopprof.ceilings.file import Ceilings
+    from flopprof.ceilings.ceiling import Ceilings
 
     dtypes = [_dtype(name) for name in args.dtypes] if args.dtypes else None
     if args.gpu is not None:
-        from flopprof.ceilings.peaks import ceilings_for_gpu
+        from flopprof.ceilings.datasheet import ceilings_for_gpu
 
         found = ceilings_for_gpu({"name": args.gpu})
         if not found.entries:
@@ -126,7 +126,7 @@ def _to_object(found: "Ceilings") -> dict[str, Any]:
 
 def _table(found: "Ceilings") -> list[str]:
     """Return one line per ceiling, those that count first of their name, for people."""
-    from flopprof.ceilings.file import MAIN
+    from flopprof.ceilings.ceiling import MAIN
     from flopprof.units import si, three_digits
 
     name, threads = found.device.get("name") or "GPU", found.device.get("threads")

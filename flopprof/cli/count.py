@@ -18,7 +18,7 @@ def count(parser: ArgumentParser) -> Handler:
     def handle(args: Namespace) -> int:
         from flopprof.cli.model import contain
         from flopprof.errors import ModelError
-        from flopprof.report.jsonfile import to_object
+        from flopprof.report.json import to_object
 
         if (code := contain(args)) is not None:
             return code
@@ -39,8 +39,8 @@ def count(parser: ArgumentParser) -> Handler:
 
 
 def _count(args: Namespace, progress: Progress, *, meta: bool) -> "Run":  # type: ignore[name-defined]  # noqa: F821
+    from flopprof.api import run_count
     from flopprof.cli.model import load, training
-    from flopprof.pipeline import run_count
 
     loaded, inputs, provenance = load(args, device="cpu", meta=meta)
     return run_count(loaded.model, inputs, train=training(args), meta=provenance, progress=progress)

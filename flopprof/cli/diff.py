@@ -15,7 +15,7 @@ def diff(parser: ArgumentParser) -> Handler:
     parser.add_argument("after", metavar="AFTER", help="another")
 
     def handle(args: Namespace) -> int:
-        from flopprof.report.compared import compared, compared_text
+        from flopprof.report.diff import compared, compared_text
         from flopprof.run import SCHEMA_VERSION, Run, to_json
 
         found = compared(Run.load(args.before), Run.load(args.after))

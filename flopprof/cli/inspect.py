@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flopprof.cli import Handler, command, print_json
 
 if TYPE_CHECKING:
-    from flopprof.loaders.detect import FileKind
-    from flopprof.loaders.inert import Contents
+    from flopprof.model.detect import FileKind
+    from flopprof.model.pickles import Contents
 
 GLOBALS = 8  # named in the text
 
@@ -25,8 +25,8 @@ def inspect(parser: ArgumentParser) -> Handler:
     parser.add_argument("file", metavar="FILE", help="any file, or a folder")
 
     def handle(args: Namespace) -> int:
-        from flopprof.loaders.detect import detect
-        from flopprof.loaders.inert import read_contents
+        from flopprof.model.detect import detect
+        from flopprof.model.pickles import read_contents
         from flopprof.units import safe_text
 
         path = Path(args.file)
@@ -45,7 +45,7 @@ def inspect(parser: ArgumentParser) -> Handler:
 
 def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[str, Any]:
     """Return what is known of the file."""
-    from flopprof.recognise import LIBRARIES, alternatives, named_first, recognise
+    from flopprof.model.recognise import LIBRARIES, alternatives, named_first, recognise
 
     files: Iterable[Path] = contents.shards if contents and contents.shards else (path,)
     if path.is_dir() and not (contents and contents.shards):

@@ -20,7 +20,7 @@ def misses(parser: ArgumentParser) -> Handler:
     parser.add_argument("--force", action="store_true", help="replace FILE.py if it is there")
 
     def handle(args: Namespace) -> int:
-        from flopprof.report.missed import missed, missed_text, stubs
+        from flopprof.report.misses import missed, missed_text, stubs
         from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 
         run = Run.load(args.run)

@@ -5,9 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from flopprof.calling import SEED, Inputs, guess_input
+from flopprof.capture.call import SEED, Inputs, guess_input
 from flopprof.cli import answer_stream
-from flopprof.contained import (
+from flopprof.errors import UsageError
+from flopprof.model import Loaded
+from flopprof.model.trusted import (
     MEMORY_LIMIT,
     TIME_LIMIT_S,
     announce,
@@ -15,8 +17,6 @@ from flopprof.contained import (
     parse_bytes,
     run_contained,
 )
-from flopprof.errors import UsageError
-from flopprof.loaders import Loaded
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -124,8 +124,8 @@ def load(
         FlopprofError: The file, the architecture or the input is not usable.
     """
     from flopprof.formulas.external import load_formulas
-    from flopprof.inputs import make_inputs, parse_input
-    from flopprof.loaders import load_model
+    from flopprof.model import load_model
+    from flopprof.model.inputs import make_inputs, parse_input
 
     if args.formulas:
         load_formulas(args.formulas)
@@ -170,8 +170,8 @@ def load(
 
 def training(args: Namespace) -> "Training | bool":  # type: ignore[name-defined]  # noqa: F821
     """Return how the model is trained; False where it is not."""
-    from flopprof.training import Training
-    from flopprof.usercode import find_function, foreign_code
+    from flopprof.capture.training import Training
+    from flopprof.model.usercode import find_function, foreign_code
 
     if not args.train:
         return False

@@ -32,7 +32,7 @@ def plot(parser: ArgumentParser) -> Handler:
 
     def handle(args: Namespace) -> int:
         from flopprof.errors import UsageError
-        from flopprof.plot import plot_roofline
+        from flopprof.report.chart import plot_roofline
         from flopprof.run import SCHEMA_VERSION, Run
 
         if args.top < 0:

@@ -19,7 +19,7 @@ def report(parser: ArgumentParser) -> Handler:
     def handle(args: Namespace) -> int:
         from flopprof.errors import UsageError
         from flopprof.files import write_atomically
-        from flopprof.report.jsonfile import to_object
+        from flopprof.report.json import to_object
         from flopprof.run import Run
 
         args.output = None if args.output == "-" else args.output  # as others spell stdout

@@ -52,12 +52,12 @@ def run(parser: ArgumentParser) -> Handler:
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
 
     def handle(args: Namespace) -> int:
-        from flopprof.ceilings.file import load_ceilings
+        from flopprof.ceilings.ceiling import load_ceilings
         from flopprof.cli.model import contain
         from flopprof.errors import UsageError
         from flopprof.files import check_target
-        from flopprof.loaders import names_code
-        from flopprof.loaders.detect import detect
+        from flopprof.model import names_code
+        from flopprof.model.detect import detect
 
         for name, least in (("repeats", 1), ("warmup", 1)):
             value = getattr(args, name)
@@ -106,7 +106,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
         names = sorted(path.name for path in folder.iterdir())
     files = [str(target / name) for name in names]
     if args.json:
-        from flopprof.report.jsonfile import to_object
+        from flopprof.report.json import to_object
 
         print_json(to_object(made, files))
     else:
@@ -128,9 +128,9 @@ def _source(target: Path) -> str | None:
 
 
 def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821
+    from flopprof.api import profile
     from flopprof.cli.model import load, training
     from flopprof.devices import find_device
-    from flopprof.pipeline import profile
 
     progress("loading torch")
     device = find_device(args.device)

@@ -36,7 +36,7 @@ def trace(parser: ArgumentParser) -> Handler:
         from flopprof.cli.run import deliver
         from flopprof.elsewhere import analyse_traces
         from flopprof.errors import LoadError, UsageError
-        from flopprof.loaders.detect import detect
+        from flopprof.model.detect import detect
 
         if args.skip_steps < 0:
             raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
@@ -75,7 +75,7 @@ def trace(parser: ArgumentParser) -> Handler:
             name = name.removesuffix(suffix)
         code = deliver(args, Path(args.output or f"{name}.flopprof"), make)
         if args.annotate:
-            from flopprof.report.annotated import annotate_trace
+            from flopprof.report.perfetto import annotate_trace
 
             with Progress() as progress:
                 progress(f"writing {args.annotate}")

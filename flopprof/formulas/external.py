@@ -8,7 +8,7 @@ from typing import Any
 from flopprof.errors import UsageError
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work, load_op_formulas
 from flopprof.formulas.generated import GENERATED, generated
-from flopprof.usercode import import_code
+from flopprof.model.usercode import import_code
 
 _LOADED: set[Path] = set()
 

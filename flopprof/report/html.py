@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: the page is in report.html."""
+"""The report as one HTML file that needs nothing else: the page is in page.html."""
 
 import json
 import string
@@ -9,9 +9,9 @@ from typing import Any
 
 import pandas as pd
 
-from flopprof.plot.inline import PALETTES, chart_svg
 from flopprof.report import report_format
-from flopprof.report.content import GOOD, kernel_sums, module_sums, summary
+from flopprof.report.chart.svg import PALETTES, chart_svg
+from flopprof.report.summary import GOOD, kernel_sums, module_sums, summary
 from flopprof.run import Run
 from flopprof.tables import TABLES
 from flopprof.units import UNKNOWN
@@ -20,7 +20,7 @@ from flopprof.units import UNKNOWN
 @report_format("html", ".html")
 def html_report(run: Run) -> str:
     """Return summary, chart, sortable tables and provenance as one self-contained page."""
-    template = string.Template((files("flopprof.report") / "report.html").read_text("utf-8"))
+    template = string.Template((files("flopprof.report") / "page.html").read_text("utf-8"))
     styles = ["; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES]
     chart = "<p>No chart: the run has no times.</p>"
     if run.sites["time_us"].gt(0).any():

@@ -3,7 +3,7 @@
 import re
 
 from flopprof.report import report_format
-from flopprof.report.content import kernel_sums, misses, module_sums, summary, top_sites
+from flopprof.report.summary import kernel_sums, misses, module_sums, summary, top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES
 from flopprof.units import duration, percent, shorten, si

@@ -3,7 +3,7 @@
 import textwrap
 
 from flopprof.report import report_format
-from flopprof.report.content import misses, summary, top_sites
+from flopprof.report.summary import misses, summary, top_sites
 from flopprof.run import Run
 from flopprof.units import columns, percent, shorten, si
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import flopprof
-from flopprof.ceilings.file import MAIN, load_ceilings
+from flopprof.ceilings.ceiling import MAIN, load_ceilings
 from flopprof.cli import main
 
 FILE = {

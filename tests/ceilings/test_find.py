@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flopprof.ceilings import find_ceilings, measure
-from flopprof.ceilings.file import Ceiling
+from flopprof.ceilings.ceiling import Ceiling
 from flopprof.errors import LoadError
 
 CPU = {

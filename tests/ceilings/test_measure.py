@@ -266,7 +266,7 @@ def test_a_gpu_reaches_no_more_than_its_datasheet():
 
     if not torch.cuda.is_available():
         pytest.skip("no GPU")
-    from flopprof.ceilings.peaks import ceilings_for_gpu
+    from flopprof.ceilings.datasheet import ceilings_for_gpu
     from flopprof.devices import find_device
 
     device = find_device("cuda")

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
+from flopprof.capture.record import record_trace
 from flopprof.devices import find_device
 from flopprof.errors import FlopprofError, LoadError, UsageError
-from flopprof.reconcile import reconcile
+from flopprof.judge.reconcile import reconcile
 from flopprof.tables import MODULE_CALLS, ROOFLINES
 from flopprof.trace.read import Trace, read_trace
-from flopprof.trace.record import record_trace
 from tests.events import ADDMM, LINEAR, kernel, launch, op, with_shapes, write_trace
 
 

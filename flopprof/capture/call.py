@@ -1,0 +1,339 @@
+"""Call a model and leave it as it was: its inputs, its mode, its copy on the meta device."""
+
+import copy
+import inspect
+import re
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from flopprof.errors import FlopprofError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+SEED = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What a model is called with."""
+
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def call(self, model: "nn.Module") -> Any:
+        """Call the model with these inputs."""
+        return model(*self.args, **self.kwargs)
+
+    def to(self, device: str) -> "Inputs":
+        """Return the inputs with every tensor on `device`; lengths of packed ones stay on CPU."""
+        import torch
+        from torch.nn.utils.rnn import PackedSequence
+        from torch.utils._pytree import tree_map
+
+        def move(value: Any) -> Any:
+            can_move = isinstance(value, torch.Tensor | PackedSequence)
+            return value.to(device) if can_move else value
+
+        given = (self.args, dict(self.kwargs))
+        return Inputs(*tree_map(move, given, is_leaf=lambda v: isinstance(v, PackedSequence)))
+
+    @property
+    def tensors(self) -> list["torch.Tensor"]:
+        """The tensors in the inputs, however nested."""
+        import torch
+        from torch.utils._pytree import tree_leaves
+
+        leaves = tree_leaves((self.args, dict(self.kwargs)))
+        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+    @property
+    def text(self) -> str:
+        """The inputs as the command line spells them."""
+        from flopprof.model.inputs import describe_inputs
+
+        return describe_inputs(self.args, self.kwargs)
+
+
+def as_inputs(inputs: Any, kwargs: Mapping[str, Any] | None, model: "nn.Module") -> Inputs:
+    """Return `inputs` (tensors, a size, a spec such as "1x3x224x224", a dict) as `Inputs`.
+
+    Raises:
+        UsageError: It is none of these.
+    """
+    import torch
+    from torch.nn.utils.rnn import PackedSequence
+
+    named = dict(kwargs or {})
+    if isinstance(inputs, Inputs):
+        return inputs
+    if isinstance(inputs, torch.Tensor | PackedSequence):
+        return Inputs((inputs,), named)
+    if isinstance(inputs, Mapping):
+        return Inputs((), {**inputs, **named})
+    sizes = inputs if are_sizes(inputs) else [inputs]
+    if isinstance(inputs, str) or is_size(sizes[0]):
+        from flopprof.model.inputs import make_inputs, parse_input
+
+        device, dtype = home(model)
+        texts = [size if isinstance(size, str) else "x".join(map(str, size)) for size in sizes]
+        specs = [parse_input(text) for text in texts]
+        args, by_name = make_inputs(specs, device=device, dtype=dtype, seed=SEED)
+        return Inputs(args, {**by_name, **named})
+    if inputs is None or isinstance(inputs, tuple | list):
+        return Inputs(tuple(inputs or ()), named)
+    raise UsageError(
+        f"inputs are of type {type(inputs).__name__}",
+        remedy='give tensors, a size (1, 3, 224, 224), a text "1x3x224x224" or a dict',
+    )
+
+
+def is_size(value: Any) -> bool:
+    """Return whether `value` is a size such as (1, 3, 224, 224)."""
+    return isinstance(value, tuple | list) and bool(value) and {type(n) for n in value} == {int}
+
+
+def are_sizes(value: Any) -> bool:
+    """Return whether `value` is a sequence of sizes."""
+    return isinstance(value, tuple | list) and bool(value) and all(map(is_size, value))
+
+
+def home(model: "nn.Module") -> tuple[str, str | None]:
+    """Return device and floating dtype of the model's parameters; ("cpu", None) without any.
+
+    Raises:
+        UsageError: It is no module.
+    """
+    if not hasattr(model, "parameters") or isinstance(model, type):
+        fact = f"{model!r:.100} is no torch.nn.Module"
+        raise UsageError(fact, remedy="give a model, not its class or a function")
+    for tensor in chain(model.parameters(), model.buffers()):
+        if tensor.is_floating_point():
+            return str(tensor.device), str(tensor.dtype).removeprefix("torch.")
+    return "cpu", None
+
+
+@contextmanager
+def unchanged(model: "nn.Module", *, training: bool = False) -> Iterator[None]:
+    """Run the block without gradients and in eval mode, or `training`; then restore the model.
+
+    Restored are modes, random state, gradients and buffers; when training, parameters too, from
+    copies. Elsewhere a change of parameters is only told of, since copies would take too much
+    memory. Other attributes, such as lists that a forward appends to, stay as it leaves them.
+    """
+    import torch
+
+    # A frozen TorchScript module has no mode.
+    before = [(m, getattr(m, "training", False), dict(m._buffers.items())) for m in model.modules()]
+    parameters = _initialised(model.parameters())
+    gradients = [parameter.grad for parameter in parameters]
+    versions = [None if p.is_inference() else p._version for p in parameters]
+    kept = [*_initialised(model.buffers()), *(parameters if training else ())]
+    dense = [tensor for tensor in kept if tensor.layout == torch.strided and not tensor.is_meta]
+    copies = [tensor.detach().clone() for tensor in dense]
+    device = torch.device(home(model)[0])
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        try:
+            model.train(training)
+        except NotImplementedError:  # within is an exported program, whose mode is fixed
+            for module in model.modules():
+                module.training = training
+        for parameter in parameters if training else ():
+            parameter.grad = None  # else a step would add to them
+        try:
+            yield
+        finally:
+            for module, mode, buffers in before:
+                module.training = mode
+                for name, buffer in buffers.items():
+                    setattr(module, name, buffer)
+            for tensor, value in zip(dense, copies, strict=True):
+                if not torch.equal(tensor, value):
+                    tensor.copy_(value)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+    after = [None if p.is_inference() else p._version for p in parameters]
+    if after != versions and not training:
+        warnings.warn("the model's parameters change when it is called, and stay so", stacklevel=3)
+
+
+def _initialised(tensors: "Iterable[torch.Tensor]") -> "list[torch.Tensor]":
+    from torch.nn.parameter import is_lazy
+
+    return [tensor for tensor in tensors if not is_lazy(tensor)]
+
+
+def first_float(inputs: Inputs) -> str | None:
+    """Return the element type of the first floating-point input; None if there is none."""
+    found = (str(t.dtype) for t in inputs.tensors if t.is_floating_point())
+    return next(found, "").removeprefix("torch.") or None
+
+
+def meta_twin(model: "nn.Module") -> "nn.Module | None":
+    """Return a copy of the model on the meta device, or None where none can be made."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    if isinstance(model, torch.jit.ScriptModule):
+        return None
+    memo: dict[int, Any] = {}
+    held = tree_leaves([list(vars(module).values()) for module in model.modules()])
+    for tensor in held:
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+            return None  # a subclass or uninitialised parameter knows more than its shape
+        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
+        is_parameter = isinstance(tensor, torch.nn.Parameter)
+        memo[id(tensor)] = (
+            torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        )
+    try:
+        return copy.deepcopy(model, memo)
+    except Exception:  # whatever a foreign __deepcopy__ raises: the model itself is counted
+        return None
+
+
+def guarded(model: "nn.Module", inputs: Inputs) -> Callable[[], Any]:
+    """Return a call of the model whose exceptions say whether input or model is at fault."""
+
+    def call() -> Any:
+        try:
+            return inputs.call(model)
+        except (FlopprofError, MemoryError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # also sys.exit, which would end the program in silence
+            raise _blame(model, inputs, error) from error
+
+    return call
+
+
+def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> FlopprofError:
+    """Return the input's error where the input is certainly at fault, else the model's."""
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    what = f"{type(error).__name__}: {said}"
+    if isinstance(error, TypeError):
+        signature = inspect.signature(model.forward)
+        try:
+            signature.bind(*inputs.args, **inputs.kwargs)
+        except TypeError as misfit:
+            return UsageError(
+                f"the model does not take the input {inputs.text or '(none)'}: {misfit}",
+                remedy=f"it takes {signature}; give each with --input [NAME=]SHAPE[:DTYPE]",
+            )
+    if refused := _refused(inputs, error):
+        return UsageError(
+            f"the model does not take the input {refused}: {what}",
+            remedy=f"give {refused} another shape, dtype or range: "
+            "--input [NAME=]SHAPE[:DTYPE[:LOW-HIGH]]",
+        )
+    return ModelError(
+        f"the model raised while running on {inputs.text}: {what}",
+        remedy="check that it runs on this input without flopprof, or give another --input",
+    )
+
+
+def _refused(inputs: Inputs, error: BaseException) -> str:
+    """Return, as a spec, the input that the failing code was given; '' if that is not certain.
+
+    It is certain where a module or function of torch.nn raised, or an assertion of any code, that
+    had been given the input itself or a view of it. All else may be a mistake within the model.
+    """
+    import torch
+
+    if type(error) not in (RuntimeError, ValueError, IndexError, AssertionError, TypeError):
+        return ""  # not their subclasses: NotImplementedError, out of memory, …
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    # An op on the meta device may be implemented in Python, anywhere in torch: those are left out.
+    frames = [f for f in frames if not re.match(r"torch\b(?!\.nn\.)", _module(f))]
+    if not (_module(frames[-1]).startswith("torch.nn.") or isinstance(error, AssertionError)):
+        return ""
+    given = [value for value in frames[-1].f_locals.values() if isinstance(value, torch.Tensor)]
+    held = {id(tensor) for value in given for tensor in (value, value._base)}
+    one_by_one = [Inputs((arg,)) for arg in inputs.args]
+    one_by_one += [Inputs((), {name: value}) for name, value in inputs.kwargs.items()]
+    at_fault = (each.text for each in one_by_one if held & set(map(id, each.tensors)))
+    return next(at_fault, "")
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__"))
+
+
+def guess_input(model: "nn.Module") -> str | None:
+    """Return an input that the model's first layer with weights takes, as a spec; None if unsure.
+
+    Each guess is tried on the meta device, where the model can be run there.
+    """
+    import torch
+
+    twin = meta_twin(model)
+    for spec in _guesses(model):
+        if twin is None:
+            return spec
+        inputs = as_inputs(spec, None, model).to("meta")
+        try:
+            with torch.no_grad():
+                inputs.call(twin.eval())
+        except Exception:  # whatever its code says to an input that it does not take
+            continue
+        return spec
+    return None
+
+
+def _guesses(model: "nn.Module") -> list[str]:
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if weight is None or not hasattr(weight, "shape"):
+            continue
+        kind, shape = getattr(module, "original_name", type(module).__name__), weight.shape
+        channels = shape[1] * int(getattr(module, "groups", 1)) if len(shape) > 1 else 0
+        if kind == "Conv2d":
+            return [f"1x{channels}x{side}x{side}" for side in (224, 299, 64, 32, 28)]
+        if kind == "Conv1d":
+            return [f"1x{channels}x{length}" for length in (1024, 16_000)]
+        if kind == "Conv3d":
+            return [f"1x{channels}x16x112x112"]
+        if kind == "Embedding":
+            return [f"1x{length}:int64:0-{shape[0]}" for length in (128, 16)]
+        if kind == "Linear":
+            return [f"1x{channels}", f"1x16x{channels}"]
+        return []
+    return []
+
+
+def autocasting(call: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
+    """Return `call` under autocast; each call casts the weights anew, as a training loop does."""
+    import torch
+
+    if dtype not in ("bfloat16", "float16"):
+        raise UsageError(f"autocast knows no {dtype!r}", remedy="give bfloat16 or float16")
+    context = torch.autocast(device.partition(":")[0], getattr(torch, dtype))
+
+    def inside() -> Any:
+        with context:
+            return call()
+
+    return inside
+
+
+@contextmanager
+def using_threads(threads: int | None) -> Iterator[None]:
+    """Run the block with so many CPU threads; as many as there are for None."""
+    import torch
+
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

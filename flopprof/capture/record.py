@@ -1,0 +1,200 @@
+"""Call the model under torch.profiler and export the trace; time bare calls."""
+
+import gc
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flopprof.capture.hooks import PREFIX, module_ranges
+from flopprof.devices import Device
+from flopprof.errors import UsageError
+from flopprof.tables import AHEAD_OF_TIME
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ATTEMPTS = 3
+"""Calls traced at most; the fastest is kept, so that one interruption by the machine is no gap."""
+ATTEMPTS_BUDGET_S = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One traced call.
+
+    Attributes:
+        path: The Chrome trace, `.json`.
+        profiler_flops: External id of an op → FLOPs by `with_flops`; 0 means none or no formula.
+        traced_us: Wall time of the traced call.
+        changed_ops: Op → calls more (or fewer) with our ranges than without; empty where the same,
+            None where not compared, or where the model's ops differ from call to call anyway.
+    """
+
+    path: Path
+    profiler_flops: dict[int, float]
+    traced_us: float
+    changed_ops: dict[str, int] | None = None
+
+
+def record_trace(
+    model: "nn.Module | None",
+    call: Callable[[], object],
+    path: Path,
+    *,
+    device: Device,
+    attempts: int = ATTEMPTS,
+    timed: bool = True,
+) -> Recording:
+    """Trace one call of the model, every module call named by a range, and export it to `path`.
+
+    Without `model` there are no ranges and no hooks: compiled code is called as it is. Garbage is
+    collected before, and not inside, unless the trace's times are not wanted.
+
+    Raises:
+        UsageError: The trace cannot be written.
+    """
+    best: tuple[float, Any] | None = None
+    started = time.perf_counter()
+    with module_ranges(model) if model is not None else nullcontext():
+        for _ in range(attempts):
+            with _no_garbage_collection() if timed else nullcontext():
+                elapsed_us, profiler = _trace_once(call, device)
+            if best is None or elapsed_us < best[0]:
+                best = elapsed_us, profiler
+            if time.perf_counter() - started > ATTEMPTS_BUDGET_S:
+                break
+    assert best is not None  # attempts is at least 1
+    traced_us, profiler = best
+    with _quiet_kineto():
+        _export(profiler, path)
+    flops = {
+        event.correlation_id(): float(event.flops())
+        for event in profiler.profiler.kineto_results.events()
+        if event.flops()
+    }
+    changed = _changed_ops(profiler, call, device) if model is not None and timed else None
+    return Recording(path, flops, traced_us, changed)
+
+
+def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dict[str, int] | None:
+    """Return the ops that ran otherwise under our ranges than in a call traced without them."""
+    bare = _op_names(_trace_once(call, device)[1])
+    changed = _op_names(ranged)
+    changed.subtract(bare)
+    found = {name: times for name, times in changed.items() if times}
+    if found and _op_names(_trace_once(call, device)[1]) != bare:
+        return None  # it takes another path each time, with ranges or without
+    return found
+
+
+def _op_names(profiler: Any) -> Counter[str]:
+    from torch._library.custom_ops import OPDEFS
+
+    names = (event.name() for event in profiler.profiler.kineto_results.events())
+    only_ours = (PREFIX, AHEAD_OF_TIME, *OPDEFS)  # OPDEFS: seen only where we call them by name
+    return Counter(n for n in names if "::" in n and not n.startswith(only_ours))
+
+
+def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]:
+    from torch._C._profiler import _ExperimentalConfig
+    from torch.profiler import profile
+
+    profiler = profile(
+        activities=device.activities(),
+        record_shapes=True,
+        with_flops=True,
+        acc_events=False,
+        experimental_config=_ExperimentalConfig(profile_all_threads=True),
+    )
+    with ExitStack() as cleanup:
+        with _quiet_kineto():
+            profiler.start()
+        cleanup.callback(_stop, profiler)
+        device.synchronize()
+        start = time.perf_counter()
+        call()
+        device.synchronize()
+        elapsed_us = (time.perf_counter() - start) * 1e6
+    return elapsed_us, profiler
+
+
+def _stop(profiler: Any) -> None:
+    with _quiet_kineto():
+        profiler.stop()
+
+
+def _export(profiler: Any, path: Path) -> None:
+    """Export and check that the file is whole: torch prints an error and returns if it is not."""
+    profiler.export_chrome_trace(str(path))
+    tail = b""
+    if path.exists():
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64))
+            tail = file.read()
+    if not tail.rstrip().endswith(b"}"):
+        raise UsageError(
+            f"the trace could not be written to {path.parent}",
+            remedy="free space there, or set TMPDIR to a folder with more",
+        )
+
+
+def time_calls(
+    call: Callable[[], object], *, device: Device, warmup: int, repeats: int
+) -> list[float]:
+    """Return the times of `repeats` bare calls in µs, after `warmup` calls: wall, or events'."""
+    times_us = []
+    with _no_garbage_collection():
+        for index in range(warmup + repeats):
+            device.synchronize()
+            elapsed_us = device.elapsed_us(call)
+            if index >= warmup:
+                times_us.append(elapsed_us)
+    return times_us
+
+
+def summarise_times(times_us: list[float]) -> dict[str, float]:
+    """Return median, 5th and 95th percentile of the times, in µs."""
+    if len(times_us) == 1:
+        return dict.fromkeys(("median", "p5", "p95"), times_us[0])
+    steps = statistics.quantiles(times_us, n=20, method="inclusive")
+    return {"median": statistics.median(times_us), "p5": steps[0], "p95": steps[-1]}
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Collect now and not inside: a pause would look like work that no op accounts for."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
+def _quiet_kineto() -> Iterator[None]:
+    """Hold back what kineto writes to stderr about missing GPUs; pass on everything else."""
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as held:
+        saved = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            held.seek(0)
+            noise = (b"USDT:", b"gpuGetDeviceCount failed", b"ActivityProfiler")
+            for line in held:
+                if not any(word in line for word in noise):
+                    os.write(2, line)

@@ -1,0 +1,139 @@
+"""Ceilings of a GPU from tables: its datasheet, else FLOPs per clock and SM of its architecture.
+
+Never those of another GPU: a name that fits but with other SMs or another bus is another device.
+"""
+
+import csv
+import functools
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flopprof.ceilings.ceiling import Ceiling, Ceilings
+
+Row = dict[str, str]
+
+_ALIASES = {"numSms": "sm_count", "totalGlobalMem": "memory_bytes"}  # as in a trace's properties
+_BUS_TOLERANCE = 0.05  # HBM parts print 6016 or 6144 bits for one board; a cut bus loses an eighth
+HBM_BITS = 2048  # wider than any GDDR bus
+
+
+def ceilings_for_gpu(properties: Mapping[str, Any]) -> Ceilings:
+    """Return the ceilings of a GPU as a trace's deviceProperties or `describe()` tell it.
+
+    A `name` alone may also be a row's name, or a part of only one ("MI300X"). With no row and no
+    formula there are no entries, and a warning. Imports no torch.
+    """
+    facts = {_ALIASES.get(key, key): value for key, value in properties.items()}
+    if "computeMajor" in facts:
+        facts["capability"] = f"{facts['computeMajor']}.{facts.get('computeMinor', 0)}"
+    sms, bits = facts.get("sm_count"), facts.get("bus_bits")
+    row = _find(facts)
+    if row and _is_whole(row, facts):
+        source, clock = row["source"], _clock(row)
+        per_s, bits = float(row["mem_bw_gbs"]) * 1e9, int(row["bus_bits"])
+        entries = _compute(_peaks(row), "datasheet", source, clock)
+        entries.append(_memory(bits, per_s, "datasheet", source))
+        return Ceilings(facts, tuple(entries), {"datasheet": clock})
+    entries = []
+    if row and sms and re.search(" MIG |MI300", facts["name"]):
+        # A partition of a board runs at the board's clock: its share of FLOPs is that of the SMs.
+        rates = {column: sms / int(row["sm_count"]) * rate for column, rate in _peaks(row).items()}
+        source = f"{sms} of the {row['sm_count']} SMs of {row['name']}"
+        entries = _compute(rates, "formula", source, _clock(row))
+    elif sms and facts.get("clock_mhz"):
+        arch, per_clk = _architecture(facts)
+        rates = {column: n * sms * facts["clock_mhz"] * 1e6 for column, n in per_clk.items()}
+        # The reported clock may exceed the datasheet's boost.
+        source = f"FLOPs per clock of {arch} × SMs × reported clock: an upper bound"
+        entries = _compute(rates, "formula", source, f"{facts['clock_mhz']:.0f} MHz, reported")
+    if entries and bits and facts.get("memory_clock_mhz"):
+        # Two transfers per cycle of the clock that the driver reports, for HBM and GDDR alike.
+        per_s = 2e6 * facts["memory_clock_mhz"] * bits / 8
+        entries.append(_memory(bits, per_s, "formula", "memory clock × bus width"))
+    return Ceilings(facts, tuple(entries), {}, () if entries else (_unknown(facts),))
+
+
+def peak_rows() -> tuple[Row, ...]:
+    """Return the datasheet table's rows."""
+    return _read("peaks.csv")
+
+
+def flops_per_clk() -> dict[str, dict[str, float]]:
+    """Return FLOPs per clock and SM: architecture → column → number."""
+    return {
+        row["arch_key"]: {k: float(v) for k, v in row.items() if v and k != "arch_key"}
+        for row in _read("flops_per_clk.csv")
+    }
+
+
+@functools.cache
+def _read(name: str) -> tuple[Row, ...]:
+    with Path(__file__).with_name(name).open(encoding="utf-8", newline="") as file:
+        return tuple(csv.DictReader(file))
+
+
+def _find(facts: dict[str, Any]) -> Row | None:
+    rows = _fitting(facts)
+    return rows[0] if len(rows) == 1 else None
+
+
+def _fitting(facts: dict[str, Any]) -> list[Row]:
+    """Return the rows of the boards that the name may mean."""
+    name = str(facts.get("name", "")).strip()
+    whole = re.sub(r" MIG .*", "", name)  # a slice keeps its board's name
+    rows = [row for row in peak_rows() if re.search(row["torch_name_regex"], whole)]
+    if not rows and name and not facts.get("sm_count"):  # typed by a person
+        rows = [row for row in peak_rows() if name.lower() in row["name"].lower()]
+        rows = [row for row in rows if name.lower() == row["name"].lower()] or rows
+    return rows
+
+
+def _is_whole(row: Row, facts: dict[str, Any]) -> bool:
+    sms, bits = facts.get("sm_count"), facts.get("bus_bits")
+    same_bus = not bits or abs(bits / float(row["bus_bits"]) - 1) < _BUS_TOLERANCE
+    typed = sms is None and "capability" not in facts
+    return (typed or sms == int(row["sm_count"])) and same_bus
+
+
+def _peaks(row: Row) -> dict[str, float]:
+    """Return FLOP/s by column."""
+    known = {name: tflops for name, tflops in row.items() if name.startswith("peak_") and tflops}
+    return {name[len("peak_") : -len("_tflops")]: float(known[name]) * 1e12 for name in known}
+
+
+def _clock(row: Row) -> str:
+    vector, tensor = row["boost_mhz"], row["tensor_boost_mhz"]
+    return f"boost {vector} MHz" + (f", tensor {tensor} MHz" if tensor != vector else "")
+
+
+def _architecture(facts: dict[str, Any]) -> tuple[str, dict[str, float]]:
+    arch = str(facts.get("arch") or facts.get("capability", ""))
+    if arch not in flops_per_clk():  # consumer boards of one architecture have half the matmul rate
+        arch += "geforce" if "GeForce" in str(facts.get("name", "")) else "pro"
+    return arch, flops_per_clk().get(arch, {})
+
+
+def _compute(rates: dict[str, float], kind: str, source: str, clock: str) -> list[Ceiling]:
+    found: dict[tuple[str, str], Ceiling] = {}
+    for row in _read("peak_columns.csv"):
+        if rate := rates.get(row["column"]):
+            ceiling = Ceiling(row["dtype"], row["unit"], rate, kind, source, clock)
+            found.setdefault(ceiling.key, ceiling)
+    return list(found.values())
+
+
+def _memory(bits: int, per_s: float, kind: str, source: str) -> Ceiling:
+    return Ceiling("HBM" if bits >= HBM_BITS else "DRAM", "memory", per_s, kind, source)
+
+
+def _unknown(facts: dict[str, Any]) -> str:
+    sms = f" with {facts['sm_count']} SMs" if facts.get("sm_count") else ""
+    if len(several := _fitting(facts)) > 1:
+        named = ", ".join(row["name"] for row in several)
+        return f"{facts['name']!r} may be any of {named}: give --gpu NAME or --ceilings FILE"
+    return (
+        f"no ceiling is known for the GPU {facts.get('name', '')!r}{sms}: give --gpu NAME or "
+        f"--ceilings FILE (known: {', '.join(row['name'] for row in peak_rows())})"
+    )

@@ -1,0 +1,137 @@
+"""Turn a file into a module ready to call, without running its code."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flopprof import dtypes
+from flopprof.errors import LoadError, RefusedError, UsageError
+from flopprof.model.detect import detect
+from flopprof.model.pickles import Contents, read_contents
+from flopprof.model.recognise import Entry
+from flopprof.registry import Registry, import_all
+from flopprof.units import safe_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a format is asked to load: the file's contents, read inertly, and the user's wishes."""
+
+    contents: Contents
+    arch: str | None
+    trust: bool
+    meta: bool
+    strict: bool = False  # choose no architecture where weights fit several
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model ready to call, in eval mode; what a loader leaves out, `load_model` fills in."""
+
+    model: "nn.Module"
+    architecture: str  # its code: "torchvision:resnet18", "my_net.py:build", a class
+    source: str  # what the file is: "state_dict of", "pickled nn.Module of"
+    weights: str = "file"  # or "random"; "meta": shapes only
+    parameters: int = 0
+    input_hint: str | None = None  # the architecture's own input, "1x3x224x224"
+    dtype: str = "float32"  # of the parameters, and what floating inputs should have
+    recognised_by: str = "the file"  # what said which architecture it is, unless --arch did
+    alternatives: tuple[Entry, ...] = ()  # other architectures with equal keys and shapes
+    warnings: tuple[str, ...] = ()  # where the model differs from what its name promises
+
+
+CODE = re.compile(r"(torchvision|timm|.+\.py):\w+")
+"""A model that is no file but code, as `--arch` names it."""
+
+Loader = Callable[[Request], Loaded]
+LOADERS: Registry[Loader] = Registry("model format")
+
+
+def loader(*kinds: str) -> Callable[[Loader], Loader]:
+    """Register a loader for the kinds of `Contents` it takes, such as "state_dict"."""
+    return LOADERS.register(*kinds)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    arch: str | None = None,
+    trust: bool = False,
+    device: str = "cpu",
+    dtype: str | None = None,
+    meta: bool = False,
+    strict: bool = False,
+) -> Loaded:
+    """Return the model in the file at `path`, in eval mode on `device`, its floats as `dtype`.
+
+    `path` may also name code, "torchvision:resnet18": the model then has random weights. A file is
+    first read inertly; only then, if it is sound, is torch imported. With `meta` no tensor's data
+    is read: the model has shapes and dtypes, checked against the file, on meta.
+    """
+    if dtype is not None and not (dtypes.itemsize(dtype) and dtypes.is_floating(dtype)):
+        raise UsageError(f"{dtype!r} is no floating dtype", remedy="--dtype float32 or bfloat16")
+    if names_code(path):
+        from flopprof.model.architectures import load_code
+
+        loaded = load_code(arch or str(path), meta=meta)
+    else:
+        loaded = _from_file(Path(path), arch=arch, trust=trust, meta=meta, strict=strict)
+    import torch
+
+    model = _in_eval_mode(loaded.model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
+    tensors = [*model.parameters(), *model.buffers()]
+    found = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    name, weights = str(found).removeprefix("torch."), "meta" if meta else loaded.weights
+    return replace(loaded, parameters=parameters, dtype=name, weights=weights)
+
+
+def names_code(path: str | Path) -> bool:
+    """Return whether `path` is no file but names code."""
+    return bool(CODE.fullmatch(str(path))) and not Path(path).exists()
+
+
+def _from_file(path: Path, *, arch: str | None, trust: bool, meta: bool, strict: bool) -> Loaded:
+    kind = detect(path)
+    contents = read_contents(path, kind)
+    import_all("flopprof.model")
+    load = LOADERS.get(contents.kind)
+    if load is None or kind.remedy:
+        inside = f"; it holds {contents.top_class}" if contents.top_class else ", without weights"
+        raise LoadError(
+            f"{safe_text(path)} is {kind.what}{safe_text(inside)}{_dangers(contents)}",
+            remedy=kind.remedy or "name a file with a model or a state_dict",
+        )
+    return load(Request(contents, arch, trust, meta, strict))
+
+
+def refuse_code(request: Request, what: str) -> None:
+    """Raise `RefusedError` unless the user trusts the file, of which loading runs code."""
+    if request.trust:
+        return
+    contents = request.contents
+    shown = safe_text(", ".join((contents.dangerous or contents.globals)[:6]))
+    wants = f"; it wants {len(contents.globals)} names, such as {shown}" if shown else ""
+    raise RefusedError(
+        f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code"
+        f"{wants}{_dangers(contents)}",
+        remedy="if you trust its author: --trust; else ask for a state_dict",
+    )
+
+
+def _dangers(contents: Contents) -> str:
+    found = ", ".join(contents.dangerous[:4])
+    return f"; DANGEROUS: {safe_text(found)}" if found else ""
+
+
+def _in_eval_mode(model: "nn.Module") -> "nn.Module":
+    try:
+        return model.eval()
+    except NotImplementedError:  # an exported program is of the mode that it was exported in
+        return model

@@ -1,0 +1,93 @@
+"""Running on the meta device with repeated results, against running each op."""
+
+import pytest
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from flopprof.capture.meta import ShapesOnce
+
+
+def meta(*shape):
+    return torch.empty(shape, device="meta", requires_grad=True)
+
+
+class Twice(nn.Module):
+    """The same layers again, views, changes in place, several results, a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = self.norm(self.conv(x)).relu_()
+            top, at = x.flatten(2).max(-1)
+            x = torch.cat(torch.split(x, 2, 1), 1).add_(1.0) + top[..., None, None]
+        return x, at, x.transpose(1, 2).contiguous()
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_results_have_the_shapes_strides_and_types_that_ops_give(training):
+    model = Twice().to("meta").train(training)
+    x = torch.empty(2, 4, 8, 8, device="meta").to(memory_format=torch.channels_last)
+
+    expected = model(x)
+    with ShapesOnce():
+        found = model(x)
+
+    for ours, theirs in zip(found, expected, strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (
+            theirs.shape,
+            theirs.stride(),
+            theirs.dtype,
+        )
+        assert ours.requires_grad == theirs.requires_grad
+
+
+def test_gradients_are_found_by_the_same_ops():
+    x = meta(3, 5)
+    weight = meta(5, 5)
+
+    with ShapesOnce(), profile(activities=[ProfilerActivity.CPU]) as recorded:
+        y = (x @ weight).tanh() @ weight
+        y.sum().backward()
+
+    names = [event.name for event in recorded.events()]
+    # Two products forward; backward two for the first and two for the second.
+    assert names.count("aten::mm") == 6
+    assert [x.grad.shape, weight.grad.shape] == [(3, 5), (5, 5)]
+
+
+def test_a_value_that_differs_is_another_call():
+    x = meta(2, 6)
+
+    with ShapesOnce():
+        shapes = [tuple(nn.functional.adaptive_avg_pool1d(x[None], n).shape) for n in (1, 2, 1)]
+        kinds = [(x.detach().to(torch.int32) + s).dtype for s in (1, 1.0, True)]
+
+    assert shapes == [(1, 2, 1), (1, 2, 2), (1, 2, 1)]
+    assert kinds == [torch.int32, torch.float32, torch.int32]
+
+
+def test_an_op_of_neither_list_is_recorded_once_with_what_lies_in_it():
+    library = torch.library.Library("shapes_once_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: torch.mm(torch.mm(x, x), x), "CompositeExplicitAutograd")
+
+    with (
+        torch.no_grad(),
+        ShapesOnce(),
+        profile(activities=[ProfilerActivity.CPU]) as recorded,
+    ):
+        for _ in range(2):
+            torch.ops.shapes_once_test.twice(meta(4, 4).detach())
+
+    names = [event.name for event in recorded.events()]
+    assert names.count("shapes_once_test::twice") == 2
+    assert names.count("aten::mm") == 4
+
+
+def test_what_cannot_run_without_values_still_raises():
+    with ShapesOnce(), pytest.raises((NotImplementedError, RuntimeError)):
+        torch.nonzero(meta(3).detach()).tolist()

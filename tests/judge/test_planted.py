@@ -1,0 +1,239 @@
+"""Every planted miss is flagged with its verdict, and no clean look-alike is flagged."""
+
+import shutil
+import warnings
+from functools import cache
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import flopprof
+from flopprof.capture.training import Training
+from flopprof.elsewhere import analyse_traces
+from tests import planted
+from tests.events import kernel, launch, op, with_shapes, write_trace
+
+FAMILIES = (
+    planted.functional,
+    planted.fused,
+    planted.opaque,
+    planted.extension,
+    planted.hidden,
+    planted.not_run,
+    planted.disagrees,
+    planted.unknown,
+)
+
+
+@cache
+def parts_of(family):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        return family()
+
+
+@cache
+def sites_of(family):
+    """Return the sites of one run over all parts of the family: a run each would take minutes."""
+    with planted.wrong_formulas():
+        return judge(planted.Many(parts_of(family)))
+
+
+def judge(model: nn.Module, x: torch.Tensor | None = None) -> pd.DataFrame:
+    given = (torch.ones(1) if x is None else x,)
+    return flopprof.profile(model, given, repeats=1, warmup=1, ceilings=False).sites
+
+
+def verdicts(sites: pd.DataFrame, name: str) -> dict[str, str]:
+    """Return op → verdict, with the reason, of the sites in a part of the model."""
+    mine = sites[(sites["module_path"] + ".").str.startswith(f"{name}.")]
+    return {f"{s.module_path} {s.op} {s.reason}": s.verdict for s in mine.itertuples(index=False)}
+
+
+PLANTED = [(family, name) for family in FAMILIES for name in parts_of(family)]
+CLEAN = list(parts_of(planted.clean))
+
+
+def test_there_are_enough_of_each():
+    assert len(PLANTED) >= 60
+    assert len(CLEAN) >= 60
+
+
+@pytest.mark.parametrize(("family", "name"), PLANTED, ids=lambda v: getattr(v, "__name__", v))
+def test_a_planted_miss_is_flagged_with_its_verdict(family, name):
+    found = verdicts(sites_of(family), name)
+
+    flagged = set(found.values()) - planted.CLEAN
+    assert family.__name__ in flagged, found
+    # Beside it, only what a forward of the planted kind does by itself.
+    assert flagged <= {family.__name__, "functional"}, found
+
+
+@pytest.mark.parametrize("name", CLEAN)
+def test_a_clean_look_alike_is_not_flagged(name):
+    found = verdicts(sites_of(planted.clean), name)
+
+    assert set(found.values()) <= planted.CLEAN, found
+
+
+def test_ops_in_the_users_own_threads_are_seen():
+    model = planted.Calls(planted.own_threads, weight=nn.Parameter(torch.ones(8, 4)))
+
+    sites = judge(model, torch.ones(8, 8))
+
+    [product] = sites[sites["matmul_flops"] > 0].itertuples()
+    # Two threads, each 8 rows × 4 outputs × 8 multiply-adds × 2.
+    assert (product.matmul_flops, product.calls, product.verdict) == (1024, 2, "functional")
+
+
+def test_an_exported_program_is_opaque():
+    net, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.ones(2, 8)
+    # It refuses to be switched to another mode; profiling must not ask for more.
+    exported = torch.export.export(net, (x,)).module()
+
+    found = verdicts(judge(nn.Sequential(exported), x), "0")
+
+    assert {v for k, v in found.items() if "aten::linear" in k} == {"opaque"}
+
+
+def test_ops_in_a_compiled_submodule_are_opaque():
+    compiled: Any = torch.compile(nn.Linear(8, 4), backend="aot_eager")
+
+    found = judge(nn.Sequential(compiled), torch.ones(2, 8))
+
+    products = found[found["matmul_flops"] > 0]
+    assert products["matmul_flops"].sum() == 2 * 2 * 8 * 4
+    assert set(products["verdict"]) == {"opaque"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (shutil.which("g++") and shutil.which("ninja")), reason="load_inline needs g++ and ninja"
+)
+def test_a_cpp_op_is_an_extension_and_a_pybind11_function_is_hidden(tmp_path):
+    from torch.utils.cpp_extension import load_inline
+
+    source = """
+        #include <chrono>
+        #include <torch/extension.h>
+        #include <torch/library.h>
+        at::Tensor twice(const at::Tensor& x) { return x + x; }
+        void spin(double seconds) {
+          auto start = std::chrono::steady_clock::now();
+          while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()
+                 < seconds) {}
+        }
+        TORCH_LIBRARY(flopprof_inline, m) { m.def("twice", &twice); }
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = load_inline(
+            "flopprof_inline", source, functions=["spin"], build_directory=str(tmp_path)
+        )
+    parts = {
+        "cpp": planted.Calls(lambda m, x: torch.ops.flopprof_inline.twice(x)),
+        "pybind": planted.Calls(lambda m, x: module.spin(0.05) or x.view(-1)),
+    }
+
+    sites = judge(planted.Many({name: (p, (torch.ones(8),)) for name, p in parts.items()}))
+
+    assert "extension" in verdicts(sites, "cpp").values()
+    assert set(verdicts(sites, "pybind").values()) == {"hidden", "free"}
+
+
+SHAPES = {"Input Dims": [[64, 32], [32, 16]], "Input type": ["float", "float"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "shapes", "verdict"),
+    [
+        ("aten::mm", SHAPES, "formula_only"),
+        ("aten::view", SHAPES, "free"),
+        ("aten::no_such_op", SHAPES, "unknown"),
+        ("aten::_transformer_encoder_layer_fwd_of_mine", SHAPES, "unknown"),
+        ("mylib::gemm", SHAPES, "extension"),
+        ("triton_my_own_kernel", SHAPES, "extension"),
+        ("triton_poi_fused_add_relu_0", {}, "fused"),
+        ("triton_red_fused_native_layer_norm_3", {}, "fused"),
+        ("graph_0_cpp_fused_add_1", {}, "fused"),
+    ],
+)
+def test_an_op_of_a_gpu_trace_has_its_verdict(tmp_path, name, shapes, verdict):
+    trace = write_trace(
+        tmp_path / "trace.json",
+        with_shapes(op(name, 0, 100), shapes),
+        launch(1, 10),
+        kernel(1, 20, 50),
+    )
+
+    sites = analyse_traces(trace).sites
+
+    assert dict(zip(sites["op"], sites["verdict"], strict=True)) == {name: verdict}
+
+
+@pytest.mark.parametrize(
+    ("graph", "reason"),
+    [(0, "its launch is not in the trace"), (7, "replay of graph 7")],
+    ids=["lost", "graph"],
+)
+def test_kernels_of_no_op_are_hidden(tmp_path, graph, reason):
+    lost = kernel(9, 200, 50)
+    if graph:
+        lost["args"]["graph id"] = graph
+    trace = write_trace(
+        tmp_path / "trace.json",
+        with_shapes(op("aten::mm", 0, 100), SHAPES),
+        launch(1, 10),
+        kernel(1, 20, 50),
+        lost,
+    )
+
+    run = analyse_traces(trace)
+
+    [hidden] = run.sites[run.sites["verdict"] == "hidden"].itertuples()
+    assert reason in hidden.reason
+    assert run.totals.coverage_frac == 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="AOTInductor needs a compiler")
+def test_a_program_by_aotinductor_is_opaque_and_never_zero(tmp_path):
+    net, x = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval(), torch.ones(2, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.export.export(net, (x,))
+        file = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "net.pt2")
+        )
+        package = torch._inductor.aoti_load_package(file)
+    run_it = type(package).__call__
+    model = nn.Sequential(planted.Calls(lambda m, x: package(x)), nn.Linear(4, 4))
+
+    run = flopprof.profile(model, (x,), repeats=1, warmup=1, ceilings=False)
+
+    [site] = run.sites[run.sites["verdict"] == "opaque"].itertuples()
+    assert (site.op, site.flops != site.flops) == ("inductor::aot_compiled", True)
+    assert run.totals.flops == 2 * 2 * 4 * 4 + 2 * 4  # the last layer's alone
+    assert run.totals.coverage_frac < 1
+    assert type(package).__call__ is run_it
+
+
+def test_fused_optimizers_are_fused_and_counted():
+    def adam(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        return torch.optim.Adam(parameters, fused=True)
+
+    run = flopprof.profile(
+        nn.Linear(3, 2),
+        (torch.ones(1, 3),),
+        train=Training(optimizer=adam),
+        repeats=1,
+        warmup=1,
+        ceilings=False,
+    )
+
+    [step] = run.sites[run.sites["op"] == "aten::_fused_adam_"].itertuples()
+    assert step.verdict == "fused"
+    assert step.flops == 13 * (3 * 2 + 2)

@@ -1,0 +1,377 @@
+"""Each verdict: a small model that provokes it, and one that does not."""
+
+import math
+import time
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+import flopprof
+from flopprof.judge.reconcile import reconcile
+from flopprof.judge.roofs import roof_doubts
+from flopprof.tables import GAPS, KERNELS, MODULE_CALLS, OPS, ROOFLINES
+
+
+def verdict_of(model: nn.Module, op: str, *inputs: torch.Tensor) -> set[str]:
+    run = flopprof.profile(model, inputs, repeats=1, warmup=1, ceilings=False)
+    return set(run.sites.loc[run.sites["op"] == op, "verdict"])
+
+
+class Calls(nn.Module):
+    """A module whose forward is the function given."""
+
+    def __init__(self, forward: Any, **children: nn.Module) -> None:
+        super().__init__()
+        self.function = forward
+        for name, child in children.items():
+            self.add_module(name, child)
+
+    def forward(self, *inputs):
+        return self.function(self, *inputs)
+
+
+def test_a_module_whose_formula_equals_its_op_agrees():
+    assert verdict_of(nn.Sequential(nn.Linear(8, 4)), "aten::linear", torch.ones(2, 8)) == {
+        "agrees"
+    }
+
+
+def test_views_are_free():
+    assert verdict_of(nn.Flatten(), "aten::flatten", torch.ones(2, 8, 3)) == {"free"}
+
+
+@pytest.mark.parametrize(
+    ("function", "op"),
+    [
+        (lambda m, x: F.linear(x, m.weight), "aten::linear"),
+        (lambda m, x: x @ m.weight.T, "aten::matmul"),
+        (lambda m, x: torch.einsum("ij,kj->ik", x, m.weight), "aten::einsum"),
+        (lambda m, x: F.conv1d(x[None], m.weight[..., None]), "aten::conv1d"),
+        (lambda m, x: F.linear(x, m.child.weight, m.child.bias), "aten::linear"),
+    ],
+)
+def test_work_done_in_forward_itself_is_functional(function, op):
+    model = Calls(function, child=nn.Linear(8, 4))
+    model.weight = nn.Parameter(torch.ones(4, 8))
+    x = torch.ones(8, 8)
+
+    run = flopprof.profile(model, (x,), repeats=1, warmup=1, ceilings=False)
+
+    counted = run.sites[run.sites["matmul_flops"] > 0]
+    # 8 rows × 4 outputs × 8 multiply-adds × 2 = 512, whichever way it is written.
+    assert counted["matmul_flops"].sum() == 512
+    assert set(counted["verdict"]) == {"functional"}
+    assert "child" in run.meta["never_called"]
+
+
+def encoder() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    return nn.TransformerEncoder(layer, 2).eval()
+
+
+def test_the_encoder_fast_path_is_kept_fused_and_counted():
+    run = flopprof.profile(encoder(), (torch.ones(3, 5, 16),), repeats=1, warmup=1, ceilings=False)
+
+    fused = run.sites[run.sites["op"] == "aten::_transformer_encoder_layer_fwd"]
+    # Per layer, batch 3, length 5, width 16, feed-forward 32; ×2 FLOPs per multiply-add:
+    # in-projection 3·5·16·48 = 11,520; attention 3·5·5·16·2 = 2,400; out-projection 3·5·16·16 =
+    # 3,840; feed-forward 2·3·5·16·32 = 15,360. Sum 33,120 multiply-adds = 66,240 FLOPs, 2 layers.
+    assert fused["matmul_flops"].sum() == 132_480
+    assert set(fused["verdict"]) == {"fused"}
+    assert "hooks never fired for" in fused["reason"].iloc[0]
+    assert run.totals.matmul_flops == 132_480
+
+
+def test_the_encoder_slow_path_counts_the_same_and_is_not_fused():
+    slow = encoder()
+    for layer in slow.modules():
+        if isinstance(layer, nn.TransformerEncoderLayer):
+            layer.activation_relu_or_gelu = 0  # switches the fast path off
+
+    run = flopprof.profile(slow, (torch.ones(3, 5, 16),), repeats=1, warmup=1, ceilings=False)
+
+    assert run.totals.matmul_flops == 132_480
+    assert "fused" not in set(run.sites["verdict"])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_scripted_model_is_opaque():
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(8, 4), nn.ReLU()))
+
+    assert verdict_of(scripted, "aten::linear", torch.ones(2, 8)) == {"opaque"}
+
+
+def test_a_custom_op_is_an_extension():
+    name = "flopprof_test::twice"
+    library = torch.library.Library("flopprof_test", "DEF")
+    library.define("twice(Tensor x) -> Tensor")
+    library.impl("twice", lambda x: x * 2, "CompositeExplicitAutograd")
+    try:
+        assert verdict_of(
+            Calls(lambda m, x: torch.ops.flopprof_test.twice(x)), name, torch.ones(4)
+        ) == {"extension"}
+    finally:
+        library._destroy()
+
+
+def test_an_op_that_only_calls_others_is_free_and_they_are_judged():
+    def einsum(_module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("ab,cb->ac", x, torch.ones(5, 4))
+
+    count = flopprof.count_flops(Calls(einsum), (3, 4))
+
+    assert count.matmul_flops == 2 * 3 * 5 * 4
+    verdicts = dict(zip(count.run.sites["op"], count.run.sites["verdict"], strict=True))
+    assert (verdicts["aten::einsum"], verdicts["aten::bmm"]) == ("free", "functional")
+
+
+def test_what_only_the_hook_knows_is_counted_and_said_to_be_unconfirmed():
+    row = op_row(op="quantized::linear", kind="matmul", matmul_flops=math.nan)
+
+    sites = judge(call_row(240, 24), [row | {"vector_flops": math.nan, "counted": False}])
+
+    assert set(sites["verdict"]) == {"unknown"}
+    assert set(sites["flops_source"]) == {"hook"}
+    assert list(sites["flops"]) == [264]
+    assert sites["formula_flops"].isna().all()
+    assert "the hook's alone" in sites["reason"][0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")  # of torch.ao
+def test_a_dynamically_quantised_layer_is_never_zero():
+    model = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 16)), {nn.Linear})
+
+    count = flopprof.count_flops(model, (2, 8))
+
+    assert (count.matmul_flops, count.vector_flops) == (2 * 2 * 8 * 16, 2 * 16)
+
+
+def test_an_op_that_does_its_own_work_is_unknown_though_its_formula_gives_none():
+    row = op_row(op="aten::_fancy", kind="other", matmul_flops=math.nan, vector_flops=math.nan)
+
+    sites = judge(call_row(math.nan, math.nan), [row | {"counted": False}])
+
+    assert set(sites["verdict"]) == {"unknown"}
+    assert sites["flops"].isna().all()
+    assert "needs shapes or values that are not recorded" in sites["reason"][0]
+
+
+def test_time_that_no_op_accounts_for_is_hidden_in_its_module():
+    def forward(module, x):
+        for _ in range(10):
+            x = module.child(x)
+        time.sleep(0.2)
+        return x
+
+    model = nn.Sequential(Calls(forward, child=nn.Linear(8, 8)))
+
+    run = flopprof.profile(model, (torch.ones(2, 8),), repeats=1, warmup=1, ceilings=False)
+
+    hidden = run.sites[run.sites["verdict"] == "hidden"]
+    assert list(hidden["module_path"]) == ["0"]
+    assert hidden["time_us"].iloc[0] > 150_000
+    assert run.totals.coverage_frac < 0.5
+    assert math.isnan(run.totals.flops_at_most)  # no ceiling: no bound
+
+
+def test_ordinary_python_between_ops_is_not_hidden():
+    run = flopprof.profile(
+        nn.Sequential(*[nn.Linear(8, 8) for _ in range(20)]),
+        (torch.ones(2, 8),),
+        repeats=1,
+        warmup=1,
+        ceilings=False,
+    )
+
+    assert run.totals.flops == 20 * (2 * 2 * 8 * 8 + 2 * 8)
+
+
+# The rest needs no model: one hand-made call and op at a time.
+
+
+def call_row(matmul: float, vector: float, **more: object) -> pd.DataFrame:
+    row = {
+        "call_id": 0,
+        "module_path": "",
+        "module_type": "torch.nn.Linear",
+        "self_hook_matmul_flops": matmul,
+        "self_hook_vector_flops": vector,
+    }
+    return MODULE_CALLS.from_rows([row | more])
+
+
+def op_row(**more: object) -> dict[str, object]:
+    row: dict[str, object] = {
+        "op_id": 0,
+        "op": "aten::linear",
+        "kind": "matmul",
+        "call_id": 0,
+        "phase": "forward",
+        "dtype": "float32",
+        "cpu_us": 100.0,
+        "self_cpu_us": 100.0,
+        "counted": True,
+        "matmul_flops": 240.0,
+        "vector_flops": 24.0,
+        "min_bytes": 320.0,
+    }
+    return row | more
+
+
+def judge(calls: pd.DataFrame, ops: list[dict[str, object]], **more: pd.DataFrame) -> pd.DataFrame:
+    frames = {"gaps": GAPS.empty(), "kernels": KERNELS.empty(), "rooflines": ROOFLINES.empty()}
+    return reconcile(calls, OPS.from_rows(ops), **(frames | more), dtype="float32")
+
+
+def test_a_wrong_formula_disagrees_and_the_reason_gives_both_counts():
+    sites = judge(call_row(200, 24), [op_row()])
+
+    assert list(sites["verdict"]) == ["disagrees"]
+    assert "200 matmul" in sites["reason"][0]
+    assert "240 matmul" in sites["reason"][0]
+
+
+@pytest.mark.parametrize(
+    ("hook", "profiler", "amount", "cause"),
+    [
+        # The op's formula gives 240 matmul and 24 vector FLOPs.
+        ((120, 24), math.nan, "120 matmul FLOPs less (50.0 %)", "multiply-adds (MACs)"),
+        ((200, 24), math.nan, "40 matmul FLOPs less (16.7 %)", "a parametrised or adapted weight"),
+        ((240, 0), math.nan, "24 vector FLOPs less (100.0 %)", "a bias added by hand"),
+        ((240, 30), math.nan, "6 vector FLOPs more (25.0 %)", "no bias at run time"),
+        ((240, 24), 480.0, "240 matmul FLOPs more (100.0 %)", "counts a nested call twice"),
+        ((240, 24), 60.0, "180 matmul FLOPs less (75.0 %)", "operands are broadcast"),
+    ],
+)
+def test_a_disagreement_says_by_how_much_and_why_likely(hook, profiler, amount, cause):
+    site = judge(call_row(*hook), [op_row(profiler_flops=profiler)]).iloc[0]
+
+    assert site["verdict"] == "disagrees"
+    assert amount in site["reason"]
+    assert cause in site["reason"]
+
+
+def test_classes_are_compared_each_on_its_own():
+    # The sums are equal (264), the classes are not.
+    sites = judge(call_row(264, 0), [op_row()])
+
+    assert list(sites["verdict"]) == ["disagrees"]
+
+
+def test_a_profiler_that_counts_otherwise_disagrees():
+    sites = judge(call_row(240, 24), [op_row(profiler_flops=120.0)])
+
+    assert list(sites["verdict"]) == ["disagrees"]
+    assert "profiler counts 120" in sites["reason"][0]
+
+
+def test_the_profilers_first_input_rule_for_mul_is_no_witness():
+    mul = op_row(op="aten::mul", kind="elementwise", matmul_flops=0.0, profiler_flops=64.0)
+
+    assert list(judge(call_row(math.nan, math.nan), [mul])["verdict"]) == ["functional"]
+
+
+def test_what_hooks_counted_and_nothing_ran_is_not_run():
+    sites = judge(call_row(240, 24), [op_row(call_id=-1)])
+
+    assert set(sites["verdict"]) == {"functional", "not_run"}
+    assert sites.loc[sites["verdict"] == "not_run", "flops"].isna().all()
+
+
+def test_an_extra_op_beside_the_modules_own_is_functional():
+    extra = op_row(op_id=1, op="aten::mul", kind="elementwise", matmul_flops=0.0, vector_flops=7.0)
+
+    sites = judge(call_row(240, 24), [op_row(), extra]).set_index("op")
+
+    assert sites["verdict"].to_dict() == {"aten::linear": "agrees", "aten::mul": "functional"}
+
+
+def test_without_hooks_formulas_stand_alone():
+    sites = judge(MODULE_CALLS.empty(), [op_row()])
+
+    assert list(sites["verdict"]) == ["formula_only"]
+
+
+def test_an_op_without_formula_is_unknown_never_zero():
+    sites = judge(
+        MODULE_CALLS.empty(),
+        [op_row(op="aten::mystery", kind="unknown", counted=False, matmul_flops=math.nan,
+                vector_flops=math.nan, min_bytes=math.nan)],
+    )  # fmt: skip
+
+    assert list(sites["verdict"]) == ["unknown"]
+    assert sites["flops"].isna().all()
+
+
+ROOFS = ROOFLINES.from_rows(
+    [
+        {
+            "dtype": "float32",
+            "unit": unit,
+            "memory_level": "DRAM",
+            "peak_flops_per_s": peak,
+            "peak_bytes_per_s": 1e9,
+            "ridge_flops_per_byte": peak / 1e9,
+            "kind": "user",
+            "valid": True,
+        }
+        for unit, peak in (("tensor", 1e10), ("vector", 1e9))
+    ]
+)
+
+
+def test_unknown_time_is_bounded_by_the_matmul_ceiling():
+    unknown = op_row(op_id=1, op="aten::mystery", kind="unknown", counted=False,
+                     matmul_flops=math.nan, vector_flops=math.nan)  # fmt: skip
+
+    sites = judge(MODULE_CALLS.empty(), [op_row(), unknown], rooflines=ROOFS)
+
+    # 100 µs × 10 GFLOP/s = 1,000,000 FLOPs at most; the known op stays at 240 + 24.
+    most = dict(zip(sites["op"], sites["flops_at_most"], strict=True))
+    assert most == {"aten::mystery": 1_000_000, "aten::linear": 264}
+
+
+def test_a_site_is_held_against_its_own_roof():
+    site = judge(MODULE_CALLS.empty(), [op_row()], rooflines=ROOFS).iloc[0]
+
+    # 264 FLOPs / 320 B = 0.825 FLOP/B, left of the ridge at 10: 0.825 × 1e9 B/s is attainable.
+    # 264 FLOPs in 100 µs = 2.64 MFLOP/s achieved: 0.32 % of 825 MFLOP/s.
+    assert site["intensity_flops_per_byte"] == 0.825
+    assert site["attainable_flops_per_s"] == 825e6
+    assert site["bound"] == "memory"
+    assert site["efficiency_frac"] == pytest.approx(0.0032)
+
+
+def test_every_instant_belongs_to_one_site():
+    parent = op_row(op="aten::outer_thing", kind="unknown", counted=False, matmul_flops=math.nan,
+                    vector_flops=math.nan, cpu_us=100.0, self_cpu_us=10.0)  # fmt: skip
+    child = op_row(op_id=1, parent_op_id=0, cpu_us=90.0, self_cpu_us=60.0)
+    below = op_row(op_id=2, parent_op_id=1, op="aten::addmm", counted=False, cpu_us=30.0)
+
+    sites = judge(MODULE_CALLS.empty(), [parent, child, below])
+
+    assert dict(zip(sites["op"], sites["time_us"], strict=True)) == {
+        "aten::linear": 90.0,
+        "aten::outer_thing": 10.0,
+    }
+    assert sites["flops"].sum() == 264  # addmm below linear is not counted again
+
+
+def test_repeated_calls_of_one_shape_are_one_site():
+    sites = judge(MODULE_CALLS.empty(), [op_row(), op_row(op_id=1)])
+
+    assert (len(sites), sites["calls"][0], sites["flops"][0]) == (1, 2, 528)
+
+
+def test_a_site_faster_than_its_roof_makes_the_ceiling_doubtful():
+    # 264 MFLOPs in 100 µs are 2.64 TFLOP/s, of 10 GFLOP/s; 1 kB moved: compute-bound.
+    fast = op_row(matmul_flops=264e6, vector_flops=0.0, min_bytes=1000.0)
+    doubts = roof_doubts(judge(MODULE_CALLS.empty(), [fast], rooflines=ROOFS))
+
+    assert len(doubts) == 1
+    assert "sites above their roof: 1, by 26300% at most, such as aten::linear" in doubts[0]
+    assert not roof_doubts(judge(MODULE_CALLS.empty(), [op_row()], rooflines=ROOFS))

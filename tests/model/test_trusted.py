@@ -1,0 +1,211 @@
+"""Trusted files run in a child process with limits; what a file is can be seen without trust."""
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from flopprof.cli import main
+from flopprof.errors import UsageError
+from flopprof.model.trusted import parse_bytes
+
+MARKER = "was_executed"
+
+
+class Runs:
+    """Pickles to `exec(code)`."""
+
+    def __init__(self, code):
+        self.code = code
+
+    def __reduce__(self):
+        return exec, (self.code,)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "flopprof", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def module(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(nn.Sequential(nn.Linear(8, 4), nn.ReLU()), path)
+    return path
+
+
+@pytest.fixture
+def evil(tmp_path):
+    def write(code):
+        path = tmp_path / "evil.pth"
+        model = nn.Sequential(nn.Linear(2, 2, bias=False))
+        vars(model)["extra"] = Runs(code)
+        torch.save(model, path)
+        return path
+
+    return write
+
+
+def test_a_trusted_module_is_counted_in_a_child_and_announced(module):
+    done = command("count", module, "--trust", "--input", "2x8", "--json")
+
+    found = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert found["matmul_flops"] == 2 * 2 * 8 * 4
+    sha256 = hashlib.sha256(module.read_bytes()).hexdigest()
+    assert f"trusting {module}, sha256 {sha256}" in done.stderr
+    assert "torch.nn.modules.container.Sequential" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "limit", "said"),
+    [
+        ("a = []\nwhile 1: a.append(b'x' * 10**7)", ["--memory-limit", "1500M"], "1.50 GB of mem"),
+        ("while 1: pass", ["--time-limit", "8"], "more than 8 s"),
+        ("import os; os.abort()", [], "ended its process with SIGABRT"),
+    ],
+    ids=["memory", "time", "crash"],
+)
+def test_a_trusted_file_is_stopped_at_its_limits(evil, tmp_path, code, limit, said):
+    done = command("run", evil(code), "--trust", *limit, "--input", "1x2")
+
+    assert done.returncode == 6
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
+
+
+def test_a_file_of_another_sum_is_refused_before_anything_runs(evil, tmp_path, capsys):
+    path = evil(f"open({str(tmp_path / MARKER)!r}, 'w')")
+
+    assert main(["count", str(path), "--trust-sha256", "0" * 64]) == 4
+
+    assert "has the sha256 " in capsys.readouterr().err
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_an_exported_program_runs_where_it_is_trusted(tmp_path, capsys):
+    exported = torch.export.export(nn.Linear(8, 4).eval(), (torch.zeros(2, 8),))
+    torch.export.save(exported, tmp_path / "net.pt2")
+    path = (tmp_path / "net.pt2").rename(tmp_path / "net.bin")  # its name says nothing
+
+    assert main(["count", str(path)]) == 4
+    assert "a program by torch.export" in capsys.readouterr().err
+    found = json.loads(command("count", path, "--trust", "--json").stdout)
+    assert found["input"] == "2x8"
+    assert found["matmul_flops"] == 2 * 2 * 8 * 4
+
+
+def test_without_trust_nothing_runs(module, capsys):
+    assert main(["count", str(module), "--input", "2x8"]) == 4
+
+    assert "if you trust its author: --trust" in capsys.readouterr().err
+
+
+def test_amounts_of_memory():
+    assert [parse_bytes(t) for t in ("16G", "500m", "1000", "1.5K")] == [16e9, 5e8, 1000, 1500]
+    for wrong in ("", "G", "many", "5X"):
+        with pytest.raises(UsageError):
+            parse_bytes(wrong)
+
+
+def test_inspecting_a_hostile_file_names_its_dangers_and_runs_nothing(evil, tmp_path, capsys):
+    path = evil(f"open({str(tmp_path / MARKER)!r}, 'w')")
+
+    assert main(["inspect", str(path), "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    assert found["kind"] == "pickled_module"
+    assert found["dangerous"] == ["builtins.exec"]
+    assert found["parameters"] == {"float32": 4}
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_inspecting_a_module_says_that_loading_it_runs_code(module, capsys):
+    assert main(["inspect", str(module)]) == 0
+
+    said = capsys.readouterr().out
+    assert "torch.nn.modules.container.Sequential" in said
+    assert "flopprof asks for --trust" in said
+
+
+def test_inspecting_says_what_flopprof_rebuilds_and_counts_no_tensors_it_did_not_read(
+    tmp_path, capsys
+):
+    torchvision = pytest.importorskip("torchvision")
+    torch.save(torchvision.models.squeezenet1_1(), tmp_path / "net.pt")
+    net = nn.Linear(4, 2).eval()
+    with warnings.catch_warnings(action="ignore"):  # torch.jit is deprecated
+        torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, (3, 3)))).save(tmp_path / "script.pt")
+    torch.export.save(torch.export.export(net, (torch.ones(1, 4),)), tmp_path / "net.pt2")
+
+    assert main(["inspect", str(tmp_path / "net.pt")]) == 0
+    assert "rebuilds it from the library's own code" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "script.pt")]) == 0
+    assert "DANGEROUS" not in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "net.pt2"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tensors"] is None
+
+
+def test_inspecting_what_is_no_model_says_what_it_is(tmp_path, capsys):
+    page, cut, pipe = (tmp_path / name for name in ("page", "cut", "pipe"))
+    page.write_text("<!DOCTYPE html><html></html>")
+    cut.write_bytes(b"PK\x03\x04 cut")
+    os.mkfifo(pipe)
+
+    assert main(["inspect", str(page)]) == 0
+    assert "an HTML page" in capsys.readouterr().out
+    assert main(["inspect", str(cut)]) == 0
+    assert "truncated" in capsys.readouterr().out
+    assert main(["inspect", str(pipe)]) == 0
+    assert "a pipe, socket or device" in capsys.readouterr().out
+    assert main(["inspect", str(tmp_path / "none")]) == 2
+
+
+def test_inspecting_needs_no_torch(module):
+    code = (
+        "import sys; from flopprof.cli import main; "
+        f"main(['inspect', {str(module)!r}]); assert 'torch' not in sys.modules"
+    )
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_inspecting_a_plain_pickle_names_its_dangers(tmp_path, capsys):
+    class Evil:
+        def __reduce__(self) -> tuple[object, ...]:
+            return os.system, ("true",)
+
+    (tmp_path / "evil.pkl").write_bytes(pickle.dumps(Evil()))
+
+    assert main(["inspect", str(tmp_path / "evil.pkl")]) == 0
+
+    said = capsys.readouterr().out
+    assert "DANGEROUS posix.system" in said
+    assert "a plain pickle" in said
+
+
+def test_a_file_whose_counters_were_cast_too_is_recognised(tmp_path, capsys):
+    torchvision = pytest.importorskip("torchvision")
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({key: value.half() for key, value in state.items()}, tmp_path / "half.pth")
+
+    assert main(["count", str(tmp_path / "half.pth"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["architecture"] == "torchvision:resnet18"

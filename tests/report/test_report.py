@@ -1,0 +1,167 @@
+"""Reports: golden texts of a recorded run, and what the formats promise."""
+
+import csv
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from flopprof.cli import main
+from flopprof.errors import UsageError
+from flopprof.run import Run
+from flopprof.tables import SITES, TABLES
+from tests.builders import make_run
+
+HERE = Path(__file__).parents[1]
+RUNS = sorted((HERE / "runs").glob("*.flopprof"))
+FORMATS = {"txt": "text", "md": "md", "json": "json", "csv": "csv"}
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_a_recorded_run_reads_as_it_did(path, suffix):
+    # After a change that is meant: scripts/golden, and read its diff.
+    golden = (HERE / "golden" / f"{path.stem}.{suffix}").read_text()
+
+    assert Run.load(path).report(FORMATS[suffix]) == golden
+
+
+@pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
+def test_the_text_fits_a_hundred_columns(path):
+    assert max(map(len, Run.load(path).report("text").splitlines())) <= 100
+
+
+def test_the_csv_is_the_table_of_sites():
+    run = Run.load(HERE / "runs" / "small.flopprof")
+
+    rows = list(csv.DictReader(io.StringIO(run.report("csv"))))
+
+    assert list(rows[0]) == SITES.names
+    assert len(rows) == len(run.sites)
+    unknown = next(row for row in rows if row["op"] == "mylib::twice")
+    assert (unknown["flops"], unknown["verdict"]) == ("", "extension")  # empty: not known
+
+
+def test_the_json_has_null_for_what_is_unknown_and_no_other_constant():
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    run = Run.load(HERE / "runs" / "small.flopprof")
+    found = json.loads(run.report("json"), parse_constant=refuse)
+
+    # conv 2·16·27·64² + head 2·16·10 + matmul 2·16·16; what mylib::twice does is not known.
+    assert found["matmul_flops"] == 2 * 16 * 27 * 64**2 + 2 * 16 * 10 + 2 * 16 * 16
+    assert found["flops_at_most"] > found["flops"]
+    assert found["verdicts"]["extension"] == {
+        "sites": 1,
+        "time_frac": pytest.approx(0.1, abs=0.1),
+        "matmul_flops": None,
+    }
+    assert found["never_called"] == ["spare"]
+
+
+def test_an_unknown_format_lists_the_known_ones():
+    with pytest.raises(UsageError, match="no report format 'yaml'") as caught:
+        Run.load(HERE / "runs" / "small.flopprof").report("yaml")
+
+    assert "markdown" in caught.value.remedy or "md" in caught.value.remedy
+
+
+def test_telemetry_is_a_line_with_flops_per_joule():
+    telemetry = {
+        "sm_clock_mhz": {"median": 1760.0, "p5": 1700.0, "p95": 1980.0},
+        "power_w": {"median": 350.5, "p5": 300.0, "p95": 400.0},
+        "temperature_c": None,
+        "energy_j": 2.0,
+        "throttle_reasons": ["idle", "power cap"],
+        "peak_memory_bytes": 1_500_000_000,
+        "calls": 10,
+    }
+    run = make_run(telemetry=telemetry)
+
+    text = " ".join(run.report("text").split())
+    found = json.loads(run.report("json"))
+
+    # 528 known FLOPs × 10 calls in 2 J.
+    assert "sm clock 1.76 GHz, power 350 W, energy 2.00 J, peak memory 1.50 GB" in text
+    assert "clocks held by power cap, 2.64 kFLOP/J" in text
+    assert found["flops_per_j"] == 528 * 10 / 2
+    assert found["telemetry"]["power_w"]["median"] == 350.5
+
+
+def test_without_energy_there_is_no_rate_per_joule():
+    run = make_run(telemetry={"energy_j": None, "sm_clock_mhz": None, "calls": 10})
+
+    assert json.loads(run.report("json"))["flops_per_j"] is None
+    assert "Telemetry not available" in " ".join(run.report("text").split())
+
+
+HOSTILE = "слой.blöck_" + "very_long_name." * 30 + "<b>|`__x__`[y](z)\\|\n# heading"
+
+
+def hostile_run():
+    """Return a run of names that are long, not ASCII, or markup, half of it of unknown FLOPs."""
+    site = {
+        "op": "lib_of_somebody::" + "o" * 200,
+        "module_path": HOSTILE,
+        "module_type": "a.b." + "T" * 200,
+        "phase": "forward",
+        "input_shapes": "8x3x224x224, " * 50,
+        "dtype": "float32",
+        "calls": 1_000_000,
+        "kind": "unknown",
+        "flops_source": "none",
+        "time_us": 1e9,
+        "time_share_frac": 0.5,
+        "verdict": "extension",
+        "reason": "because " * 100 + "x" * 300,
+    }
+    known = {"site_id": 1, "flops": 1e18, "matmul_flops": 1e18, "vector_flops": 0.0, "bound": "x"}
+    return make_run([site | {"site_id": 0}, site | known], model=HOSTILE, input=HOSTILE)
+
+
+def test_long_and_foreign_names_fit_a_hundred_columns_too():
+    text = hostile_run().report("text")
+
+    assert max(map(len, text.splitlines())) <= 100
+    assert "–" in text  # unknown FLOPs
+    assert "1.00 E" in text
+
+
+def test_names_do_not_act_as_markdown():
+    text = hostile_run().report("md")
+
+    rows = [line for line in text.splitlines() if line.startswith("| слой")]
+    # A site twice (10 cells: module, op, calls, FLOPs, time, FLOP/s, FLOP/B, roof, bound, verdict)
+    # and its module (7). A bar in a name has an odd number of backslashes before it.
+    bars = [len(re.findall(r"(?<!\\)(?:\\\\)*\|", row)) - 1 for row in rows]
+    assert bars == [10, 10, 7]
+    assert all(r"&lt;b>\|\`\_\_x\_\_\`\[y\](z)\\\| # heading" in row for row in rows)
+    assert text.count("\n# ") == 0
+
+
+def test_markdown_explains_each_column_and_bounds_what_is_missed():
+    text = Run.load(HERE / "runs" / "small.flopprof").report("md")
+
+    header = next(line for line in text.splitlines() if line.startswith("| module | op"))
+    for name in header.strip("| ").split(" | "):
+        assert f"- **{name}**: " in text
+    # The extension took 110 µs; at the matmul ceiling of 105 GFLOP/s that is 11.5 MFLOPs.
+    assert "- **extension**: 1 sites, 11.4 % of the time, – known, at most 11.5 MFLOPs" in text
+
+
+def test_every_column_of_every_table_is_explained():
+    for table in TABLES.values():
+        assert all(column.doc.endswith((".", "…")) for column in table.columns), table.name
+
+
+def test_a_format_that_does_not_fit_its_file_is_refused(tmp_path, capsys):
+    folder = str(make_run().save(tmp_path / "x.flopprof"))
+
+    assert main(["report", folder, "--format", "md", "-o", str(tmp_path / "x.html")]) == 2
+    assert "--format md does not fit" in capsys.readouterr().err
+    assert not (tmp_path / "x.html").exists()
+    assert main(["report", folder, "--format", "md", "-o", "-"]) == 0
+    assert capsys.readouterr().out.startswith("# flopprof")

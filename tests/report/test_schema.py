@@ -1,0 +1,108 @@
+"""What `--json` prints is what report/schema.json documents."""
+
+import json
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+from torch import nn
+
+from flopprof.cli import main
+from flopprof.run import SCHEMA_VERSION
+from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
+
+SMALL = Path(__file__).parents[1] / "runs" / "small.flopprof"
+SCHEMA = json.loads((files("flopprof.report") / "schema.json").read_text("utf-8"))
+DOCUMENTED = SCHEMA["$defs"]["result"]["properties"]
+VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
+
+
+def printed(capsys, *arguments, code=0):
+    """Return the one object that a command prints, after checking it against the schema."""
+    assert main([*map(str, arguments), "--json"]) == code
+    found = json.loads(capsys.readouterr().out)
+    VALIDATOR.validate(found)
+    return found
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
+    Path("nets.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(5, 6)\n")
+    torch.save(nn.Linear(5, 6).state_dict(), "net.pth")
+    return ["net.pth", "--arch", "nets.py:build", "--input", "4x5"]
+
+
+def test_the_schema_is_one_and_has_the_version_of_the_objects():
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+
+    assert DOCUMENTED["schema_version"]["const"] == SCHEMA_VERSION
+    assert SCHEMA["$id"] == f"urn:flopprof:json:{SCHEMA_VERSION}"
+
+
+def test_every_field_is_documented(capsys):
+    found = printed(capsys, "report", SMALL)
+
+    assert found.keys() <= DOCUMENTED.keys()
+    for name, field in DOCUMENTED.items():
+        assert field["description"], name
+
+
+def test_a_count_fits_the_schema(model, capsys):
+    found = printed(capsys, "count", *model)
+
+    # [4,5] @ [5,6]: 4·6·5 multiply-adds × 2.
+    assert found["matmul_flops"] == 240
+    assert found.keys() <= DOCUMENTED.keys()
+
+
+@pytest.mark.slow
+def test_a_run_fits_the_schema(model, capsys):
+    found = printed(capsys, "run", *model, "--repeats", "1", "--warmup", "1")
+
+    assert found["matmul_flops"] == 240
+    assert found.keys() <= DOCUMENTED.keys()
+
+
+def test_a_trace_fits_the_schema(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write_trace(
+        tmp_path / "t.json",
+        op("ProfilerStep#1", 0, 40) | {"cat": "user_annotation"},
+        with_shapes(op("aten::addmm", 0, 10), ADDMM),
+        launch(1, 2),
+        kernel(1, 100, 10.0, name="gemm"),
+    )
+
+    found = printed(capsys, "trace", path)
+
+    assert found["kernels"] == 1
+    assert found.keys() <= DOCUMENTED.keys()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"), [(["report", "nowhere"], 2), (["--nonsense"], 2), (["report", "."], 3)]
+)
+def test_an_error_fits_the_schema(tmp_path, monkeypatch, capsys, arguments, code):
+    monkeypatch.chdir(tmp_path)
+
+    assert printed(capsys, *arguments, code=code)["error"]["exit_code"] == code
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"flops": None},
+        {"coverage_frac": 1.5},
+        {"schema_version": 2},
+        {"verdicts": {"fine": {"sites": 1, "time_frac": 1.0, "matmul_flops": 0}}},
+        {"matmul_flops": 0.5},
+    ],
+)
+def test_an_object_that_breaks_the_promise_does_not_fit(capsys, change):
+    found = printed(capsys, "report", SMALL)
+
+    assert not VALIDATOR.is_valid(found | change)
