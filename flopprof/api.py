@@ -2,19 +2,15 @@
 
 import copy
 import dataclasses
-import datetime
-import math
-import platform
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-import flopprof
+from flopprof.assemble import assemble
 from flopprof.capture.call import (
     Inputs,
     are_sizes,
@@ -28,21 +24,25 @@ from flopprof.capture.call import (
     unchanged,
     using_threads,
 )
+from flopprof.capture.passes import (
+    against_eager,
+    as_training,
+    compile_and_trace,
+    count_and_trace,
+    gzipped,
+    observer_effect,
+)
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.run import Count, Run
-from flopprof.tables import KERNELS, ROOFLINES
+from flopprof.tables import ROOFLINES
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from flopprof.capture.record import Recording
     from flopprof.capture.training import Training
-    from flopprof.devices import Device
-    from flopprof.trace.read import Trace
 
 REPEATS, WARMUP = 10, 3
 CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions by the machine
-DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 Progress = Callable[[str], None]
 
 
@@ -124,7 +124,7 @@ def run_count(
     traced, doubts = None, []
     if home(model)[0] != "meta" and (twin := meta_twin(model)) is not None:
         try:
-            where, traced = "meta", _count_and_trace(twin, inputs.to("meta"), train)
+            where, traced = "meta", count_and_trace(twin, inputs.to("meta"), train)
         except FlopprofError:
             # What the model says on its own device is clearer, or it runs there.
             doubts = [
@@ -134,9 +134,9 @@ def run_count(
     if traced is None:
         where = home(model)[0]
         given = inputs.to("meta") if where == "meta" else inputs
-        traced = _count_and_trace(model, given, train)
+        traced = count_and_trace(model, given, train)
     trace, module_calls = traced
-    return _assemble(
+    return assemble(
         model,
         inputs,
         module_calls,
@@ -146,42 +146,6 @@ def run_count(
         timed=False,
         doubts=doubts,
     )
-
-
-def _count_and_trace(
-    model: "nn.Module", inputs: Inputs, train: "bool | Training"
-) -> tuple["Trace", pd.DataFrame]:
-    import torch
-
-    from flopprof.capture.meta import ShapesOnce
-    from flopprof.capture.modules import count_modules
-    from flopprof.capture.record import Recording, record_trace
-    from flopprof.devices import find_device
-    from flopprof.trace.read import read_trace
-
-    eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
-    training = _training(train)
-    with (
-        unchanged(model, training=bool(train)),
-        eager,
-        ShapesOnce() if home(model)[0] == "meta" else nullcontext(),
-        tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
-    ):
-        path = Path(folder) / "trace.json"
-        call = guarded(model, training.of(model, inputs) if training else inputs)
-        if training:
-            call()  # an optimizer's first step makes its state
-        device = find_device("cpu")  # the meta device records as host ops
-        # Nothing is timed, so one call serves both witnesses.
-        recordings: list[Recording] = []
-        module_calls = count_modules(
-            model,
-            lambda: recordings.append(
-                record_trace(model, call, path, device=device, attempts=1, timed=False)
-            ),
-        )
-        trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
-    return trace, module_calls
 
 
 def profile(
@@ -253,7 +217,7 @@ def profile(
             stack.enter_context(place.tf32())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
         stack.enter_context(unchanged(model, training=bool(train)))
-        training = _training(train)
+        training = as_training(train)
 
         def calling(called: "nn.Module") -> Callable[[], Any]:
             call = guarded(called, training.of(called, given) if training else given)
@@ -262,7 +226,7 @@ def profile(
         call, fused, described = calling(model), None, place.describe()
         if compile:  # before any hook of ours: Dynamo would trace it
             progress("compiling")
-            fused = _compiled(model, calling, compile, place, folder, repeats)
+            fused = compile_and_trace(model, calling, compile, place, folder, repeats)
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
@@ -272,10 +236,10 @@ def profile(
         recording = record_trace(model, call, folder / "trace.json", device=place)
         progress("counting")
         module_calls = count_modules(model, call)
-        observer, noticed = _observer_effect(recording, times_us, call, place, described)
+        observer, noticed = observer_effect(recording, times_us, call, place, described)
         progress("reading the trace")
         trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
-        packed = _gzip(recording.path)
+        packed = gzipped(recording.path)
         for _ in range(CONFIRMATIONS):
             if not len(hidden_gaps(trace.ops, trace.gaps)):
                 break
@@ -294,10 +258,10 @@ def profile(
     wall = summarise_times(times_us)
     compiled: dict[str, Any] = {}
     if fused:
-        compiled = _against_eager(*fused, trace.ops)
+        compiled = against_eager(*fused, trace.ops)
         doubts += compiled.pop("doubts")
     progress("reconciling")
-    return _assemble(
+    return assemble(
         model,
         given,
         module_calls,
@@ -323,162 +287,3 @@ def profile(
         doubts=doubts,
         packed=packed,
     )
-
-
-def _observer_effect(
-    recording: "Recording",
-    times_us: list[float],
-    call: Callable[[], Any],
-    place: "Device",
-    before: dict[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what our measuring changed, and what of it makes the result doubtful."""
-    from flopprof.capture.record import time_calls
-
-    again_us = time_calls(call, device=place, warmup=1, repeats=min(len(times_us), 3))
-    drift = min(again_us) / min(times_us) - 1
-    changed, doubts = recording.changed_ops, []
-    if changed:
-        named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
-        doubts.append(f"tracing by module changed which ops run: {named}")
-    was, now = (described.get("threads") for described in (before, place.describe()))
-    if was != now:
-        doubts.append(f"the model set torch from {was} threads to {now}: passes do not compare")
-    if drift > DRIFT:
-        slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
-        doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
-    return {"changed_ops": changed, "drift_frac": drift}, doubts
-
-
-def _compiled(
-    model: "nn.Module",
-    calling: Callable[[Any], Callable[[], Any]],
-    mode: bool | str,
-    place: "Device",
-    folder: Path,
-    repeats: int,
-) -> tuple[dict[str, Any], "Trace"]:
-    """Compile the model, warm it up, time it and trace it, none of it under hooks of ours."""
-    from flopprof.capture.compiled import compile_model, warm_up
-    from flopprof.capture.record import record_trace, summarise_times, time_calls
-    from flopprof.trace.read import read_trace
-
-    if hasattr(model, "_orig_mod"):
-        raise UsageError("the model is compiled already", remedy="give the eager model to compile")
-    compiled = compile_model(model, mode)
-    call = calling(compiled.model)
-    warm_up(compiled, call)
-    graphs = compiled.graphs
-    times_us = time_calls(call, device=place, warmup=1, repeats=repeats)
-    recording = record_trace(None, call, folder / "compiled.json", device=place)
-    facts = {
-        "mode": compiled.mode,
-        "wall_us": summarise_times(times_us),
-        "graphs": graphs,
-        "recompilations": compiled.graphs - graphs,
-        "graph_breaks": compiled.graph_breaks,
-        "min_bytes": compiled.min_bytes or math.nan,
-    }
-    return facts, read_trace(recording.path)
-
-
-def _against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) -> dict[str, Any]:
-    """Return `facts`, what was fused into what, and the bytes that this saved, if known."""
-    from flopprof.capture.compiled import kernels_of
-
-    doubts = []
-    if not facts["graphs"]:
-        doubts.append("torch.compile compiled nothing: the compiled times are of eager code")
-    if facts["recompilations"]:
-        doubts.append(f"the model was compiled again {facts['recompilations']} times while timed")
-    counted = trace.ops[trace.ops["counted"]]
-    eager_bytes = eager.loc[eager["counted"], "min_bytes"].sum(skipna=False)
-    return facts | {
-        "doubts": doubts,
-        "kernels": kernels_of(trace.ops, trace.kernels),
-        "extern_calls": int((counted["matmul_flops"] > 0).sum()),
-        "extern_matmul_flops": counted["matmul_flops"].sum(),
-        "eager_min_bytes": eager_bytes,
-        "saved_bytes": eager_bytes - facts["min_bytes"],
-    }
-
-
-def _assemble(
-    model: "nn.Module",
-    inputs: Inputs,
-    module_calls: pd.DataFrame,
-    trace: "Trace",
-    rooflines: pd.DataFrame,
-    *,
-    meta: dict[str, Any],
-    timed: bool = True,
-    doubts: Sequence[str] = (),
-    packed: bytes | None = None,
-) -> Run:
-    """Reconcile what the passes found and return it as a `Run` with its provenance."""
-    from flopprof.capture.hooks import module_paths
-    from flopprof.judge.reconcile import reconcile
-    from flopprof.judge.roofs import roof_doubts
-
-    dtype = meta.get("dtype") or home(model)[1] or first_float(inputs) or "float32"
-    called = set(module_calls["module_path"])
-    never = [
-        path
-        for module, path in module_paths(model).items()
-        if path not in called and type(module).__name__ not in ("ModuleList", "ModuleDict")
-    ]
-    sites = reconcile(
-        module_calls,
-        trace.ops,
-        trace.gaps,
-        trace.kernels if timed else KERNELS.empty(),
-        rooflines,
-        dtype=dtype,
-        never_called=never,
-        timed=timed,
-    )
-    ops = trace.ops
-    if not timed:
-        ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
-    hidden_us = sites.loc[sites["op"] == "(gap)", "time_us"].sum()
-    gaps_us = trace.gaps["duration_us"].sum() - hidden_us if timed else math.nan
-    provenance = {
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "input": inputs.text,
-        "dtype": dtype,
-        "flopprof": flopprof.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["flopprof", *sys.argv[1:]]) if sys.argv else "",
-        "never_called": never,
-        "host_overhead_us": gaps_us,
-        "device_busy_us": trace.info.get("device_busy_us", math.nan),
-        **meta,
-        "warnings": [
-            *meta.get("warnings", []),
-            *doubts,
-            *trace.info["warnings"],
-            *roof_doubts(sites),
-        ],
-    }
-    run = Run(module_calls, ops, trace.kernels, rooflines, sites, provenance, packed)
-    totals = run.totals
-    provenance["totals"] = {
-        name: getattr(totals, name)
-        for name in ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac")
-    }
-    return run
-
-
-def _training(train: "bool | Training") -> "Training | None":
-    from flopprof.capture.training import Training
-
-    return Training() if train is True else train or None
-
-
-def _gzip(path: Path) -> bytes:
-    import gzip
-
-    return gzip.compress(path.read_bytes(), compresslevel=6, mtime=0)

@@ -1,0 +1,149 @@
+"""The passes of one call: counted, traced, timed, compiled; what measuring changed."""
+
+import gzip
+import math
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from flopprof.capture.call import Inputs, guarded, home, unchanged
+from flopprof.capture.training import Training
+from flopprof.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flopprof.capture.record import Recording
+    from flopprof.devices import Device
+    from flopprof.trace.read import Trace
+
+DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
+
+
+def count_and_trace(
+    model: "nn.Module", inputs: Inputs, train: "bool | Training"
+) -> tuple["Trace", pd.DataFrame]:
+    """Call the model once, on the device where it is, and return its trace and its module calls."""
+    import torch
+
+    from flopprof.capture.meta import ShapesOnce
+    from flopprof.capture.modules import count_modules
+    from flopprof.capture.record import Recording, record_trace
+    from flopprof.devices import find_device
+    from flopprof.trace.read import read_trace
+
+    eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
+    training = as_training(train)
+    with (
+        unchanged(model, training=bool(train)),
+        eager,
+        ShapesOnce() if home(model)[0] == "meta" else nullcontext(),
+        tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
+    ):
+        path = Path(folder) / "trace.json"
+        call = guarded(model, training.of(model, inputs) if training else inputs)
+        if training:
+            call()  # an optimizer's first step makes its state
+        device = find_device("cpu")  # the meta device records as host ops
+        # Nothing is timed, so one call serves both witnesses.
+        recordings: list[Recording] = []
+        module_calls = count_modules(
+            model,
+            lambda: recordings.append(
+                record_trace(model, call, path, device=device, attempts=1, timed=False)
+            ),
+        )
+        trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
+    return trace, module_calls
+
+
+def observer_effect(
+    recording: "Recording",
+    times_us: list[float],
+    call: Callable[[], Any],
+    place: "Device",
+    before: dict[str, Any],
+) -> tuple[dict[str, Any], list[str]]:
+    """Return what our measuring changed, and what of it makes the result doubtful."""
+    from flopprof.capture.record import time_calls
+
+    again_us = time_calls(call, device=place, warmup=1, repeats=min(len(times_us), 3))
+    drift = min(again_us) / min(times_us) - 1
+    changed, doubts = recording.changed_ops, []
+    if changed:
+        named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
+        doubts.append(f"tracing by module changed which ops run: {named}")
+    was, now = (described.get("threads") for described in (before, place.describe()))
+    if was != now:
+        doubts.append(f"the model set torch from {was} threads to {now}: passes do not compare")
+    if drift > DRIFT:
+        slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
+        doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
+    return {"changed_ops": changed, "drift_frac": drift}, doubts
+
+
+def compile_and_trace(
+    model: "nn.Module",
+    calling: Callable[[Any], Callable[[], Any]],
+    mode: bool | str,
+    place: "Device",
+    folder: Path,
+    repeats: int,
+) -> tuple[dict[str, Any], "Trace"]:
+    """Compile the model, warm it up, time it and trace it, none of it under hooks of ours."""
+    from flopprof.capture.compiled import compile_model, warm_up
+    from flopprof.capture.record import record_trace, summarise_times, time_calls
+    from flopprof.trace.read import read_trace
+
+    if hasattr(model, "_orig_mod"):
+        raise UsageError("the model is compiled already", remedy="give the eager model to compile")
+    compiled = compile_model(model, mode)
+    call = calling(compiled.model)
+    warm_up(compiled, call)
+    graphs = compiled.graphs
+    times_us = time_calls(call, device=place, warmup=1, repeats=repeats)
+    recording = record_trace(None, call, folder / "compiled.json", device=place)
+    facts = {
+        "mode": compiled.mode,
+        "wall_us": summarise_times(times_us),
+        "graphs": graphs,
+        "recompilations": compiled.graphs - graphs,
+        "graph_breaks": compiled.graph_breaks,
+        "min_bytes": compiled.min_bytes or math.nan,
+    }
+    return facts, read_trace(recording.path)
+
+
+def against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) -> dict[str, Any]:
+    """Return `facts`, what was fused into what, and the bytes that this saved, if known."""
+    from flopprof.capture.compiled import kernels_of
+
+    doubts = []
+    if not facts["graphs"]:
+        doubts.append("torch.compile compiled nothing: the compiled times are of eager code")
+    if facts["recompilations"]:
+        doubts.append(f"the model was compiled again {facts['recompilations']} times while timed")
+    counted = trace.ops[trace.ops["counted"]]
+    eager_bytes = eager.loc[eager["counted"], "min_bytes"].sum(skipna=False)
+    return facts | {
+        "doubts": doubts,
+        "kernels": kernels_of(trace.ops, trace.kernels),
+        "extern_calls": int((counted["matmul_flops"] > 0).sum()),
+        "extern_matmul_flops": counted["matmul_flops"].sum(),
+        "eager_min_bytes": eager_bytes,
+        "saved_bytes": eager_bytes - facts["min_bytes"],
+    }
+
+
+def as_training(train: "bool | Training") -> "Training | None":
+    """Return how a call trains; None where it does not."""
+    return Training() if train is True else train or None
+
+
+def gzipped(path: Path) -> bytes:
+    """Return the file, compressed, the same bytes for the same file."""
+    return gzip.compress(path.read_bytes(), compresslevel=6, mtime=0)
