@@ -199,7 +199,7 @@ def profile(
     from flopprof.capture.record import record_trace, summarise_times, time_calls
     from flopprof.ceilings import find_ceilings
     from flopprof.devices import find_device
-    from flopprof.judge.reconcile import hidden_gaps, lasting_gaps
+    from flopprof.judge.hidden import hidden_gaps, lasting_gaps
     from flopprof.trace.read import read_trace
 
     if repeats < 1 or warmup < 0 or (threads is not None and threads < 1):

@@ -6,77 +6,23 @@ ops whose nearest range is that call. ARCHITECTURE.md, "Verdicts" and "Counting 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas import COMPOSITE_OPS
 from flopprof.formulas.external import find_op_formula
+from flopprof.judge.hidden import gap_rows, kernel_rows
+from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason
 from flopprof.judge.roofs import apply_rooflines, kernel_units
-from flopprof.judge.verdicts import (
-    FIRST_INPUT_RULE,
-    HOOKED_PHASES,
-    OpFacts,
-    agree_reason,
-    hook_reason,
-    judge_alone,
-    pair,
-    profiler_reason,
-)
-from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS, Column, codes, tuples
-from flopprof.units import duration, percent, shorten
+from flopprof.judge.verdicts import HOOKED_PHASES, judge_alone
+from flopprof.judge.walk import TEXTS, OpFacts, Walked, settle_glue, times_of, walk_ops
+from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS, Column, tuples
 
-GRAPH_KERNELS = 5  # named of a replayed graph
-HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
-HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
-HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 _ORDER = ("input_shapes", "op", "module_path")  # of sites of equal time and FLOPs, the last first
-
-
-_TEXTS = ("op", "kind", "module_path", "phase", "input_shapes", "dtype")
-_NUMBERS = (
-    *("op_id", "call_id", "counted", "cpu_us", "self_cpu_us", "device_us", "profiler_flops"),
-    *("matmul_flops", "vector_flops", "min_bytes", "flops_at_most"),
-)
-
-
-@dataclass(slots=True)
-class _Walked:
-    """The ops that are walked, a column each; a text is a number among its column's `names`."""
-
-    columns: dict[str, np.ndarray]
-    names: dict[str, np.ndarray]
-
-    def __getitem__(self, column: str) -> np.ndarray:
-        return self.columns[column]
-
-    def __len__(self) -> int:
-        return len(self.columns["op"])
-
-    def where(self, rows: np.ndarray) -> "_Walked":
-        return _Walked({name: values[rows] for name, values in self.columns.items()}, self.names)
-
-    def texts(self, column: str) -> list[str]:
-        return list(self.names[column][self[column]])
-
-    def put(self, column: str, values: np.ndarray, names: np.ndarray) -> None:
-        self.columns[column], self.names[column] = values.astype(np.int64), names.astype(object)
-
-    def named(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
-        """Return which rows' texts pass the test, called once per distinct text."""
-        passed = np.array([test(name) for name in self.names[column]], dtype=bool)
-        return np.take(passed, self[column])
-
-    def facts(self, rows: np.ndarray) -> list[OpFacts]:
-        texts = {"op", "kind", "phase", "module_path"}
-        columns = (
-            self.names[c][self[c][rows]] if c in texts else self[c][rows] for c in OpFacts._fields
-        )
-        return list(map(OpFacts._make, zip(*(c.tolist() for c in columns), strict=True)))
 
 
 @dataclass(slots=True)
@@ -119,10 +65,10 @@ def reconcile(
     MODULE_CALLS.check(module_calls)
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
-    walked, owner = _walked(ops)
-    walked.columns["time_us"] = _times(walked, kernels, timed=timed, on_device=on_device)
+    walked, owner = walk_ops(ops)
+    walked.columns["time_us"] = times_of(walked, kernels, timed=timed, on_device=on_device)
     walked.put("unit", *kernel_units(walked["op_id"], owner, kernels))
-    _settle_glue(walked)
+    settle_glue(walked)
     if timed:
         bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell
         walked = walked.where(walked["counted"] | (walked["time_us"] > 0) | bounded)
@@ -130,87 +76,15 @@ def reconcile(
     verdicts = _judge(walked, module_calls, types, never_called)
     rows = verdicts.not_run
     if timed and not on_device:
-        rows += _gap_rows(ops, gaps, types)
+        rows += gap_rows(ops, gaps, types)
     if on_device:
-        rows += _kernel_rows(kernels)
+        rows += kernel_rows(kernels)
     sites = _with_rows(_grouped(walked, verdicts, types), rows)
     return _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
 
 
-def _walked(ops: pd.DataFrame) -> tuple[_Walked, np.ndarray]:
-    """Return the ops that are counted or lie below no counted op (rule 4), and whose each op is.
-
-    Their `profiler_flops` are summed over what is below them, and `profiler_differs` says whether
-    profiler and formula differ there: compared op by op, like with like. The profiler's rule for
-    `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
-    of complex products as real ones.
-    """
-    coded = {column: codes(ops[column]) for column in _TEXTS}
-    walked = _Walked(
-        {c: ops[c].to_numpy() for c in _NUMBERS} | {c: code for c, (code, _) in coded.items()},
-        {c: names for c, (_, names) in coded.items()},
-    )
-    theirs, ours = walked["profiler_flops"], walked["matmul_flops"]
-    differs = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
-    if differs.any():
-        differs &= ~walked.named("op", FIRST_INPUT_RULE.__contains__)
-        differs &= ~walked.named("dtype", lambda name: name.startswith("complex"))
-    if not np.isnan(theirs).all():
-        theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
-    walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
-    owner = owners(ops)
-    return walked.where(owner == np.arange(len(ops))), owner
-
-
-def _summed(
-    flops: np.ndarray, differs: np.ndarray, parents: list[int]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return both with what is below each op added; children come behind their parents."""
-    sums, any_differs = flops.tolist(), differs.tolist()
-    for op in range(len(parents) - 1, -1, -1):
-        if (parent := parents[op]) >= 0:
-            any_differs[parent] = any_differs[parent] or any_differs[op]
-            if not math.isnan(sums[op]):
-                sums[parent] = sums[op] + (0 if math.isnan(sums[parent]) else sums[parent])
-    return np.array(sums), np.array(any_differs)
-
-
-def owners(ops: pd.DataFrame) -> np.ndarray:
-    """Return, for each op, the counted op around it, which is in no other; else the op itself."""
-    parents, counted, itself = ops["parent_op_id"], ops["counted"].to_numpy(), np.arange(len(ops))
-    up = np.where(counted | (parents.to_numpy() < 0), itself, parents.to_numpy())
-    while len(up) and not np.array_equal(further := up[up], up):
-        up = further
-    return np.where(counted[up], up, itself)
-
-
-def _times(walked: _Walked, kernels: pd.DataFrame, *, timed: bool, on_device: bool) -> np.ndarray:
-    """Return each walked op's time: with its subtree if counted, else its own alone."""
-    if not timed:
-        return np.full(len(walked), math.nan)
-    if not on_device:
-        return np.where(walked["counted"], walked["cpu_us"], walked["self_cpu_us"])
-    own = np.zeros(int(walked["op_id"].max(initial=-1)) + 1)
-    mine = ((kernels["kind"] == "compute") & kernels["op_id"].between(0, len(own) - 1)).to_numpy()
-    np.add.at(own, kernels["op_id"].to_numpy()[mine], kernels["duration_us"].to_numpy()[mine])
-    own = np.take(own, walked["op_id"])
-    return np.where(walked["counted"], np.nan_to_num(walked["device_us"]), own)
-
-
-def _settle_glue(walked: _Walked) -> None:
-    """Mark as free what only calls other ops, such as einsum: they are walked for themselves."""
-    glue = walked.named("op", COMPOSITE_OPS.__contains__) & ~walked["counted"]
-    glue &= np.isnan(walked["flops_at_most"])
-    names = walked.names["kind"]
-    kinds = np.where(glue, len(names), walked["kind"])
-    walked.put("kind", kinds, np.append(names, "free"))
-    walked.columns["counted"] = walked["counted"] | glue
-    for column in ("matmul_flops", "vector_flops", "min_bytes"):
-        walked.columns[column] = np.where(glue, 0.0, walked[column])
-
-
 def _judge(
-    walked: _Walked,
+    walked: Walked,
     module_calls: pd.DataFrame,
     types: dict[str, str],
     never_called: Collection[str],
@@ -235,7 +109,7 @@ def _judge(
     return verdicts
 
 
-def _judge_alike(walked: _Walked) -> _Verdicts:
+def _judge_alike(walked: Walked) -> _Verdicts:
     """Judge the ops of a trace without hooks; equal ones once."""
     number, first, _ = _numbered([walked[column] for column in OpFacts._fields])
     facts = walked.facts(first)
@@ -257,7 +131,7 @@ class _Call(NamedTuple):
     self_hook_vector_flops: float
 
 
-def _join_calls(walked: _Walked, module_calls: pd.DataFrame) -> list[int]:
+def _join_calls(walked: Walked, module_calls: pd.DataFrame) -> list[int]:
     """Return each op's call_id among `module_calls`; -1 where the two passes took other paths.
 
     Both passes number calls by entry. If a path differs between them, the n-th call of a path in
@@ -336,7 +210,7 @@ def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _grouped(walked: _Walked, verdicts: _Verdicts, types: dict[str, str]) -> dict[str, Any]:
+def _grouped(walked: Walked, verdicts: _Verdicts, types: dict[str, str]) -> dict[str, Any]:
     """Return the sites' columns: the calls of one op, path, phase, shapes and dtype together."""
     for row, hook in verdicts.by_hook.items():
         walked["matmul_flops"][row], walked["vector_flops"][row] = hook
@@ -349,7 +223,7 @@ def _grouped(walked: _Walked, verdicts: _Verdicts, types: dict[str, str]) -> dic
     walked.columns |= columns | {"hook_flops": verdicts.hook_flops}
     order = np.argsort(verdicts.rank, kind="stable")  # the worst verdict comes last
     walked = walked.where(order)
-    keys = (*_TEXTS, "flops_source", "unit")
+    keys = (*TEXTS, "flops_source", "unit")
     number, first, last = _numbered([walked[key] for key in keys])
     calls = np.bincount(number)
     sites: dict[str, Any] = {key: walked.names[key][walked[key][first]] for key in keys}
@@ -379,75 +253,6 @@ def _numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.nda
     first, last = np.zeros(groups, dtype=np.int64), np.zeros(groups, dtype=np.int64)
     first[number[::-1]], last[number] = rows[::-1], rows
     return number, first, last
-
-
-def hidden_gaps(ops: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """Return the gaps too long to be ordinary host overhead (rule 7)."""
-    return gaps[gaps["duration_us"] > max(HIDDEN_GAP_US, *_gap_limits(ops, gaps))]
-
-
-def lasting_gaps(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Return `gaps` no longer than they were in another trace of the same call.
-
-    A model's own work takes its time each time; an interruption by the machine hits elsewhere. The
-    n-th gap of a module call in one trace is the n-th in the other.
-    """
-    keys = [gaps["call_id"], gaps.groupby("call_id").cumcount()]
-    other = again["duration_us"].set_axis(
-        pd.MultiIndex.from_arrays([again["call_id"], again.groupby("call_id").cumcount()])
-    )
-    found = other.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy()
-    return gaps.assign(duration_us=np.fmin(gaps["duration_us"].to_numpy(), found))
-
-
-def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
-    """Return the two lengths a hidden gap exceeds: × the median gap, and a share of the run."""
-    if not len(gaps):
-        return math.inf, math.inf
-    start = min(gaps["start_us"].min(), ops["start_us"].min())
-    ends = (gaps["start_us"] + gaps["duration_us"]).max(), (ops["start_us"] + ops["cpu_us"]).max()
-    run_us = np.nanmax(ends) - start
-    return HIDDEN_GAP_FACTOR * gaps["duration_us"].median(), HIDDEN_GAP_FRAC * run_us
-
-
-def _gap_rows(ops: pd.DataFrame, gaps: pd.DataFrame, types: dict[str, str]) -> list[dict[str, Any]]:
-    """Return a row per place in the model where hidden gaps are."""
-    by_median_us, by_run_us = _gap_limits(ops, gaps)
-    rows = []
-    places = hidden_gaps(ops, gaps).groupby(["module_path", "before_op"], sort=False)
-    for (path, before), group in places:
-        longest_us = group["duration_us"].max()
-        reason = (
-            f"{duration(longest_us)} {f'after {before}' if before else 'before the first op'} in "
-            f"no op ({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
-            f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
-        )
-        where = {"module_path": path, "module_type": types.get(str(path), "")}
-        rows.append(_hidden_row("(gap)", group, reason) | where)
-    return rows
-
-
-def _kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per kernel name that no op launched, and one per graph that was replayed."""
-    orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
-    rows = []
-    why = "kernel that no op accounts for: its launch is not in the trace, or in no op"
-    loose = orphans[orphans["graph_id"] == -1]
-    for name, group in loose.groupby("kernel", sort=False, observed=True):
-        rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": str(name)})
-    for graph, group in orphans[orphans["graph_id"] != -1].groupby("graph_id", sort=False):
-        times = group.groupby("kernel", observed=True)["duration_us"].sum().nlargest(GRAPH_KERNELS)
-        whole = group["duration_us"].sum()
-        names = [f"{shorten(str(name), 60)} {percent(us / whole)}" for name, us in times.items()]
-        why = f"replay of graph {graph}, whose ops ran at capture; most time: {'; '.join(names)}"
-        rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": f"graph {graph}"})
-    return rows
-
-
-def _hidden_row(op: str, group: pd.DataFrame, reason: str) -> dict[str, Any]:
-    row = {"op": op, "phase": "forward", "kind": "unknown", "flops_source": "none"}
-    time_us = group["duration_us"].sum()
-    return row | {"calls": len(group), "time_us": time_us, "verdict": "hidden", "reason": reason}
 
 
 def _with_rows(sites: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:

@@ -1,16 +1,13 @@
 """What the reconciler concludes of one op that no module call settles, and why, in words."""
 
-import csv
 import math
 import re
 from collections.abc import Collection
-from functools import cache
-from pathlib import Path
-from typing import NamedTuple
 
 from flopprof.formulas import COMPILED, GENERATED
+from flopprof.judge.reasons import profiler_reason
+from flopprof.judge.walk import OpFacts
 from flopprof.tables import AHEAD_OF_TIME, LOSS
-from flopprof.units import percent
 
 OWN_NAMESPACES = frozenset(
     "aten prim prims quantized mkldnn onednn inductor c10d _c10d_functional autograd".split()  # noqa: SIM905
@@ -38,73 +35,6 @@ OPAQUE_TYPES = (
 )
 
 HOOKED_PHASES = ("forward", "recompute")
-FIRST_INPUT_RULE = {"aten::mul", "aten::add"}  # the profiler counts the first input's elements
-
-
-class OpFacts(NamedTuple):
-    """What decides an op's verdict: columns of OPS, and whether profiler and formula differ."""
-
-    op: str
-    kind: str
-    phase: str
-    module_path: str
-    counted: bool
-    profiler_differs: bool
-    matmul_flops: float
-    vector_flops: float
-    profiler_flops: float
-    flops_at_most: float
-
-
-def pair(matmul: float, vector: float) -> str:
-    """Return both classes of a count in words."""
-    return f"{matmul:.0f} matmul + {vector:.0f} vector FLOPs"
-
-
-def agree_reason(row: OpFacts) -> str:
-    """Return who agrees on this op's count."""
-    known = not math.isnan(row.profiler_flops) and row.profiler_flops == row.matmul_flops
-    return "hook, formula and profiler agree" if known else "hook and formula agree"
-
-
-def profiler_reason(row: OpFacts) -> str:
-    """Return by how much the profiler's count differs from the formula's, and the likely cause."""
-    theirs, ours = row.profiler_flops, row.matmul_flops
-    return (
-        f"the profiler counts {theirs:.0f} FLOPs, the formula {ours:.0f} matmul FLOPs"
-        f"{_apart('profiler', row.op, 'matmul', theirs, ours)}"
-    )
-
-
-def hook_reason(
-    module_type: str, hook: tuple[float, float], sums: tuple[float, float], ops: int
-) -> str:
-    """Return by how much a hook's counts (matmul, vector) differ from its ops', and why likely."""
-    index = 0 if hook[0] != sums[0] else 1
-    apart = _apart("hook", module_type, ("matmul", "vector")[index], hook[index], sums[index])
-    return (
-        f"{module_type}: its hook counts {pair(*hook)}, the formulas of its {ops} ops "
-        f"{pair(*sums)}{apart}"
-    )
-
-
-def _apart(witness: str, name: str, of_class: str, theirs: float, ours: float) -> str:
-    """Return how far apart two counts are, and the first cause of the table that fits."""
-    ratio = theirs / ours if ours else math.inf
-    much = f" ({percent(abs(ratio - 1))})" if ours else ""
-    text = f": {abs(theirs - ours):.0f} {of_class} FLOPs {'more' if ratio > 1 else 'less'}{much}"
-    known = (c for c in _causes() if c["witness"] == witness and c["class"] == of_class)
-    for cause in known:
-        within = float(cause["least_ratio"]) <= ratio <= float(cause["most_ratio"])
-        if within and re.search(cause["name"], name):
-            return f"{text}; likely: {cause['cause']}"
-    return text
-
-
-@cache
-def _causes() -> list[dict[str, str]]:
-    with (Path(__file__).parent / "causes.csv").open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def judge_alone(

@@ -12,7 +12,7 @@ import pandas as pd
 
 from flopprof.files import replacing
 from flopprof.formulas import COMPILED
-from flopprof.judge.reconcile import owners
+from flopprof.judge.walk import owners
 from flopprof.run import Run
 from flopprof.trace.stream import stream_events
 

@@ -17,7 +17,9 @@ from matplotlib.textpath import TextPath
 from flopprof.cli import main
 from flopprof.errors import UsageError
 from flopprof.formulas import KINDS
-from flopprof.report.chart import chart_data, compare_data, draw_figure, plot_roofline, write_points
+from flopprof.report.chart import draw_figure, plot_roofline, write_points
+from flopprof.report.chart.compare import compare_data
+from flopprof.report.chart.data import chart_data
 from flopprof.report.chart.draw import COLOURS, SERIES, SIZES
 from flopprof.report.chart.layout import spread
 from flopprof.run import Run

@@ -17,7 +17,7 @@ from flopprof.units import duration, percent, shorten, si, three_digits
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from flopprof.report.chart import ChartData
+    from flopprof.report.chart.data import ChartData
 
 SIZES = {"wide": (936.0, 400.0), "compact": (780.0, 350.0), "page": (596.0, 320.0)}
 """Width of the sheet, height of the panel."""

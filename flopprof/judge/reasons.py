@@ -1,0 +1,61 @@
+"""Why a verdict was given, in words with figures."""
+
+import csv
+import math
+import re
+from functools import cache
+from pathlib import Path
+
+from flopprof.judge.walk import OpFacts
+from flopprof.units import percent
+
+
+def pair(matmul: float, vector: float) -> str:
+    """Return both classes of a count in words."""
+    return f"{matmul:.0f} matmul + {vector:.0f} vector FLOPs"
+
+
+def agree_reason(row: OpFacts) -> str:
+    """Return who agrees on this op's count."""
+    known = not math.isnan(row.profiler_flops) and row.profiler_flops == row.matmul_flops
+    return "hook, formula and profiler agree" if known else "hook and formula agree"
+
+
+def profiler_reason(row: OpFacts) -> str:
+    """Return by how much the profiler's count differs from the formula's, and the likely cause."""
+    theirs, ours = row.profiler_flops, row.matmul_flops
+    return (
+        f"the profiler counts {theirs:.0f} FLOPs, the formula {ours:.0f} matmul FLOPs"
+        f"{_apart('profiler', row.op, 'matmul', theirs, ours)}"
+    )
+
+
+def hook_reason(
+    module_type: str, hook: tuple[float, float], sums: tuple[float, float], ops: int
+) -> str:
+    """Return by how much a hook's counts (matmul, vector) differ from its ops', and why likely."""
+    index = 0 if hook[0] != sums[0] else 1
+    apart = _apart("hook", module_type, ("matmul", "vector")[index], hook[index], sums[index])
+    return (
+        f"{module_type}: its hook counts {pair(*hook)}, the formulas of its {ops} ops "
+        f"{pair(*sums)}{apart}"
+    )
+
+
+def _apart(witness: str, name: str, of_class: str, theirs: float, ours: float) -> str:
+    """Return how far apart two counts are, and the first cause of the table that fits."""
+    ratio = theirs / ours if ours else math.inf
+    much = f" ({percent(abs(ratio - 1))})" if ours else ""
+    text = f": {abs(theirs - ours):.0f} {of_class} FLOPs {'more' if ratio > 1 else 'less'}{much}"
+    known = (c for c in _causes() if c["witness"] == witness and c["class"] == of_class)
+    for cause in known:
+        within = float(cause["least_ratio"]) <= ratio <= float(cause["most_ratio"])
+        if within and re.search(cause["name"], name):
+            return f"{text}; likely: {cause['cause']}"
+    return text
+
+
+@cache
+def _causes() -> list[dict[str, str]]:
+    with (Path(__file__).parent / "causes.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,146 @@
+"""The ops that stand for the run: a counted one takes its whole subtree (rule 4)."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from flopprof.formulas import COMPOSITE_OPS
+from flopprof.tables import codes
+
+# The profiler counts the first input's elements.
+FIRST_INPUT_RULE = {"aten::mul", "aten::add"}
+TEXTS = ("op", "kind", "module_path", "phase", "input_shapes", "dtype")
+_NUMBERS = (
+    *("op_id", "call_id", "counted", "cpu_us", "self_cpu_us", "device_us", "profiler_flops"),
+    *("matmul_flops", "vector_flops", "min_bytes", "flops_at_most"),
+)
+
+
+class OpFacts(NamedTuple):
+    """What decides an op's verdict: columns of OPS, and whether profiler and formula differ."""
+
+    op: str
+    kind: str
+    phase: str
+    module_path: str
+    counted: bool
+    profiler_differs: bool
+    matmul_flops: float
+    vector_flops: float
+    profiler_flops: float
+    flops_at_most: float
+
+
+@dataclass(slots=True)
+class Walked:
+    """The ops that are walked, a column each; a text is a number among its column's `names`."""
+
+    columns: dict[str, np.ndarray]
+    names: dict[str, np.ndarray]
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        return self.columns[column]
+
+    def __len__(self) -> int:
+        return len(self.columns["op"])
+
+    def where(self, rows: np.ndarray) -> "Walked":
+        """Return these rows alone."""
+        return Walked({name: values[rows] for name, values in self.columns.items()}, self.names)
+
+    def texts(self, column: str) -> list[str]:
+        """Return a column of texts as texts."""
+        return list(self.names[column][self[column]])
+
+    def put(self, column: str, values: np.ndarray, names: np.ndarray) -> None:
+        """Set a column of texts: numbers among `names`."""
+        self.columns[column], self.names[column] = values.astype(np.int64), names.astype(object)
+
+    def named(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
+        """Return which rows' texts pass the test, called once per distinct text."""
+        passed = np.array([test(name) for name in self.names[column]], dtype=bool)
+        return np.take(passed, self[column])
+
+    def facts(self, rows: np.ndarray) -> list[OpFacts]:
+        """Return what decides the verdicts of these rows."""
+        texts = {"op", "kind", "phase", "module_path"}
+        columns = (
+            self.names[c][self[c][rows]] if c in texts else self[c][rows] for c in OpFacts._fields
+        )
+        return list(map(OpFacts._make, zip(*(c.tolist() for c in columns), strict=True)))
+
+
+def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
+    """Return the ops that are counted or lie below no counted op (rule 4), and whose each op is.
+
+    Their `profiler_flops` are summed over what is below them, and `profiler_differs` says whether
+    profiler and formula differ there: compared op by op, like with like. The profiler's rule for
+    `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
+    of complex products as real ones.
+    """
+    coded = {column: codes(ops[column]) for column in TEXTS}
+    walked = Walked(
+        {c: ops[c].to_numpy() for c in _NUMBERS} | {c: code for c, (code, _) in coded.items()},
+        {c: names for c, (_, names) in coded.items()},
+    )
+    theirs, ours = walked["profiler_flops"], walked["matmul_flops"]
+    differs = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
+    if differs.any():
+        differs &= ~walked.named("op", FIRST_INPUT_RULE.__contains__)
+        differs &= ~walked.named("dtype", lambda name: name.startswith("complex"))
+    if not np.isnan(theirs).all():
+        theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
+    walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
+    owner = owners(ops)
+    return walked.where(owner == np.arange(len(ops))), owner
+
+
+def _summed(
+    flops: np.ndarray, differs: np.ndarray, parents: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both with what is below each op added; children come behind their parents."""
+    sums, any_differs = flops.tolist(), differs.tolist()
+    for op in range(len(parents) - 1, -1, -1):
+        if (parent := parents[op]) >= 0:
+            any_differs[parent] = any_differs[parent] or any_differs[op]
+            if not math.isnan(sums[op]):
+                sums[parent] = sums[op] + (0 if math.isnan(sums[parent]) else sums[parent])
+    return np.array(sums), np.array(any_differs)
+
+
+def owners(ops: pd.DataFrame) -> np.ndarray:
+    """Return, for each op, the counted op around it, which is in no other; else the op itself."""
+    parents, counted, itself = ops["parent_op_id"], ops["counted"].to_numpy(), np.arange(len(ops))
+    up = np.where(counted | (parents.to_numpy() < 0), itself, parents.to_numpy())
+    while len(up) and not np.array_equal(further := up[up], up):
+        up = further
+    return np.where(counted[up], up, itself)
+
+
+def times_of(walked: Walked, kernels: pd.DataFrame, *, timed: bool, on_device: bool) -> np.ndarray:
+    """Return each walked op's time: with its subtree if counted, else its own alone."""
+    if not timed:
+        return np.full(len(walked), math.nan)
+    if not on_device:
+        return np.where(walked["counted"], walked["cpu_us"], walked["self_cpu_us"])
+    own = np.zeros(int(walked["op_id"].max(initial=-1)) + 1)
+    mine = ((kernels["kind"] == "compute") & kernels["op_id"].between(0, len(own) - 1)).to_numpy()
+    np.add.at(own, kernels["op_id"].to_numpy()[mine], kernels["duration_us"].to_numpy()[mine])
+    own = np.take(own, walked["op_id"])
+    return np.where(walked["counted"], np.nan_to_num(walked["device_us"]), own)
+
+
+def settle_glue(walked: Walked) -> None:
+    """Mark as free what only calls other ops, such as einsum: they are walked for themselves."""
+    glue = walked.named("op", COMPOSITE_OPS.__contains__) & ~walked["counted"]
+    glue &= np.isnan(walked["flops_at_most"])
+    names = walked.names["kind"]
+    kinds = np.where(glue, len(names), walked["kind"])
+    walked.put("kind", kinds, np.append(names, "free"))
+    walked.columns["counted"] = walked["counted"] | glue
+    for column in ("matmul_flops", "vector_flops", "min_bytes"):
+        walked.columns[column] = np.where(glue, 0.0, walked[column])

@@ -1,0 +1,57 @@
+"""Join what the charts of several runs show."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from flopprof.errors import UsageError
+from flopprof.report.chart.data import ChartData, chart_data
+from flopprof.report.chart.draw import SERIES
+from flopprof.units import duration, si
+
+if TYPE_CHECKING:
+    from flopprof.run import Run
+
+
+def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> ChartData:
+    """Return what a chart of several runs shows, by name; equal names in them share a number.
+
+    Raises:
+        UsageError: They are too many to tell apart, or as for `chart_data`.
+    """
+    if len(runs) > len(SERIES):
+        problem = f"{len(runs)} runs are too many for one chart"
+        raise UsageError(problem, remedy=f"draw at most {len(SERIES)} at once")
+    names = dict(zip("ABCDEF", runs, strict=False))
+    everything = pd.concat([chart_data(run, **select).points for run in runs.values()])
+    shares = everything.groupby("key", sort=False)["share_frac"].sum()
+    shares = shares.sort_values(ascending=False, kind="stable")[:top]
+    numbers = {str(key): str(n) for n, key in enumerate(shares.index, start=1)}
+    found = {s: chart_data(runs[names[s]], **select, numbers=numbers) for s in names}
+    frames: dict[str, pd.DataFrame] = {}
+    for part in ("points", "merged", "table", "run", "roofs"):
+        parts = [getattr(data, part).assign(series=series) for series, data in found.items()]
+        frames[part] = pd.concat(parts, ignore_index=True)
+    points, table, roofs = frames["points"], frames["table"], frames["roofs"]
+    points["head"] = ~points.duplicated("key", keep="last")  # where the arrows end
+    order = table["label"].where(table["label"].str.isdigit(), "999").astype(int)
+    frames["table"] = table.assign(label=table["label"] + table["series"], order=order)
+    frames["table"] = frames["table"].sort_values(["order", "series"], kind="stable")
+    frames["run"]["label"] += frames["run"]["series"]
+    differ = roofs.groupby(["unit", "name", "kind"])["value"].transform("nunique") > 1
+    roofs["name"] = (roofs["series"] + " ").where(differ, "") + roofs["name"]
+    frames["roofs"] = roofs.drop_duplicates(["unit", "name", "kind"], ignore_index=True)
+    models = {str(run.meta.get("model")) for run in runs.values()}
+    then = " → " if len(models) == 1 else " | "  # of different models none is a step to the next
+    times, rates = (
+        then.join(text(value) for value in frames["run"][column])
+        for column, text in (("time_us", duration), ("achieved_flops_per_s", _rate))
+    )
+    finding = f"{then.join(names.values())}: {times}, {rates}"
+    covered = min(data.coverage_frac for data in found.values())
+    return ChartData(**frames, finding=finding, coverage_frac=covered, names=names)
+
+
+def _rate(flops_per_s: float) -> str:
+    return si(flops_per_s, "FLOP/s")
