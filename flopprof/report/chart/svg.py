@@ -5,7 +5,8 @@ import re
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from flopprof.report.chart import _settings, chart_data, draw_figure
+from flopprof.report.chart import _settings, draw_figure
+from flopprof.report.chart.data import chart_data
 from flopprof.report.chart.draw import DARK, KNOWN_BY, LIGHT
 from flopprof.units import percent, si, three_digits
 
