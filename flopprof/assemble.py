@@ -44,7 +44,7 @@ def assemble(
         for module, path in module_paths(model).items()
         if path not in called and type(module).__name__ not in ("ModuleList", "ModuleDict")
     ]
-    sites = reconcile(
+    sites, ops = reconcile(
         module_calls,
         trace.ops,
         trace.gaps,
@@ -54,7 +54,6 @@ def assemble(
         never_called=never,
         timed=timed,
     )
-    ops = trace.ops
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
     hidden_us = sites.loc[sites["op"] == "(gap)", "time_us"].sum()

@@ -77,7 +77,7 @@ def analyse_traces(
     if len(names := sorted({str(_device(trace).get("name")) for trace in every})) > 1:
         warnings.append(f"the ranks ran on different devices: {', '.join(names)}")
     rooflines, dtype = found.rooflines(), _main_dtype(ops)
-    sites = reconcile(MODULE_CALLS.empty(), ops, gaps, kernels, rooflines, dtype=dtype)
+    sites, ops = reconcile(MODULE_CALLS.empty(), ops, gaps, kernels, rooflines, dtype=dtype)
     warnings += roof_doubts(sites)
     sums = pd.DataFrame(ranks)
     ranks.sort(key=lambda row: int(row["rank"]))

@@ -34,6 +34,7 @@ class Column:
     name: str
     type: ColumnType
     doc: str
+    optional: bool = False  # runs saved before it was there lack it: blank
 
     @property
     def blank(self) -> Any:
@@ -56,7 +57,13 @@ class Table:
 
     def frame(self, data: Mapping[str, Any]) -> pd.DataFrame:
         """Return `data` (column name → values) as a frame of this table, cast and checked."""
-        columns = {column.name: _cast(data[column.name], column) for column in self.columns}
+        size = len(data[self.columns[0].name])
+        columns = {}
+        for column in self.columns:
+            values = data.get(column.name)
+            if values is None and column.optional:
+                values = [column.blank] * size
+            columns[column.name] = _cast(data[column.name] if values is None else values, column)
         return self.check(pd.DataFrame(columns, copy=False))
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -96,6 +103,9 @@ class Table:
                 keep_default_na=False,
                 na_values={c.name: [""] for c in self.columns if c.type == "float"},
             )
+            lacking = {c.name for c in self.columns if c.optional} - {*frame.columns}
+            if lacking and {*frame.columns} | lacking == {*self.names}:
+                return self.frame(frame)
             return self.check(frame)
         except (OSError, ValueError) as error:
             raise LoadError(
@@ -146,7 +156,8 @@ def _declared() -> dict[str, Table]:
     with Path(__file__).with_name("columns.csv").open(encoding="utf-8", newline="") as file:
         for name, column, kind, meaning in list(csv.reader(file))[1:]:
             known = tables.get(name, Table(name, meaning, ()))
-            added = (Column(column, cast(ColumnType, kind), meaning),) if column else ()
+            type_ = cast(ColumnType, kind.removesuffix("?"))
+            added = (Column(column, type_, meaning, kind.endswith("?")),) if column else ()
             tables[name] = Table(name, known.doc, known.columns + added)
     return tables
 

@@ -39,6 +39,18 @@ class _Verdicts:
         self.rank[row], self.reason[row] = _RANK[verdict], reason
 
 
+class Reconciled(NamedTuple):
+    """What `reconcile` returns.
+
+    Attributes:
+        sites: The table SITES.
+        ops: The table OPS with `site_id` filled in.
+    """
+
+    sites: pd.DataFrame
+    ops: pd.DataFrame
+
+
 def reconcile(
     module_calls: pd.DataFrame,
     ops: pd.DataFrame,
@@ -49,8 +61,8 @@ def reconcile(
     dtype: str,
     never_called: Collection[str] = (),
     timed: bool = True,
-) -> pd.DataFrame:
-    """Return the sites (table SITES): every op, hidden stretch and uncalled work with a verdict.
+) -> Reconciled:
+    """Return the sites: every op, hidden stretch and uncalled work with a verdict; and whose ops.
 
     Args:
         module_calls: What the hooks counted; empty for a trace recorded elsewhere.
@@ -67,7 +79,7 @@ def reconcile(
     on_device = timed and len(kernels) > 0
     walked, owner = walk_ops(ops)
     walked.columns["time_us"] = times_of(walked, kernels, timed=timed, on_device=on_device)
-    walked.put("unit", *kernel_units(walked["op_id"], owner, kernels))
+    walked.put("by_kernel", *kernel_units(walked["op_id"], owner, kernels))
     settle_glue(walked)
     if timed:
         bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell
@@ -79,8 +91,13 @@ def reconcile(
         rows += gap_rows(ops, gaps, types)
     if on_device:
         rows += kernel_rows(kernels)
-    sites = _with_rows(_grouped(walked, verdicts, types), rows)
-    return _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
+    columns, number = _grouped(walked, verdicts, types)
+    sites = _with_rows(columns, rows)
+    sites, order = _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
+    rank = np.argsort(order)  # where each group went
+    site_of = np.full(len(ops), -1)
+    site_of[walked["op_id"]] = rank[number]
+    return Reconciled(SITES.frame(sites), OPS.check(ops.assign(site_id=site_of[owner])))
 
 
 def _judge(
@@ -210,8 +227,14 @@ def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _grouped(walked: Walked, verdicts: _Verdicts, types: dict[str, str]) -> dict[str, Any]:
-    """Return the sites' columns: the calls of one op, path, phase, shapes and dtype together."""
+def _grouped(
+    walked: Walked, verdicts: _Verdicts, types: dict[str, str]
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return the sites' columns, and each walked op's site.
+
+    The calls of one op, path, phase, shapes and dtype are a site, if the same source counts them
+    and the same kind of kernel computes them.
+    """
     for row, hook in verdicts.by_hook.items():
         walked["matmul_flops"][row], walked["vector_flops"][row] = hook
     sources = np.array([find_op_formula(name)[1] for name in walked.names["op"]], dtype=object)
@@ -223,7 +246,7 @@ def _grouped(walked: Walked, verdicts: _Verdicts, types: dict[str, str]) -> dict
     walked.columns |= columns | {"hook_flops": verdicts.hook_flops}
     order = np.argsort(verdicts.rank, kind="stable")  # the worst verdict comes last
     walked = walked.where(order)
-    keys = (*TEXTS, "flops_source", "unit")
+    keys = (*TEXTS, "flops_source", "by_kernel")
     number, first, last = _numbered([walked[key] for key in keys])
     calls = np.bincount(number)
     sites: dict[str, Any] = {key: walked.names[key][walked[key][first]] for key in keys}
@@ -239,7 +262,9 @@ def _grouped(walked: Walked, verdicts: _Verdicts, types: dict[str, str]) -> dict
     sites["verdict"] = np.array(VERDICTS, dtype=object)[verdicts.rank[order[last]]]
     sites["formula_flops"] = np.where(sites["flops_source"] == "hook", np.nan, sites["flops"])
     sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]
-    return sites
+    site_of = np.empty_like(number)
+    site_of[order] = number
+    return sites, site_of
 
 
 def _numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -256,9 +281,9 @@ def _numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.nda
 
 
 def _with_rows(sites: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return the columns of SITES, and "unit", with `rows` behind; what is not given is blank."""
+    """Return the columns of SITES and `by_kernel`, with `rows` behind; missing values are blank."""
     size, whole = len(sites["op"]), dict[str, np.ndarray]()
-    for column in (*SITES.columns, Column("unit", "str", "")):
+    for column in (*SITES.columns, Column("by_kernel", "str", "")):
         given = sites.get(column.name, [column.blank] * size)
         more = [row.get(column.name, column.blank) for row in rows]
         kind = object if column.type == "str" else column.type
@@ -273,8 +298,8 @@ def _finish(
     dtype: str,
     timed: bool,
     on_device: bool,
-) -> pd.DataFrame:
-    """Return the table SITES with shares, rates, rooflines and bounds, most time first."""
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the columns of SITES with shares, rates and bounds, most time first; that order."""
     if not timed:
         sites["time_us"] = np.full(len(sites["op"]), math.nan)
     time_us, moved = (np.where(sites[c] > 0, sites[c], np.nan) for c in ("time_us", "min_bytes"))
@@ -282,10 +307,10 @@ def _finish(
         sites["time_share_frac"] = sites["time_us"] / (np.nansum(time_us) or math.nan)
         sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
         sites["intensity_flops_per_byte"] = sites["flops"] / moved
-    by_kernel = sites.pop("unit")
+    by_kernel = sites.pop("by_kernel")
     apply_rooflines(sites, rooflines, dtype, by_kernel=by_kernel, on_device=on_device)
     named = [np.unique(sites[c], return_inverse=True)[1] for c in _ORDER]
     order = np.lexsort((*named, -sites["flops"], -sites["time_us"]))
     sites = {name: values[order] for name, values in sites.items()}
     sites["site_id"] = np.arange(len(order))
-    return SITES.frame(sites)
+    return sites, order

@@ -2,19 +2,110 @@
 
 import math
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flopprof.tables import codes
 
-TOLERANCE = 1.05  # × the roof: a rate up to this is no contradiction
+TOLERANCE = 1.05
+"""× the roof: a rate up to this is no contradiction; measured ceilings repeat within about that."""
+
+OVERHEAD_FRAC = 0.1
+"""Of the roof: what is slower is limited by neither roof.
+
+The roof then accounts for less than a tenth of the time. Bytes are compulsory traffic, and real
+traffic may be a few times as much, but not ten times: what takes the other nine tenths is launch,
+dispatch, Python, or too little work to fill the device.
+"""
+
+MAIN_LEVELS = ("DRAM", "HBM")
+VECTOR_SHARE = 0.5  # of a product's kernel time, in kernels that leave the matrix units idle
+FAST_SHARE = 0.05  # of its kernel time, in kernels that multiply less than is counted
 # Kernels of products that leave the matrix units idle; those that multiply less than is counted.
 _VECTOR_KERNEL = re.compile(
     r"gemv|gevm|simt|_[sd]gemm|scudnn|implicit_convolve|explicit_convolve|depthwise|dot_kernel|"
     r"f32f32_f32f32", re.IGNORECASE,
 )  # fmt: skip
 _FAST_KERNEL = re.compile(r"winograd|fft", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Roof:
+    """What a roofline allows at one intensity, or at many.
+
+    Attributes:
+        attainable_flops_per_s: NaN where intensity, peak or bandwidth is unknown.
+        limit: "memory" left of the ridge, "compute" right of it; "" where unknown.
+    """
+
+    attainable_flops_per_s: Any
+    limit: Any
+
+    def bound(self, achieved_flops_per_s: Any) -> Any:
+        """Return what limits a rate: memory, compute, or overhead far below both; "" if unknown."""
+        far_below = achieved_flops_per_s < OVERHEAD_FRAC * self.attainable_flops_per_s
+        return np.where(far_below, "overhead", self.limit).astype(object)
+
+
+@dataclass(frozen=True, slots=True)
+class Roofline:
+    """One compute ceiling over one bandwidth ceiling, or one per site.
+
+    Attributes:
+        peak_flops_per_s: Dense compute ceiling; NaN where unknown.
+        peak_bytes_per_s: Bandwidth ceiling; NaN where unknown.
+    """
+
+    peak_flops_per_s: Any
+    peak_bytes_per_s: Any
+
+    def at(self, intensity_flops_per_byte: Any) -> Roof:
+        """Return the roof at this intensity."""
+        slope = np.asarray(intensity_flops_per_byte) * self.peak_bytes_per_s
+        lower = np.minimum(self.peak_flops_per_s, slope)
+        attainable = np.where(np.asarray(intensity_flops_per_byte) > 0, lower, math.nan)
+        limit = np.where(slope < self.peak_flops_per_s, "memory", "compute")
+        return Roof(attainable, np.where(np.isnan(attainable), "", limit).astype(object))
+
+
+def is_above(efficiency_frac: Any) -> Any:
+    """Return whether a rate, as a fraction of its roof, contradicts the roof."""
+    return efficiency_frac > TOLERANCE
+
+
+def site_roofline(
+    sites: Mapping[str, Any], rooflines: pd.DataFrame, levels: tuple[str, ...] = MAIN_LEVELS
+) -> Roofline:
+    """Return the roofline of each site: its dtype's ceiling of its unit, over a memory's bandwidth.
+
+    Args:
+        sites: Columns `dtype` and `unit` of SITES.
+        rooflines: The table ROOFLINES; invalid rows do not count.
+        levels: Names of the memory level.
+    """
+    usable = rooflines[rooflines["valid"]]
+    peaks = peaks_of(usable)
+    keys = zip(sites["dtype"], sites["unit"], strict=True)
+    peak = np.array([peaks.get(key, math.nan) for key in keys], dtype=float)
+    bandwidth = usable.loc[usable["memory_level"].isin(levels), "peak_bytes_per_s"].max()
+    return Roofline(peak, float(bandwidth))
+
+
+def peaks_of(rooflines: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """Return FLOP/s by dtype and unit; of several the first counts."""
+    peaks: dict[tuple[str, str], float] = {}
+    for row in rooflines.itertuples(index=False):
+        peaks.setdefault((str(row.dtype), str(row.unit)), float(row.peak_flops_per_s))
+    return peaks
+
+
+def main_units(matmul_flops: Any, vector_flops: Any) -> np.ndarray:
+    """Return the unit that most of the work needs, unless kernels tell otherwise."""
+    return np.where(matmul_flops > vector_flops, "tensor", "vector").astype(object)
 
 
 def kernel_units(
@@ -36,7 +127,8 @@ def kernel_units(
     kernel, kernel_names = codes(mine["kernel"])
     owners, lengths = owner[mine["op_id"].to_numpy()], mine["duration_us"].to_numpy()
     times = np.bincount(owners, lengths, len(owner))[op_ids]
-    for number, (pattern, least) in enumerate(((_VECTOR_KERNEL, 0.5), (_FAST_KERNEL, 0.05)), 1):
+    kinds = ((_VECTOR_KERNEL, VECTOR_SHARE), (_FAST_KERNEL, FAST_SHARE))
+    for number, (pattern, least) in enumerate(kinds, start=1):
         found = np.array([bool(pattern.search(name)) for name in kernel_names], dtype=bool)
         part = np.bincount(owners, np.where(found[kernel], lengths, 0.0), len(owner))[op_ids]
         unit[part > least * times] = number
@@ -45,7 +137,7 @@ def kernel_units(
 
 def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
     """Return the sites whose rate is above their roof; the reason says what likely explains it."""
-    return sites[sites["efficiency_frac"] > TOLERANCE]
+    return sites[is_above(sites["efficiency_frac"])]
 
 
 def roof_doubts(sites: pd.DataFrame) -> list[str]:
@@ -67,25 +159,18 @@ def apply_rooflines(
     by_kernel: np.ndarray,
     on_device: bool,
 ) -> None:
-    """Fill attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
-    main = rooflines
-    if len(main):
-        main = main[main["memory_level"].isin(("DRAM", "HBM")) & main["valid"]]
-    peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in main.itertuples(index=False)}
-    bandwidth = main["peak_bytes_per_s"].max() if len(main) else math.nan
-    matmul = sites["matmul_flops"] > sites["vector_flops"]
-    units = np.where(matmul & (by_kernel != "vector"), "tensor", "vector")
-    found = [peaks.get(key, math.nan) for key in zip(sites["dtype"], units, strict=True)]
-    peak, intensity = np.array(found, dtype=float), sites["intensity_flops_per_byte"]
-    roof = np.where(intensity > 0, np.minimum(peak, intensity * bandwidth), math.nan)
-    sites["attainable_flops_per_s"] = roof
-    sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof
-    bound = np.where(intensity < peak / bandwidth, "memory", "compute").astype(object)
-    sites["bound"] = np.where(np.isnan(roof), "", bound)
+    """Fill unit, attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
+    by_class = main_units(sites["matmul_flops"], sites["vector_flops"])
+    sites["unit"] = np.where(by_kernel == "vector", "vector", by_class).astype(object)
+    roof = site_roofline(sites, rooflines).at(sites["intensity_flops_per_byte"])
+    sites["attainable_flops_per_s"] = roof.attainable_flops_per_s
+    sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof.attainable_flops_per_s
+    sites["bound"] = roof.bound(sites["achieved_flops_per_s"])
+    peaks = peaks_of(rooflines[rooflines["valid"]])
     likely = np.select(
         [
             sites["bound"] == "memory",
-            np.full(len(roof), not on_device),
+            np.full(len(sites["bound"]), not on_device),
             by_kernel == "fast",
             sites["kind"] == "attention",
             (sites["dtype"] == "float32") & (("tfloat32", "tensor") in peaks),
@@ -93,7 +178,7 @@ def apply_rooflines(
         ["memory", "busy", "fast", "causal", "tf32"],
         "clock",
     )
-    for row in np.flatnonzero(sites["efficiency_frac"] > TOLERANCE):
+    for row in np.flatnonzero(is_above(sites["efficiency_frac"])):
         sites["reason"][row] += _ABOVE_ROOF[likely[row]]
     unknown = np.isnan(sites["flops"]) & (sites["verdict"] != "not_run")
     by_time = sites["time_us"] / 1e6 * peaks.get((dtype, "tensor"), math.nan)

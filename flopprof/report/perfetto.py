@@ -12,12 +12,12 @@ import pandas as pd
 
 from flopprof.files import replacing
 from flopprof.formulas import COMPILED
+from flopprof.judge.roofs import is_above
 from flopprof.judge.walk import owners
 from flopprof.run import Run
 from flopprof.trace.stream import stream_events
 
 BINS = 1000  # of the counter tracks: what a screen shows
-_SITE = ["op", "module_path", "phase", "input_shapes", "dtype"]
 
 
 def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
@@ -53,21 +53,23 @@ def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
 
 def _op_facts(run: Run) -> pd.DataFrame:
     """Return, per op, its counted op (`owner`), FLOPs, bytes, rate, share of the roof, verdict."""
-    found = run.ops.astype(dict.fromkeys(_SITE, "str"))
-    sites = run.sites.drop_duplicates(_SITE)[[*_SITE, "attainable_flops_per_s", "verdict"]]
-    found = found.merge(sites.astype(dict.fromkeys(_SITE, "str")), on=_SITE, how="left")
-    owner = owners(run.ops)
-    walked = owner == np.arange(len(found))
-    found["owner"] = owner
-    found["verdict"] = found["verdict"].fillna("").where(walked, "")
-    found["FLOPs"] = found["matmul_flops"] + found["vector_flops"]
-    time_us = found["device_us" if len(run.kernels) else "cpu_us"]
-    found["FLOP/s"] = found["FLOPs"] / time_us.where(time_us > 0) * 1e6
-    found["% of roof"] = 100 * found["FLOP/s"] / found["attainable_flops_per_s"].where(walked)
-    return found.rename(columns={"min_bytes": "bytes", "flops_at_most": "FLOPs at most"})
+    ops = run.ops.copy()
+    owner = owners(ops)
+    walked = owner == np.arange(len(ops))
+    sites = run.sites.set_index("site_id")[["attainable_flops_per_s", "verdict"]]
+    of_site = sites.reindex(ops["site_id"].where(walked, -1))
+    ops["owner"] = owner
+    ops["verdict"] = of_site["verdict"].astype(object).fillna("").to_numpy()
+    ops["FLOPs"] = ops["matmul_flops"] + ops["vector_flops"]
+    time_us = ops["device_us" if len(run.kernels) else "cpu_us"]
+    ops["FLOP/s"] = ops["FLOPs"] / time_us.where(time_us > 0) * 1e6
+    share = ops["FLOP/s"] / of_site["attainable_flops_per_s"].to_numpy()
+    ops["% of roof"] = 100 * share
+    ops["roof"] = np.where(is_above(share), "exceeded: doubt the ceiling, or see the reason", "")
+    return ops.rename(columns={"min_bytes": "bytes", "flops_at_most": "FLOPs at most"})
 
 
-_SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "verdict"]
+_SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "roof", "verdict"]
 
 
 def _facts(columns: dict[str, list[Any]], row: int) -> dict[str, Any]:

@@ -825,7 +825,7 @@ def test_the_roof_may_be_that_of_a_cache():
 
 def test_sites_are_grouped_by_the_kernel_that_took_most_of_their_time():
     run = three_levels()
-    key = {"phase": "forward", "dtype": "float32"}
+    key = {"phase": "forward", "dtype": "float32", "site_id": 0}
     run.ops = OPS.from_rows(
         [
             # The linear is counted and takes the kernels of what it calls.
@@ -851,6 +851,15 @@ def test_sites_are_grouped_by_the_kernel_that_took_most_of_their_time():
     run.kernels = KERNELS.empty()
     with pytest.raises(UsageError, match="no kernels"):
         chart_data(run, group_by="kernel")
+
+
+def test_most_time_far_below_both_roofs_is_told_as_overhead():
+    # 2e5 FLOPs of 15 GFLOP/s attainable take 13.3 µs of 1,333: 1 % of the roof.
+    slow = site("aten::add", "b", flops=2e5, min_bytes=2e5, time_us=1333.3, bound="overhead")
+
+    finding = chart_data(run_of([slow])).finding
+
+    assert finding == "100 % of time is overhead-bound, at 1 % of its roof"
 
 
 def test_of_one_module_the_name_is_the_path_itself():

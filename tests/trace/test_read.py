@@ -575,7 +575,7 @@ def sites_of(trace: Trace) -> Any:
     empty = ROOFLINES.empty()
     return reconcile(
         MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, empty, dtype="bfloat16"
-    )
+    ).sites
 
 
 def test_h100_vit_inference(gpu_traces):

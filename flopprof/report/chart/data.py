@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.errors import UsageError
-from flopprof.judge.walk import owners
+from flopprof.judge.roofs import main_units, site_roofline
 from flopprof.tables import ROOFLINES, SITES
 
 if TYPE_CHECKING:
@@ -160,16 +160,15 @@ def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple
         known = ", ".join(sorted(filter(None, {*levels.values()}))) or "none"
         problem = f"no bandwidth of {level} is known for this run"
         raise UsageError(problem, remedy=f"its memory levels: {known}")
-    rows = usable[usable["memory_level"] == name]
-    peaks = {(r.dtype, r.unit): r.peak_flops_per_s for r in usable[::-1].itertuples()}
-    unit = np.where(sites["matmul_flops"] > sites["vector_flops"], "tensor", "vector")
-    keys = zip(sites["dtype"], unit, strict=True)
-    peak = pd.Series([peaks.get(key, math.nan) for key in keys], sites.index, dtype="float64")
-    peak = sites["attainable_flops_per_s"].where(sites["bound"] == "compute", peak)
-    slope = sites["intensity_flops_per_byte"] * rows["peak_bytes_per_s"].iloc[0]
-    roof = np.minimum(peak, slope)
-    bound = np.where(roof.isna(), "", np.where(slope < peak, "memory", "compute"))
-    return name, sites.assign(attainable_flops_per_s=roof, bound=bound)
+    units = sites["unit"].where(
+        sites["unit"] != "", main_units(sites["matmul_flops"], sites["vector_flops"])
+    )
+    roofline = site_roofline({"dtype": sites["dtype"], "unit": units}, rooflines, (name,))
+    roof = roofline.at(sites["intensity_flops_per_byte"])
+    return name, sites.assign(
+        attainable_flops_per_s=roof.attainable_flops_per_s,
+        bound=roof.bound(sites["achieved_flops_per_s"].to_numpy()),
+    )
 
 
 def _main_kernels(run: "Run", sites: pd.DataFrame) -> "pd.Series[str]":
@@ -177,15 +176,15 @@ def _main_kernels(run: "Run", sites: pd.DataFrame) -> "pd.Series[str]":
     kernels = run.kernels[run.kernels["kind"] == "compute"]
     if not len(kernels):
         raise UsageError("the run has no kernels to group by", remedy="--group-by op, or module")
-    key = ["op", "module_path", "phase", "input_shapes", "dtype"]
-    known = kernels["op_id"].to_numpy()
-    whose = np.append(owners(run.ops), -1)[known]  # of -1, the last: none
-    owner = pd.Series(whose, kernels.index, name="op_id")
-    timed = kernels[["kernel", "duration_us"]].join(owner).merge(run.ops[["op_id", *key]])
-    sums = timed.groupby([*key, "kernel"], sort=False)["duration_us"].sum().reset_index()
-    most = sums.sort_values("duration_us", ascending=False, kind="stable").drop_duplicates(key)
-    named = sites[key].merge(most, how="left", on=key)["kernel"].fillna("(no kernel of an op)")
-    return named.set_axis(sites.index)
+    site_of = np.append(run.ops["site_id"].to_numpy(), -1)  # the last: of kernels without an op
+    launched = kernels[["kernel", "duration_us"]].assign(
+        site_id=site_of[kernels["op_id"].to_numpy()]
+    )
+    groups = launched.groupby(["site_id", "kernel"], sort=False, observed=True)["duration_us"]
+    sums = groups.sum().reset_index()
+    longest = sums.sort_values("duration_us", ascending=False, kind="stable")
+    by_site = longest.drop_duplicates("site_id").set_index("site_id")["kernel"].astype(object)
+    return sites["site_id"].map(by_site).fillna("(no kernel of an op)")
 
 
 def _merge(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
@@ -235,8 +234,20 @@ def _finding(sites: pd.DataFrame) -> str:
     """Return what most of the time goes to, in a few words."""
     place, bound = sites["place"], sites["bound"]
     what = np.select(
-        [place == "free", place == "unknown", bound == "memory", bound == "compute"],
-        ["only moves data", "has unknown FLOPs", "is memory-bound", "is compute-bound"],
+        [
+            place == "free",
+            place == "unknown",
+            bound == "memory",
+            bound == "compute",
+            bound == "overhead",
+        ],
+        [
+            "only moves data",
+            "has unknown FLOPs",
+            "is memory-bound",
+            "is compute-bound",
+            "is overhead-bound",
+        ],
         ("is " + sites["kind"] + ", without a valid ceiling").to_numpy(object),
     )
     sums = sites.groupby(what)[["share_frac", "time_us", "ideal_us"]].sum()
@@ -260,7 +271,7 @@ def _roofs(rooflines: pd.DataFrame, plotted: pd.DataFrame, level: str | None) ->
     solid = rows["valid"] & rows["kind"].isin(["user", "measured"])  # on this machine
     main = rows["memory_level"].isin(["DRAM", "HBM"])
     kind = rows["kind"].where(rows["valid"], rows["kind"] + ", busy machine")
-    rank = rows["kind"].map(_PRECEDENCE) + 10 * ~rows["valid"]
+    rank = rows["kind"].map(_PRECEDENCE).astype(float) + np.where(rows["valid"], 0, 10)
     rows = rows.assign(origin=kind, rank=rank, solid=solid)
     flat = rows.assign(
         name=rows["dtype"] + np.where(unit == "vector", " vector", ""),

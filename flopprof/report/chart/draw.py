@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas import KINDS
+from flopprof.judge.roofs import is_above
 from flopprof.report.chart import layout
 from flopprof.report.chart.layout import LETTER, TEXT, Floats, spread
 from flopprof.units import duration, percent, shorten, si, three_digits
@@ -28,7 +29,6 @@ KNOWN_BY = (
 )
 """How FLOPs are known, best first; from the third on nothing confirms them."""
 
-ABOVE_ROOF = 1.02  # × the roof: beyond what a good measurement of a ceiling repeats within
 MARGIN, AXIS = 16.0, 72.0  # left edges of texts and of the panel
 SMALL = 7.0  # points
 # Ground, ink, muted ink, grid, and the shades left and right of the ridges.
@@ -233,7 +233,7 @@ def _draw_marks(sheet: Sheet) -> list[tuple[str, Floats]]:
         radius = sheet.mark(x, y, sheet.look(row), gid=name, zorder=order) / 2
         drawn.append((label, np.array([x, y, radius])))
         around = 1.45 * radius + 0.6  # reaches the corners of a square
-        if row.efficiency_frac > ABOVE_ROOF:
+        if is_above(row.efficiency_frac):
             around += 3
             ring = ("o", math.pi * (around - 0.8) ** 2, "none", False)
             sheet.mark(x, y, ring, gid="ring", zorder=order)
@@ -416,7 +416,7 @@ def _draw_strip(sheet: Sheet, y: float, rows: list[Any], name: str) -> float:
 def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
     """Return the table's columns as texts."""
     single, rate = ~rows["place"].isin([*HATCHES, "run"]), rows["flops"] > 0
-    above = rows["efficiency_frac"].gt(ABOVE_ROOF).map({True: "!", False: ""})
+    above = is_above(rows["efficiency_frac"]).map({True: "!", False: ""})
     return {
         "": rows["label"],
         "Name": rows["name"],
@@ -454,7 +454,7 @@ def _draw_table(sheet: Sheet, y: float) -> float:
 
 def _doubts(data: "ChartData") -> list[str]:
     """Return a line for each of the first points above their roof, and how many more there are."""
-    above, lines = data.points[data.points["efficiency_frac"] > ABOVE_ROOF], []
+    above, lines = data.points[is_above(data.points["efficiency_frac"])], []
     for row in above.head(6).itertuples():
         _, found, why = row.reason.partition("; above the ")  # as the reconciler found
         why = (
