@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
 from flopprof.capture import meta as shapes
-from flopprof.trace import read
+from flopprof.trace.signatures import forget_signatures
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
         for _ in range(args.repeats + 1):
             times[0].append(milliseconds(calls[0]))
             shapes._KNOWN.clear()
-            read._EVALUATED.clear()
+            forget_signatures()
             times[1].append(milliseconds(calls[0]))
             times[2].append(milliseconds(calls[1]))
         times = [each[1:] for each in times]  # the first call of each imports and fills caches

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from flopprof.formulas import OpCall, Shape, Work
 from flopprof.formulas.ops.convolution import of_filter_gradient, of_output
-from flopprof.trace.tree import OP, OTHER, Tree
+from flopprof.trace.events import OP, OTHER
+from flopprof.trace.tree import Tree
 
 _FORWARD = frozenset(
     f"aten::{name}" for name in ("conv1d", "conv2d", "conv3d", "cudnn_convolution")

@@ -1,76 +1,13 @@
 """The call trees of a trace: which op lies in which, in which module and phase, and what counts."""
 
-import re
 from array import array
-from bisect import bisect_right
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas import OpCall, Work
 from flopprof.tables import GAPS
-
-OP, RANGE, OTHER = 0, 1, 2
-# Start, end, thread, role, label (signature or name), external id, sequence number.
-HostRow = tuple[float, float, int, int, int, int, int]
-Columns = list["array[Any]"]
-KERNEL_KINDS = ("compute", "memcpy", "memset", "communication")
-# What multiplies float32 on tensor units. The op's element types do not say.
-_TF32 = re.compile(r"tf32|tensorop_s\d|_s1688|nvjet_s", re.IGNORECASE)
-
-
-@dataclass(slots=True)
-class Signature:
-    """What all calls of one op with one set of arguments have in common."""
-
-    op: str
-    kind: str
-    shapes: str
-    dtype: str
-    work: Work | None
-    known_bytes: bool
-    call: OpCall
-
-
-@dataclass(slots=True)
-class Events:
-    """The events of interest, column by column."""
-
-    hosts: Columns = field(default_factory=lambda: columns("ddqbqqq"))  # as in HostRow
-    launches: Columns = field(default_factory=lambda: columns("qqd"))  # correlation, thread, start
-    # Correlation, name, kind, stream, device, graph, start, length.
-    kernels: Columns = field(default_factory=lambda: columns("qqbqqqdd"))
-    kernel_names: dict[str, int] = field(default_factory=dict)
-    collectives: list[bool] = field(default_factory=list)  # whether that name is one
-    names: dict[str, int] = field(default_factory=dict)
-    threads: dict[tuple[Any, Any], int] = field(default_factory=dict)
-    thread_names: list[str] = field(default_factory=list)
-    sorts: dict[Any, str] = field(default_factory=dict)  # of categories
-    roles: dict[str, int] = field(default_factory=dict)  # of names
-    signatures: list[Signature] = field(default_factory=list)
-    known: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    steps: list[tuple[str, float, float]] = field(default_factory=list)
-    replays: set[int] = field(default_factory=set)  # correlation ids of launches of whole graphs
-    python_modules: list[HostRow] = field(default_factory=list)
-    annotations: list[HostRow] = field(default_factory=list)
-    has_ranges: bool = False
-    has_values: bool = False
-    odd: int = 0
-    warnings: list[str] = field(default_factory=list)
-
-
-def columns(types: str) -> Columns:
-    """Return empty columns of these types."""
-    return [array(code) for code in types]
-
-
-def extend(into: Columns, rows: Iterable[tuple[float, ...]]) -> None:
-    """Add rows to columns."""
-    for column, values in zip(into, zip(*rows, strict=True), strict=False):  # or no rows at all
-        column.extend(values)
+from flopprof.trace.events import OP, RANGE, Events
 
 
 class Tree:
@@ -78,10 +15,13 @@ class Tree:
 
     def __init__(self, found: Events, order: np.ndarray, origin: float) -> None:
         self.found, self.origin = found, origin
-        self.start, self.end, self.thread, self.role, self.label, _, self.sequence = (
+        ordered = [
             array(column.typecode, np.frombuffer(column, column.typecode)[order].tobytes())
             for column in found.hosts
-        )
+        ]
+        self.start, self.end, self.thread, self.role, self.label, *_ = ordered
+        external, self.sequence, self.signature = ordered[5:]
+        self.external = np.frombuffer(external, "q")
         found.hosts.clear()
         self.names = list(found.names)
         size = len(self.start)
@@ -98,6 +38,7 @@ class Tree:
         self.rows = np.full(size, -1)
         self.kernel_ops = array("q")
         self.in_tf32: set[int] = set()  # nodes with a kernel that multiplies in TF32
+        self.promoted: set[int] = set()  # ops only because they launched kernels
         self.module_types: dict[str, str] = {}
         self.gaps: list[tuple[str, int, float, float, str]] = []
         whole = all(value.is_integer() for value in self.start[:1000])
@@ -125,6 +66,8 @@ class Tree:
                 if roles[around] == RANGE and self.op_parent[node] < 0:
                     self._gap(around, cursor, self.start[node], last_op)
                     cursor[around] = max(cursor[around], self.end[node])
+            if node in self.promoted:
+                self._enter_other(node, signatures[label].op, forward_of)
             if role == OP:
                 self.rows[node] = row
                 row += 1
@@ -138,7 +81,7 @@ class Tree:
             elif role == RANGE:
                 self._enter_range(node, around)
             else:
-                self._enter_other(node, forward_of)
+                self._enter_other(node, self.names[label], forward_of)
             stack.append(node)
         self._close(stack, -1, cursor, last_op)
 
@@ -146,14 +89,18 @@ class Tree:
         """Leave what ended before `node` begins, or is of another thread; all for -1."""
         while stack:
             top = stack[-1]
-            if node >= 0 and self.thread[top] == self.thread[node]:
-                inside = self.end[node] <= self.end[top] + self.slack
-                begins = self.start[node] < self.end[top] or self.end[node] == self.end[top]
-                if inside and begins:
-                    return
+            if node >= 0 and self.thread[top] == self.thread[node] and self.lies_in(node, top):
+                return
             stack.pop()
             if self.role[top] == RANGE and self.op_parent[top] < 0:
                 self._gap(top, cursor, self.end[top], last_op)
+
+    def lies_in(self, node: int, outer: int) -> bool:
+        """Return whether a node of the same thread, begun no earlier, lies in `outer` by time."""
+        end = self.end[outer]
+        if self.end[node] > end + self.slack:
+            return False
+        return bool(self.start[node] < end or self.end[node] == end)
 
     def _gap(self, node: int, cursor: list[float], until: float, last_op: str) -> None:
         if until > cursor[node]:
@@ -182,54 +129,13 @@ class Tree:
         self.path[node] = f"{outer}.{name}" if outer else name
         self.module_types[self.path[node]] = name.rpartition("_")[0]
 
-    def _enter_other(self, node: int, forward_of: dict[int, tuple[str, int]]) -> None:
-        name = self.names[self.label[node]]
+    def _enter_other(self, node: int, name: str, forward_of: dict[int, tuple[str, int]]) -> None:
         if name.startswith(("autograd::engine::", "torch::autograd::")) or "Backward" in name:
             self.phase[node] = "backward"
             if self.sequence[node] in forward_of:
                 self.path[node] = forward_of[self.sequence[node]][0]
         elif name.startswith("Optimizer.step"):
             self.phase[node] = "optimizer"
-
-    def link_kernels(self) -> None:
-        """Find each kernel's op: the innermost one around its launch, on the launch's thread."""
-        first: dict[int, int] = {}
-        for node, thread in enumerate(self.thread):
-            first.setdefault(thread, node)
-        last = {thread: node for node, thread in enumerate(self.thread)}
-        names = list(self.found.kernel_names)
-        tf32 = [bool(_TF32.search(name)) for name in names]
-        _, name_of, kind_of, *_, lengths = self.found.kernels
-        launched = zip(*self._launches(), kind_of, name_of, lengths, strict=True)
-        for thread, time, kind, name, length in launched:
-            op = -1
-            if thread in first:
-                node = bisect_right(self.start, time, first[thread], last[thread] + 1) - 1
-                while node >= first[thread] and self.end[node] < time:
-                    node = self.parent[node]
-                    if node < 0:
-                        break
-                if node >= first[thread]:
-                    op = node if self.role[node] == OP else self.op_parent[node]
-            self.kernel_ops.append(op)
-            above = op if KERNEL_KINDS[kind] == "compute" else -1
-            while above >= 0:
-                self.device_us[above] += length
-                if tf32[name]:
-                    self.in_tf32.add(above)
-                above = self.op_parent[above]
-
-    def _launches(self) -> tuple[list[int], list[float]]:
-        """Return thread and time of each kernel's launch; thread -1 where the trace has none."""
-        ids, threads, starts = (np.frombuffer(c, c.typecode) for c in self.found.launches)
-        wanted = np.frombuffer(self.found.kernels[0], "q")
-        order = np.argsort(ids, kind="stable")
-        at = np.searchsorted(ids[order], wanted, side="right") - 1
-        if not len(ids):
-            return [-1] * len(wanted), [0.0] * len(wanted)
-        at = order[at]  # the last one, where an id is there twice
-        known = (ids[at] == wanted) & (wanted != -1)
-        return np.where(known, threads[at], -1).tolist(), starts[at].tolist()
 
     def gaps_frame(self) -> pd.DataFrame:
         """Return the gaps as a table, less what ops of other threads fill of them."""
@@ -255,3 +161,10 @@ def busy_until(starts: np.ndarray, ends: np.ndarray, times: Any) -> np.ndarray:
     latest = np.concatenate(([-np.inf], latest))[at]
     until: np.ndarray = total - np.maximum(latest - np.asarray(times), 0.0)
     return until
+
+
+def text_codes(values: list[str], labels: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Return the codes and categories of `values[label]` for each label."""
+    categories = list(dict.fromkeys(values))
+    number = {value: code for code, value in enumerate(categories)}
+    return np.array([number[value] for value in values], dtype=np.int64)[labels], categories

@@ -1,0 +1,232 @@
+"""Kernels and what launched them: the innermost host node around the launch, whatever its name."""
+
+import re
+from array import array
+
+import numpy as np
+import pandas as pd
+
+from flopprof.tables import KERNELS
+from flopprof.trace.events import KERNEL_KINDS, OP, OTHER, RANGE, Events
+from flopprof.trace.tree import Tree, busy_until, text_codes
+
+# What multiplies float32 on tensor units. The op's element types do not say.
+_TF32 = re.compile(r"tf32|tensorop_s\d|_s1688|nvjet_s", re.IGNORECASE)
+_STEP = "ProfilerStep#"  # a range around everything: a kernel that only it holds is hidden
+_TRUSTED_FRAC = 0.5  # of the links by correlation that External ids confirm; in one file none did
+
+
+def link_kernels(tree: Tree) -> np.ndarray:
+    """Return each kernel's node: the innermost around its launch that is no range; -1 for none.
+
+    A launch is found by its correlation id; where launch and kernel share none, by External id.
+    """
+    events = tree.found
+    wanted = np.frombuffer(events.kernels[0], "q")
+    nodes = _launch_nodes(tree)
+    ids = np.frombuffer(events.launches[0], "q")
+    if not len(wanted):
+        return np.zeros(0, dtype=np.int64)
+    links = np.full(len(wanted), -1)
+    launched = np.zeros(len(wanted), dtype=bool)
+    if len(ids):
+        order = np.lexsort((nodes >= 0, ids))  # where an id is there twice: the last one in a node
+        at = order[np.searchsorted(ids[order], wanted, side="right") - 1]
+        launched = (ids[at] == wanted) & (wanted != -1)
+        links = np.where(launched, nodes[at], -1)
+    by_external = _by_external_id(tree, nodes)
+    confirmed = (links == by_external)[(links >= 0) & (by_external >= 0)]
+    if not len(confirmed) or confirmed.mean() >= _TRUSTED_FRAC:
+        lost = ~launched & (by_external >= 0)
+        links = np.where(lost, by_external, links)
+        if lost.any():
+            events.warnings.append(
+                f"{lost.sum()} kernels share no correlation id with a launch: linked by External id"
+            )
+    return links
+
+
+def _launch_nodes(tree: Tree) -> np.ndarray:
+    """Return each launch's innermost node that is no range, on its thread; -1 for none.
+
+    One sweep over nodes and launches in order of time: no parent is climbed for a launch.
+    """
+    _, threads, times, *_ = (np.frombuffer(c, c.typecode) for c in tree.found.launches)
+    order = np.lexsort((times, threads))
+    by_thread = np.searchsorted(threads[order], np.arange(len(tree.found.thread_names) + 1))
+    result = np.full(len(order), -1)
+    moments = times[order].tolist()
+    places = order.tolist()
+    stack: list[int] = []
+    holders: list[int] = []  # the innermost node that is no range, for each on the stack
+    thread = at = until = -1
+    ends = tree.end
+    for node, start in enumerate(tree.start):
+        if tree.thread[node] != thread:
+            _place(moments, places, at, until, stack, holders, ends, result)
+            stack, holders = [], []
+            thread = tree.thread[node]
+            at, until = by_thread[thread : thread + 2].tolist()
+        passed = at
+        while passed < until and moments[passed] < start:
+            passed += 1
+        if passed > at:
+            _place(moments, places, at, passed, stack, holders, ends, result)
+            at = passed
+        while stack and not tree.lies_in(node, stack[-1]):
+            stack.pop()
+            holders.pop()
+        outer = holders[-1] if holders else -1
+        stack.append(node)
+        holders.append(outer if tree.role[node] == RANGE else node)
+    _place(moments, places, at, until, stack, holders, ends, result)
+    return result
+
+
+def _place(
+    moments: list[float],
+    places: list[int],
+    first: int,
+    last: int,
+    stack: list[int],
+    holders: list[int],
+    ends: "array[float]",
+    result: np.ndarray,
+) -> None:
+    """Give the launches from `first` up to `last` the innermost open node; close what ended."""
+    for number in range(first, last):
+        while stack and ends[stack[-1]] < moments[number]:
+            stack.pop()
+            holders.pop()
+        if not stack:
+            return
+        result[places[number]] = holders[-1]
+
+
+def _by_external_id(tree: Tree, launch_nodes: np.ndarray) -> np.ndarray:
+    """Return each kernel's node by External id: its launch's, else the op's own; -1 where unsure.
+
+    An id of several nodes tells nothing, nor does one of what begins after the kernel.
+    """
+    events = tree.found
+    wanted = np.frombuffer(events.kernels[8], "q")
+    begins = np.frombuffer(events.kernels[6], "d")
+    _, _, times, ids, _ = (np.frombuffer(c, c.typecode) for c in events.launches)
+    hosts = tree.external
+    is_op = np.frombuffer(tree.role, "b") != RANGE
+    nodes = np.flatnonzero(is_op & (hosts > 0))
+    starts = np.frombuffer(tree.start, "d")
+    by_op = _unique_match(wanted, hosts[nodes], nodes, starts[nodes], begins)
+    useful = np.flatnonzero((launch_nodes >= 0) & (ids > 0))
+    by_launch = _last_match(wanted, ids[useful], launch_nodes[useful], times[useful], begins)
+    return np.where(by_launch >= 0, by_launch, by_op)
+
+
+def _unique_match(
+    wanted: np.ndarray, ids: np.ndarray, nodes: np.ndarray, starts: np.ndarray, begins: np.ndarray
+) -> np.ndarray:
+    distinct, first, counts = np.unique(ids, return_index=True, return_counts=True)
+    if not len(distinct):
+        return np.full(len(wanted), -1)
+    at = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
+    match = (distinct[at] == wanted) & (counts[at] == 1) & (starts[first[at]] <= begins)
+    return np.where(match, nodes[first[at]], -1)
+
+
+def _last_match(
+    wanted: np.ndarray, ids: np.ndarray, nodes: np.ndarray, starts: np.ndarray, begins: np.ndarray
+) -> np.ndarray:
+    """Return the node of the launches with that id, if all are in one and before the kernel."""
+    order = np.lexsort((starts, ids))
+    if not len(order):
+        return np.full(len(wanted), -1)
+    ids = ids[order]
+    first = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+    last = np.searchsorted(ids, wanted, side="right") - 1
+    changes = np.concatenate(([0], np.cumsum(np.diff(nodes[order]) != 0)))
+    alike = changes[first] == changes[last]
+    match = (ids[first] == wanted) & alike & (starts[order][first] <= begins)
+    return np.where(match, nodes[order][first], -1)
+
+
+def promote_launchers(tree: Tree, links: np.ndarray) -> None:
+    """Make ops of the host nodes that launched compute kernels themselves; before `walk`.
+
+    Such are custom autograd functions, compiled code, Triton kernels, the optimizer of a library.
+    """
+    kinds = np.frombuffer(tree.found.kernels[2], "b")
+    computing = np.unique(links[(links >= 0) & (kinds == KERNEL_KINDS.index("compute"))])
+    for node in computing.tolist():
+        if tree.role[node] == OTHER and not tree.names[tree.label[node]].startswith(_STEP):
+            tree.role[node] = OP
+            tree.label[node] = tree.signature[node]
+            tree.promoted.add(node)
+
+
+def give_kernels(tree: Tree, links: np.ndarray) -> None:
+    """Find each kernel's op, and each op's device time with what lies below; after `walk`."""
+    size = len(tree.start)
+    above = np.frombuffer(tree.op_parent, "q")
+    is_op = np.frombuffer(tree.role, "b") == OP
+    ops = np.append(np.where(is_op, np.arange(size), above), -1)[links]  # the last is for -1
+    _, names, kinds, *_, lengths, _ = (np.frombuffer(c, c.typecode) for c in tree.found.kernels)
+    tree.kernel_ops = array("q", ops.astype(np.int64).tobytes())
+    mine = (ops >= 0) & (kinds == KERNEL_KINDS.index("compute"))
+    device_us = np.bincount(ops[mine], lengths[mine], size).tolist()
+    is_tf32 = np.array([bool(_TF32.search(name)) for name in tree.found.kernel_names], dtype=bool)
+    in_tf32 = np.zeros(size, dtype=bool)
+    in_tf32[ops[mine & np.take(is_tf32, names)]] = True
+    marks = in_tf32.tolist()
+    for node in range(size - 1, -1, -1):  # children come behind their parents
+        parent = tree.op_parent[node]
+        if parent >= 0 and tree.role[node] == OP:
+            device_us[parent] += device_us[node]
+            marks[parent] = marks[parent] or marks[node]
+    tree.device_us = array("d", device_us)
+    tree.in_tf32 = set(np.flatnonzero(marks).tolist())
+
+
+def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
+    """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
+    events = tree.found
+    correlation, names, kinds, streams, devices, graphs, starts, lengths, _ = (
+        np.frombuffer(column, column.typecode) for column in events.kernels
+    )
+    if not len(starts):
+        return KERNELS.empty(), float("nan")
+    ops = np.frombuffer(tree.kernel_ops, "q")
+    frame = KERNELS.frame(
+        {
+            "kernel_id": np.arange(len(starts)),
+            "op_id": np.where(ops >= 0, tree.rows[ops], -1),
+            "correlation_id": correlation,
+            "kernel": pd.Categorical.from_codes(names, list(events.kernel_names)),
+            "kind": pd.Categorical.from_codes(*text_codes(list(KERNEL_KINDS), kinds)),
+            "stream": streams,
+            "device_index": devices,
+            "rank": np.full(len(starts), rank),
+            "graph_id": _graphs(events, correlation, names, graphs),
+            "start_us": starts - origin,
+            "duration_us": lengths,
+        }
+    )
+    compute = frame[frame["kind"] == "compute"]
+    start = compute["start_us"].to_numpy()
+    ends = start + compute["duration_us"].to_numpy()
+    return frame, float(busy_until(start, ends, float("inf")))
+
+
+def _graphs(
+    events: Events, correlation: np.ndarray, names: np.ndarray, graphs: np.ndarray
+) -> np.ndarray:
+    """Return each kernel's graph. Where replays have no number, those of equal kernels are one."""
+    ids = graphs.copy()
+    numbers: dict[bytes, int] = {}
+    unnumbered = np.flatnonzero(graphs == -1)
+    order = unnumbered[np.argsort(correlation[unnumbered], kind="stable")]
+    for replay in events.replays:
+        first, last = np.searchsorted(correlation[order], (replay, replay + 1))
+        mine = order[first:last]
+        if len(mine):
+            ids[mine] = numbers.setdefault(names[mine].tobytes(), len(numbers) + 1)
+    return ids

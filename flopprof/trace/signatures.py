@@ -1,0 +1,143 @@
+"""What calls of one op with equal arguments have in common: shapes, types and FLOPs, found once."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from flopprof import dtypes
+from flopprof.formulas import COMPILED, OpCall, Work, kind_of
+from flopprof.formulas.external import find_op_formula
+from flopprof.units import safe_text, shapes_text
+
+_REMEMBERED = 100_000  # signatures kept for later traces, of no more than a few hundred bytes each
+_LONGEST_KEY = 4096  # bytes of arguments; longer ones are worked out again
+_EVALUATED: dict[tuple[Any, ...], "Signature"] = {}  # by formula and call
+
+
+@dataclass(slots=True)
+class Signature:
+    """What all calls of one op with one set of arguments have in common."""
+
+    op: str
+    kind: str
+    shapes: str
+    dtype: str
+    work: Work | None
+    known_bytes: bool
+    call: OpCall
+
+
+@dataclass(slots=True)
+class Signatures:
+    """The signatures of one trace, numbered as they come."""
+
+    every: list[Signature] = field(default_factory=list)
+    has_values: bool = False  # whether any call has Concrete Inputs
+    warnings: list[str] = field(default_factory=list)
+    _numbers: dict[tuple[str, bytes], int] = field(default_factory=dict)
+    _odd: set[str] = field(default_factory=set)  # names of ops with shapes that are none
+
+    def number(self, name: str, args: Mapping[str, Any]) -> int:
+        """Return the number of this op with these arguments; its formula is evaluated once."""
+        shapes = _list(args.get("Input Dims") or args.get("Input dims"))
+        types = _list(args.get("Input type"))
+        values = _list(args.get("Concrete Inputs"))
+        strides = _list(args.get("Input Strides"))
+        if strides and strides.count([]) == shapes.count([]):
+            strides = []  # they change nothing, unless a sparse tensor has a shape and none
+        try:
+            key = (name, orjson.dumps((shapes, types, values, strides)))
+        except TypeError:  # lists in lists, deeper than any argument's
+            return self.number(name, {})
+        number = self._numbers.get(key)
+        if number is None:
+            self.has_values = self.has_values or bool(values)
+            number = self._numbers[key] = len(self.every)
+            call = (self._shapes(name, shapes), types, values, self._shapes(name, strides))
+            self.every.append(self._evaluated(name, key, call))
+        return number
+
+    def _shapes(self, name: str, shapes: list[Any]) -> tuple[Any, ...]:
+        """Return the arguments' shapes; none, with a warning, where they are no lists of sizes."""
+        if all(isinstance(shape, list) for shape in shapes):
+            return _nested(shapes)
+        if name not in self._odd:
+            self._odd.add(name)
+            text = safe_text(shapes, 60)
+            self.warnings.append(f"the shapes of {safe_text(name)} are {text}, no lists: left out")
+        return ()
+
+    def _evaluated(
+        self, name: str, key: tuple[str, bytes], call: tuple[Any, Any, Any, Any]
+    ) -> Signature:
+        """Return the signature, from an earlier trace where its formula is the same."""
+        if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
+            name = COMPILED
+        same = (*find_op_formula(name), *key)
+        signature = _EVALUATED.get(same)
+        if signature is None:
+            told = len(self.warnings)
+            signature = _evaluate(name, *call, self.warnings)
+            if told == len(self.warnings) and len(key[1]) <= _LONGEST_KEY:
+                if len(_EVALUATED) >= _REMEMBERED:
+                    _EVALUATED.clear()
+                _EVALUATED[same] = signature
+        return signature
+
+
+def forget_signatures() -> None:
+    """Forget what was evaluated for earlier traces."""
+    _EVALUATED.clear()
+
+
+def _evaluate(
+    name: str, shapes: Any, types: Any, values: Any, strides: Any, warnings: list[str]
+) -> Signature:
+    parsed = tuple(dtypes.parse_dtype(str(kind)) for kind in types)
+    tensors = [kind for kind in parsed if dtypes.itemsize(kind)]
+    floating = [kind for kind in tensors if dtypes.is_floating(kind)]
+    dtype = (floating or tensors or [""])[0]
+    call = OpCall(
+        op=name,
+        shapes=shapes,
+        strides=strides,
+        itemsize=dtypes.itemsize(dtype) or 4,
+        dtypes=parsed,
+        values=tuple(str(value) for value in values),
+    )
+    formula, source = find_op_formula(name)
+    work = None
+    if formula is not None:
+        try:
+            work = formula(call)
+            if work is not None:
+                figures = map(float, (work.matmul_flops, work.vector_flops, work.min_bytes))
+                if not all(0 <= figure < math.inf for figure in figures):
+                    raise ValueError("it counts less than nothing, or without end")
+        except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+            work = None
+            warnings.append(
+                f"the formula of {name} does not fit {shapes_text(call.shapes)}: "
+                f"{type(error).__name__}: {error}"
+            )
+    kind = "other" if source in ("torch", "generated") else kind_of(name)
+    if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
+        kind = "free"  # integers, or a dropout in eval
+    known_bytes = bool(tensors) and source != "torch"
+    return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
+
+
+def _nested(value: Any, depth: int = 3) -> tuple[Any, ...]:
+    """Return sizes, lists of sizes and lists of such lists, as tuples; what is none is empty."""
+    if not isinstance(value, list) or not depth:
+        return ()
+    if all(isinstance(item, list) for item in value):
+        return tuple(_nested(item, depth - 1) for item in value)
+    return tuple(value) if all(type(item) is int and item >= 0 for item in value) else ()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
