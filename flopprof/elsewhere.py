@@ -13,6 +13,7 @@ import pandas as pd
 import flopprof
 from flopprof.ceilings.ceiling import Ceilings, load_ceilings
 from flopprof.ceilings.datasheet import ceilings_for_gpu
+from flopprof.devices.categories import device_kind
 from flopprof.errors import UsageError
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
@@ -20,6 +21,7 @@ from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS
 from flopprof.trace.read import Trace, read_trace
 from flopprof.trace.tree import busy_until
+from flopprof.units import safe_text
 
 Progress = Callable[[str], None]
 _STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
@@ -83,7 +85,7 @@ def analyse_traces(
     ranks.sort(key=lambda row: int(row["rank"]))
     meta: dict[str, Any] = {
         "model": files[0].name.removesuffix(".gz").removesuffix(".json"),
-        "device": _described(device, gpu, on_gpu=len(kernels) > 0),
+        "device": _described(device, gpu, every[0].info["vendors"], on_gpu=len(kernels) > 0),
         "dtype": dtype,
         "flopprof": flopprof.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -198,6 +200,9 @@ def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
 
 def _doubts(file: Path, trace: Trace) -> list[str]:
     """Return what makes the figures of a trace incomplete."""
+    if not len(trace.ops):
+        remedy = "record it with ProfilerActivity.CPU as well, and record_shapes=True"
+        return [f"{safe_text(file)} holds kernels and no ops, so FLOPs are unknown: {remedy}"]
     no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
     no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
     absent = ((trace.info["has_shapes"], no_shapes), (len(trace.kernels), no_kernels))
@@ -258,11 +263,15 @@ def _ceilings(
     return ceilings_for_gpu(device)
 
 
-def _described(device: dict[str, Any], gpu: str | None, *, on_gpu: bool) -> dict[str, Any]:
+def _described(
+    device: dict[str, Any], gpu: str | None, vendors: list[str], *, on_gpu: bool
+) -> dict[str, Any]:
     if not on_gpu:
         return {"name": "the recording machine's CPU", "kind": "cpu"}
     name = device.get("name") or "unknown GPU"
-    kind = "rocm" if "AMD" in name or device.get("warpSize") == 64 else "cuda"
+    kind = device_kind(vendors)
+    if "AMD" in name or device.get("warpSize") == 64:
+        kind = "rocm"
     facts = {"sm_count": device.get("numSms"), "memory_bytes": device.get("totalGlobalMem")}
     return {"name": f"{gpu} (as told)" if gpu else name, "kind": kind, **facts}
 

@@ -276,6 +276,27 @@ def test_a_trace_without_shapes_says_how_to_record_them(tmp_path, capsys):
     assert any("record_shapes=True" in text for text in found["warnings"])
 
 
+def test_a_trace_of_kernels_alone_is_a_table_of_kernels_and_says_why_there_are_no_flops(tmp_path):
+    path = write_trace(
+        tmp_path / "t.json",
+        *(kernel(n, 20 + 10 * n, 5, name="gemm") for n in range(2)),
+        kernel(3, 50, 7, name="softmax"),
+        kernel(4, 60, 2, name="Memcpy HtoD", cat="gpu_memcpy"),
+    )
+
+    run = analyse_traces(path)
+
+    sites = run.sites.set_index("input_shapes")
+    assert sites["time_us"].to_dict() == {"gemm": 5 + 5, "softmax": 7}
+    assert set(run.sites["verdict"]) == {"hidden"}
+    assert run.totals.matmul_flops != run.totals.matmul_flops or not run.totals.matmul_flops
+    assert any("kernels and no ops, so FLOPs are unknown" in w for w in run.meta["warnings"])
+    text = " ".join(run.report("text").split())
+    assert "FLOPs unknown" in text
+    assert "gemm" in text
+    assert "softmax" in text
+
+
 def test_the_report_of_a_trace_names_device_time_ranks_and_steps(tmp_path, capsys):
     assert main(["trace", str(small(tmp_path))]) == 0
 

@@ -4,6 +4,7 @@ Kinds: host (an op or range), annotation, python, launch (a call that queues wor
 and of what ran there: compute, memcpy, memset. Vendor "any" has its categories from all of them.
 """
 
+from collections.abc import Iterable
 from csv import DictReader
 from pathlib import Path
 
@@ -22,3 +23,16 @@ def category_vendor(category: str) -> str:
     """Return whose devices write this category: nvidia, amd, intel, …; "" for anybody's."""
     vendor = _VENDORS.get(category.lower(), "")
     return "" if vendor in ("any", "torch") else vendor
+
+
+_KIND_OF_VENDOR = {"nvidia": "cuda", "amd": "rocm", "intel": "xpu"}
+
+
+def device_kind(vendors: Iterable[str]) -> str:
+    """Return the kind of device that these vendors' categories tell: the first that is no CUDA.
+
+    ROCm writes CUDA's categories too; a trace without launches may be of any, and is taken for one
+    of CUDA, as its properties are.
+    """
+    others = [vendor for vendor in vendors if vendor != "nvidia"]
+    return _KIND_OF_VENDOR.get(others[0], others[0]) if others else "cuda"

@@ -69,12 +69,32 @@ def kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
     for name, group in loose.groupby("kernel", sort=False, observed=True):
         rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": str(name)})
     for graph, group in orphans[orphans["graph_id"] != -1].groupby("graph_id", sort=False):
-        times = group.groupby("kernel", observed=True)["duration_us"].sum().nlargest(GRAPH_KERNELS)
-        whole = group["duration_us"].sum()
-        names = [f"{shorten(str(name), 60)} {percent(us / whole)}" for name, us in times.items()]
-        why = f"replay of graph {graph}, whose ops ran at capture; most time: {'; '.join(names)}"
+        why = f"replay of graph {graph}, whose ops ran at capture; {_most_time(group)}"
         rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": f"graph {graph}"})
     return rows
+
+
+def name_kernels(sites: dict[str, Any], ops: pd.DataFrame, kernels: pd.DataFrame) -> None:
+    """Add to the reason of compiled or foreign code of unknown FLOPs which kernels it launched."""
+    unknown = np.isnan(sites["flops"]) & np.isin(sites["verdict"], ("fused", "extension"))
+    wanted = set(sites["op"][unknown])
+    computing = kernels[(kernels["kind"] == "compute") & (kernels["op_id"] >= 0)]
+    launcher = ops["op"].astype("str").to_numpy()[computing["op_id"]]
+    mine = np.isin(launcher, list(wanted))
+    names = {
+        op: _most_time(group) for op, group in computing[mine].groupby(launcher[mine], sort=False)
+    }
+    for row in np.flatnonzero(unknown):
+        if sites["op"][row] in names:
+            sites["reason"][row] += f"; {names[sites['op'][row]]}"
+
+
+def _most_time(kernels: pd.DataFrame) -> str:
+    """Return the names of the kernels that took most of the time of these, with their shares."""
+    times = kernels.groupby("kernel", observed=True)["duration_us"].sum().nlargest(GRAPH_KERNELS)
+    whole = kernels["duration_us"].sum() or math.nan
+    names = [f"{shorten(str(name), 60)} {percent(us / whole)}" for name, us in times.items()]
+    return f"most time: {'; '.join(names)}"
 
 
 def _hidden_row(op: str, group: pd.DataFrame, reason: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas.external import find_op_formula
-from flopprof.judge.hidden import gap_rows, kernel_rows
+from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
 from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason
 from flopprof.judge.roofs import apply_rooflines, kernel_units
 from flopprof.judge.verdicts import HOOKED_PHASES, judge_alone
@@ -89,10 +89,11 @@ def reconcile(
     rows = verdicts.not_run
     if timed and not on_device:
         rows += gap_rows(ops, gaps, types)
+    grouped, number = _grouped(walked, verdicts, types)
     if on_device:
+        name_kernels(grouped, ops, kernels)
         rows += kernel_rows(kernels)
-    columns, number = _grouped(walked, verdicts, types)
-    sites = _with_rows(columns, rows)
+    sites = _with_rows(grouped, rows)
     sites, order = _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
     rank = np.argsort(order)  # where each group went
     site_of = np.full(len(ops), -1)

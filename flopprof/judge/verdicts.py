@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Collection
 
-from flopprof.formulas import COMPILED, GENERATED
+from flopprof.formulas import COMPILED_CODE, GENERATED
 from flopprof.judge.reasons import profiler_reason
 from flopprof.judge.walk import OpFacts
 from flopprof.tables import AHEAD_OF_TIME, LOSS
@@ -74,7 +74,7 @@ def judge_alone(
         )
     if row.op == AHEAD_OF_TIME:
         return "opaque", "a program that AOTInductor compiled; which FLOPs it does, no op says"
-    if row.op == COMPILED:
+    if re.match(COMPILED_CODE, row.op):
         return "fused", "code that torch.compile generated; which FLOPs it does, no op says"
     own = namespace in OWN_NAMESPACES and "::" in row.op
     module_type = types.get(row.module_path, "")
@@ -89,7 +89,10 @@ def judge_alone(
             has = "its formula does not know this call"
         if not math.isnan(row.flops_at_most):
             has = "values that are not in the trace decide its FLOPs; bounded by shapes"
-        return "extension", f"namespace {namespace!r} is not PyTorch's own; {has}"
+        whose = "a function of the model's own: an autograd.Function, a Triton kernel"
+        if "::" in row.op:
+            whose = f"namespace {namespace!r} is not PyTorch's own"
+        return "extension", f"{whose}; {has}"
     if not math.isnan(row.flops_at_most):
         return "unknown", "values that are not in the trace decide its FLOPs; bounded by shapes"
     if row.kind != "unknown":

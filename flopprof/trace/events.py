@@ -55,7 +55,6 @@ class Events:
     python_modules: list[HostRow] = field(default_factory=list)
     annotations: list[HostRow] = field(default_factory=list)
     has_ranges: bool = False
-    has_ops: bool = False
     odd: int = 0
 
     @property
@@ -158,9 +157,7 @@ def _take_host(event: _Event, events: Events, rows: _Rows) -> None:
         role = events.roles[name] = OP
     signature = events.calls.number(name, args)
     label = signature
-    if role == OP:
-        events.has_ops = True
-    else:
+    if role != OP:
         label = _number_of(events.names, name)
         if name.startswith("ProfilerStep#"):
             events.steps.append((name, event.start, event.end - event.start))

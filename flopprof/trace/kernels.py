@@ -198,7 +198,7 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
     frame = KERNELS.frame(
         {
             "kernel_id": np.arange(len(starts)),
-            "op_id": np.where(ops >= 0, tree.rows[ops], -1),
+            "op_id": np.append(tree.rows, -1)[ops],
             "correlation_id": correlation,
             "kernel": pd.Categorical.from_codes(names, list(events.kernel_names)),
             "kind": pd.Categorical.from_codes(*text_codes(list(KERNEL_KINDS), kinds)),

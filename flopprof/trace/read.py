@@ -23,6 +23,7 @@ from flopprof.trace.kernels import give_kernels, kernels_frame, link_kernels, pr
 from flopprof.trace.signatures import Signature
 from flopprof.trace.stream import stream_events
 from flopprof.trace.tree import Tree, text_codes
+from flopprof.units import safe_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
 
     Raises:
         UsageError: There is no such file.
-        LoadError: It is no trace, damaged, or without a single op.
+        LoadError: It is no trace, damaged, or holds neither ops nor kernels.
     """
     load_op_formulas()
     header: dict[str, Any] = {}
@@ -59,65 +60,108 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     finally:
         if collecting:
             gc.enable()
-    if not found.has_ops and not found.has_ranges:
-        raise LoadError(
-            f"{path} is a trace without ops", remedy="record it with ProfilerActivity.CPU as well"
-        )
+    if not found.hosts[0] and not found.kernels[0]:
+        raise _without_ops(path)
     if not found.has_ranges:
         extend(found.hosts, found.python_modules or found.annotations)
-    return _build(found, header, profiler_flops or {})
+    trace = _build(found, header, profiler_flops or {})
+    if not len(trace.ops) and not found.has_ranges and not len(trace.kernels):
+        raise _without_ops(path)
+    return trace
+
+
+def _without_ops(path: str | Path) -> LoadError:
+    return LoadError(
+        f"{safe_text(path)} is a trace without ops",
+        remedy="record it with ProfilerActivity.CPU as well",
+    )
 
 
 def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
     """Build the trees and return the tables."""
-    start, end, thread, *_, external, _, _ = (np.frombuffer(c, c.typecode) for c in found.hosts)
-    # Parents first: earlier start, then later end, then the lower id. The thread that begins first
-    # comes first, so that forward ops are known before the backward's thread asks for them.
-    begins = np.full(len(found.thread_names), math.inf)
-    np.minimum.at(begins, thread, start)
-    rank = np.argsort(np.argsort(begins, kind="stable"))
-    order = np.lexsort((external, -end, start, rank[thread]))
-    origin = float(min(start.min(), min(found.kernels[6], default=math.inf)))
-    latest = max(map(sum, zip(*found.kernels[6:8], strict=True)), default=-math.inf)
-    span_us = float(max(end.max(), latest) - origin)
-    del start, end, thread, external
-    tree = Tree(found, order, origin)
+    origin, latest = _span(found)
+    tree = Tree(found, _order(found), origin)
     links = link_kernels(tree)
     promote_launchers(tree, links)
     if not found.calls.has_values:
         derive_convolutions(tree)
     tree.walk()
     give_kernels(tree, links)
-    known = header.get("distributedInfo")
-    job = {k: n for k, n in (known if isinstance(known, dict) else {}).items() if type(n) is int}
-    kernels, device = kernels_frame(tree, job.get("rank", 0), origin)
+    job = header.get("distributedInfo")
+    numbers = {k: n for k, n in job.items() if type(n) is int} if isinstance(job, dict) else {}
+    rank = numbers.get("rank", 0)
+    kernels, busy_us = kernels_frame(tree, rank, origin)
     found.launches.clear()
     nodes = np.flatnonzero(tree.rows >= 0)
-    ops = _ops_frame(tree, nodes, profiler_flops, on_device=len(kernels) > 0)
+    ops = OPS.empty()
+    if len(nodes):
+        ops = _ops_frame(tree, nodes, profiler_flops, on_device=len(kernels) > 0)
     compute = kernels[kernels["kind"] == "compute"]
-    compute_us = float(compute["duration_us"].sum())
-    orphans_us = float(compute.loc[compute["op_id"] == -1, "duration_us"].sum())
+    orphans = compute[compute["op_id"] == -1]
     if found.odd:
         found.warnings.append(f"{found.odd} events without finite times were left out")
     info = {
         "schema_version": header.get("schemaVersion"),
         "has_shapes": any(s.shapes for s in found.signatures),
         "has_values": found.calls.has_values,
-        "rank": job.get("rank", 0),
-        "world_size": job.get("world_size", 1),
-        "span_us": span_us,
+        "rank": rank,
+        "world_size": numbers.get("world_size", 1),
+        "span_us": latest - origin,
         "steps": [(name, start - origin, length) for name, start, length in found.steps],
         "origin_us": origin,
-        "kernel_time_us": compute_us if len(kernels) else math.nan,
-        "device_busy_us": device,
-        "unlinked_kernel_us": orphans_us if len(kernels) else math.nan,
+        "kernel_time_us": float(compute["duration_us"].sum()) if len(kernels) else math.nan,
+        "device_busy_us": busy_us,
+        "unlinked_kernel_us": float(orphans["duration_us"].sum()) if len(kernels) else math.nan,
+        "vendors": sorted(found.vendors),
         "warnings": found.warnings,
     }
-    devices = header.get("deviceProperties")
-    return Trace(
-        ops, tree.gaps_frame(), kernels, tree.module_types,
-        [d for d in devices if isinstance(d, dict)] if isinstance(devices, list) else [], info,
-    )  # fmt: skip
+    devices = _devices(header.get("deviceProperties"), found.warnings)
+    return Trace(ops, tree.gaps_frame(), kernels, tree.module_types, devices, info)
+
+
+def _span(found: Events) -> tuple[float, float]:
+    """Return when the first event begins and the last ends."""
+    starts = np.frombuffer(found.kernels[6], "d")
+    ends = starts + np.frombuffer(found.kernels[7], "d")
+    begin = min(np.min(column, initial=math.inf) for column in (found.hosts[0], starts))
+    latest = max(np.max(column, initial=-math.inf) for column in (found.hosts[1], ends))
+    return float(begin), float(latest)
+
+
+def _order(found: Events) -> np.ndarray:
+    """Return the order of the host nodes: parents first, threads one after the other.
+
+    That is by earlier start, then later end, then lower id. The thread that begins first comes
+    first, so that forward ops are known before the backward's thread asks for them.
+    """
+    start, end, thread, *_, external, _, _ = (np.frombuffer(c, c.typecode) for c in found.hosts)
+    begins = np.full(len(found.thread_names), math.inf)
+    np.minimum.at(begins, thread, start)
+    rank = np.argsort(np.argsort(begins, kind="stable"))
+    order: np.ndarray = np.lexsort((external, -end, start, rank[thread]))
+    return order
+
+
+_DEVICE_TYPES = {
+    "name": str,
+    **dict.fromkeys(("id", "numSms", "totalGlobalMem", "warpSize", "computeMajor"), int),
+}
+
+
+def _devices(properties: Any, warnings: list[str]) -> list[dict[str, Any]]:
+    """Return the devices' properties, less what is of no known form, with a warning."""
+    if properties is None:
+        return []
+    listed = properties if isinstance(properties, list) else [properties]
+    devices = [device for device in listed if isinstance(device, dict)]
+    odd = ["a list of devices"] if len(devices) < len(listed) else []
+    for device in devices:
+        for key, kind in _DEVICE_TYPES.items():
+            if key in device and type(device[key]) is not kind:
+                odd.append(f"{key} {safe_text(device.pop(key), 60)!r}")
+    if odd:
+        warnings.append(f"deviceProperties are of no known form, left out: {', '.join(odd[:5])}")
+    return devices
 
 
 def _ops_frame(
@@ -166,9 +210,7 @@ def _ops_frame(
             "call_id": of(tree.call),
             "phase": pd.Categorical(of(tree.phase)),
             "sequence_nr": of(tree.sequence),
-            "thread": pd.Categorical.from_codes(
-                *text_codes(found.thread_names, of(tree.thread))
-            ),
+            "thread": pd.Categorical.from_codes(*text_codes(found.thread_names, of(tree.thread))),
             "start_us": start - tree.origin,
             "input_shapes": per_signature([s.shapes for s in signatures]),
             "dtype": pd.Categorical(of(dtype)),

@@ -13,6 +13,7 @@ from torch import nn
 
 from flopprof.capture.record import record_trace
 from flopprof.devices import find_device
+from flopprof.elsewhere import analyse_traces
 from flopprof.errors import FlopprofError, LoadError, UsageError
 from flopprof.judge.reconcile import reconcile
 from flopprof.tables import MODULE_CALLS, ROOFLINES
@@ -521,19 +522,50 @@ def test_a_damaged_file_is_refused_with_a_message(tmp_path, content):
     assert isinstance(bad(path), LoadError)
 
 
-def test_a_trace_of_kernels_without_ops_says_how_to_record_them(tmp_path):
-    error = bad(write_trace(tmp_path / "t.json", launch(1, 2), kernel(1, 20, 5)))
+def test_a_trace_of_launches_alone_says_how_to_record_ops(tmp_path):
+    error = bad(write_trace(tmp_path / "t.json", launch(1, 2)))
 
     assert "without ops" in error.problem
     assert "ProfilerActivity.CPU" in error.remedy
 
 
-def test_a_trace_of_another_kind_of_device_is_refused(tmp_path):
-    event = launch(1, 2) | {"cat": "xpu_runtime"}
+@pytest.mark.parametrize("dims", [[1, 2], [[4, 5], 7], ["x", [5, 6]], [None, [1]], [{"a": 1}]])
+def test_shapes_that_are_no_lists_are_left_out_with_a_warning(tmp_path, dims):
+    args = {"Input Dims": dims, "Input type": ["float", "float"]}
+    trace = read(tmp_path, op("aten::neg", 10, 1), with_shapes(op("aten::mm", 0, 5), args))
 
-    error = bad(write_trace(tmp_path / "t.json", op("aten::relu", 0, 5), event))
+    assert trace.ops.query("op == 'aten::mm'")["matmul_flops"].isna().all()
+    assert any("the shapes of aten::mm are" in text for text in trace.info["warnings"])
 
-    assert "not supported yet, CPU and CUDA/ROCm are" in error.problem
+
+def test_strides_that_are_no_lists_change_nothing(tmp_path):
+    strides = {"Input Strides": [1, 1]}
+    trace = read(tmp_path, with_shapes(op("aten::addmm", 0, 5), ADDMM | strides))
+
+    assert list(trace.ops["matmul_flops"]) == [240]
+
+
+@pytest.mark.parametrize(
+    "properties",
+    [
+        [{"name": 5}],
+        [{"name": None, "numSms": "many"}],
+        [{"id": [0], "name": ["H100"]}],
+        {"name": 5},
+        "H100",
+        [[1]],
+        [{"name": "H100", "totalGlobalMem": {}}],
+        [{"warpSize": "64", "name": {}}],
+    ],
+)
+def test_device_properties_of_no_known_form_are_left_out_with_a_warning(tmp_path, properties):
+    events = [op("aten::neg", 0, 5), launch(1, 2), kernel(1, 10, 5)]
+    path = write_trace(tmp_path / "t.json", *events, deviceProperties=properties)
+
+    run = analyse_traces(path)
+
+    assert any("deviceProperties are of no known form" in text for text in run.meta["warnings"])
+    assert run.report("text")
 
 
 def test_one_endless_string_is_refused_in_bounded_memory(tmp_path):
