@@ -120,7 +120,9 @@ class Run:
                 row[prefix + "time_us"] = values[3] if timed else math.nan
             row["unknown_sites"] = int(inside[path][4])
             rows.append(row)
-        return pd.DataFrame(rows)
+        own_names = ["self_" + name for name in names[:4]]
+        columns = ["module_path", "module_type", "calls", *own_names, *names]
+        return pd.DataFrame(rows, columns=columns)
 
     def by_op(self) -> pd.DataFrame:
         """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""

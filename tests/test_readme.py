@@ -3,12 +3,14 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 
 from flopprof.cli import main
+from flopprof.elsewhere import analyse_traces
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -18,6 +20,19 @@ CONSOLE = re.findall(r"\$ python -m flopprof (.*)\n((?:.*\n)*?)```", README)
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_examples_run(code):
     exec(compile(code, "README.md", "exec"), {})
+
+
+def test_the_recording_function_writes_a_trace_that_can_be_read(tmp_path):
+    (code,) = (block for block in PYTHON if "def record(step, path)" in block)
+    written: dict[str, Any] = {}
+    exec(compile(code, "README.md", "exec"), written)
+    layer, x = torch.nn.Linear(4, 5, bias=False), torch.zeros(3, 4)
+    path = tmp_path / "trace.json.gz"
+
+    written["record"](lambda: layer(x), str(path))
+
+    # [3,4] @ [4,5]: 3·5 outputs × 4 multiply-adds × 2 = 120 FLOPs.
+    assert analyse_traces(path).totals.matmul_flops == 120
 
 
 @pytest.mark.slow

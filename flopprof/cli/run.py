@@ -95,8 +95,8 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
             warnings.warn(f"{target} held the run of another model, {old}: replaced", stacklevel=1)
         progress("drawing")
         made.write(folder)
+        (folder / "report.html").write_text(made.report("html"), encoding="utf-8")
         try:
-            (folder / "report.html").write_text(made.report("html"), encoding="utf-8")
             made.plot_roofline(folder / "roofline.png")
         except Exception as error:  # what was measured is not lost for want of a picture
             if isinstance(error, OSError) or isinstance(error.__cause__, OSError):

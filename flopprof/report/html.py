@@ -2,6 +2,7 @@
 
 import json
 import string
+import warnings
 from base64 import b64encode
 from html import escape
 from importlib.resources import files
@@ -22,20 +23,31 @@ def html_report(run: Run) -> str:
     """Return summary, chart, sortable tables and provenance as one self-contained page."""
     template = string.Template((files("flopprof.report") / "page.html").read_text("utf-8"))
     styles = ["; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES]
-    chart = "<p>No chart: the run has no times.</p>"
-    if run.sites["time_us"].gt(0).any():
-        hint = "<figcaption>Select the chart to enlarge it.</figcaption>"
-        chart = f'<figure aria-label="Roofline chart">{chart_svg(run)}{hint}</figure>'
     return template.substitute(
         title=escape(str(run.meta.get("architecture") or run.meta.get("model") or "model")),
         light=styles[0],
         dark=styles[1],
         missed="No formula" if "trace" in run.meta else "Missed by hooks",
         summary=_definitions(summary(run)),
-        chart=chart,
+        chart=_chart(run),
         provenance=_definitions([*_flat(run.meta)]),
         data=json.dumps(_data(run), allow_nan=False).replace("<", "\\u003c"),  # nothing ends it
     )
+
+
+def _chart(run: Run) -> str:
+    """Return the chart, or a sentence that says why there is none."""
+    if not run.sites["time_us"].gt(0).any():
+        return "<p>No chart: the run has no times.</p>"
+    try:
+        picture = chart_svg(run)
+    except OSError:  # the disk's, not the picture's
+        raise
+    except Exception as error:  # the tables are not lost for want of a picture
+        warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
+        return f"<p>No chart: it could not be drawn ({escape(str(error))}).</p>"
+    hint = "<figcaption>Select the chart to enlarge it.</figcaption>"
+    return f'<figure aria-label="Roofline chart">{picture}{hint}</figure>'
 
 
 def notebook_html(run: Run) -> str:
