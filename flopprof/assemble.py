@@ -3,7 +3,6 @@
 import datetime
 import math
 import platform
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +66,6 @@ def assemble(
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["flopprof", *sys.argv[1:]]) if sys.argv else "",
         "never_called": never,
         "host_overhead_us": gaps_us,
         "device_busy_us": trace.info.get("device_busy_us", math.nan),

@@ -2,7 +2,6 @@
 
 import datetime
 import math
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,7 +88,6 @@ def analyse_traces(
         "dtype": dtype,
         "flopprof": flopprof.__version__,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["flopprof", *sys.argv[1:]]) if sys.argv else "",
         "trace": {
             "files": [str(file) for file in files],
             "origin_us": every[0].info["origin_us"],

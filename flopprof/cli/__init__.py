@@ -1,12 +1,13 @@
 """Turn arguments into a call, and errors into a message and an exit code; a file per subcommand."""
 
 import argparse
+import importlib
 import io
 import json
 import os
+import pkgutil
 import signal
 import sys
-import traceback
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,12 +38,23 @@ class _Parser(ArgumentParser):
         raise UsageError(message, remedy=f"{self.prog} --help")
 
 
-def _parser() -> ArgumentParser:
-    import_all("flopprof.cli")
+def _parser(first: str = "--help") -> ArgumentParser:
+    """Return the parser.
+
+    Args:
+        first: The first argument. Where it names a subcommand, only that one's file is imported;
+            for the help of all, none gets its arguments: what it would import takes time.
+    """
+    if first in {info.name for info in pkgutil.iter_modules(__path__)}:
+        importlib.import_module(f"{__name__}.{first}")
+    if first not in COMMANDS:
+        import_all(__name__)
+    listed_only = first in ("-h", "--help")
     parser = _Parser(
         prog="flopprof",
         description="Count a PyTorch model's FLOPs, measure how fast this device does them, and "
         "say which part of that answer is missing.",
+        allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
@@ -57,6 +69,8 @@ def _parser() -> ArgumentParser:
             formatter_class=RawDescriptionHelpFormatter,
             allow_abbrev=False,  # an option added later would change what "--min" means
         )
+        if listed_only:
+            continue
         sub.set_defaults(handler=define(sub))
         sub.add_argument(
             "--json",
@@ -106,6 +120,8 @@ def main(arguments: Sequence[str]) -> int:
             remedy = "try a smaller input or batch"
             return _fail("there is not enough memory", remedy, 6, as_json=as_json)
         except Exception as error:
+            import traceback
+
             traceback.print_exc()
             remedy = "this is a bug in flopprof; report it with the lines above"
             return _fail(f"{type(error).__name__}: {error}", remedy, BUG, as_json=as_json)
@@ -114,7 +130,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = _parser()
+    parser = _parser(next((text for text in arguments if text != "--json"), ""))
     args = parser.parse_args(arguments)
     args.arguments = list(arguments)
     if args.command is None and not args.version:

@@ -1,6 +1,5 @@
 """`flopprof formulas`: what is covered, and how each count is defined."""
 
-import inspect
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from typing import Any
@@ -67,6 +66,8 @@ def _entries() -> Iterator[dict[str, Any]]:
 
 def _definition(formula: Any) -> str:
     """Return what the formula's docstring says, with the figures of its row in a data file."""
+    import inspect
+
     formula = inspect.unwrap(formula)
     given = getattr(formula, "keywords", {})
     row = {key: str(value) for key, value in given.get("row", given).items() if value}

@@ -3,24 +3,22 @@
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flopprof.capture.call import SEED, Inputs, guess_input
 from flopprof.cli import answer_stream
 from flopprof.errors import UsageError
-from flopprof.model import Loaded
-from flopprof.model.trusted import (
-    MEMORY_LIMIT,
-    TIME_LIMIT_S,
-    announce,
-    is_contained,
-    parse_bytes,
-    run_contained,
-)
+
+if TYPE_CHECKING:
+    from flopprof.capture.call import Inputs
+    from flopprof.capture.training import Training
+    from flopprof.model import Loaded
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that say which model and which input."""
+    from flopprof.capture.call import SEED
+    from flopprof.model.trusted import MEMORY_LIMIT, TIME_LIMIT_S
+
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -96,6 +94,8 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
     Raises:
         FlopprofError: The file is not the one that is trusted, or a limit stopped it.
     """
+    from flopprof.model.trusted import announce, is_contained, parse_bytes, run_contained
+
     memory_bytes = parse_bytes(args.memory_limit)
     if not args.time_limit > 0:
         raise UsageError(f"--time-limit is {args.time_limit}", remedy="give seconds, such as 600")
@@ -117,12 +117,13 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
 
 def load(
     args: Namespace, *, device: str, meta: bool = False
-) -> tuple[Loaded, Inputs, dict[str, Any]]:
+) -> tuple["Loaded", "Inputs", dict[str, Any]]:
     """Return the model, its inputs and their provenance.
 
     Raises:
         FlopprofError: The file, the architecture or the input is not usable.
     """
+    from flopprof.capture.call import SEED, Inputs, guess_input
     from flopprof.formulas.external import load_formulas
     from flopprof.model import load_model
     from flopprof.model.inputs import make_inputs, parse_input
@@ -168,7 +169,7 @@ def load(
     return loaded, Inputs(positional, named), provenance
 
 
-def training(args: Namespace) -> "Training | bool":  # type: ignore[name-defined]  # noqa: F821
+def training(args: Namespace) -> "Training | bool":
     """Return how the model is trained; False where it is not."""
     from flopprof.capture.training import Training
     from flopprof.model.usercode import find_function, foreign_code

@@ -1,5 +1,6 @@
 """`flopprof run`: the whole job on one model file."""
 
+import shlex
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -91,6 +92,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
             raise UsageError(f"{target} holds {name}, and is replaced", remedy="another -o DIR")
     with Progress() as progress, writing(target, force=args.force) as folder:
         made = make(progress)
+        made.meta["command"] = shlex.join(["flopprof", *args.arguments])
         if (old := _source(target)) and old != made.meta.get("source"):
             warnings.warn(f"{target} held the run of another model, {old}: replaced", stacklevel=1)
         progress("drawing")
