@@ -14,6 +14,7 @@ from flopprof.ceilings.ceiling import Ceilings, load_ceilings
 from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.devices.categories import device_kind
 from flopprof.errors import UsageError
+from flopprof.files import real_path
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
 from flopprof.run import Run
@@ -50,7 +51,7 @@ def analyse_traces(
         LoadError: A file is no trace, or damaged.
     """
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    if len({file.resolve() for file in files}) < len(files):
+    if len({real_path(file) for file in files}) < len(files):
         raise UsageError("one trace is given twice", remedy="give each rank's trace once")
     traces: dict[int, Trace] = {}
     ranks, steps, warnings = [], [], []

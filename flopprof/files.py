@@ -14,11 +14,35 @@ _FOLDER = "choose another folder with -o"
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), f"free space or {_FOLDER}"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), f"{_FOLDER}, one you may write to"),
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR), f"make its folder first, or {_FOLDER}"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.EEXIST), f"make its folder first, or {_FOLDER}"
+    ),
     errno.EISDIR: "name a file in it",
     errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "choose another name",
+    errno.EILSEQ: "choose another name",
+    errno.EINVAL: "choose another name",
+    **dict.fromkeys((errno.EBUSY, errno.ETXTBSY), "choose another name, or wait and try again"),
+    errno.EIO: _FOLDER,
 }
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def real_path(path: str | Path) -> Path:
+    """Return where `path` leads once links are followed; it need not be there.
+
+    Raises:
+        UsageError: Its links lead round in a circle, or it cannot be a name.
+    """
+    with explain_os_errors(path):
+        try:
+            resolved = Path(path).resolve()
+            is_loop = resolved.is_symlink()
+        except RuntimeError:  # of pathlib up to Python 3.12
+            is_loop = True
+        if is_loop:
+            raise OSError(errno.ELOOP, "its links lead round in a circle")
+        return resolved
 
 
 def check_target(path: str | Path, *, force: bool = False) -> Path:
@@ -27,8 +51,12 @@ def check_target(path: str | Path, *, force: bool = False) -> Path:
     Raises:
         UsageError: It is a file, or a folder that holds something other than a run.
     """
-    target = Path(path)
-    if target.resolve() in (Path.cwd(), *Path.cwd().parents, Path.home()):
+    with explain_os_errors(path):
+        return _checked(Path(path), force=force)
+
+
+def _checked(target: Path, *, force: bool) -> Path:
+    if real_path(target) in (Path.cwd(), *Path.cwd().parents, Path.home()):
         raise UsageError(
             f"{target} is the current folder, one above it or your home; a run replaces its folder",
             remedy="choose a folder of its own with -o",
@@ -53,7 +81,7 @@ def writing(path: str | Path, *, force: bool = False) -> Iterator[Path]:
     Raises:
         UsageError: `path` may not be replaced, or the disk is full or not writable.
     """
-    target = check_target(path, force=force).resolve()  # what a link leads to is replaced
+    target = real_path(check_target(path, force=force))  # what a link leads to is replaced
     with explain_os_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
@@ -83,16 +111,33 @@ def _swap(staging: Path, target: Path) -> None:
 @contextmanager
 def explain_os_errors(path: str | Path) -> Iterator[None]:
     """Turn an operating system's refusal to write below `path` into a `UsageError`."""
+    _check_name(path)
     try:
         yield
     except (OSError, UsageError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
-        if not isinstance(cause, OSError) or cause.errno not in _REMEDIES:
+        if not isinstance(cause, OSError) or not is_refusal(cause):
             raise
         fact = f"cannot be written: {str(cause.strerror).lower()}"
         if cause.errno in _FULL:
             fact = "could not be finished: the disk is full"
         raise UsageError(f"{path} {fact}", remedy=_REMEDIES[cause.errno]) from error
+
+
+def is_refusal(error: OSError) -> bool:
+    """Return whether the system refuses a path or what is written there: no fault of ours."""
+    return error.errno in _REMEDIES
+
+
+def _check_name(path: str | Path) -> None:
+    """Raise `UsageError` where the operating system has no way to write `path` as a name."""
+    try:
+        is_name = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        is_name = False
+    if not is_name:
+        problem = f"{str(path)!r} holds a letter that no file's name can have"
+        raise UsageError(problem, remedy="choose another name")
 
 
 @contextmanager
@@ -107,7 +152,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     with explain_os_errors(path):
         special = path.exists() and not path.is_file()
-        target = path if special else path.resolve()
+        target = path if special else real_path(path)
         if target.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         if target.is_file() and not target.stat().st_mode & 0o222:  # which root might replace

@@ -1,6 +1,7 @@
 """Turn arguments into a call, and errors into a message and an exit code; a file per subcommand."""
 
 import argparse
+import errno
 import importlib
 import io
 import json
@@ -140,14 +141,26 @@ def _run(arguments: Sequence[str]) -> int:
         for stream in filter(None, (sys.stdout, _answer)):
             stream.flush()
     except OSError as error:
-        if isinstance(error, BrokenPipeError) or error.filename is not None:
+        if isinstance(error, BrokenPipeError):
             raise
+        if error.filename is not None:
+            raise _named(error) or error from error
         _discard_output()
         raise UsageError(
             f"stdout cannot be written: {str(error.strerror).lower()}",
             remedy="free space there, or redirect it elsewhere",
         ) from error
     return code
+
+
+def _named(error: OSError) -> UsageError | None:
+    """Return what the system refused of a path that the user may have named; None for a bug."""
+    from flopprof.files import is_refusal
+
+    if error.errno == errno.ENOENT or not is_refusal(error):
+        return None
+    fact = f"{error.filename}: {str(error.strerror).lower()}"
+    return UsageError(fact, remedy="name another file or folder")
 
 
 def _discard_output() -> None:

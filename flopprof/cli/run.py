@@ -84,11 +84,12 @@ def run(parser: ArgumentParser) -> Handler:
 def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:  # type: ignore[name-defined]  # noqa: F821
     """Make a run, write it with chart and report into `target`, and print it."""
     from flopprof.errors import UsageError
-    from flopprof.files import check_target, writing
+    from flopprof.files import check_target, real_path, writing
 
     check_target(target, force=args.force)
     for name in getattr(args, "files", None) or [args.model]:
-        if target.resolve() in (Path(name).resolve(), *Path(name).resolve().parents):
+        source = real_path(name)
+        if real_path(target) in (source, *source.parents):
             raise UsageError(f"{target} holds {name}, and is replaced", remedy="another -o DIR")
     with Progress() as progress, writing(target, force=args.force) as folder:
         made = make(progress)

@@ -46,12 +46,8 @@ def trace(parser: ArgumentParser) -> Handler:
             kind = detect(Path(name))
             if kind.name not in ("json", "compressed", "text", "unknown", "empty"):
                 raise LoadError(f"{name} is {kind.what}, no trace", remedy="name a trace's .json")
-        if args.annotate and Path(args.annotate).is_file() and not args.force:
-            raise UsageError(f"{args.annotate} exists", remedy="name another file, or add --force")
-        if args.annotate and not (folder := Path(args.annotate).resolve().parent).is_dir():
-            raise UsageError(f"there is no folder {folder}", remedy="make it first")
-        if args.annotate and Path(args.annotate).resolve() == Path(args.files[0]).resolve():
-            raise UsageError("--annotate would replace the trace itself", remedy="another name")
+        if args.annotate:
+            _check_annotated(args)
         if args.formulas:
             from flopprof.formulas.external import load_formulas
 
@@ -83,3 +79,18 @@ def trace(parser: ArgumentParser) -> Handler:
         return code
 
     return handle
+
+
+def _check_annotated(args: Namespace) -> None:
+    """Raise `UsageError` unless --annotate names a file that may be written."""
+    from flopprof.errors import UsageError
+    from flopprof.files import explain_os_errors, real_path
+
+    target = Path(args.annotate)
+    with explain_os_errors(target):
+        if target.is_file() and not args.force:
+            raise UsageError(f"{target} exists", remedy="name another file, or add --force")
+        if not (folder := real_path(target).parent).is_dir():
+            raise UsageError(f"there is no folder {folder}", remedy="make it first")
+        if real_path(target) == real_path(args.files[0]):
+            raise UsageError("--annotate would replace the trace itself", remedy="another name")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flopprof.errors import UsageError
+from flopprof.files import real_path
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work, load_op_formulas
 from flopprof.formulas.generated import GENERATED, generated
 from flopprof.model.usercode import import_code
@@ -21,7 +22,7 @@ def load_formulas(path: str | Path) -> None:
         ModelError: It raised, or names an op that has a formula.
     """
     load_op_formulas()  # first: theirs may not be ours again
-    file = Path(path).resolve()
+    file = real_path(path)
     if file not in _LOADED:
         if file.suffix != ".py":
             raise UsageError(f"{path} is not a Python file", remedy="give FILE.py to --formulas")
