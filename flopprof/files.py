@@ -114,14 +114,19 @@ def explain_os_errors(path: str | Path) -> Iterator[None]:
     _check_name(path)
     try:
         yield
-    except (OSError, UsageError) as error:
+    except (OSError, _UnwritableError) as error:
         cause = error if isinstance(error, OSError) else error.__cause__
         if not isinstance(cause, OSError) or not is_refusal(cause):
             raise
         fact = f"cannot be written: {str(cause.strerror).lower()}"
         if cause.errno in _FULL:
             fact = "could not be finished: the disk is full"
-        raise UsageError(f"{path} {fact}", remedy=_REMEDIES[cause.errno]) from error
+        remedy = _REMEDIES[cause.errno or 0]
+        raise _UnwritableError(f"{path} {fact}", remedy=remedy) from cause
+
+
+class _UnwritableError(UsageError):
+    """The system refused what was written; a block around it names its own path instead."""
 
 
 def is_refusal(error: OSError) -> bool:

@@ -1,5 +1,6 @@
 """Files and folders written whole or not at all: through links, into pipes, onto full disks."""
 
+import errno
 import os
 import stat
 import threading
@@ -83,3 +84,14 @@ def test_each_refusal_has_its_own_remedy(tmp_path, name, remedy):
 
     assert remedy in raised.value.remedy
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_read_while_a_folder_is_written_is_not_blamed_on_the_folder(tmp_path):
+    def read_nothing():
+        with writing(tmp_path / "x"):
+            raise UsageError("none.json cannot be read", remedy="name another") from OSError(
+                errno.ENOENT, "no such file"
+            )
+
+    with pytest.raises(UsageError, match="none.json cannot be read"):
+        read_nothing()

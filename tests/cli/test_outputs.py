@@ -1,6 +1,5 @@
-"""Where output cannot be written: exit code 2, the fact and the way out, and nothing left behind."""
+"""Output that cannot be written: exit code 2, the fact, the way out, and nothing left behind."""
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,10 +47,10 @@ def _a_run_and_a_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
         folder = Path(f"folder{suffix}")
         folder.mkdir()
         (folder / "mine").touch()
-    before = sorted(os.listdir())
+    before = {path.name for path in Path().iterdir()}
     yield
-    after = set(os.listdir()) - {"t.flopprof"}  # --annotate is refused before or after the run
-    assert sorted(after) == before
+    after = {path.name for path in Path().iterdir()}
+    assert after - {"t.flopprof"} == before  # --annotate is refused before or after the run
 
 
 @pytest.mark.parametrize("place", PLACES)
