@@ -216,11 +216,11 @@ def profile(
         if tf32:
             stack.enter_context(place.tf32())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
-        stack.enter_context(unchanged(model, training=bool(train)))
+        snapshot = stack.enter_context(unchanged(model, given, training=bool(train)))
         training = as_training(train)
 
         def calling(called: "nn.Module") -> Callable[[], Any]:
-            call = guarded(called, training.of(called, given) if training else given)
+            call = guarded(called, training.of(called, given) if training else given, snapshot)
             return autocasting(call, place.torch_device, autocast) if autocast else call
 
         call, fused, described = calling(model), None, place.describe()

@@ -1,17 +1,19 @@
 """Call a model and leave it as it was: its inputs, its mode, its copy on the meta device."""
 
 import copy
+import dataclasses
 import inspect
 import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
+from flopprof.capture.restore import Snapshot, is_bare_iterator, repeated
 from flopprof.errors import FlopprofError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -38,21 +40,56 @@ class Inputs:
         from torch.nn.utils.rnn import PackedSequence
         from torch.utils._pytree import tree_map
 
+        moved: dict[int, Any] = {}  # one tensor given twice stays one
+
         def move(value: Any) -> Any:
-            can_move = isinstance(value, torch.Tensor | PackedSequence)
-            return value.to(device) if can_move else value
+            if not isinstance(value, torch.Tensor | PackedSequence):
+                return value
+            if id(value) not in moved:
+                moved[id(value)] = value.to(device)
+            return moved[id(value)]
 
         given = (self.args, dict(self.kwargs))
         return Inputs(*tree_map(move, given, is_leaf=lambda v: isinstance(v, PackedSequence)))
+
+    def fresh(self) -> Self:
+        """Return the inputs for one call: containers and iterators of its own, the same values.
+
+        Plain tensors share their values with the caller's and nothing else: what a call does to
+        their gradient, shape or history stays with it.
+        """
+        import torch
+        from torch.nn.utils.rnn import PackedSequence
+        from torch.utils._pytree import tree_map
+
+        of_call: dict[int, torch.Tensor] = {}
+
+        def renew(value: Any) -> Any:
+            if is_bare_iterator(value):
+                return repeated(value)
+            if type(value) is not torch.Tensor or value.layout != torch.strided:
+                return value
+            if id(value) not in of_call:  # one tensor given twice stays one
+                of_call[id(value)] = value.detach().requires_grad_(value.requires_grad)
+            return of_call[id(value)]
+
+        given = (self.args, dict(self.kwargs))
+        args, kwargs = tree_map(renew, given, is_leaf=lambda v: isinstance(v, PackedSequence))
+        return dataclasses.replace(self, args=args, kwargs=kwargs)
+
+    @property
+    def leaves(self) -> list[Any]:
+        """What lies in the inputs' tuples, lists and dicts: tensors, and objects of any kind."""
+        from torch.utils._pytree import tree_leaves
+
+        return tree_leaves((self.args, dict(self.kwargs)))
 
     @property
     def tensors(self) -> list["torch.Tensor"]:
         """The tensors in the inputs, however nested."""
         import torch
-        from torch.utils._pytree import tree_leaves
 
-        leaves = tree_leaves((self.args, dict(self.kwargs)))
-        return [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
 
     @property
     def text(self) -> str:
@@ -121,12 +158,18 @@ def home(model: "nn.Module") -> tuple[str, str | None]:
 
 
 @contextmanager
-def unchanged(model: "nn.Module", *, training: bool = False) -> Iterator[None]:
-    """Run the block without gradients and in eval mode, or `training`; then restore the model.
+def unchanged(
+    model: "nn.Module", inputs: Inputs | None = None, *, training: bool = False
+) -> Iterator[Snapshot]:
+    """Run the block without gradients and in eval mode, or `training`; then restore all.
 
-    Restored are modes, random state, gradients and buffers; when training, parameters too, from
-    copies. Elsewhere a change of parameters is only told of, since copies would take too much
-    memory. Other attributes, such as lists that a forward appends to, stay as it leaves them.
+    Restored are modes, random state, gradients and buffers, what the inputs hold, and what the
+    model's attributes hold; when training, parameters too, from copies. Elsewhere a change of
+    parameters is only told of, since copies would take too much memory. What is yielded restores
+    inputs, attributes, buffers and random state before each of several calls.
+
+    Raises:
+        UsageError: An input can be read only once.
     """
     import torch
 
@@ -148,8 +191,13 @@ def unchanged(model: "nn.Module", *, training: bool = False) -> Iterator[None]:
                 module.training = training
         for parameter in parameters if training else ():
             parameter.grad = None  # else a step would add to them
+        leaves = inputs.leaves if inputs else ()
         try:
-            yield
+            snapshot = Snapshot(model, leaves, device=str(device))
+            try:
+                yield snapshot
+            finally:
+                snapshot.restore(fully=True)
         finally:
             for module, mode, buffers in before:
                 module.training = mode
@@ -202,18 +250,51 @@ def meta_twin(model: "nn.Module") -> "nn.Module | None":
         return None
 
 
-def guarded(model: "nn.Module", inputs: Inputs) -> Callable[[], Any]:
-    """Return a call of the model whose exceptions say whether input or model is at fault."""
+@dataclass(slots=True)
+class Call:
+    """A call of the model that can be repeated; its errors say whether input or model is at fault.
 
-    def call() -> Any:
+    Attributes:
+        model: What is called.
+        inputs: What it is called with; each call gets its own.
+        snapshot: What model and inputs hold, to be put back before each call.
+        context: What each call runs in.
+    """
+
+    model: "nn.Module"
+    inputs: Inputs
+    snapshot: Snapshot | None = None
+    context: Callable[[], AbstractContextManager[Any]] = nullcontext
+    _ready: Inputs | None = None
+
+    def prepare(self) -> None:
+        """Make the next call's inputs: what takes time and is no part of the call."""
+        if self.snapshot:
+            self.snapshot.restore()
+        self._ready = self.inputs.fresh()
+
+    def __call__(self) -> Any:
+        """Call the model once.
+
+        Raises:
+            UsageError: The input is at fault.
+            ModelError: The model raised.
+        """
+        if self._ready is None:
+            self.prepare()
+        inputs, self._ready = self._ready or self.inputs, None
         try:
-            return inputs.call(model)
+            with self.context():
+                return inputs.call(self.model)
         except (FlopprofError, MemoryError, KeyboardInterrupt):
             raise
         except BaseException as error:  # also sys.exit, which would end the program in silence
-            raise _blame(model, inputs, error) from error
+            raise _blame(self.model, inputs, error) from error
 
-    return call
+
+def guarded(model: "nn.Module", inputs: Inputs, snapshot: Snapshot | None = None) -> Call:
+    """Return a call of the model, from the same state each time where there is a snapshot of it."""
+    return Call(model, inputs, snapshot)
 
 
 def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> FlopprofError:
@@ -310,19 +391,14 @@ def _guesses(model: "nn.Module") -> list[str]:
     return []
 
 
-def autocasting(call: Callable[[], Any], device: str, dtype: str) -> Callable[[], Any]:
+def autocasting(call: Call, device: str, dtype: str) -> Call:
     """Return `call` under autocast; each call casts the weights anew, as a training loop does."""
     import torch
 
     if dtype not in ("bfloat16", "float16"):
         raise UsageError(f"autocast knows no {dtype!r}", remedy="give bfloat16 or float16")
     context = torch.autocast(device.partition(":")[0], getattr(torch, dtype))
-
-    def inside() -> Any:
-        with context:
-            return call()
-
-    return inside
+    return dataclasses.replace(call, context=lambda: context)
 
 
 @contextmanager

@@ -39,13 +39,13 @@ def count_and_trace(
     eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
     training = as_training(train)
     with (
-        unchanged(model, training=bool(train)),
+        unchanged(model, inputs, training=bool(train)) as snapshot,
         eager,
         ShapesOnce() if home(model)[0] == "meta" else nullcontext(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
         path = Path(folder) / "trace.json"
-        call = guarded(model, training.of(model, inputs) if training else inputs)
+        call = guarded(model, training.of(model, inputs) if training else inputs, snapshot)
         if training:
             call()  # an optimizer's first step makes its state
         device = find_device("cpu")  # the meta device records as host ops

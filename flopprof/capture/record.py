@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flopprof.capture.call import Call
 from flopprof.capture.hooks import PREFIX, module_ranges
 from flopprof.devices import Device
 from flopprof.errors import UsageError
@@ -114,6 +115,7 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]
         acc_events=False,
         experimental_config=_ExperimentalConfig(profile_all_threads=True),
     )
+    _prepare(call)
     with ExitStack() as cleanup:
         with _quiet_kineto():
             profiler.start()
@@ -124,6 +126,12 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]
         device.synchronize()
         elapsed_us = (time.perf_counter() - start) * 1e6
     return elapsed_us, profiler
+
+
+def _prepare(call: Callable[[], object]) -> None:
+    """Have a `Call` make its inputs before the clock runs; a plain function has none to make."""
+    if isinstance(call, Call):
+        call.prepare()
 
 
 def _stop(profiler: Any) -> None:
@@ -153,6 +161,7 @@ def time_calls(
     times_us = []
     with _no_garbage_collection():
         for index in range(warmup + repeats):
+            _prepare(call)
             device.synchronize()
             elapsed_us = device.elapsed_us(call)
             if index >= warmup:

@@ -1,6 +1,6 @@
 """What measuring changed is said: other ops under our ranges."""
 
-import random
+import secrets
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ class Fickle(nn.Module):
     """Takes another path each time, watched or not."""
 
     def forward(self, x):
-        for _ in range(random.randrange(1, 1000)):
+        for _ in range(1 + secrets.randbelow(1000)):
             x = x.exp()
         return x
 
