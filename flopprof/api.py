@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,19 +11,25 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from flopprof.assemble import assemble
+from flopprof.assemble import Witnesses, assemble
 from flopprof.capture.call import (
     Inputs,
     are_sizes,
     as_inputs,
     autocasting,
-    first_float,
     guarded,
     home,
     is_size,
     meta_twin,
     unchanged,
     using_threads,
+)
+from flopprof.capture.describe import (
+    Origin,
+    describe_environment,
+    describe_source,
+    describe_telemetry,
+    main_dtype,
 )
 from flopprof.capture.passes import (
     against_eager,
@@ -33,6 +40,7 @@ from flopprof.capture.passes import (
     observer_effect,
 )
 from flopprof.errors import FlopprofError, UsageError
+from flopprof.provenance import Called, CallProvenance, CountProvenance, DeviceFacts, Spread, Timing
 from flopprof.run import Count, Run
 from flopprof.tables import ROOFLINES
 
@@ -105,7 +113,8 @@ def _count_sizes(
     for size in sizes:
         run = run_count(model, as_inputs(size, kwargs, model), train=train)
         names = ("matmul_flops", "vector_flops", "flops", "flops_at_most")
-        rows.append({"input": run.meta["input"]} | {n: getattr(run.totals, n) for n in names})
+        figures = {name: getattr(run.totals, name) for name in names}
+        rows.append({"input": run.provenance.called.input} | figures)
     return pd.DataFrame(rows)
 
 
@@ -114,17 +123,17 @@ def run_count(
     inputs: Inputs,
     *,
     train: "bool | Training" = False,
-    meta: dict[str, Any] | None = None,
+    origin: Origin | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
     """Return a `Run` without times: hooks and formulas over one call on the meta device."""
-    import torch
-
     progress("counting")
-    traced, doubts = None, []
+    traced = None
+    doubts = []
     if home(model)[0] != "meta" and (twin := meta_twin(model)) is not None:
         try:
-            where, traced = "meta", count_and_trace(twin, inputs.to("meta"), train)
+            traced = count_and_trace(twin, inputs.to("meta"), train)
+            where = "meta"
         except FlopprofError:
             # What the model says on its own device is clearer, or it runs there.
             doubts = [
@@ -133,19 +142,23 @@ def run_count(
             ]
     if traced is None:
         where = home(model)[0]
-        given = inputs.to("meta") if where == "meta" else inputs
-        traced = count_and_trace(model, given, train)
+        traced = count_and_trace(model, inputs.to("meta") if where == "meta" else inputs, train)
     trace, module_calls = traced
-    return assemble(
-        model,
-        inputs,
-        module_calls,
-        trace,
-        ROOFLINES.empty(),
-        meta={"device": {"name": where, "kind": where}, **(meta or {}), "torch": torch.__version__},
-        timed=False,
-        doubts=doubts,
+    origin = origin or Origin()
+    provenance = CountProvenance(
+        source=describe_source(model, module_calls, origin),
+        called=Called(
+            dtype=main_dtype(model, inputs),
+            input=inputs.text,
+            input_source=origin.input_source,
+            train=bool(train),
+        ),
+        device=DeviceFacts(name=where, kind=where),
+        environment=describe_environment(),
     )
+    witnesses = Witnesses(module_calls, trace.ops, trace.gaps, trace.kernels)
+    doubts = [*origin.warnings, *doubts, *trace.info["warnings"]]
+    return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 
 def profile(
@@ -162,7 +175,7 @@ def profile(
     tf32: bool = False,
     autocast: str | None = None,
     compile: bool | str = False,
-    meta: dict[str, Any] | None = None,
+    origin: Origin | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
     """Count, trace and time one call of `model`, and reconcile the three.
@@ -185,7 +198,7 @@ def profile(
         autocast: Element type that `torch.autocast` runs products in, such as "bfloat16".
         compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
             FLOPs and sites are those of the eager call: the mathematics is the same.
-        meta: More provenance to store with the run.
+        origin: Where model and inputs come from, if not from Python.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -193,8 +206,6 @@ def profile(
         LoadError: The ceilings file is damaged.
         ModelError: The model raised.
     """
-    import torch
-
     from flopprof.capture.modules import count_modules
     from flopprof.capture.record import record_trace, summarise_times, time_calls
     from flopprof.ceilings import find_ceilings
@@ -210,7 +221,7 @@ def profile(
     if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:
         model = copy.deepcopy(model).to(place.torch_device)
     given = given.to(place.torch_device)
-    dtype = autocast or home(model)[1] or first_float(given) or "float32"
+    dtype = autocast or main_dtype(model, given)
     with ExitStack() as stack:
         stack.enter_context(using_threads(threads))
         if tf32:
@@ -255,35 +266,41 @@ def profile(
             user = None if isinstance(ceilings, bool) else ceilings
             found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
             rooflines, doubts = found.rooflines(), [*noticed, *found.warnings]
-    wall = summarise_times(times_us)
-    compiled: dict[str, Any] = {}
+    wall = Spread(**summarise_times(times_us))
+    eager_wall = None
+    compiled = None
     if fused:
-        compiled = against_eager(*fused, trace.ops)
-        doubts += compiled.pop("doubts")
+        facts, compiled_trace = fused
+        eager_wall = wall
+        wall = Spread(**facts.pop("wall_us"))
+        compiled, noticed = against_eager(facts, compiled_trace, trace.ops)
+        doubts += noticed
     progress("reconciling")
-    return assemble(
-        model,
-        given,
-        module_calls,
-        trace,
-        rooflines,
-        meta={
-            "device": described,
-            "torch": torch.__version__,
-            "wall_us": wall,
-            "traced_us": recording.traced_us,
-            "slowdown_frac": recording.traced_us / wall["median"] - 1,
-            "observer": observer,
-            "repeats": repeats,
-            "train": bool(train),
-            "dtype": dtype,
-            "tf32": tf32,
-            "autocast": autocast,
-            "telemetry": {**telemetry, "calls": max(warmup - 1, 0) + repeats} if telemetry else {},
-            **({"wall_us": compiled["wall_us"], "eager_wall_us": wall} if compiled else {}),
-            "compiled": compiled,
-            **(meta or {}),
-        },
-        doubts=doubts,
-        packed=packed,
+    origin = origin or Origin()
+    provenance = CallProvenance(
+        source=describe_source(model, module_calls, origin),
+        called=Called(
+            dtype=dtype,
+            input=given.text,
+            input_source=origin.input_source,
+            train=bool(train),
+            tf32=tf32,
+            autocast=autocast,
+        ),
+        device=DeviceFacts(**described),
+        environment=describe_environment(),
+        timing=Timing(
+            wall_us=wall,
+            eager_wall_us=eager_wall,
+            repeats=repeats,
+            traced_us=recording.traced_us,
+            slowdown_frac=recording.traced_us / (eager_wall or wall).median - 1,
+            device_busy_us=trace.info.get("device_busy_us", math.nan),
+            observer=observer,
+        ),
+        telemetry=describe_telemetry(telemetry, max(warmup - 1, 0) + repeats),
+        compiled=compiled,
     )
+    witnesses = Witnesses(module_calls, trace.ops, trace.gaps, trace.kernels)
+    doubts = [*origin.warnings, *doubts, *trace.info["warnings"]]
+    return assemble(witnesses, rooflines, provenance, doubts=doubts, trace=packed)

@@ -1,86 +1,99 @@
-"""Join witnesses, rooflines and provenance into a `Run`."""
+"""The one place where a `Run` is made: from witnesses, rooflines and provenance."""
 
-import datetime
 import math
-import platform
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from dataclasses import dataclass
 
+import msgspec
 import pandas as pd
 
-import flopprof
-from flopprof.capture.call import Inputs, first_float, home
+from flopprof.judge.reconcile import reconcile
+from flopprof.judge.roofs import roof_doubts
+from flopprof.provenance import (
+    AnyProvenance,
+    CallProvenance,
+    CountProvenance,
+    SavedTotals,
+    warned,
+)
 from flopprof.run import Run
 from flopprof.tables import KERNELS
 
-if TYPE_CHECKING:
-    from torch import nn
 
-    from flopprof.trace.read import Trace
+@dataclass(frozen=True, slots=True)
+class Witnesses:
+    """What the passes found: tables MODULE_CALLS, OPS, GAPS and KERNELS."""
+
+    module_calls: pd.DataFrame
+    ops: pd.DataFrame
+    gaps: pd.DataFrame
+    kernels: pd.DataFrame
 
 
 def assemble(
-    model: "nn.Module",
-    inputs: Inputs,
-    module_calls: pd.DataFrame,
-    trace: "Trace",
+    witnesses: Witnesses,
     rooflines: pd.DataFrame,
+    provenance: AnyProvenance,
     *,
-    meta: dict[str, Any],
-    timed: bool = True,
-    doubts: Sequence[str] = (),
-    packed: bytes | None = None,
+    doubts: Iterable[str] = (),
+    trace: bytes | None = None,
 ) -> Run:
-    """Reconcile what the passes found and return it as a `Run` with its provenance."""
-    from flopprof.capture.hooks import module_paths
-    from flopprof.judge.reconcile import reconcile
-    from flopprof.judge.roofs import roof_doubts
+    """Reconcile what the passes found, and return it as a `Run`.
 
-    dtype = meta.get("dtype") or home(model)[1] or first_float(inputs) or "float32"
-    called = set(module_calls["module_path"])
-    never = [
-        path
-        for module, path in module_paths(model).items()
-        if path not in called and type(module).__name__ not in ("ModuleList", "ModuleDict")
-    ]
+    Args:
+        witnesses: What the passes found.
+        rooflines: The device's ceilings, table ROOFLINES; empty where they are not known.
+        provenance: What is known of the run by now; totals and warnings are added here.
+        doubts: What makes figures doubtful, beside the warnings that `provenance` has.
+        trace: The recorded trace, gzipped.
+    """
+    timed = not isinstance(provenance, CountProvenance)
     sites, ops = reconcile(
-        module_calls,
-        trace.ops,
-        trace.gaps,
-        trace.kernels if timed else KERNELS.empty(),
+        witnesses.module_calls,
+        witnesses.ops,
+        witnesses.gaps,
+        witnesses.kernels if timed else KERNELS.empty(),
         rooflines,
-        dtype=dtype,
-        never_called=never,
+        dtype=provenance.called.dtype,
+        never_called=list(provenance.source.never_called),
         timed=timed,
     )
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
+    if isinstance(provenance, CallProvenance):
+        provenance = _with_overhead(provenance, witnesses.gaps, sites)
+    warnings = warned([*provenance.warning_texts, *doubts, *roof_doubts(sites)])
+    provenance = msgspec.structs.replace(provenance, warnings=warnings)
+    run = Run(witnesses.module_calls, ops, witnesses.kernels, rooflines, sites, provenance, trace)
+    return _with_totals(run)
+
+
+def _with_overhead(
+    provenance: CallProvenance, gaps: pd.DataFrame, sites: pd.DataFrame
+) -> CallProvenance:
+    """Add the time between ops that is no hidden work."""
     hidden_us = sites.loc[sites["op"] == "(gap)", "time_us"].sum()
-    gaps_us = trace.gaps["duration_us"].sum() - hidden_us if timed else math.nan
-    provenance = {
-        "model": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "input": inputs.text,
-        "dtype": dtype,
-        "flopprof": flopprof.__version__,
-        "python": platform.python_version(),
-        "platform": f"{platform.system()} {platform.machine()}",
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "never_called": never,
-        "host_overhead_us": gaps_us,
-        "device_busy_us": trace.info.get("device_busy_us", math.nan),
-        **meta,
-        "warnings": [
-            *meta.get("warnings", []),
-            *doubts,
-            *trace.info["warnings"],
-            *roof_doubts(sites),
-        ],
-    }
-    run = Run(module_calls, ops, trace.kernels, rooflines, sites, provenance, packed)
+    overhead_us = float(gaps["duration_us"].sum() - hidden_us)
+    timing = msgspec.structs.replace(provenance.timing, host_overhead_us=overhead_us)
+    return msgspec.structs.replace(provenance, timing=timing)
+
+
+def _with_totals(run: Run) -> Run:
     totals = run.totals
-    provenance["totals"] = {
-        name: getattr(totals, name)
-        for name in ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac")
-    }
-    return run
+    saved = SavedTotals(
+        matmul_flops=totals.matmul_flops,
+        vector_flops=totals.vector_flops,
+        flops=totals.flops,
+        flops_at_most=totals.flops_at_most,
+        coverage_frac=totals.coverage_frac,
+    )
+    provenance = msgspec.structs.replace(run.provenance, totals=saved)
+    return Run(
+        run.module_calls,
+        run.ops,
+        run.kernels,
+        run.rooflines,
+        run.sites,
+        provenance,
+        run.trace,
+    )

@@ -10,13 +10,24 @@ import numpy as np
 import pandas as pd
 
 import flopprof
+from flopprof.assemble import Witnesses, assemble
 from flopprof.ceilings.ceiling import Ceilings, load_ceilings
 from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.devices.categories import device_kind
 from flopprof.errors import UsageError
 from flopprof.files import real_path
-from flopprof.judge.reconcile import reconcile
-from flopprof.judge.roofs import roof_doubts
+from flopprof.provenance import (
+    COMMAND,
+    Called,
+    DeviceFacts,
+    Environment,
+    Rank,
+    Source,
+    Step,
+    TraceFacts,
+    TraceProvenance,
+    warned,
+)
 from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS
 from flopprof.trace.read import Trace, read_trace
@@ -37,7 +48,7 @@ def analyse_traces(
 ) -> Run:
     """Return the `Run` of one trace, or of several ranks' traces of one job together.
 
-    Ops, kernels and sites of all ranks are added up; `meta["ranks"]` has each rank's part.
+    Ops, kernels and sites of all ranks are added up; `provenance.ranks` has each rank's part.
 
     Args:
         paths: Chrome traces by torch.profiler, `.json` or `.json.gz`.
@@ -78,39 +89,41 @@ def analyse_traces(
     warnings += found.warnings
     if len(names := sorted({str(_device(trace).get("name")) for trace in every})) > 1:
         warnings.append(f"the ranks ran on different devices: {', '.join(names)}")
-    rooflines, dtype = found.rooflines(), _main_dtype(ops)
-    sites, ops = reconcile(MODULE_CALLS.empty(), ops, gaps, kernels, rooflines, dtype=dtype)
-    warnings += roof_doubts(sites)
     sums = pd.DataFrame(ranks)
     ranks.sort(key=lambda row: int(row["rank"]))
-    meta: dict[str, Any] = {
-        "model": files[0].name.removesuffix(".gz").removesuffix(".json"),
-        "device": _described(device, gpu, every[0].info["vendors"], on_gpu=len(kernels) > 0),
-        "dtype": dtype,
-        "flopprof": flopprof.__version__,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "trace": {
-            "files": [str(file) for file in files],
-            "origin_us": every[0].info["origin_us"],
-            **{name: sums[name].sum(min_count=1) for name in _ADDED},
-            "linked_kernel_frac": _share(sums, "linked_kernels", "kernels"),
-            "linked_kernel_time_frac": _share(sums, "linked_kernel_time_us", "kernel_time_us"),
-            "communication_frac": _share(sums, "communication_us", "all_kernels_us"),
-            "overlap_frac": _share(sums, "overlapped_us", "communication_us"),
-            "slowest_rank": _slowest(sums),
-        },
-        "ranks": ranks,
-        "steps": steps,
-        "warnings": list(dict.fromkeys(warnings)),
-    }
-    return Run(MODULE_CALLS.empty(), ops, kernels, rooflines, sites, meta)
+    provenance = TraceProvenance(
+        source=Source(model=files[0].name.removesuffix(".gz").removesuffix(".json")),
+        called=Called(dtype=_main_dtype(ops)),
+        device=_described(device, gpu, every[0].info["vendors"], on_gpu=len(kernels) > 0),
+        environment=Environment(
+            flopprof=flopprof.__version__,
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            command=COMMAND.get(),
+        ),
+        trace=TraceFacts(
+            files=tuple(str(file) for file in files),
+            origin_us=float(every[0].info["origin_us"]),
+            kernels=int(sums["kernels"].sum()),
+            **{name: float(sums[name].sum(min_count=1)) for name in _ADDED},
+            linked_kernel_frac=_share(sums, "linked_kernels", "kernels"),
+            linked_kernel_time_frac=_share(sums, "linked_kernel_time_us", "kernel_time_us"),
+            communication_frac=_share(sums, "communication_us", "all_kernels_us"),
+            overlap_frac=_share(sums, "overlapped_us", "communication_us"),
+            slowest_rank=_slowest(sums),
+        ),
+        ranks=tuple(Rank(**row) for row in ranks),
+        steps=tuple(Step(**row) for row in steps),
+        warnings=warned(warnings),
+    )
+    witnesses = Witnesses(MODULE_CALLS.empty(), ops, gaps, kernels)
+    return assemble(witnesses, found.rooflines(), provenance)
 
 
-_ADDED = ("kernels", "kernel_time_us", "device_busy_us", "communication_us", "span_us")
+_ADDED = ("kernel_time_us", "device_busy_us", "communication_us", "span_us")
 
 
 def _share(ranks: pd.DataFrame, part: str, whole: str) -> float:
-    return ranks[part].sum() / ranks[whole].sum() if ranks[whole].sum() else math.nan
+    return float(ranks[part].sum() / ranks[whole].sum()) if ranks[whole].sum() else math.nan
 
 
 def _slowest(ranks: pd.DataFrame) -> int | None:
@@ -129,17 +142,17 @@ def _rank_facts(trace: Trace) -> dict[str, Any]:
     busy, talking = _union(compute), _union(talk)
     apart = _union(kernels[kernels["kind"].isin(("compute", "communication"))])
     facts = {
-        "gpu": _device(trace).get("name"),
-        "matmul_flops": ops["matmul_flops"].sum(),
-        "flops": (ops["matmul_flops"] + ops["vector_flops"]).sum(),
+        "gpu": str(_device(trace).get("name") or "") or None,
+        "matmul_flops": float(ops["matmul_flops"].sum()),
+        "flops": float((ops["matmul_flops"] + ops["vector_flops"]).sum()),
         "kernels": len(compute),
         "linked_kernels": len(linked),
         "span_us": trace.info["span_us"],
     }
     times = {
-        "kernel_time_us": compute["duration_us"].sum(),
+        "kernel_time_us": float(compute["duration_us"].sum()),
         "device_busy_us": busy,
-        "linked_kernel_time_us": linked["duration_us"].sum(),
+        "linked_kernel_time_us": float(linked["duration_us"].sum()),
         "communication_us": talking,
         "all_kernels_us": apart,
         "communication_frac": talking / apart if apart else math.nan,
@@ -264,15 +277,23 @@ def _ceilings(
 
 def _described(
     device: dict[str, Any], gpu: str | None, vendors: list[str], *, on_gpu: bool
-) -> dict[str, Any]:
+) -> DeviceFacts:
     if not on_gpu:
-        return {"name": "the recording machine's CPU", "kind": "cpu"}
-    name = device.get("name") or "unknown GPU"
+        return DeviceFacts(name="the recording machine's CPU", kind="cpu")
+    name = str(device.get("name") or "unknown GPU")
     kind = device_kind(vendors)
     if "AMD" in name or device.get("warpSize") == 64:
         kind = "rocm"
-    facts = {"sm_count": device.get("numSms"), "memory_bytes": device.get("totalGlobalMem")}
-    return {"name": f"{gpu} (as told)" if gpu else name, "kind": kind, **facts}
+    return DeviceFacts(
+        name=f"{gpu} (as told)" if gpu else name,
+        kind=kind,
+        sm_count=_whole_number(device.get("numSms")),
+        memory_bytes=_whole_number(device.get("totalGlobalMem")),
+    )
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if type(value) is int else None
 
 
 def _main_dtype(ops: pd.DataFrame) -> str:

@@ -1,17 +1,18 @@
 """What a run says of itself: its source, what was called, what was measured, what is doubtful.
 
 Each kind of run has its own type, `CountProvenance`, `CallProvenance` or `TraceProvenance`, made of
-named parts. They are `meta.json` as it is saved: `to_json` and `from_json` are the only way there
-and back. A number that is not known is NaN here and null there; a text that is not known is None.
+named parts; `metafile` writes and reads them. A number that is not known is NaN, a text None.
 """
 
 import math
+from collections.abc import Iterable
+from contextvars import ContextVar
 from typing import Any
 
 import msgspec
 
-SCHEMA_VERSION = 2
-"""Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
+COMMAND: ContextVar[str] = ContextVar("command", default="")
+"""The command line under way; empty where Python code calls, whose arguments are its own."""
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,8 +86,8 @@ class Called(Part, frozen=True, kw_only=True):
 class DeviceFacts(Part, frozen=True, kw_only=True):
     """The device that ran the model; a meta device runs nothing."""
 
-    name: str
-    kind: str
+    name: str = ""
+    kind: str = ""
     index: int | None = None
     uuid: str | None = None
     cores: int | None = None
@@ -306,6 +307,21 @@ class Provenance(Part, tag_field="kind", frozen=True, kw_only=True):
     warnings: tuple[Warned, ...] = ()
     totals: SavedTotals | None = None
 
+    @property
+    def title(self) -> str:
+        """The architecture where it is known, else the model."""
+        return self.source.architecture or self.source.model
+
+    @property
+    def wall_us(self) -> float:
+        """Median wall time of a bare call; NaN where none was timed."""
+        return math.nan
+
+    @property
+    def warning_texts(self) -> list[str]:
+        """The warnings as sentences."""
+        return [warning.text for warning in self.warnings]
+
 
 class CountProvenance(Provenance, tag="count", frozen=True, kw_only=True):
     """Of a count from shapes: nothing was timed."""
@@ -317,6 +333,11 @@ class CallProvenance(Provenance, tag="call", frozen=True, kw_only=True):
     timing: Timing
     telemetry: Telemetry | None = None
     compiled: Compiled | None = None
+
+    @property
+    def wall_us(self) -> float:
+        """Median wall time of a bare call, of the compiled model where it was compiled."""
+        return self.timing.wall_us.median
 
 
 class TraceProvenance(Provenance, tag="trace", frozen=True, kw_only=True):
@@ -330,114 +351,36 @@ class TraceProvenance(Provenance, tag="trace", frozen=True, kw_only=True):
 AnyProvenance = CountProvenance | CallProvenance | TraceProvenance
 
 
-def to_json(provenance: AnyProvenance) -> bytes:
-    """Return the provenance as JSON text, as `meta.json` holds it; NaN is null."""
-    fields: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(provenance))
-    whole = {"schema_version": SCHEMA_VERSION, **fields}
-    return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+def warned(texts: Iterable[str]) -> tuple[Warned, ...]:
+    """Return each text as a warning, once."""
+    return tuple(Warned(text=text) for text in dict.fromkeys(texts))
 
 
-def from_json(text: bytes) -> AnyProvenance:
-    """Return the provenance that `text` holds, of this version or an earlier one.
-
-    Raises:
-        NewerVersionError: It was written by a newer flopprof.
-        ValueError: It is no JSON, or something in it is of another type than declared.
-    """
-    fields = msgspec.json.decode(text)
-    if not isinstance(fields, dict):
-        raise ValueError(f"it holds {type(fields).__name__}, no object")
-    version = fields.pop("schema_version", None)
-    if type(version) is not int or version < 1:
-        raise ValueError(f"its schema_version is {version!r}")
-    if version > SCHEMA_VERSION:
-        raise NewerVersionError(version)
-    if version == 1:
-        fields = _from_version_1(fields)
-    provenance: AnyProvenance = msgspec.convert(_without_nulls(fields), AnyProvenance)
-    return provenance
+def known_facts(part: Part, prefix: str = "") -> dict[str, Any]:
+    """Return what is known in a part, flat: "wall_us median"; lists of parts are left out."""
+    facts: dict[str, Any] = {}
+    for name, value in msgspec.structs.asdict(part).items():
+        label = f"{prefix} {name}".strip()
+        if isinstance(value, Part):
+            facts |= known_facts(value, label)
+        elif isinstance(value, dict):
+            facts |= {f"{label} {key}": inner for key, inner in value.items()}
+        elif isinstance(value, tuple):
+            texts = [str(one) for one in value if not isinstance(one, Part)]
+            facts |= {label: ", ".join(texts)} if texts else {}
+        elif value is not None and value == value and value != "":  # known: neither None nor NaN
+            facts[label] = value
+    return facts
 
 
-class NewerVersionError(Exception):
-    """A run was written by a newer flopprof; `version` is that of its schema."""
-
-    def __init__(self, version: int) -> None:
-        super().__init__(f"schema {version}, this one reads {SCHEMA_VERSION}")
-        self.version = version
+def plain(part: Part) -> dict[str, Any]:
+    """Return a part as a dictionary of plain values, as JSON has them."""
+    fields: dict[str, Any] = msgspec.to_builtins(part, enc_hook=_of_numpy)
+    return fields
 
 
-def _without_nulls(value: Any) -> Any:
-    """Return `value` without the keys that are null: not known is what a field is by default."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
-    return value
-
-
-# Field of a part → its key in version 1, where all keys stood side by side.
-_VERSION_1: dict[str, dict[str, str]] = {
-    "source": {
-        "model": "model",
-        "parameters": "parameters",
-        "architecture": "architecture",
-        "architecture_source": "architecture_source",
-        "alternatives": "alternatives",
-        "file": "source",
-        "weights": "weights",
-        "never_called": "never_called",
-    },
-    "called": {
-        "dtype": "dtype",
-        "input": "input",
-        "input_source": "input_source",
-        "train": "train",
-        "tf32": "tf32",
-        "autocast": "autocast",
-    },
-    "environment": {
-        "flopprof": "flopprof",
-        "date": "date",
-        "torch": "torch",
-        "python": "python",
-        "platform": "platform",
-        "command": "command",
-    },
-    "timing": {
-        "wall_us": "wall_us",
-        "eager_wall_us": "eager_wall_us",
-        "repeats": "repeats",
-        "traced_us": "traced_us",
-        "slowdown_frac": "slowdown_frac",
-        "host_overhead_us": "host_overhead_us",
-        "device_busy_us": "device_busy_us",
-        "observer": "observer",
-    },
-}
-
-
-def _from_version_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys of version 1 as the parts of today."""
-    parts: dict[str, Any] = {}
-    for part, names in _VERSION_1.items():
-        parts[part] = {name: fields[old] for name, old in names.items() if old in fields}
-    parts["source"].setdefault("model", "")
-    parts["called"].setdefault("dtype", "float32")
-    parts["environment"].setdefault("flopprof", "")
-    for name in ("device", "totals"):
-        parts[name] = fields.get(name)
-    parts["device"] = parts["device"] or {"name": "", "kind": ""}
-    parts["warnings"] = [{"text": text} for text in fields.get("warnings") or ()]
-    if "trace" in fields:
-        parts["kind"] = "trace"
-        for name in ("trace", "ranks", "steps"):
-            parts[name] = fields.get(name) or []
-    elif fields.get("wall_us"):
-        parts["kind"] = "call"
-        parts["telemetry"] = fields.get("telemetry") or None
-        parts["compiled"] = fields.get("compiled") or None
-    else:
-        parts["kind"] = "count"
-    if parts["kind"] != "call":
-        del parts["timing"]
-    return parts
+def _of_numpy(value: Any) -> Any:
+    """Return the Python number of one of numpy's, which tables' sums are."""
+    if hasattr(value, "item"):
+        return value.item()
+    raise NotImplementedError(f"{type(value).__name__} in a provenance")

@@ -1,6 +1,5 @@
 """Hold one profiling result and its provenance; save it, load it, add it up."""
 
-import json
 import math
 import tempfile
 from dataclasses import dataclass, field, fields
@@ -13,9 +12,11 @@ import pandas as pd
 from flopprof import tables
 from flopprof.errors import LoadError, UsageError
 from flopprof.files import writing
+from flopprof.metafile import NewerVersionError, decode, encode
+from flopprof.provenance import AnyProvenance, TraceProvenance
 
 SCHEMA_VERSION = 1
-"""Version of the run directory and of every JSON object printed; see CHANGELOG.md."""
+"""Version of every JSON object printed; see CHANGELOG.md."""
 
 _COUNTED = ("matmul_flops", "vector_flops")
 _SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
@@ -69,12 +70,12 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Run:
-    """One profiling result: tables (pandas DataFrames, see `flopprof.tables`) and metadata.
+    """One profiling result: tables (pandas DataFrames, see `flopprof.tables`) and provenance.
 
     Attributes:
-        meta: Provenance: model, input, device, versions, command, date, wall time.
+        provenance: What the run says of itself; its type says what kind of run this is.
         trace: The recorded Chrome trace, gzipped; None where there is none.
     """
 
@@ -83,14 +84,24 @@ class Run:
     kernels: pd.DataFrame
     rooflines: pd.DataFrame
     sites: pd.DataFrame
-    meta: dict[str, Any] = field(default_factory=dict)
+    provenance: AnyProvenance
     trace: bytes | None = field(default=None, repr=False)
 
     @property
     def totals(self) -> Totals:
         """Sums over the sites, and the median wall time."""
-        wall = self.meta.get("wall_us") or {}
-        return add_up(self.sites, wall.get("median", math.nan))
+        return add_up(self.sites, self.provenance.wall_us)
+
+    @property
+    def recorded_elsewhere(self) -> bool:
+        """Whether this is of traces that others recorded: no hook saw the model."""
+        return isinstance(self.provenance, TraceProvenance)
+
+    def equals(self, other: "Run") -> bool:
+        """Return whether the other run has the same tables, provenance and trace."""
+        same_tables = all(getattr(self, name).equals(getattr(other, name)) for name in _SAVED)
+        same_words = encode(self.provenance) == encode(other.provenance)
+        return same_tables and same_words and self.trace == other.trace
 
     def by_module(self) -> pd.DataFrame:
         """Return FLOPs and time per module, its own (`self_…`) and with all modules inside it.
@@ -160,8 +171,7 @@ class Run:
             frame.to_csv(folder / f"{name}.csv", index=False)
         if self.trace is not None:
             (folder / "trace.json.gz").write_bytes(self.trace)
-        text = json.dumps({"schema_version": SCHEMA_VERSION, **to_json(self.meta)}, indent=1)
-        (folder / "meta.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "meta.json").write_bytes(encode(self.provenance))
 
     @classmethod
     def load(cls, path: str | Path) -> "Run":
@@ -177,17 +187,19 @@ class Run:
                 f"there is no folder {folder}",
                 remedy="flopprof run MODEL writes one: MODEL.flopprof",
             )
-        meta = read_meta(folder)
+        provenance = read_provenance(folder)
         frames = {name: tables.TABLES[name].read_csv(folder / f"{name}.csv") for name in _SAVED}
         trace = folder / "trace.json.gz"
         if odd := set(frames["sites"]["verdict"]) - {*tables.VERDICTS}:
             fact = f"{folder}/sites.csv is damaged: there is no verdict {min(odd)!r}"
             raise LoadError(fact, remedy="profile the model again with: flopprof run")
-        saved, found = meta.get("totals") or {}, add_up(frames["sites"], math.nan)
-        if any(saved.get(n, getattr(found, n)) != getattr(found, n) for n in _COUNTED):
+        saved = provenance.totals
+        sums = add_up(frames["sites"], math.nan)
+        if saved and any(getattr(saved, name) != getattr(sums, name) for name in _COUNTED):
             fact = f"{folder} is damaged: its sites.csv adds up to other FLOPs than its meta.json"
             raise LoadError(fact, remedy="profile the model again with: flopprof run")
-        return cls(**frames, meta=meta, trace=trace.read_bytes() if trace.exists() else None)
+        packed = trace.read_bytes() if trace.exists() else None
+        return cls(**frames, provenance=provenance, trace=packed)
 
     def report(self, form: str = "text") -> str:
         """Return the run as a report: "text", "md", "html", "csv" or "json"."""
@@ -240,40 +252,24 @@ class Count(Totals):
         return self.run.by_op()
 
 
-def read_meta(folder: Path) -> dict[str, Any]:
-    """Return the metadata of the run saved in `folder`.
+def read_provenance(folder: Path) -> AnyProvenance:
+    """Return the provenance of the run saved in `folder`.
 
     Raises:
         LoadError: It holds no run, a damaged one, or one of a newer flopprof.
     """
     remedy = "profile the model again with: flopprof run"
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        version = int(meta.pop("schema_version"))
-        _check_types(meta)
+        return decode((folder / "meta.json").read_bytes())
     except FileNotFoundError:
         raise LoadError(f"{folder} holds no meta.json, so it is not a run", remedy=remedy) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoadError(f"{folder}/meta.json is damaged: {error}", remedy=remedy) from error
-    if version > SCHEMA_VERSION:
+    except NewerVersionError as newer:
         raise LoadError(
-            f"{folder} was written by a newer flopprof (schema {version}, this one reads "
-            f"{SCHEMA_VERSION})",
+            f"{folder} was written by a newer flopprof ({newer})",
             remedy="pip install --upgrade flopprof",
-        )
-    return dict(meta)
-
-
-def _check_types(meta: dict[str, Any]) -> None:
-    """Raise TypeError where what reports read is of another type."""
-    times = [t for name in ("wall_us", "eager_wall_us") for t in (meta.get(name) or {}).values()]
-    numbers = [*times, *(meta.get(name) for name in ("parameters", "slowdown_frac", "traced_us"))]
-    texts = [meta.get(name) for name in ("model", "input", "dtype", "torch", "architecture")]
-    dicts = [meta.get(name) for name in ("device", "trace", "compiled", "telemetry")]
-    for values, kind in ((numbers, int | float), (texts, str), (dicts, dict)):
-        for value in values:
-            if value is not None and not isinstance(value, kind):
-                raise TypeError(f"{value!r:.50} is out of place")
+        ) from None
+    except (OSError, ValueError) as error:
+        raise LoadError(f"{folder}/meta.json is damaged: {error}", remedy=remedy) from error
 
 
 def to_json(value: Any) -> Any:

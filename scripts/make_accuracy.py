@@ -63,7 +63,7 @@ def row(name: str) -> dict[str, Any]:
     verdicts = run.sites["verdict"].value_counts()
     return {
         "model": name,
-        "input": run.meta["input"],
+        "input": run.provenance.called.input,
         "gmacs": round(ours, 4),
         "published_gmacs": published,
         "ratio": round(ours / published, 4),

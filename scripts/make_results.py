@@ -11,7 +11,6 @@ that are not named keep their files and rows. Run it on a quiet machine.
 import argparse
 import contextlib
 import io
-import json
 import math
 import os
 import platform
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 import torch
 import torchvision
@@ -32,7 +32,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
 from flopprof.cli import main as flopprof_main
-from flopprof.run import to_json
+from flopprof.metafile import encode
+from flopprof.provenance import CallProvenance
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGE = (1, 3, 224, 224)
@@ -166,7 +167,7 @@ def main() -> int:
         print(f"{name} …", file=sys.stderr)
         model, inputs = build(name)
         run = flopprof.profile(model, inputs, device=args.device, threads=args.threads)
-        device = ROOT / "results" / _slug(args.device, run.meta["device"])
+        device = ROOT / "results" / _slug(args.device, run.provenance.device.name)
         folder = device / name
         folder.mkdir(parents=True, exist_ok=True)
         chart = folder / "roofline.png"
@@ -175,9 +176,12 @@ def main() -> int:
         _shrink(chart)
         run.sites.to_csv(folder / "sites.csv", index=False)
         run.rooflines.to_csv(folder / "rooflines.csv", index=False)
-        meta = {key: run.meta[key] for key in run.meta if key != "never_called"}
-        meta["load"] = os.getloadavg()[0]  # of the machine: over 1 a thread, times say little
-        (folder / "meta.json").write_text(json.dumps(to_json(meta | about), indent=1) + "\n")
+        environment = msgspec.structs.replace(
+            run.provenance.environment,
+            extra=about | {"load": os.getloadavg()[0]},  # over 1 a thread, times say little
+        )
+        provenance = msgspec.structs.replace(run.provenance, environment=environment)
+        (folder / "meta.json").write_bytes(encode(provenance))
         rows.append(_accuracy(name, run))
     _merge_rows(device / "accuracy.csv", rows)
     listed = io.StringIO()
@@ -213,10 +217,10 @@ def _commit() -> str:
     return done.stdout.strip()
 
 
-def _slug(device: str, described: dict[str, object]) -> str:
+def _slug(device: str, name: str) -> str:
     if device == "cpu":
         return "cpu"
-    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", str(described["name"]).lower()).strip("-")
+    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
 def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:
@@ -232,9 +236,10 @@ def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:
         weights = torchvision.models.get_model_weights(name.removesuffix("_compiled")).DEFAULT
         published = weights.meta["_ops"]
     totals, sites = run.totals, run.sites
+    assert isinstance(run.provenance, CallProvenance)
     return {
         "model": name,
-        "input": run.meta["input"],
+        "input": run.provenance.called.input,
         "matmul_flops": totals.matmul_flops,
         "vector_flops": totals.vector_flops,
         "published_gmacs": published,
@@ -249,7 +254,7 @@ def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:
         "coverage_frac": round(totals.coverage_frac, 5),
         "wall_ms": round(totals.wall_us / 1e3, 2),
         "gflops_per_s": round(totals.flops_per_s / 1e9, 1),
-        "slowdown_frac": round(float(run.meta.get("slowdown_frac", math.nan)), 3),
+        "slowdown_frac": round(run.provenance.timing.slowdown_frac, 3),
     }
 
 

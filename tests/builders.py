@@ -2,12 +2,50 @@
 
 from typing import Any
 
+import msgspec
+
+from flopprof.metafile import decode
+from flopprof.provenance import AnyProvenance, CallProvenance, Compiled, TraceProvenance
 from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS, ROOFLINES, SITES
 
 
-def make_run(sites: list[dict[str, Any]] | None = None, **meta: Any) -> Run:
-    """Return a run of two sites, one known and one not, unless others are given."""
+def provenance_of(facts: dict[str, Any]) -> AnyProvenance:
+    """Return the provenance of these facts, which stand side by side as in version 1."""
+    return decode(msgspec.json.encode({"schema_version": 1, **facts}))
+
+
+def called(run: Run) -> CallProvenance:
+    """Return the provenance of a run that was timed here."""
+    assert isinstance(run.provenance, CallProvenance)
+    return run.provenance
+
+
+def recorded(run: Run) -> TraceProvenance:
+    """Return the provenance of a run of traces recorded elsewhere."""
+    assert isinstance(run.provenance, TraceProvenance)
+    return run.provenance
+
+
+def compiled(run: Run) -> Compiled:
+    """Return what torch.compile made of the model of a run."""
+    facts = called(run).compiled
+    assert facts is not None
+    return facts
+
+
+def changed_ops(run: Run) -> dict[str, int] | None:
+    """Return what tracing changed in a run that was timed here."""
+    observer = called(run).timing.observer
+    assert observer is not None
+    return observer.changed_ops
+
+
+def make_run(sites: list[dict[str, Any]] | None = None, **facts: Any) -> Run:
+    """Return a run of two sites, one known and one not, unless others are given.
+
+    Further facts are of its provenance, by their names of version 1.
+    """
     if sites is None:
         sites = [
             {
@@ -58,12 +96,14 @@ def make_run(sites: list[dict[str, Any]] | None = None, **meta: Any) -> Run:
         kernels=KERNELS.empty(),
         rooflines=ROOFLINES.empty(),
         sites=SITES.from_rows(sites),
-        meta={
-            "model": "Net",
-            "device": {"name": "a CPU", "kind": "cpu", "threads": 2},
-            "dtype": "float32",
-            "wall_us": {"median": 50.0, "p5": 45.0, "p95": 60.0},
-            **meta,
-        },
+        provenance=provenance_of(
+            {
+                "model": "Net",
+                "device": {"name": "a CPU", "kind": "cpu", "threads": 2},
+                "dtype": "float32",
+                "wall_us": {"median": 50.0, "p5": 45.0, "p95": 60.0},
+                **facts,
+            }
+        ),
         trace=b"packed",
     )

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopprof
 from flopprof.capture.hooks import module_ranges
 from flopprof.errors import ModelError, UsageError
+from tests.builders import called, changed_ops
 
 # Published GMACs: torchvision's weights.meta["_ops"].
 MODELS = (
@@ -182,7 +183,7 @@ def test_waiting_for_ones_own_threads_is_not_hidden_work():
 
     assert "hidden" not in set(run.sites["verdict"])
     assert run.totals.matmul_flops == 2 * 20 * 2 * 400**3
-    assert run.meta["host_overhead_us"] < run.meta["traced_us"] / 2
+    assert called(run).timing.host_overhead_us < called(run).timing.traced_us / 2
 
 
 def test_a_shared_module_is_counted_at_each_call():
@@ -249,7 +250,7 @@ def test_autocast_runs_products_in_its_type():
 
     linear = run.ops[run.ops["op"] == "aten::addmm"]
     assert set(linear["dtype"]) == {"bfloat16"}
-    assert run.meta["dtype"] == run.meta["autocast"] == "bfloat16"
+    assert run.provenance.called.dtype == run.provenance.called.autocast == "bfloat16"
     assert not torch.is_autocast_enabled("cpu")
 
 
@@ -310,7 +311,7 @@ def test_a_model_that_changes_the_threads_is_told_of():
 
     run = flopprof.profile(Greedy(), (4,), threads=1, repeats=1, warmup=1, ceilings=False)
 
-    assert any("from 1 threads to 2" in warning for warning in run.meta["warnings"])
+    assert any("from 1 threads to 2" in warning for warning in run.provenance.warning_texts)
 
 
 def test_custom_ops_are_no_change_by_tracing():
@@ -325,8 +326,8 @@ def test_custom_ops_are_no_change_by_tracing():
 
     run = flopprof.profile(Net(), (4,), repeats=1, warmup=1, ceilings=False)
 
-    assert run.meta["observer"]["changed_ops"] == {}
-    assert not [text for text in run.meta["warnings"] if "changed which ops" in text]
+    assert changed_ops(run) == {}
+    assert not [text for text in run.provenance.warning_texts if "changed which ops" in text]
 
 
 @pytest.mark.parametrize("wrong", [{"repeats": 0}, {"threads": -1}, {"warmup": -1}])

@@ -22,7 +22,8 @@ LEVELS = [
     ["trace", "ceilings"],
     ["devices", "formulas"],
     ["model"],
-    ["tables", "registry", "units", "dtypes", "files"],
+    ["metafile"],
+    ["tables", "registry", "units", "dtypes", "files", "provenance"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

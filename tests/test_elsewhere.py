@@ -14,6 +14,7 @@ from flopprof.cli import main
 from flopprof.elsewhere import analyse_traces
 from flopprof.errors import FlopprofError, LoadError, UsageError
 from flopprof.report.perfetto import annotate_trace
+from tests.builders import recorded
 from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
 
 # [4,5] @ [5,6] + [6]: 4·6·5 multiply-adds × 2, 4·6 additions.
@@ -123,7 +124,7 @@ def test_two_traces_of_one_rank_are_told_apart_and_one_trace_twice_is_refused(tm
     run = analyse_traces([first, second])
 
     assert sorted(set(run.kernels["rank"])) == [0, 1]
-    assert any("rank 0 again" in text for text in run.meta["warnings"])
+    assert any("rank 0 again" in text for text in run.provenance.warning_texts)
     with pytest.raises(UsageError, match="given twice"):
         analyse_traces([first, first])
 
@@ -192,7 +193,7 @@ def test_what_is_above_its_ceiling_is_flagged_with_the_likeliest_reason(tmp_path
 
     assert "above the compute roof" in run.sites["reason"][0]
     assert why in run.sites["reason"][0]
-    assert any(why in text for text in run.meta["warnings"])
+    assert any(why in text for text in run.provenance.warning_texts)
 
 
 def test_an_unknown_device_has_no_ceiling_until_one_is_given(tmp_path, capsys):
@@ -217,7 +218,7 @@ def test_an_unknown_device_has_no_ceiling_until_one_is_given(tmp_path, capsys):
     given = analyse_traces(path, ceilings=own)
 
     assert unknown.rooflines.empty
-    assert any("no ceiling is known" in text for text in unknown.meta["warnings"])
+    assert any("no ceiling is known" in text for text in unknown.provenance.warning_texts)
     assert unknown.sites["attainable_flops_per_s"].isna().all()
     assert named.rooflines["peak_flops_per_s"].max() > 1e15
     assert given.sites["attainable_flops_per_s"][0] == 1e12  # 1.65 FLOP/B: compute
@@ -235,7 +236,7 @@ def test_kernels_of_another_device_number_take_the_only_properties_there_are(tmp
 
     run = analyse_traces(path)
 
-    assert run.meta["device"]["kind"] == "rocm"
+    assert run.provenance.device.kind == "rocm"
     assert len(run.rooflines)
 
 
@@ -290,7 +291,9 @@ def test_a_trace_of_kernels_alone_is_a_table_of_kernels_and_says_why_there_are_n
     assert sites["time_us"].to_dict() == {"gemm": 5 + 5, "softmax": 7}
     assert set(run.sites["verdict"]) == {"hidden"}
     assert run.totals.matmul_flops != run.totals.matmul_flops or not run.totals.matmul_flops
-    assert any("kernels and no ops, so FLOPs are unknown" in w for w in run.meta["warnings"])
+    assert any(
+        "kernels and no ops, so FLOPs are unknown" in w for w in run.provenance.warning_texts
+    )
     text = " ".join(run.report("text").split())
     assert "FLOPs unknown" in text
     assert "gemm" in text
@@ -502,7 +505,7 @@ def test_v100_training_of_2021_counts_the_published_flops(gpu_traces):
     backward = run.sites.query("phase == 'backward' and kind == 'convolution'")
     assert backward["flops"].sum() == pytest.approx(2 * 6 * 32 * 2 * 4.089e9, rel=0.03)
     assert (backward["time_us"] > 0).any()
-    assert len(run.meta["steps"]) == 6
+    assert len(recorded(run).steps) == 6
 
 
 def test_an_annotated_trace_replaces_no_trace(tmp_path, capsys, monkeypatch):

@@ -4,10 +4,13 @@ import importlib.util
 import json
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 import pytest
 
 import flopprof
+from flopprof.metafile import decode
+from flopprof.provenance import AnyProvenance
 from flopprof.tables import ROOFLINES, SITES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,24 +34,37 @@ def make_results():
     return module
 
 
+def saved_provenance(folder: Path) -> AnyProvenance:
+    """What a result says of itself; before version 2 the script's own facts stood among them."""
+    facts = json.loads((folder / "meta.json").read_bytes())
+    provenance = decode(json.dumps({"schema_version": 1} | facts).encode())
+    if "schema_version" in facts:
+        return provenance
+    extra = {name: facts[name] for name in ("commit", "command", "load")}
+    environment = msgspec.structs.replace(provenance.environment, extra=extra)
+    return msgspec.structs.replace(provenance, environment=environment)
+
+
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_the_files_fit_their_tables_and_say_how_they_were_made(folder):
     sites = SITES.read_csv(folder / "sites.csv")
     rooflines = ROOFLINES.read_csv(folder / "rooflines.csv")
     points = pd.read_csv(folder / "points.csv")
-    about = json.loads((folder / "meta.json").read_text())
+    provenance = saved_provenance(folder)
+    about = provenance.environment
 
     assert len(sites) > 0
-    assert about["commit"]
-    assert about["command"].startswith("scripts/make_results.py")
-    assert about["device"]["name"]
-    assert about["totals"]["flops"] == sites["flops"].sum()
+    assert about.extra["commit"]
+    assert about.extra["command"].startswith("scripts/make_results.py")
+    assert provenance.device.name
+    assert provenance.totals is not None
+    assert provenance.totals.flops == sites["flops"].sum()
     # Every site's time is on the chart: points, "other" and rug add up to 100 %.
     on_chart = points.query("place != 'run'")
     assert on_chart["share_frac"].sum() == pytest.approx(1.0)
     assert on_chart["time_us"].sum() == pytest.approx(sites["time_us"].sum())
     # Nothing that a CPU did stands under a GPU's name, nor the other way round.
-    assert folder.parent.name.startswith("cpu") == (about["device"]["kind"] == "cpu")
+    assert folder.parent.name.startswith("cpu") == (provenance.device.kind == "cpu")
     assert rooflines["valid"].all()
     assert (folder / "roofline.png").stat().st_size < 500_000
 

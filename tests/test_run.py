@@ -10,6 +10,8 @@ import pytest
 
 from flopprof.errors import LoadError, UsageError
 from flopprof.files import write_atomically, writing
+from flopprof.metafile import encode
+from flopprof.provenance import CallProvenance
 from flopprof.run import Run
 from tests.builders import make_run
 
@@ -38,7 +40,7 @@ def test_a_run_saved_and_loaded_is_equal(tmp_path):
     loaded = Run.load(run.save(tmp_path / "x.flopprof"))
 
     pd.testing.assert_frame_equal(loaded.sites, run.sites, check_dtype=False)
-    assert loaded.meta == run.meta
+    assert encode(loaded.provenance) == encode(run.provenance)
     assert loaded.trace == b"packed"
     assert loaded.totals == run.totals
 
@@ -49,7 +51,7 @@ def test_unknown_is_empty_in_csv_and_null_in_json(tmp_path):
     unknown = (folder / "sites.csv").read_text().splitlines()[2]
     assert ",,,," in unknown
     assert "nan" not in unknown.lower()
-    assert json.loads((folder / "meta.json").read_text())["device_busy_us"] is None
+    assert json.loads((folder / "meta.json").read_text())["timing"]["device_busy_us"] is None
 
 
 def test_saving_again_replaces_a_run_and_nothing_else(tmp_path):
@@ -122,7 +124,7 @@ def test_text_is_written_in_one_step(tmp_path):
 
 
 def test_tables_that_do_not_fit_their_totals_are_damaged(tmp_path):
-    totals = {"matmul_flops": 480, "vector_flops": 48}
+    totals = {"matmul_flops": 480, "vector_flops": 48, "flops": 528}
     folder = make_run(totals=totals).save(tmp_path / "x.flopprof")
     assert Run.load(folder).totals.flops == 528
     table = folder / "sites.csv"
@@ -135,11 +137,12 @@ def test_tables_that_do_not_fit_their_totals_are_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("wall_us", {"median": "x"}),
-        ("wall_us", 3),
+        ("timing", {"wall_us": {"median": "x"}}),
+        ("timing", 3),
         ("device", 3),
-        ("dtype", 5),
-        ("parameters", "y"),
+        ("called", {"dtype": 5}),
+        ("source", {"model": "Net", "parameters": "y"}),
+        ("totals", 5),
     ],
 )
 def test_metadata_of_another_type_is_damaged(tmp_path, name, value):
@@ -158,3 +161,32 @@ def test_a_verdict_that_is_none_is_damaged(tmp_path):
 
     with pytest.raises(LoadError, match="there is no verdict 'unheard_of'"):
         Run.load(folder)
+
+
+def test_a_run_equals_itself_saved_and_loaded_and_no_other(tmp_path):
+    run = Run.load(make_run().save(tmp_path / "a"))
+
+    assert run.equals(Run.load(run.save(tmp_path / "b")))
+    assert not run.equals(make_run(dtype="bfloat16"))
+    assert (run == make_run()) is False  # another object, and no exception
+
+
+def test_a_run_of_version_1_is_still_read(tmp_path):
+    folder = make_run().save(tmp_path / "old.flopprof")
+    old = {
+        "schema_version": 1,
+        "model": "Net",
+        "dtype": "float32",
+        "device": {"name": "a CPU", "kind": "cpu"},
+        "wall_us": {"median": 50.0, "p5": 45.0, "p95": None},
+        "warnings": ["a doubt"],
+        "telemetry": {},
+    }
+    (folder / "meta.json").write_text(json.dumps(old))
+
+    provenance = Run.load(folder).provenance
+
+    assert isinstance(provenance, CallProvenance)
+    assert provenance.timing.wall_us.median == 50.0
+    assert math.isnan(provenance.timing.wall_us.p95)  # null is not known
+    assert provenance.warning_texts == ["a doubt"]

@@ -46,7 +46,8 @@ class Inputs:
             if not isinstance(value, torch.Tensor | PackedSequence):
                 return value
             if id(value) not in moved:
-                moved[id(value)] = value.to(device)
+                can_move: Any = value  # each of the two has its own `to`
+                moved[id(value)] = can_move.to(device)
             return moved[id(value)]
 
         given = (self.args, dict(self.kwargs))

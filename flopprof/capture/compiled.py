@@ -12,6 +12,7 @@ import pandas as pd
 from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.formulas import GENERATED
 from flopprof.formulas.generated import named_ops
+from flopprof.provenance import GeneratedKernel
 
 if TYPE_CHECKING:
     from torch import nn
@@ -115,7 +116,7 @@ def _measuring_bytes() -> Iterator[None]:
         yield
 
 
-def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[dict[str, Any]]:
+def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[GeneratedKernel]:
     """Return the generated kernels of a compiled call, most time first, and what each fuses.
 
     Args:
@@ -128,14 +129,17 @@ def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[dict[str, Any]]
     generated = names.str.match(GENERATED)
     totals = times[generated].groupby(names[generated]).agg(["size", "sum"])
     return [
-        {
-            "kernel": str(name),
-            "calls": int(calls),
-            "time_us": float(time_us),
-            "fuses": [
-                op.removeprefix("aten::")
-                for op in named_ops(re.sub(GENERATED, "", re.sub(r"_\d+$", "", str(name))))
-            ],
-        }
+        GeneratedKernel(
+            kernel=str(name),
+            calls=int(calls),
+            time_us=float(time_us),
+            fuses=tuple(op.removeprefix("aten::") for op in _fused_ops(str(name))),
+        )
         for name, calls, time_us in totals.sort_values("sum", ascending=False).itertuples()
     ]
+
+
+def _fused_ops(kernel: str) -> list[str]:
+    """Return the ops that a generated kernel's name lists."""
+    without_number = re.sub(r"_\d+$", "", kernel)
+    return list(named_ops(re.sub(GENERATED, "", without_number)))

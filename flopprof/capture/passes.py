@@ -13,6 +13,7 @@ import pandas as pd
 from flopprof.capture.call import Inputs, guarded, home, unchanged
 from flopprof.capture.training import Training
 from flopprof.errors import UsageError
+from flopprof.provenance import Compiled, Observer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,7 +68,7 @@ def observer_effect(
     call: Callable[[], Any],
     place: "Device",
     before: dict[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
+) -> tuple[Observer, list[str]]:
     """Return what our measuring changed, and what of it makes the result doubtful."""
     from flopprof.capture.record import time_calls
 
@@ -83,7 +84,7 @@ def observer_effect(
     if drift > DRIFT:
         slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
         doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
-    return {"changed_ops": changed, "drift_frac": drift}, doubts
+    return Observer(changed_ops=changed, drift_frac=drift), doubts
 
 
 def compile_and_trace(
@@ -112,14 +113,16 @@ def compile_and_trace(
         "wall_us": summarise_times(times_us),
         "graphs": graphs,
         "recompilations": compiled.graphs - graphs,
-        "graph_breaks": compiled.graph_breaks,
-        "min_bytes": compiled.min_bytes or math.nan,
+        "graph_breaks": dict(compiled.graph_breaks),
+        "min_bytes": float(compiled.min_bytes or math.nan),
     }
     return facts, read_trace(recording.path)
 
 
-def against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) -> dict[str, Any]:
-    """Return `facts`, what was fused into what, and the bytes that this saved, if known."""
+def against_eager(
+    facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame
+) -> tuple[Compiled, list[str]]:
+    """Return what was fused into what and the bytes that this saved, if known; and doubts."""
     from flopprof.capture.compiled import kernels_of
 
     doubts = []
@@ -128,15 +131,16 @@ def against_eager(facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame) ->
     if facts["recompilations"]:
         doubts.append(f"the model was compiled again {facts['recompilations']} times while timed")
     counted = trace.ops[trace.ops["counted"]]
-    eager_bytes = eager.loc[eager["counted"], "min_bytes"].sum(skipna=False)
-    return facts | {
-        "doubts": doubts,
-        "kernels": kernels_of(trace.ops, trace.kernels),
-        "extern_calls": int((counted["matmul_flops"] > 0).sum()),
-        "extern_matmul_flops": counted["matmul_flops"].sum(),
-        "eager_min_bytes": eager_bytes,
-        "saved_bytes": eager_bytes - facts["min_bytes"],
-    }
+    eager_bytes = float(eager.loc[eager["counted"], "min_bytes"].sum(skipna=False))
+    compiled = Compiled(
+        **facts,
+        kernels=tuple(kernels_of(trace.ops, trace.kernels)),
+        extern_calls=int((counted["matmul_flops"] > 0).sum()),
+        extern_matmul_flops=float(counted["matmul_flops"].sum()),
+        eager_min_bytes=eager_bytes,
+        saved_bytes=eager_bytes - facts["min_bytes"],
+    )
+    return compiled, doubts
 
 
 def as_training(train: "bool | Training") -> "Training | None":

@@ -137,7 +137,7 @@ def _run(arguments: Sequence[str]) -> int:
     if args.command is None and not args.version:
         parser.error("no COMMAND was given")
     try:
-        code: int = _version(args) if args.version else args.handler(args)
+        code = _version(args) if args.version else _handle(args)
         for stream in filter(None, (sys.stdout, _answer)):
             stream.flush()
     except OSError as error:
@@ -161,6 +161,20 @@ def _named(error: OSError) -> UsageError | None:
         return None
     fact = f"{error.filename}: {str(error.strerror).lower()}"
     return UsageError(fact, remedy="name another file or folder")
+
+
+def _handle(args: Namespace) -> int:
+    """Run the subcommand; runs that it makes say by which command."""
+    import shlex
+
+    from flopprof.provenance import COMMAND
+
+    before = COMMAND.set(shlex.join(["flopprof", *args.arguments]))
+    try:
+        code: int = args.handler(args)
+    finally:
+        COMMAND.reset(before)
+    return code
 
 
 def _discard_output() -> None:

@@ -42,5 +42,5 @@ def _count(args: Namespace, progress: Progress, *, meta: bool) -> "Run":  # type
     from flopprof.api import run_count
     from flopprof.cli.model import load, training
 
-    loaded, inputs, provenance = load(args, device="cpu", meta=meta)
-    return run_count(loaded.model, inputs, train=training(args), meta=provenance, progress=progress)
+    loaded, inputs, origin = load(args, device="cpu", meta=meta)
+    return run_count(loaded.model, inputs, train=training(args), origin=origin, progress=progress)

@@ -1,5 +1,6 @@
 """Arguments and loading that the subcommands on a model file share."""
 
+import math
 from argparse import ArgumentParser, Namespace
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
     from flopprof.capture.call import Inputs
+    from flopprof.capture.describe import Origin
     from flopprof.capture.training import Training
     from flopprof.model import Loaded
 
@@ -115,18 +117,18 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
     )
 
 
-def load(
-    args: Namespace, *, device: str, meta: bool = False
-) -> tuple["Loaded", "Inputs", dict[str, Any]]:
-    """Return the model, its inputs and their provenance.
+def load(args: Namespace, *, device: str, meta: bool = False) -> "tuple[Loaded, Inputs, Origin]":
+    """Return the model, its inputs and where they come from.
 
     Raises:
         FlopprofError: The file, the architecture or the input is not usable.
     """
     from flopprof.capture.call import SEED, Inputs, guess_input
+    from flopprof.capture.describe import Origin
     from flopprof.formulas.external import load_formulas
     from flopprof.model import load_model
     from flopprof.model.inputs import make_inputs, parse_input
+    from flopprof.provenance import Alternative
 
     if args.formulas:
         load_formulas(args.formulas)
@@ -154,19 +156,21 @@ def load(
     where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
     specs = [replace(s, dtype=loaded.dtype) if s.dtype == "float32" else s for s in specs]
     positional, named = make_inputs(specs, device=where, dtype=args.dtype, seed=SEED)
-    provenance = {
-        "architecture": loaded.architecture,
-        "architecture_source": "--arch" if args.arch else loaded.recognised_by,
-        "alternatives": [
-            {"architecture": other.name, "input": other.input or None, "gflops": other.gflops}
+    origin = Origin(
+        architecture=loaded.architecture,
+        architecture_source="--arch" if args.arch else loaded.recognised_by,
+        alternatives=tuple(
+            Alternative(
+                architecture=other.name, input=other.input or None, gflops=other.gflops or math.nan
+            )
             for other in loaded.alternatives
-        ],
-        "source": f"{loaded.source} {args.model}",
-        "weights": loaded.weights,
-        "input_source": source,
-        "warnings": list(loaded.warnings),
-    }
-    return loaded, Inputs(positional, named), provenance
+        ),
+        file=f"{loaded.source} {args.model}",
+        weights=loaded.weights,
+        input_source=source,
+        warnings=loaded.warnings,
+    )
+    return loaded, Inputs(positional, named), origin
 
 
 def training(args: Namespace) -> "Training | bool":

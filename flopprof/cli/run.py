@@ -1,6 +1,5 @@
 """`flopprof run`: the whole job on one model file."""
 
-import shlex
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
@@ -93,8 +92,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
             raise UsageError(f"{target} holds {name}, and is replaced", remedy="another -o DIR")
     with Progress() as progress, writing(target, force=args.force) as folder:
         made = make(progress)
-        made.meta["command"] = shlex.join(["flopprof", *args.arguments])
-        if (old := _source(target)) and old != made.meta.get("source"):
+        if (old := _source(target)) and old != made.provenance.source.file:
             warnings.warn(f"{target} held the run of another model, {old}: replaced", stacklevel=1)
         progress("drawing")
         made.write(folder)
@@ -123,10 +121,10 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
 def _source(target: Path) -> str | None:
     """Return what the run that is saved there, if any, is of."""
     from flopprof.errors import FlopprofError
-    from flopprof.run import read_meta
+    from flopprof.run import read_provenance
 
     with suppress(FlopprofError):
-        return read_meta(target).get("source")
+        return read_provenance(target).source.file
     return None
 
 
@@ -138,7 +136,7 @@ def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name
     progress("loading torch")
     device = find_device(args.device)
     progress(f"loading {args.model}")
-    loaded, inputs, provenance = load(args, device=device.torch_device)
+    loaded, inputs, origin = load(args, device=device.torch_device)
     return profile(
         loaded.model,
         inputs,
@@ -151,6 +149,6 @@ def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name
         autocast=args.autocast,
         compile=args.compile,
         ceilings=args.ceilings or True,
-        meta=provenance,
+        origin=origin,
         progress=progress,
     )

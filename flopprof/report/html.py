@@ -8,8 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-import pandas as pd
-
+from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
 from flopprof.report.chart.svg import PALETTES, chart_svg
 from flopprof.report.summary import GOOD, kernel_sums, module_sums, summary
@@ -24,13 +23,13 @@ def html_report(run: Run) -> str:
     template = string.Template((files("flopprof.report") / "page.html").read_text("utf-8"))
     styles = ["; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES]
     return template.substitute(
-        title=escape(str(run.meta.get("architecture") or run.meta.get("model") or "model")),
+        title=escape(run.provenance.title or "model"),
         light=styles[0],
         dark=styles[1],
-        missed="No formula" if "trace" in run.meta else "Missed by hooks",
+        missed="No formula" if run.recorded_elsewhere else "Missed by hooks",
         summary=_definitions(summary(run)),
         chart=_chart(run),
-        provenance=_definitions([*_flat(run.meta)]),
+        provenance=_definitions([*_flat(run.provenance)]),
         data=json.dumps(_data(run), allow_nan=False).replace("<", "\\u003c"),  # nothing ends it
     )
 
@@ -67,16 +66,15 @@ def _definitions(pairs: list[tuple[str, str]]) -> str:
     return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
 
 
-def _flat(meta: dict[str, Any]) -> list[tuple[str, str]]:
-    """Return metadata as (name, text), nested ones by "wall_us median"; lists without rows."""
-    (flat,) = pd.json_normalize([meta], sep=" ").to_dict("records") if meta else ({},)
-    return [(str(name), text) for name, value in flat.items() if (text := _plain(value))]
+def _flat(provenance: AnyProvenance) -> list[tuple[str, str]]:
+    """Return what the run says of itself as (name, text); what are tables of their own is not."""
+    return [(name, _plain(value)) for name, value in known_facts(provenance).items()]
 
 
 def _plain(value: Any) -> str:
     """Return a value as people read it; "" for nothing, and for what is a table of its own."""
-    if isinstance(value, list):
-        parts = [_plain(item) for item in value if not isinstance(item, dict)]
+    if isinstance(value, tuple | list):
+        parts = [_plain(item) for item in value]
         return ", ".join(parts) if len(str(parts)) < 1000 else ""
     if isinstance(value, float):
         return f"{value:.6g}" if value == value else UNKNOWN

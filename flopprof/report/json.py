@@ -4,6 +4,7 @@ import json
 import math
 from typing import Any
 
+from flopprof.provenance import CallProvenance, Part, TraceProvenance, plain
 from flopprof.report import report_format
 from flopprof.report.summary import busy_rate, flops_per_j, verdict_counts
 from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
@@ -22,68 +23,101 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         run: The result.
         files: Paths of what was written.
     """
-    meta, totals = run.meta, run.totals
-    wall = meta.get("wall_us") or {}
-    verdicts = verdict_counts(run)
-    for count in verdicts.values():
-        count["matmul_flops"] = whole(count["matmul_flops"])
-    found = {
+    provenance = run.provenance
+    source = provenance.source
+    called = provenance.called
+    totals = run.totals
+    result: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
-        "flopprof": meta.get("flopprof"),
-        "model": meta.get("model"),
-        "architecture": meta.get("architecture") or meta.get("model"),
-        "architecture_source": meta.get("architecture_source"),
-        "alternatives": meta.get("alternatives") or [],
-        "parameters": meta.get("parameters"),
-        "input": meta.get("input"),
-        "input_source": meta.get("input_source"),
-        "device": (meta.get("device") or {}).get("kind"),
-        "device_name": (meta.get("device") or {}).get("name"),
-        "threads": (meta.get("device") or {}).get("threads"),
-        "dtype": meta.get("dtype"),
-        "torch": meta.get("torch"),
+        "flopprof": provenance.environment.flopprof,
+        "model": source.model,
+        "architecture": provenance.title,
+        "architecture_source": source.architecture_source,
+        "alternatives": [plain(other) for other in source.alternatives],
+        "parameters": source.parameters,
+        "input": called.input,
+        "input_source": called.input_source,
+        "device": provenance.device.kind,
+        "device_name": provenance.device.name,
+        "threads": provenance.device.threads,
+        "dtype": called.dtype,
+        "torch": provenance.environment.torch,
         "matmul_flops": totals.matmul_flops,
         "vector_flops": totals.vector_flops,
         "flops": totals.flops,
         "flops_at_most": whole(totals.flops_at_most),
         "coverage_frac": totals.coverage_frac,
         "coverage_calls_frac": totals.coverage_calls_frac,
-        "wall_us": wall.get("median"),
-        "wall_p5_us": wall.get("p5"),
-        "wall_p95_us": wall.get("p95"),
-        "achieved_flops_per_s": busy_rate(run) if "trace" in meta else totals.flops_per_s,
-        "slowdown_frac": meta.get("slowdown_frac"),
-        "observer": meta.get("observer"),
-        "host_overhead_us": meta.get("host_overhead_us") if wall else None,
+        "wall_us": provenance.wall_us,
+        "wall_p5_us": None,
+        "wall_p95_us": None,
+        "achieved_flops_per_s": totals.flops_per_s,
+        "slowdown_frac": None,
+        "observer": None,
+        "host_overhead_us": None,
         "phases": {
             row.pop("phase"): {name: whole(v) if "flops" in name else v for name, v in row.items()}
             for row in run.by_phase().to_dict("records")
         },
-        "verdicts": verdicts,
+        "verdicts": _verdicts(run),
         "ops": ops_object(run),
-        "never_called": meta.get("never_called"),
-        "warnings": meta.get("warnings", []),
+        "never_called": list(source.never_called),
+        "warnings": provenance.warning_texts,
         "files": files or [],
-        **_trace(meta),
     }
-    if meta.get("telemetry"):
-        found |= {"telemetry": meta["telemetry"], "flops_per_j": flops_per_j(run)}
-    if meta.get("compiled"):
-        found |= {"compiled": meta["compiled"], "eager_wall_us": meta["eager_wall_us"]["median"]}
-    cleaned: dict[str, Any] = to_json(found)
+    if isinstance(provenance, CallProvenance):
+        result |= _call(run, provenance)
+    elif isinstance(provenance, TraceProvenance):
+        result |= _trace(run, provenance)
+    cleaned: dict[str, Any] = to_json(result)
     return cleaned
 
 
-def _trace(meta: dict[str, Any]) -> dict[str, Any]:
-    """Return what only a trace recorded elsewhere has: kernels, ranks, steps."""
-    if "trace" not in meta:
-        return {}
-    found = {**meta["trace"], "traces": meta["trace"]["files"], "gpu": meta["device"]["name"]}
-    del found["files"], found["origin_us"]
-    return found | {
-        part: [{k: whole(v) if "flops" in k else v for k, v in row.items()} for row in meta[part]]
-        for part in ("ranks", "steps")
+def _verdicts(run: Run) -> dict[str, Any]:
+    counts = verdict_counts(run)
+    for count in counts.values():
+        count["matmul_flops"] = whole(count["matmul_flops"])
+    return counts
+
+
+def _call(run: Run, provenance: CallProvenance) -> dict[str, Any]:
+    """Return what only a call that was timed here has."""
+    timing = provenance.timing
+    result: dict[str, Any] = {
+        "wall_p5_us": timing.wall_us.p5,
+        "wall_p95_us": timing.wall_us.p95,
+        "slowdown_frac": timing.slowdown_frac,
+        "observer": timing.observer and plain(timing.observer),
+        "host_overhead_us": timing.host_overhead_us,
     }
+    if provenance.telemetry:
+        result["telemetry"] = plain(provenance.telemetry)
+        result["flops_per_j"] = flops_per_j(run)
+    if provenance.compiled:
+        compiled = plain(provenance.compiled)
+        result["compiled"] = compiled | {"wall_us": plain(timing.wall_us)}
+        result["eager_wall_us"] = timing.eager_wall_us and timing.eager_wall_us.median
+    return result
+
+
+def _trace(run: Run, provenance: TraceProvenance) -> dict[str, Any]:
+    """Return what only a trace recorded elsewhere has: kernels, ranks, steps."""
+    facts: dict[str, Any] = plain(provenance.trace)
+    files = facts.pop("files")
+    del facts["origin_us"]
+    return facts | {
+        "achieved_flops_per_s": busy_rate(run),
+        "never_called": None,
+        "traces": files,
+        "gpu": provenance.device.name,
+        "ranks": [_row(rank) for rank in provenance.ranks],
+        "steps": [_row(step) for step in provenance.steps],
+    }
+
+
+def _row(part: Part) -> dict[str, Any]:
+    row: dict[str, Any] = plain(part)
+    return {name: whole(value) if "flops" in name else value for name, value in row.items()}
 
 
 def ops_object(run: Run) -> dict[str, dict[str, Any]]:

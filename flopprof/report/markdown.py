@@ -26,7 +26,7 @@ _COLUMNS = {  # of the table of sites, as headed there
 @report_format("md", ".md")
 def markdown_report(run: Run) -> str:
     """Return summary, top sites, misses, modules, kernels as GitHub-flavoured Markdown."""
-    title = run.meta.get("architecture") or run.meta.get("model", "model")
+    title = run.provenance.title or "model"
     lines = [f"# flopprof: {_cell(title)}", "", "| | |", "|---|---|"]
     lines += [f"| {_cell(label)} | {_cell(text)} |" for label, text in summary(run)]
     header, rows = top_sites(run, TOP)
@@ -34,7 +34,9 @@ def markdown_report(run: Run) -> str:
     docs = {_COLUMNS[c.name]: c.doc for c in SITES.columns if c.name in _COLUMNS}
     lines += [f"- **{name}**: {docs[name]}" for name in header]
     title = (
-        "What is estimated, bounded or unknown" if "trace" in run.meta else "What the hooks missed"
+        "What is estimated, bounded or unknown"
+        if run.recorded_elsewhere
+        else "What the hooks missed"
     )
     lines += ["", f"## {title}", ""]
     for miss in misses(run):

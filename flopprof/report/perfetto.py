@@ -14,6 +14,7 @@ from flopprof.files import replacing
 from flopprof.formulas import COMPILED
 from flopprof.judge.roofs import is_above
 from flopprof.judge.walk import owners
+from flopprof.provenance import TraceProvenance
 from flopprof.run import Run
 from flopprof.trace.stream import stream_events
 
@@ -46,7 +47,7 @@ def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
                 if events:
                     file.write(orjson.dumps(events)[1:-1] + b",\n")
             tracks = orjson.dumps(_counters(run, ops))[1:-1]
-            rest = orjson.dumps({"flopprof": run.meta["flopprof"], **header})[1:]
+            rest = orjson.dumps({"flopprof": run.provenance.environment.flopprof, **header})[1:]
             file.write((tracks or b"{}") + b"]," + rest)
     return target
 
@@ -92,7 +93,7 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
     launches = (computing[c] for c in ("start_us", "duration_us", "correlation_id"))
     by_kernel = dict(zip(zip(*launches, strict=True), computing["op_id"].tolist(), strict=True))
     owner, names = ops["owner"].tolist(), ops["op"].tolist()
-    origin = run.meta["trace"]["origin_us"]
+    origin = _origin_us(run)
 
     def write(event: dict[str, Any]) -> None:
         start, length = event.get("ts"), event.get("dur", 0)
@@ -121,7 +122,7 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
 
 def _counters(run: Run, ops: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the counter events: what runs at each time, averaged over `BINS` parts of the run."""
-    busy, origin = run.kernels.query("kind == 'compute'"), run.meta["trace"]["origin_us"]
+    busy, origin = run.kernels.query("kind == 'compute'"), _origin_us(run)
     if len(run.kernels):
         owner = np.where(busy["op_id"] >= 0, ops["owner"].to_numpy()[busy["op_id"]], -1)
         rate = np.where(owner >= 0, ops["FLOP/s"].to_numpy()[owner], math.nan)
@@ -158,3 +159,9 @@ def _ramps(starts: np.ndarray, weights: np.ndarray, times: np.ndarray) -> np.nda
     begun = np.searchsorted(starts[order], times, side="right")
     ramps: np.ndarray = (times - times[0]) * sums[begun] - moments[begun]
     return ramps
+
+
+def _origin_us(run: Run) -> float:
+    """Return the time stamp at which the run's tables count from zero."""
+    provenance = run.provenance
+    return provenance.trace.origin_us if isinstance(provenance, TraceProvenance) else 0.0

@@ -6,6 +6,17 @@ from typing import Any
 
 import pandas as pd
 
+from flopprof.provenance import (
+    Alternative,
+    AnyProvenance,
+    CallProvenance,
+    CountProvenance,
+    Rank,
+    Spread,
+    Telemetry,
+    TraceFacts,
+    TraceProvenance,
+)
 from flopprof.run import Run, Totals
 from flopprof.tables import VERDICTS
 from flopprof.units import UNKNOWN, duration, percent, safe_text, shorten, si, three_digits
@@ -35,166 +46,165 @@ class Miss:
 
 def is_timed(run: Run) -> bool:
     """Return whether the run has times (a pure count has none)."""
-    measured = "wall_us" in run.meta or "trace" in run.meta
-    return bool(run.sites["time_us"].notna().any()) and measured
+    measured = not isinstance(run.provenance, CountProvenance)
+    return measured and bool(run.sites["time_us"].notna().any())
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
     """Return the summary as (label, text) lines."""
-    if "trace" in run.meta:
-        return _trace_summary(run)
-    meta, totals = run.meta, run.totals
-    parameters = si(float(meta.get("parameters", math.nan)), "") + " parameters"
-    architecture = meta.get("architecture") or meta.get("model", "")
-    source = meta.get("source")
+    provenance = run.provenance
+    if isinstance(provenance, TraceProvenance):
+        return _trace_summary(run, provenance)
+    totals = run.totals
+    source = provenance.source
+    parameters = si(float(source.parameters), "") if source.parameters is not None else UNKNOWN
+    file = f", {source.file}" if source.file else ""
     lines = [
-        ("Model", f"{architecture}, {parameters}" + (f", {source}" if source else "")),
-        *_alternatives(meta),
-        ("Input", _with_note(meta.get("input", ""), meta.get("input_source"))),
-        ("Device", _device(meta)),
+        ("Model", f"{provenance.title}, {parameters} parameters{file}"),
+        *_alternatives(source.alternatives),
+        ("Input", _with_note(provenance.called.input, provenance.called.input_source)),
+        ("Device", _device(provenance)),
         ("FLOPs", _flops(totals)),
     ]
     lines += [("", _bounds(totals))]
     if len(phases := run.by_phase()) > 1:
         lines += [("Phases", _phases(phases))]
-    if is_timed(run):
-        lines += [("Time", _time(meta)), ("Rate", _rate(run, totals.flops_per_s))]
-        lines += [("Coverage", _coverage(run)), *_compiled(run)]
-    if meta.get("telemetry"):
-        lines += [("Telemetry", _telemetry(run))]
+    if isinstance(provenance, CallProvenance) and is_timed(run):
+        lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
+        lines += [("Coverage", _coverage(run)), *_compiled(provenance, float(totals.flops))]
+    if isinstance(provenance, CallProvenance) and provenance.telemetry:
+        lines += [("Telemetry", _telemetry(run, provenance.telemetry))]
     lines += [("Verdicts", _verdicts(run))]
     if len(run.module_calls):
         lines += [("Modules", _modules(run))]
-    lines += [("Warning", text) for text in meta.get("warnings", [])]
+    lines += [("Warning", text) for text in provenance.warning_texts]
     return lines
 
 
-def _alternatives(meta: dict[str, Any]) -> list[tuple[str, str]]:
+def _alternatives(others: tuple[Alternative, ...]) -> list[tuple[str, str]]:
     """Return what else the weights may be: recognition looks at keys and shapes alone."""
     named = [
-        f"{other['architecture']} ({si(other['gflops'] * 1e9, 'FLOPs')} at {other['input']})"
-        if other["gflops"]
-        else other["architecture"]
-        for other in meta.get("alternatives") or []
+        f"{other.architecture} ({si(other.gflops * 1e9, 'FLOPs')} at {other.input})"
+        if other.gflops > 0
+        else other.architecture
+        for other in others
     ]
     more = f" and {len(named) - ALTERNATIVES} more" if len(named) > ALTERNATIVES else ""
     text = f"{', '.join(named[:ALTERNATIVES])}{more}: equal keys and shapes; --arch decides"
     return [("Or", text)] if named else []
 
 
-def _trace_summary(run: Run) -> list[tuple[str, str]]:
+def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str]]:
     """Return the summary of traces recorded elsewhere."""
-    meta, totals, found = run.meta, run.totals, _numbers(run.meta["trace"])
-    ranks, steps = ([*map(_numbers, meta[part])] for part in ("ranks", "steps"))
+    totals = run.totals
+    facts = provenance.trace
+    ranks = provenance.ranks
+    steps = provenance.steps
     several = f" and {len(ranks) - 1} more: {len(ranks)} ranks" if len(ranks) > 1 else ""
     lines = [
-        ("Trace", found["files"][0] + several),
-        ("Device", f"{meta['device']['name']}, mostly {meta['dtype']}"),
+        ("Trace", facts.files[0] + several),
+        ("Device", f"{provenance.device.name}, mostly {provenance.called.dtype}"),
         ("FLOPs", _flops(totals)),
         ("", _bounds(totals)),
     ]
     if len(phases := run.by_phase()) > 1:
         lines += [("Phases", _phases(phases))]
     if len(run.kernels):
-        text = f"{found['kernels']} compute kernels, {duration(found['kernel_time_us'])} in sum; "
-        text += f"device busy {duration(found['device_busy_us'])} of {duration(found['span_us'])}"
+        text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
+        text += f"device busy {duration(facts.device_busy_us)} of {duration(facts.span_us)}"
         lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
     text = f"FLOPs are known for {percent(totals.coverage_frac)} of the time; "
     if len(run.kernels):
-        hidden = 1 - found["linked_kernel_time_frac"]
+        hidden = 1 - facts.linked_kernel_time_frac
         text += f"{percent(hidden)} of kernel time belongs to no op in the trace"
     else:
         text += "there are no kernels"
-    lines += [("Coverage", text), *_ranks(ranks, found)]
+    lines += [("Coverage", text), *_ranks(ranks, facts)]
     for step in steps[:STEPS]:
-        rate = (
-            step["flops"] / step["kernel_time_us"] * 1e6 if step["kernel_time_us"] > 0 else math.nan
-        )
-        text = f"rank {step['rank']}, " if len(ranks) > 1 else ""
-        text += f"{step['step']}: {duration(step['duration_us'])}, {si(step['flops'], 'FLOPs')}, "
-        text += f"kernels {duration(step['kernel_time_us'])}, {si(rate, 'FLOP/s')}"
+        rate = step.flops / step.kernel_time_us * 1e6 if step.kernel_time_us > 0 else math.nan
+        text = f"rank {step.rank}, " if len(ranks) > 1 else ""
+        text += f"{step.step}: {duration(step.duration_us)}, {si(step.flops, 'FLOPs')}, "
+        text += f"kernels {duration(step.kernel_time_us)}, {si(rate, 'FLOP/s')}"
         lines.append(("Step", text))
     if len(steps) > STEPS:
         lines.append(("", f"and {len(steps) - STEPS} steps more: see --json"))
     lines += [("Verdicts", _verdicts(run))]
-    return lines + [("Warning", text) for text in meta["warnings"]]
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row of metadata with NaN for what a saved run has as None: not known."""
-    return {name: math.nan if value is None else value for name, value in row.items()}
+    return lines + [("Warning", text) for text in provenance.warning_texts]
 
 
 def busy_rate(run: Run) -> float:
     """Return FLOP/s while the devices of a trace were busy; NaN where they never were."""
-    busy_us = _numbers(run.meta["trace"])["device_busy_us"]
+    provenance = run.provenance
+    if not isinstance(provenance, TraceProvenance):
+        return math.nan
+    busy_us = provenance.trace.device_busy_us
     return run.totals.flops / busy_us * 1e6 if busy_us > 0 else math.nan
 
 
-def _compiled(run: Run) -> list[tuple[str, str]]:
+def _compiled(provenance: CallProvenance, flops: float) -> list[tuple[str, str]]:
     """Return what compiling gained, what was fused into what, and why graphs were cut."""
-    found, flops = run.meta.get("compiled"), float(run.totals.flops)
-    if not found:
+    facts = provenance.compiled
+    if facts is None or provenance.timing.eager_wall_us is None:
         return []
-    eager, compiled = (run.meta[name]["median"] for name in ("eager_wall_us", "wall_us"))
-    text = f"{found['mode']}: eager {duration(eager)}, {si(flops / eager * 1e6, 'FLOP/s')}; "
-    text += f"compiled {duration(compiled)}, {si(flops / compiled * 1e6, 'FLOP/s')}: "
-    lines = [("Compiled", f"{text}{three_digits(eager / compiled)} × as fast")]
-    text = f"{len(found['kernels'])} generated kernels beside {found['extern_calls']} extern "
-    text += f"products; bytes {si(_known(found['eager_min_bytes']), 'B')} eager, "
-    text += f"{si(_known(found['min_bytes']), 'B')} compiled: "
-    saved = _known(found["saved_bytes"])
+    eager_us = provenance.timing.eager_wall_us.median
+    compiled_us = provenance.wall_us
+    text = f"{facts.mode}: eager {duration(eager_us)}, {si(flops / eager_us * 1e6, 'FLOP/s')}; "
+    text += f"compiled {duration(compiled_us)}, {si(flops / compiled_us * 1e6, 'FLOP/s')}: "
+    lines = [("Compiled", f"{text}{three_digits(eager_us / compiled_us)} × as fast")]
+    text = f"{len(facts.kernels)} generated kernels beside {facts.extern_calls} extern "
+    text += f"products; bytes {si(facts.eager_min_bytes, 'B')} eager, "
+    text += f"{si(facts.min_bytes, 'B')} compiled: "
+    saved = facts.saved_bytes
     lines += [("", f"{text}{si(abs(saved), 'B')} {'more' if saved < 0 else 'saved'}")]
-    for kernel in found["kernels"][:STEPS]:
-        fuses = ", ".join(kernel["fuses"])
-        text = f"{shorten(kernel['kernel'], 60)}: {duration(kernel['time_us'])}, fuses {fuses}"
+    for kernel in facts.kernels[:STEPS]:
+        fuses = ", ".join(kernel.fuses)
+        text = f"{shorten(kernel.kernel, 60)}: {duration(kernel.time_us)}, fuses {fuses}"
         lines.append(("Fused", text))
-    if len(found["kernels"]) > STEPS:
-        lines.append(("", f"and {len(found['kernels']) - STEPS} kernels more: see --json"))
+    if len(facts.kernels) > STEPS:
+        lines.append(("", f"and {len(facts.kernels) - STEPS} kernels more: see --json"))
     return lines + [
-        ("Break", f"{times} × {safe_text(why)}") for why, times in found["graph_breaks"].items()
+        ("Break", f"{times} × {safe_text(why)}") for why, times in facts.graph_breaks.items()
     ]
 
 
-def _known(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _ranks(ranks: list[dict[str, Any]], found: dict[str, Any]) -> list[tuple[str, str]]:
+def _ranks(ranks: tuple[Rank, ...], facts: TraceFacts) -> list[tuple[str, str]]:
     """Return a line per rank of a job, those that were busy longest first, and the verdict."""
-    if len(ranks) == 1 and not found["communication_us"] > 0:
+    if len(ranks) == 1 and not facts.communication_us > 0:
         return []
-    longest = sorted(ranks, key=lambda r: float(r["device_busy_us"]), reverse=True)
+    longest = sorted(ranks, key=lambda rank: rank.device_busy_us, reverse=True)
     lines = []
     for rank in longest[:STEPS]:
-        text = f"{rank['rank']}: {si(rank['flops'], 'FLOPs')}, busy "
-        text += f"{duration(rank['device_busy_us'])}, collectives "
-        text += f"{duration(rank['communication_us'])} ({percent(rank['communication_frac'])}), "
-        lines.append(("Rank", f"{text}{percent(rank['overlap_frac'])} of them behind computation"))
+        text = f"{rank.rank}: {si(rank.flops, 'FLOPs')}, busy "
+        text += f"{duration(rank.device_busy_us)}, collectives "
+        text += f"{duration(rank.communication_us)} ({percent(rank.communication_frac)}), "
+        lines.append(("Rank", f"{text}{percent(rank.overlap_frac)} of them behind computation"))
     if len(ranks) > STEPS:
         lines.append(("", f"and {len(ranks) - STEPS} ranks more: see --json"))
-    if found["slowest_rank"] == found["slowest_rank"]:  # not NaN: there is one
-        slowest = f"rank {found['slowest_rank']} is the slowest: its own kernels took longest"
+    if facts.slowest_rank is not None:
+        slowest = f"rank {facts.slowest_rank} is the slowest: its own kernels took longest"
         lines.append(("", slowest))
     return lines
 
 
 def flops_per_j(run: Run) -> float:
     """Return FLOPs per joule over the timed calls; NaN where the energy is not known."""
-    found = run.meta.get("telemetry") or {}
-    energy_j = found.get("energy_j")
-    return run.totals.flops * found["calls"] / energy_j if energy_j else math.nan
+    provenance = run.provenance
+    if not isinstance(provenance, CallProvenance) or provenance.telemetry is None:
+        return math.nan
+    telemetry = provenance.telemetry
+    energy_j = telemetry.energy_j
+    return run.totals.flops * telemetry.calls / energy_j if energy_j > 0 else math.nan
 
 
-def _telemetry(run: Run) -> str:
+def _telemetry(run: Run, telemetry: Telemetry) -> str:
     """Return clocks, power, energy and memory while the calls were timed, as far as known."""
-    found = run.meta["telemetry"]
     parts = []
     for name, (unit, scale) in _READINGS.items():
-        if reading := found.get(name):
-            value = reading["median"] if isinstance(reading, dict) else reading
+        reading = getattr(telemetry, name)
+        value = reading.median if isinstance(reading, Spread) else reading
+        if value is not None and value == value:  # not NaN
             parts.append(f"{name.rpartition('_')[0].replace('_', ' ')} {si(value * scale, unit)}")
-    if limits := [why for why in found.get("throttle_reasons") or [] if why != "idle"]:
+    if limits := [why for why in telemetry.throttle_reasons or () if why != "idle"]:
         parts.append("clocks held by " + ", ".join(limits))
     if not math.isnan(flops_per_j(run)):
         parts.append(f"{si(flops_per_j(run), 'FLOP/J')}")
@@ -205,15 +215,15 @@ def _with_note(text: str, note: str | None) -> str:
     return f"{text} ({note})" if note else text
 
 
-def _device(meta: dict[str, Any]) -> str:
-    device = meta.get("device") or {}
-    parts = [str(device.get("name", "unknown device"))]
-    if device.get("threads"):
-        threads = device["threads"]
+def _device(provenance: AnyProvenance) -> str:
+    called = provenance.called
+    parts = [provenance.device.name or "unknown device"]
+    if threads := provenance.device.threads:
         parts.append(f"{threads} thread" + ("s" if threads > 1 else ""))
-    parts.append(str(meta.get("dtype", "")) + " by autocast" * bool(meta.get("autocast")))
-    parts += ["TF32"] * bool(meta.get("tf32"))
-    return ", ".join([*parts, f"torch {meta.get('torch', '?')}"])
+    parts.append(f"{called.dtype} by autocast" if called.autocast else called.dtype)
+    if called.tf32:
+        parts.append("TF32")
+    return ", ".join([*parts, f"torch {provenance.environment.torch or '?'}"])
 
 
 def _flops(totals: Totals) -> str:
@@ -247,19 +257,19 @@ def _phases(phases: pd.DataFrame) -> str:
     return ", ".join(parts)
 
 
-def _time(meta: dict[str, Any]) -> str:
-    wall = meta["wall_us"]
-    text = (
-        f"median {duration(wall['median'])} (p5 {duration(wall['p5'])}, "
-        f"p95 {duration(wall['p95'])}) of {meta.get('repeats', '?')} calls"
-        f"{', compiled' * bool(meta.get('compiled'))}"
-    )
-    slowdown = meta.get("slowdown_frac")
-    if slowdown is not None:
-        eager = " to the eager call" if meta.get("compiled") else ""
-        text += f"; tracing added {100 * slowdown:+.0f} %{eager}"
-    if (observer := meta.get("observer")) and observer["changed_ops"] is not None:
-        text += f" and {'other' if observer['changed_ops'] else 'no other'} ops"
+def _time(provenance: CallProvenance) -> str:
+    timing = provenance.timing
+    wall = timing.wall_us
+    text = f"median {duration(wall.median)} (p5 {duration(wall.p5)}, p95 {duration(wall.p95)})"
+    text += f" of {timing.repeats or '?'} calls"
+    if provenance.compiled:
+        text += ", compiled"
+    if timing.slowdown_frac == timing.slowdown_frac:  # not NaN
+        text += f"; tracing added {100 * timing.slowdown_frac:+.0f} %"
+        if provenance.compiled:
+            text += " to the eager call"
+    if timing.observer and timing.observer.changed_ops is not None:
+        text += f" and {'other' if timing.observer.changed_ops else 'no other'} ops"
     return text
 
 
@@ -283,7 +293,7 @@ def main_roofline(run: Run) -> Any:
     """Return the row of the run's dtype × matmul × main memory, or None."""
     roofs = run.rooflines
     roofs = roofs[
-        (roofs["dtype"] == run.meta.get("dtype"))
+        (roofs["dtype"] == run.provenance.called.dtype)
         & (roofs["unit"] == "tensor")
         & roofs["memory_level"].isin(("DRAM", "HBM"))
     ]
@@ -297,9 +307,9 @@ def _coverage(run: Run) -> str:
     text = f"FLOPs are known for {percent(totals.coverage_frac)} of {spent} in ops{hidden}"
     if totals.coverage_calls_frac < 1:
         text += f" and {percent(totals.coverage_calls_frac)} of their calls"
-    overhead = run.meta.get("host_overhead_us")
-    if overhead is not None and not len(run.kernels):
-        text += f"; {duration(overhead)} between ops (Python, the tracer)"
+    if isinstance(run.provenance, CallProvenance) and not len(run.kernels):
+        overhead_us = run.provenance.timing.host_overhead_us
+        text += f"; {duration(overhead_us)} between ops (Python, the tracer)"
     return text
 
 
@@ -320,7 +330,7 @@ def verdict_counts(run: Run) -> dict[str, dict[str, Any]]:
 def _modules(run: Run) -> str:
     paths = run.module_calls["module_path"]
     text = f"{paths.nunique()} called {len(paths)} times"
-    if never := run.meta.get("never_called"):
+    if never := run.provenance.source.never_called:
         shown = ", ".join(never[:5]) + (", …" if len(never) > 5 else "")
         text += f"; {len(never)} never called: {shown}"
     return text

@@ -26,7 +26,7 @@ def text_report(run: Run) -> str:
     if found:
         lines.append(
             "What is estimated, bounded or unknown"
-            if "trace" in run.meta
+            if run.recorded_elsewhere
             else "What the hooks missed"
         )
     for miss in found:
@@ -45,7 +45,9 @@ def text_report(run: Run) -> str:
         if miss.kinds > len(miss.examples):
             lines.append(f"    … and {miss.kinds - len(miss.examples)} more: see --json")
     if not found:
-        lines.append("Nothing is unknown." if "trace" in run.meta else "The hooks missed nothing.")
+        lines.append(
+            "Nothing is unknown." if run.recorded_elsewhere else "The hooks missed nothing."
+        )
     return "\n".join(lines) + "\n"
 
 

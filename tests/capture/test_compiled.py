@@ -13,7 +13,8 @@ from torch import nn
 import flopprof
 from flopprof.capture.compiled import kernels_of
 from flopprof.errors import UsageError
-from tests.builders import make_run
+from flopprof.provenance import GeneratedKernel
+from tests.builders import called, compiled, make_run
 
 needs_compiler = pytest.mark.skipif(not shutil.which("g++"), reason="Inductor needs g++")
 
@@ -40,16 +41,16 @@ def test_a_compiled_run_has_eager_counts_compiled_times_and_what_was_fused():
 
     # 4 rows × 8 outputs × 8 multiply-adds × 2; bias, relu, mul, add: 32 each; layer norm 7 × 32.
     assert (run.totals.matmul_flops, run.totals.vector_flops) == (512, 4 * 32 + 7 * 32)
-    found = run.meta["compiled"]
-    assert found["graphs"] == 2
-    [(why, times)] = found["graph_breaks"].items()
+    facts = compiled(run)
+    assert facts.graphs == 2
+    [(why, times)] = facts.graph_breaks.items()
     assert "graph_break" in why
     assert times == 1
-    fused = {tuple(sorted(kernel["fuses"])) for kernel in found["kernels"]}
+    fused = {tuple(sorted(kernel.fuses)) for kernel in facts.kernels}
     assert fused == {("add", "mul", "relu"), ("native_layer_norm",)}
-    assert found["extern_matmul_flops"] == 512
-    assert 0 < found["min_bytes"] < found["eager_min_bytes"]
-    assert run.totals.wall_us == found["wall_us"]["median"]
+    assert facts.extern_matmul_flops == 512
+    assert 0 < facts.min_bytes < facts.eager_min_bytes
+    assert run.totals.wall_us == called(run).timing.wall_us.median
     text = run.report()
     assert "× as fast" in text
     assert "fuses add, mul, relu" in text
@@ -79,9 +80,9 @@ def test_measuring_a_compiled_model_compiles_it_once_and_leaves_the_users_own_al
         users(x)
     assert len(graphs) == 1
     for run in runs:
-        assert run.meta["compiled"]["graphs"] == 1
-        assert run.meta["compiled"]["recompilations"] == 0
-        assert run.meta["compiled"]["graph_breaks"] == {}
+        assert compiled(run).graphs == 1
+        assert compiled(run).recompilations == 0
+        assert compiled(run).graph_breaks == {}
     assert runs[0].totals.flops == runs[1].totals.flops
 
 
@@ -105,12 +106,9 @@ def test_names_of_generated_kernels_are_read_on_a_gpu_too():
 
     [found] = kernels_of(pd.DataFrame({"op": [], "cpu_us": []}), kernels)
 
-    assert found == {
-        "kernel": names[0],
-        "calls": 2,
-        "time_us": 5.0,
-        "fuses": ["add", "native_layer_norm"],
-    }
+    assert found == GeneratedKernel(
+        kernel=names[0], calls=2, time_us=5.0, fuses=("add", "native_layer_norm")
+    )
 
 
 def test_bytes_that_are_not_known_are_not_said_to_be_saved():

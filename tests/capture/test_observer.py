@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.modules.module import _global_forward_hooks
 
 import flopprof
+from tests.builders import changed_ops
 
 
 class Shy(nn.Module):
@@ -32,8 +33,8 @@ def run_of(model):
 def test_ops_that_run_only_under_our_ranges_mark_the_result():
     run = run_of(Shy())
 
-    assert run.meta["observer"]["changed_ops"] == {"aten::exp": 1}
-    assert "tracing by module changed which ops run: aten::exp +1" in run.meta["warnings"]
+    assert changed_ops(run) == {"aten::exp": 1}
+    assert "tracing by module changed which ops run: aten::exp +1" in run.provenance.warning_texts
     assert "and other ops" in " ".join(run.report().split())
 
 
@@ -42,12 +43,12 @@ def test_the_same_ops_with_and_without_ranges_are_said_to_be():
 
     run = flopprof.profile(layer, (1, 2, 8), repeats=1, warmup=1, ceilings=False)
 
-    assert run.meta["observer"]["changed_ops"] == {}
+    assert changed_ops(run) == {}
     assert "and no other ops" in " ".join(run.report().split())
 
 
 def test_a_model_that_takes_another_path_each_time_is_no_observer_effect():
     run = run_of(Fickle())
 
-    assert run.meta["observer"]["changed_ops"] is None
-    assert not any("tracing by module" in text for text in run.meta["warnings"])
+    assert changed_ops(run) is None
+    assert not any("tracing by module" in text for text in run.provenance.warning_texts)

@@ -65,7 +65,7 @@ def test_work_done_in_forward_itself_is_functional(function, op):
     # 8 rows × 4 outputs × 8 multiply-adds × 2 = 512, whichever way it is written.
     assert counted["matmul_flops"].sum() == 512
     assert set(counted["verdict"]) == {"functional"}
-    assert "child" in run.meta["never_called"]
+    assert "child" in run.provenance.source.never_called
 
 
 def encoder() -> nn.Module:

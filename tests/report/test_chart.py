@@ -24,6 +24,7 @@ from flopprof.report.chart.draw import COLOURS, SERIES, SIZES
 from flopprof.report.chart.layout import spread
 from flopprof.run import Run
 from flopprof.tables import KERNELS, OPS, ROOFLINES, SITES, TABLES
+from tests.builders import provenance_of
 
 CPU = [("float32", "tensor", "DRAM", 100e9, 15e9, "measured", True)]
 CPU += [("float32", "vector", "DRAM", 40e9, 15e9, "measured", True)]
@@ -88,13 +89,15 @@ def site(op, path, *, flops, min_bytes, time_us, roofs=CPU, kind="other", **more
     return row | more
 
 
-def run_of(sites, roofs=CPU, **meta):
+def run_of(sites, roofs=CPU, **facts):
     total = sum(row["time_us"] for row in sites)
     rows = [
         row | {"site_id": number, "time_share_frac": row["time_us"] / total}
         for number, row in enumerate(sorted(sites, key=lambda row: -row["time_us"]))
     ]
-    return SimpleNamespace(sites=SITES.from_rows(rows), rooflines=rooflines(roofs), meta=meta)
+    return SimpleNamespace(
+        sites=SITES.from_rows(rows), rooflines=rooflines(roofs), provenance=provenance_of(facts)
+    )
 
 
 def resnet_like(seed=0):
@@ -933,7 +936,9 @@ def test_the_command_draws_what_its_options_say(tmp_path, capsys, monkeypatch):
         run = small_run()
         tables = {t: getattr(run, t, TABLES[t].empty()) for t in ("sites", "rooflines")}
         empty = {t: TABLES[t].empty() for t in ("module_calls", "ops", "kernels")}
-        Run(**tables, **empty, meta={"model": name}).save(tmp_path / f"{name}.flopprof")
+        Run(**tables, **empty, provenance=provenance_of({"model": name})).save(
+            tmp_path / f"{name}.flopprof"
+        )
 
     options = ["--top=1", "--group-by=module", "--level=l3", "--size=page", "--dark", "--title=T"]
     code = main(["plot", "one.flopprof", "two.flopprof", *options, "-o", "a.svg", "-o", "a.csv"])

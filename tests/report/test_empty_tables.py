@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pandas as pd
 import pytest
 
@@ -38,8 +39,8 @@ def lacking(run: Run, names: tuple[str, ...]) -> Run:
     for name in NAMES:
         table, old = TABLES[name], getattr(run, name).head(0 if name in names else 1000)
         frames[name] = table.frame({column: old[column].tolist() for column in table.names})
-    meta = {key: value for key, value in run.meta.items() if key != "totals"}
-    return replace(run, **frames, meta=meta)
+    provenance = msgspec.structs.replace(run.provenance, totals=None)
+    return replace(run, **frames, provenance=provenance)
 
 
 def test_the_storage_is_what_the_tables_have(text_storage):

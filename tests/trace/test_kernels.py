@@ -250,7 +250,7 @@ def test_traces_of_other_vendors_have_ops_kernels_flops_and_times(tmp_path, laun
     assert (site.matmul_flops, site.vector_flops, site.time_us) == (240, 24, 30)
     assert site.attainable_flops_per_s != site.attainable_flops_per_s
     assert run.rooflines.empty or "hip" in launching
-    assert any("no ceiling" in text for text in run.meta["warnings"])
+    assert any("no ceiling" in text for text in run.provenance.warning_texts)
 
 
 def test_the_device_of_another_vendor_is_named_by_its_kind(tmp_path):
@@ -262,8 +262,8 @@ def test_the_device_of_another_vendor_is_named_by_its_kind(tmp_path):
         deviceProperties=[{"id": 0, "name": "Intel(R) Data Center GPU Max 1550"}],
     )
 
-    assert run.meta["device"]["kind"] == "xpu"
-    assert run.meta["device"]["name"] == "Intel(R) Data Center GPU Max 1550"
+    assert run.provenance.device.kind == "xpu"
+    assert run.provenance.device.name == "Intel(R) Data Center GPU Max 1550"
 
 
 def test_each_kernels_launch_is_found_in_linear_time(tmp_path):

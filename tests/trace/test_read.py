@@ -564,7 +564,9 @@ def test_device_properties_of_no_known_form_are_left_out_with_a_warning(tmp_path
 
     run = analyse_traces(path)
 
-    assert any("deviceProperties are of no known form" in text for text in run.meta["warnings"])
+    assert any(
+        "deviceProperties are of no known form" in text for text in run.provenance.warning_texts
+    )
     assert run.report("text")
 
 

@@ -13,8 +13,9 @@ import pandas as pd
 
 from flopprof.errors import UsageError
 from flopprof.files import replacing
+from flopprof.provenance import CallProvenance, known_facts
 from flopprof.report.chart.compare import compare_data
-from flopprof.report.chart.data import ChartData, chart_data, flat_facts
+from flopprof.report.chart.data import ChartData, chart_data
 from flopprof.report.chart.draw import KNOWN_BY, SIZES, draw
 from flopprof.units import si
 
@@ -28,6 +29,7 @@ _FORMATS: dict[str, dict[str, str | None]] = {  # no dates and versions: equal r
     "svg": {"Date": None, "Creator": "flopprof"},
     "pdf": {"CreationDate": None, "Creator": "flopprof", "Producer": None},
 }
+_VERSIONS = ("torch", "flopprof", "date")
 _BYTES = (
     "Bytes are compulsory traffic (each operand read once, each result written once), so intensity "
     "is an upper bound. Peaks are dense."
@@ -36,18 +38,31 @@ _BYTES = (
 
 def _provenance(run: "Run") -> tuple[str, str]:
     """Return subtitle and caption: what ran where, how it was measured, what was not recorded."""
-    known = flat_facts(run)
-    subtitle = [known.get(k, f"{k} unknown") for k in ("model", "input", "dtype", "device name")]
-    facts = [
-        f"{key.removeprefix('telemetry ').removesuffix('bytes').replace('_', ' ').strip()} "
-        + (si(v, "B") if key.endswith("bytes") else f"{v:.4g}" if isinstance(v, float) else str(v))
-        for key, v in known.items()
-        if key.split(" ")[0] in ("device", "telemetry", "torch", "flopprof", "date")
+    provenance = run.provenance
+    subtitle = [
+        provenance.source.model or "model unknown",
+        provenance.called.input or "input unknown",
+        provenance.called.dtype,
+        provenance.device.name or "device name unknown",
     ]
+    known = known_facts(provenance.device, "device")
+    if isinstance(provenance, CallProvenance) and provenance.telemetry:
+        known |= known_facts(provenance.telemetry)
+    environment = known_facts(provenance.environment)
+    known |= {name: environment[name] for name in _VERSIONS if name in environment}
+    facts = [_fact(name, value) for name, value in known.items()]
     wanted = ("threads", "driver", "clock", "power limit", "throttling", "torch", "date")
     missing = [name for name in wanted if not any(name in fact for fact in facts)]
     facts.append(f"not recorded: {', '.join(missing) or 'nothing'}")
     return " · ".join(map(str, subtitle)), " · ".join(facts)
+
+
+def _fact(name: str, value: Any) -> str:
+    """Return a fact as the caption says it: "memory 85.9 GB", "clock mhz 1980"."""
+    label = name.removesuffix("bytes").replace("_", " ").strip()
+    if name.endswith("bytes"):
+        return f"{label} {si(value, 'B')}"
+    return f"{label} {value:.4g}" if isinstance(value, float) else f"{label} {value}"
 
 
 def _select(runs: "Run | Mapping[str, Run]", select: dict[str, Any]) -> ChartData:

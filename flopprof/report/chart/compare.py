@@ -42,7 +42,7 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     differ = roofs.groupby(["unit", "name", "kind"])["value"].transform("nunique") > 1
     roofs["name"] = (roofs["series"] + " ").where(differ, "") + roofs["name"]
     frames["roofs"] = roofs.drop_duplicates(["unit", "name", "kind"], ignore_index=True)
-    models = {str(run.meta.get("model")) for run in runs.values()}
+    models = {run.provenance.source.model for run in runs.values()}
     then = " → " if len(models) == 1 else " | "  # of different models none is a step to the next
     times, rates = (
         then.join(text(value) for value in frames["run"][column])

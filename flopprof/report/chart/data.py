@@ -132,8 +132,8 @@ def chart_data(
         moved = known["min_bytes"].where(known["flops"] > 0, known["min_bytes"].fillna(0.0))
         known = known.assign(min_bytes=moved)
     whole = _merge(known if len(known) else sites, lambda _: 0).assign(label="★", place="run")
-    wall_us = pd.to_numeric(flat_facts(run).get("wall_us median"), errors="coerce")
-    timed = wall_us is not None and 0 < wall_us < math.inf
+    wall_us = run.provenance.wall_us
+    timed = 0 < wall_us < math.inf
     whole["time_us"] = wall_us if timed else sites["time_us"].sum()
     whole["name"] = f"whole run ({'wall' if timed else 'op'} time)"
     whole[["share_frac", "ideal_us"]] = math.nan
@@ -297,9 +297,3 @@ def _dtype_label(dtype: str) -> str:
     """Return a dtype's usual short name: fp32, TF32, bf16."""
     short = dtype.replace("tfloat32", "TF32").replace("bfloat", "bf").replace("float", "fp")
     return short.replace("_", " ")
-
-
-def flat_facts(run: "Run") -> dict[str, Any]:
-    """Return what is known of a run's metadata, flat: "wall_us median"."""
-    (flat,) = pd.json_normalize([{"model": None} | run.meta], sep=" ").to_dict("records")
-    return {str(key): v for key, v in flat.items() if v not in (None, "", {}) and v == v}

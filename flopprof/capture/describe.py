@@ -1,0 +1,90 @@
+"""What is known of a model, its call and this machine, as parts of the provenance."""
+
+import datetime
+import platform
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+import flopprof
+from flopprof.capture.call import Inputs, first_float, home
+from flopprof.provenance import COMMAND, Alternative, Environment, Source, Telemetry
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+_CONTAINERS = ("ModuleList", "ModuleDict")  # are never called themselves
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model and its inputs come from, if not from Python.
+
+    Attributes:
+        architecture: Its code: "torchvision:resnet18".
+        architecture_source: What said so: "--arch", "the file".
+        alternatives: What else the weights may be.
+        file: What the file is, and its path.
+        weights: Whose values they are: file, random, meta.
+        input_source: Where the inputs come from.
+        warnings: What loading found doubtful.
+    """
+
+    architecture: str | None = None
+    architecture_source: str | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    file: str | None = None
+    weights: str | None = None
+    input_source: str | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def main_dtype(model: "nn.Module", inputs: Inputs) -> str:
+    """Return the element type of the model's parameters, else of its inputs, else float32."""
+    return home(model)[1] or first_float(inputs) or "float32"
+
+
+def describe_source(model: "nn.Module", module_calls: "pd.DataFrame", origin: Origin) -> Source:
+    """Return what the model is, and which of its modules were never called."""
+    from flopprof.capture.hooks import module_paths
+
+    called = set(module_calls["module_path"])
+    never_called = [
+        path
+        for module, path in module_paths(model).items()
+        if path not in called and type(module).__name__ not in _CONTAINERS
+    ]
+    return Source(
+        model=type(model).__name__,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        architecture=origin.architecture,
+        architecture_source=origin.architecture_source,
+        alternatives=origin.alternatives,
+        file=origin.file,
+        weights=origin.weights,
+        never_called=tuple(never_called),
+    )
+
+
+def describe_environment() -> Environment:
+    """Return versions, machine and moment; the command where the command line runs."""
+    import torch
+
+    return Environment(
+        flopprof=flopprof.__version__,
+        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        torch=str(torch.__version__),
+        python=platform.python_version(),
+        platform=f"{platform.system()} {platform.machine()}",
+        command=COMMAND.get(),
+    )
+
+
+def describe_telemetry(readings: dict[str, Any], calls: int) -> Telemetry | None:
+    """Return what a GPU said while `calls` calls were timed; None where nothing was asked."""
+    if not readings:
+        return None
+    told = {name: value for name, value in readings.items() if value is not None}
+    return msgspec.convert(told | {"calls": calls}, Telemetry)
