@@ -135,8 +135,12 @@ def times_of(walked: Walked, kernels: pd.DataFrame, *, timed: bool, on_device: b
 
 
 def settle_glue(walked: Walked) -> None:
-    """Mark as free what only calls other ops, such as einsum: they are walked for themselves."""
-    glue = walked.named("op", COMPOSITE_OPS.__contains__) & ~walked["counted"]
+    """Mark as free what only calls other ops, such as einsum: they are walked for themselves.
+
+    An op whose FLOPs are known and that is walked, yet not counted, is above the ops that ran.
+    """
+    passed = ~walked["counted"] & ~np.isnan(walked["matmul_flops"])
+    glue = walked.named("op", COMPOSITE_OPS.__contains__) & ~walked["counted"] | passed
     glue &= np.isnan(walked["flops_at_most"])
     names = walked.names["kind"]
     kinds = np.where(glue, len(names), walked["kind"])

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.tables import GAPS
+from flopprof.trace.counting import is_exact, outer_views
 from flopprof.trace.events import OP, RANGE, Events
 
 
@@ -52,7 +53,6 @@ class Tree:
         for number, node in enumerate(ranges):
             self.call[node] = number
         forward_of: dict[int, tuple[str, int]] = {}
-        below_counted = [False] * len(roles)
         cursor = list(self.start)  # how far each open range is covered by its children
         last_op = ""
         stack: list[int] = []
@@ -62,7 +62,7 @@ class Tree:
             around = stack[-1] if stack else -1
             self.parent[node] = around
             if around >= 0:
-                self._inherit(node, around, below_counted)
+                self._inherit(node, around)
                 if roles[around] == RANGE and self.op_parent[node] < 0:
                     self._gap(around, cursor, self.start[node], last_op)
                     cursor[around] = max(cursor[around], self.end[node])
@@ -72,9 +72,6 @@ class Tree:
                 self.rows[node] = row
                 row += 1
                 signature = signatures[label]
-                work = signature.work
-                if work is not None and work.flops_at_most is None and not below_counted[node]:
-                    self.counted[node] = below_counted[node] = True
                 if self.sequence[node] >= 0 and self.phase[node] in ("forward", "recompute"):
                     forward_of.setdefault(self.sequence[node], (self.path[node], self.call[node]))
                 last_op = signature.op
@@ -84,6 +81,23 @@ class Tree:
                 self._enter_other(node, self.names[label], forward_of)
             stack.append(node)
         self._close(stack, -1, cursor, last_op)
+        self._count()
+
+    def _count(self) -> None:
+        """Mark the ops that count: the outermost ones whose FLOPs are known and really ran."""
+        labels = [
+            label if role == OP else -1 for role, label in zip(self.role, self.label, strict=True)
+        ]
+        exact = [is_exact(signature.work) for signature in self.found.signatures]
+        passed = outer_views(labels, self.op_parent, self.found.signatures)
+        inside = [False] * len(labels)  # a counted op
+        for node, label in enumerate(labels):
+            parent = self.op_parent[node]
+            if label < 0:
+                continue
+            inside[node] = parent >= 0 and inside[parent]
+            if exact[label] and not inside[node] and node not in passed:
+                self.counted[node] = inside[node] = True
 
     def _close(self, stack: list[int], node: int, cursor: list[float], last_op: str) -> None:
         """Leave what ended before `node` begins, or is of another thread; all for -1."""
@@ -108,11 +122,10 @@ class Tree:
             start = cursor[node] - self.origin
             self.gaps.append((self.path[node], self.call[node], start, length, last_op))
 
-    def _inherit(self, node: int, around: int, below_counted: list[bool]) -> None:
+    def _inherit(self, node: int, around: int) -> None:
         is_op = self.role[around] == OP
         self.op_parent[node] = around if is_op else self.op_parent[around]
         self.path[node], self.phase[node] = self.path[around], self.phase[around]
-        below_counted[node] = below_counted[around]
         if self.call[node] < 0:
             self.call[node] = self.call[around]
         if self.role[node] == OP and self.op_parent[node] >= 0:

@@ -1,0 +1,129 @@
+"""Which ops of a call tree count: the outermost one with a formula that says what really ran.
+
+An op above a transform of torch.func, a sharded tensor or any other tensor subclass is recorded
+with the shapes that its caller sees; what ran is recorded below it, with other FLOPs.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+from flopprof.formulas import OpCall, Work
+
+# Products that do as many FLOPs as the products they call: only an operand's view differs.
+_PRODUCTS = frozenset(
+    f"aten::{name}"
+    for name in (
+        *("linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv", "dot"),
+        *("vdot", "inner", "conv1d", "conv2d", "conv3d", "convolution", "_convolution"),
+        *("conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "cudnn_convolution"),
+        *("mkldnn_convolution", "cudnn_convolution_transpose", "miopen_convolution"),
+    )
+)
+
+
+class OpSignature(Protocol):
+    """What is read of a signature: the op, its element type, its formula's result."""
+
+    @property
+    def op(self) -> str: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def work(self) -> Work | None: ...
+    @property
+    def call(self) -> OpCall: ...
+
+
+@dataclass(slots=True)
+class _Below:
+    """What ops below an op do, and whether they are not just that op again, passed on."""
+
+    matmul_flops: int = 0
+    vector_flops: int = 0
+    ops: int = 0
+    other_shapes: bool = False
+
+    def add(self, flops: tuple[int, int], *, other_shapes: bool) -> None:
+        self.matmul_flops += flops[0]
+        self.vector_flops += flops[1]
+        self.ops += 1
+        self.other_shapes = self.other_shapes or other_shapes
+
+
+def is_exact(work: Work | None) -> bool:
+    """Return whether a formula's result is a count: not unknown, and no bounds."""
+    return work is not None and work.flops_at_most is None
+
+
+def outer_views(labels: list[int], parents: list[int], signatures: list[OpSignature]) -> set[int]:
+    """Return the ops whose own FLOPs are not what ran: those of the ops below them are.
+
+    These are the ops with an op of the same name below that does other FLOPs (all such ops
+    together, the outermost ones), products with other products below, and the ops around these.
+
+    Args:
+        labels: For each node its signature, or -1 where it is no op. Parents come first.
+        parents: For each node the op around it, or -1.
+        signatures: By label.
+    """
+    flops = [_flops(signature) for signature in signatures]
+    working_above = [-1] * len(labels)  # the nearest op around that has FLOPs
+    same_name: dict[int, _Below] = {}
+    products: dict[int, _Below] = {}
+    for node, label in enumerate(labels):
+        parent = parents[node]
+        if label < 0 or parent < 0:
+            continue
+        above = parent if flops[labels[parent]] else working_above[parent]
+        working_above[node] = above
+        mine = flops[label]
+        if above < 0 or not mine:
+            continue
+        inner = signatures[label]
+        is_product = inner.op in _PRODUCTS
+        while above >= 0:
+            outer = signatures[labels[above]]
+            if outer.dtype == inner.dtype:  # else it counts in another way, as complex products
+                if outer.op == inner.op:
+                    other_shapes = not _is_passed_on(outer.call, inner.call)
+                    same_name.setdefault(above, _Below()).add(mine, other_shapes=other_shapes)
+                    break
+                if is_product and outer.op in _PRODUCTS:
+                    products.setdefault(above, _Below()).add(mine, other_shapes=True)
+                    is_product = False
+            above = working_above[above]
+    differing = []
+    for node, below in same_name.items():
+        is_other = below.other_shapes or below.ops > 1
+        if is_other and (below.matmul_flops, below.vector_flops) != flops[labels[node]]:
+            differing.append(node)
+    for node, below in products.items():
+        own = flops[labels[node]]
+        if own and below.matmul_flops != own[0]:
+            differing.append(node)
+    return with_ancestors(differing, parents)
+
+
+def _is_passed_on(outer: OpCall, inner: OpCall) -> bool:
+    """Return whether the arguments are the same; torch.func records those that it stacks twice."""
+    return inner.shapes[: len(outer.shapes)] == outer.shapes
+
+
+def _flops(signature: OpSignature) -> tuple[int, int] | None:
+    """Return matmul and vector FLOPs of a call that has some; None where not, or unknown."""
+    work = signature.work
+    if work is None or work.flops_at_most is not None:
+        return None
+    return (work.matmul_flops, work.vector_flops) if work.matmul_flops or work.vector_flops else None
+
+
+def with_ancestors(nodes: Iterable[int], parents: list[int]) -> set[int]:
+    """Return the nodes and all that are around them."""
+    reached: set[int] = set()
+    for node in nodes:
+        at = node
+        while at >= 0 and at not in reached:
+            reached.add(at)
+            at = parents[at]
+    return reached
