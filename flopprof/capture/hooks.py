@@ -3,12 +3,13 @@
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 from torch._C._profiler import _RecordFunctionFast  # 1.2 µs; record_function takes 10
 from torch._library.custom_ops import OPDEFS
 from torch._ops import OpOverload
@@ -36,6 +37,23 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
     elif isinstance(value, Mapping):
         yield from tensors_in(list(value.values()))
+
+
+def examples_in(tensors: Iterable[Tensor]) -> int:
+    """Return how many examples `torch.func.vmap` stacks in these tensors: 1 outside of it.
+
+    A module called inside vmap sees the shapes of one example.
+    """
+    most = 1
+    for tensor in tensors:
+        examples = 1
+        while _functorch.is_functorch_wrapped_tensor(tensor):
+            inner = _functorch.get_unwrapped(tensor)
+            if _functorch.is_batchedtensor(tensor):
+                examples *= inner.shape[_functorch.maybe_get_bdim(tensor)]
+            tensor = inner
+        most = max(most, examples)
+    return most
 
 
 @contextmanager

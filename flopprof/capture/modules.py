@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from flopprof.capture.hooks import RAISED, quiet_about_hooks, tensors_in, watch_modules
+from flopprof.capture.hooks import RAISED, examples_in, quiet_about_hooks, tensors_in, watch_modules
 from flopprof.errors import UsageError
 from flopprof.formulas import ModuleCall
 from flopprof.formulas.modules import canonical_name, find_module_formula, nothing
@@ -53,8 +53,9 @@ def _record(model: nn.Module, keep: Callable[[Row], None]) -> AbstractContextMan
         plain = (tensors or formula is nothing) and not any(t.is_nested for t in tensors)
         call = ModuleCall(module, args, kwargs, output)
         if formula and plain and output is not RAISED and (work := formula(call)):
-            row["self_hook_matmul_flops"] = work.matmul_flops
-            row["self_hook_vector_flops"] = work.vector_flops
+            examples = examples_in(came_out)
+            row["self_hook_matmul_flops"] = work.matmul_flops * examples
+            row["self_hook_vector_flops"] = work.vector_flops * examples
         keep(row)
 
     return watch_modules(model, entering, leaving)

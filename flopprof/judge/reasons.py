@@ -21,6 +21,17 @@ def agree_reason(row: OpFacts) -> str:
     return "hook, formula and profiler agree" if known else "hook and formula agree"
 
 
+def view_reason(row: OpFacts) -> str:
+    """Return what this op's shapes are where the op around it has others; "" where none does."""
+    if math.isnan(row.outer_flops):
+        return ""
+    of_class = "matmul" if row.matmul_flops else "vector"
+    own = row.matmul_flops or row.vector_flops
+    shapes = "local shapes of a sharded tensor" if own < row.outer_flops else "shapes of a batch"
+    whose = "the whole tensor's" if own < row.outer_flops else "one example's (torch.func)"
+    return f"; {shapes}: the op around it has {whose} {row.outer_flops:.0f} {of_class} FLOPs"
+
+
 def profiler_reason(row: OpFacts) -> str:
     """Return by how much the profiler's count differs from the formula's, and the likely cause."""
     theirs, ours = row.profiler_flops, row.matmul_flops

@@ -15,7 +15,7 @@ import pandas as pd
 
 from flopprof.formulas.external import find_op_formula
 from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
-from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason
+from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason, view_reason
 from flopprof.judge.roofs import apply_rooflines, kernel_units
 from flopprof.judge.verdicts import HOOKED_PHASES, judge_alone
 from flopprof.judge.walk import TEXTS, OpFacts, Walked, settle_glue, times_of, walk_ops
@@ -114,16 +114,18 @@ def _judge(
     verdicts = _Verdicts(np.full(size, -1), np.full(size, "", object), np.full(size, math.nan))
     rows = walked.facts(np.arange(size))
     by_call: dict[int, list[int]] = defaultdict(list)
-    calls_of_ops = _join_calls(walked, module_calls)
-    for index, row in enumerate(rows):
-        if row.phase in HOOKED_PHASES:
-            by_call[calls_of_ops[index]].append(index)
+    hooked = walked.named("phase", HOOKED_PHASES.__contains__)
+    calls_of_ops = _join_calls(walked.where(hooked), module_calls)
+    for index, call_id in zip(np.flatnonzero(hooked).tolist(), calls_of_ops, strict=True):
+        by_call[call_id].append(index)
     for call in map(_Call._make, tuples(module_calls, _Call._fields)):
         if not math.isnan(call.self_hook_matmul_flops):
             _judge_call(call, by_call.get(call.call_id, []), rows, verdicts)
     for index in np.flatnonzero(verdicts.rank < 0).tolist():
         alone = judge_alone(rows[index], hooked=True, types=types, never=never_called)
         verdicts.put(index, *alone)
+    for index in np.flatnonzero(~np.isnan(walked["outer_flops"])).tolist():
+        verdicts.reason[index] += view_reason(rows[index])
     return verdicts
 
 
@@ -133,7 +135,9 @@ def _judge_alike(walked: Walked) -> _Verdicts:
     facts = walked.facts(first)
     found = [judge_alone(row, hooked=False, types={}, never=()) for row in facts]
     rank = np.array([_RANK[verdict] for verdict, _ in found], dtype=np.int64)
-    reason = np.array([why for _, why in found], dtype=object)
+    reason = np.array(
+        [why + view_reason(row) for row, (_, why) in zip(facts, found, strict=True)], dtype=object
+    )
     return _Verdicts(rank[number], reason[number], np.full(len(walked), math.nan))
 
 
@@ -153,7 +157,8 @@ def _join_calls(walked: Walked, module_calls: pd.DataFrame) -> list[int]:
     """Return each op's call_id among `module_calls`; -1 where the two passes took other paths.
 
     Both passes number calls by entry. If a path differs between them, the n-th call of a path in
-    one is the n-th in the other.
+    one is the n-th in the other. Backward ops, whose module is that of their forward op though
+    they may run inside another one's call, are not among `walked`.
     """
     ids, paths = list[int](walked["call_id"].tolist()), walked.texts("module_path")
     calls = list(tuples(module_calls, ("call_id", "module_path")))

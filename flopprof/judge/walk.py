@@ -21,7 +21,11 @@ _NUMBERS = (
 
 
 class OpFacts(NamedTuple):
-    """What decides an op's verdict: columns of OPS, and whether profiler and formula differ."""
+    """What decides an op's verdict: columns of OPS, and two facts of the tree.
+
+    `profiler_differs` says whether profiler and formula differ; `outer_flops` are those of the op
+    around it that is the same work in other shapes, NaN where there is none.
+    """
 
     op: str
     kind: str
@@ -33,6 +37,7 @@ class OpFacts(NamedTuple):
     vector_flops: float
     profiler_flops: float
     flops_at_most: float
+    outer_flops: float
 
 
 @dataclass(slots=True)
@@ -95,8 +100,23 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     if not np.isnan(theirs).all():
         theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
     walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
+    walked.columns["outer_flops"] = _outer_flops(walked, ops["parent_op_id"].to_numpy())
     owner = owners(ops)
     return walked.where(owner == np.arange(len(ops))), owner
+
+
+def _outer_flops(ops: Walked, parents: np.ndarray) -> np.ndarray:
+    """Return the FLOPs of the op around each counted one that is its work in other shapes, or NaN.
+
+    They are of one class: matmul where both have some, else vector.
+    """
+    matmul = ops["matmul_flops"]
+    vector = ops["vector_flops"]
+    passed = (parents >= 0) & ops["counted"] & ~ops["counted"][parents]
+    products = passed & (matmul > 0) & (matmul[parents] > 0)
+    others = passed & (matmul == 0) & (matmul[parents] == 0) & (vector > 0) & (vector[parents] > 0)
+    flops = np.select([products, others], [matmul[parents], vector[parents]], math.nan)
+    return np.where(flops == np.where(products, matmul, vector), math.nan, flops)
 
 
 def _summed(

@@ -4,11 +4,11 @@ An op above a transform of torch.func, a sharded tensor or any other tensor subc
 with the shapes that its caller sees; what ran is recorded below it, with other FLOPs.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from flopprof.formulas import OpCall, Work
+from flopprof.trace.signatures import Signature
 
 # Products that do as many FLOPs as the products they call: only an operand's view differs.
 _PRODUCTS = frozenset(
@@ -20,19 +20,6 @@ _PRODUCTS = frozenset(
         *("mkldnn_convolution", "cudnn_convolution_transpose", "miopen_convolution"),
     )
 )
-
-
-class OpSignature(Protocol):
-    """What is read of a signature: the op, its element type, its formula's result."""
-
-    @property
-    def op(self) -> str: ...
-    @property
-    def dtype(self) -> str: ...
-    @property
-    def work(self) -> Work | None: ...
-    @property
-    def call(self) -> OpCall: ...
 
 
 @dataclass(slots=True)
@@ -56,7 +43,9 @@ def is_exact(work: Work | None) -> bool:
     return work is not None and work.flops_at_most is None
 
 
-def outer_views(labels: list[int], parents: list[int], signatures: list[OpSignature]) -> set[int]:
+def outer_views(
+    labels: Sequence[int], parents: Sequence[int], signatures: Sequence[Signature]
+) -> set[int]:
     """Return the ops whose own FLOPs are not what ran: those of the ops below them are.
 
     These are the ops with an op of the same name below that does other FLOPs (all such ops
@@ -110,15 +99,17 @@ def _is_passed_on(outer: OpCall, inner: OpCall) -> bool:
     return inner.shapes[: len(outer.shapes)] == outer.shapes
 
 
-def _flops(signature: OpSignature) -> tuple[int, int] | None:
+def _flops(signature: Signature) -> tuple[int, int] | None:
     """Return matmul and vector FLOPs of a call that has some; None where not, or unknown."""
     work = signature.work
     if work is None or work.flops_at_most is not None:
         return None
-    return (work.matmul_flops, work.vector_flops) if work.matmul_flops or work.vector_flops else None
+    return (
+        (work.matmul_flops, work.vector_flops) if work.matmul_flops or work.vector_flops else None
+    )
 
 
-def with_ancestors(nodes: Iterable[int], parents: list[int]) -> set[int]:
+def with_ancestors(nodes: Iterable[int], parents: Sequence[int]) -> set[int]:
     """Return the nodes and all that are around them."""
     reached: set[int] = set()
     for node in nodes:

@@ -1,0 +1,135 @@
+"""Work inside torch.func's transforms: what ran counts, not the shapes that one example sees."""
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+
+import flopprof
+
+
+class Transformed(nn.Module):
+    """A model whose forward is a function of its layer and the input."""
+
+    def __init__(self, layer, function):
+        super().__init__()
+        self.layer = layer
+        self.function = function
+
+    def forward(self, x):
+        return self.function(self.layer, x)
+
+
+def both(function, layer, *size):
+    """Return the matmul FLOPs of the model by counting and by profiling, and the profile."""
+    model = Transformed(layer, function)
+    x = torch.randn(*size)
+    count = flopprof.count_flops(model, (x,))
+    run = flopprof.profile(model, (x,), repeats=1, warmup=1, ceilings=False)
+    return count.matmul_flops, run.totals.matmul_flops, run
+
+
+def test_vmap_of_a_layer_counts_every_example():
+    count, profiled, run = both(lambda layer, x: vmap(layer)(x), nn.Linear(5, 7), 1000, 5)
+
+    # 1000 examples, each 5 × 7 multiply-adds × 2 = 70 FLOPs; 7 bias adds each.
+    assert count == profiled == 70_000
+    assert run.totals.vector_flops == 7_000
+    sites = run.sites[run.sites["flops"] > 0]
+    assert set(sites["verdict"]) == {"agrees"}
+    assert "unknown" not in set(run.sites["verdict"])
+    assert "shapes of a batch" in sites["reason"].iloc[0]
+
+
+def test_vmap_in_vmap_counts_the_examples_of_both():
+    count, profiled, _ = both(lambda layer, x: vmap(vmap(layer))(x), nn.Linear(5, 7), 10, 20, 5)
+
+    # 10 · 20 examples × 70.
+    assert count == profiled == 14_000
+
+
+def test_vmap_of_a_convolution_counts_every_example():
+    count, profiled, run = both(
+        lambda layer, x: vmap(layer)(x), nn.Conv2d(3, 4, 3, padding=1, bias=False), 5, 3, 8, 8
+    )
+
+    # Per example 4 channels × 8·8 positions × 3·3·3 multiply-adds × 2 = 13,824; five of them.
+    assert count == profiled == 69_120
+    assert run.sites.query("matmul_flops > 0")["verdict"].tolist() == ["agrees"]
+
+
+def test_elementwise_work_under_vmap_counts_every_example():
+    model = Transformed(nn.Softmax(dim=-1), lambda layer, x: vmap(layer)(x))
+
+    # 5n: 6 examples of 8 elements.
+    assert flopprof.count_flops(model, (torch.randn(6, 8),)).vector_flops == 240
+
+
+def test_per_example_gradients_count_forward_and_backward_of_every_example():
+    def gradients(layer, x):
+        parameters = {name: p.detach() for name, p in layer.named_parameters()}
+
+        def loss(parameters, one):
+            return functional_call(layer, parameters, (one,)).sum()
+
+        return vmap(grad(loss), (None, 0))(parameters, x)["weight"]
+
+    count, profiled, run = both(gradients, nn.Linear(5, 7), 1000, 5)
+
+    # Forward 1000 × 70; the weight's gradient 1000 outer products of 7 and 5, as a batched
+    # product: 1000 × 7·1·5 × 2 = 70,000. The input needs no gradient.
+    assert count == profiled == 140_000
+    assert set(run.sites.query("flops > 0")["verdict"]) <= {"agrees", "formula_only", "functional"}
+
+
+def test_a_functional_call_under_vmap_over_an_ensemble_counts_every_member():
+    def ensemble(layer, x):
+        weights = {name: torch.stack([p.detach()] * 3) for name, p in layer.named_parameters()}
+        return vmap(lambda w: functional_call(layer, w, (x,)))(weights)
+
+    count, profiled, _ = both(ensemble, nn.Linear(5, 7), 4, 5)
+
+    # Three members, each 4 × 5 × 7 multiply-adds × 2 = 280.
+    assert count == profiled == 840
+
+
+def test_a_jacobian_by_backward_passes_counts_each_of_them():
+    count, profiled, _ = both(lambda layer, x: jacrev(layer)(x), nn.Linear(5, 7, bias=False), 5)
+
+    # Forward 70; seven outputs, each 7 × 5 multiply-adds × 2 = 70 back.
+    assert count == profiled == 70 + 490
+
+
+def test_a_vjp_counts_one_backward_pass():
+    def pull_back(layer, x):
+        back = vjp(layer, x)[1]
+        return back(torch.ones(4, 7))[0]
+
+    count, profiled, _ = both(pull_back, nn.Linear(5, 7, bias=False), 4, 5)
+
+    # Forward 4·5·7 × 2 = 280; the input's gradient as much.
+    assert count == profiled == 560
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_a_jvp_counts_the_products_of_the_tangent():
+    w = torch.randn(5, 7)
+
+    def push_forward(_layer, x):
+        return jvp(lambda x, w: x @ w, (x, w), (x, w))[1]
+
+    count, profiled, _ = both(push_forward, nn.Identity(), 4, 5)
+
+    # x·w, then dx·w and x·dw for the tangent: three products of 4·5·7 × 2 = 280.
+    assert count == profiled == 840
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+def test_the_mode_does_not_change_the_count_of_a_mapped_layer(mode):
+    def forward(layer, x):
+        with mode():
+            return vmap(layer)(x)
+
+    model = Transformed(nn.Linear(5, 7), forward)
+
+    assert flopprof.count_flops(model, (torch.randn(10, 5),)).matmul_flops == 700

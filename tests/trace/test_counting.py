@@ -1,0 +1,130 @@
+"""Which ops count where an op and what it calls have other shapes (counting rule 4)."""
+
+import pytest
+
+from flopprof.elsewhere import analyse_traces
+from tests.events import kernel, launch, op, with_shapes, write_trace
+
+
+def shaped(name, start, length, *shapes, kind="float"):
+    return with_shapes(
+        op(name, start, length),
+        {"Input Dims": list(shapes), "Input type": [kind] * len(shapes)},
+    )
+
+
+def analysed(tmp_path, *events):
+    return analyse_traces(write_trace(tmp_path / "trace.json", *events))
+
+
+def test_the_local_product_of_a_sharded_tensor_counts(tmp_path):
+    whole = [64, 1024], [1024, 1024]
+    run = analysed(
+        tmp_path,
+        shaped("aten::linear", 0, 100, *whole),
+        shaped("aten::mm", 5, 90, *whole),
+        shaped("aten::mm", 10, 50, [64, 1024], [1024, 512]),
+        launch(1, 20),
+        kernel(1, 30, 10),
+    )
+
+    # 64 · 1024 · 512 multiply-adds × 2; the kernel's 10 µs are of it.
+    assert run.totals.matmul_flops == 67_108_864
+    site = run.sites.query("matmul_flops > 0").iloc[0]
+    assert site["input_shapes"] == "64x1024, 1024x512"
+    assert site["time_us"] == 10
+    assert "local shapes of a sharded tensor" in site["reason"]
+
+
+def test_a_local_product_right_below_a_linear_counts(tmp_path):
+    run = analysed(
+        tmp_path,
+        shaped("aten::linear", 0, 100, [64, 1024], [1024, 1024]),
+        shaped("aten::mm", 10, 50, [64, 1024], [1024, 512]),
+    )
+
+    assert run.totals.matmul_flops == 67_108_864
+
+
+def test_elementwise_work_on_a_shard_counts_the_shard(tmp_path):
+    run = analysed(
+        tmp_path,
+        shaped("aten::relu", 0, 100, [64, 1024]),
+        shaped("aten::relu", 10, 50, [64, 512]),
+        shaped("aten::clamp_min", 20, 30, [64, 512]),
+    )
+
+    assert run.totals.vector_flops == 64 * 512
+
+
+def test_attention_on_a_shard_of_the_heads_counts_the_shard(tmp_path):
+    whole = [[2, 8, 16, 32]] * 3
+    name = "aten::_scaled_dot_product_flash_attention"
+    run = analysed(
+        tmp_path,
+        shaped("aten::scaled_dot_product_attention", 0, 100, *whole),
+        shaped(name, 5, 80, *whole),
+        shaped(name, 10, 50, *[[2, 4, 16, 32]] * 3),
+    )
+
+    # 2 · 4 heads, 16 × 16 scores, 32 wide, two products: 2·4·16·16·32 × 2 × 2.
+    assert run.totals.matmul_flops == 262_144
+
+
+def test_the_batch_below_a_mapped_product_counts(tmp_path):
+    run = analysed(
+        tmp_path,
+        shaped("aten::linear", 0, 100, [5], [7, 5]),
+        shaped("aten::matmul", 5, 90, [5], [5, 7]),
+        shaped("aten::mm", 10, 80, [1, 5], [5, 7]),
+        shaped("aten::matmul", 15, 70, [1000, 1, 5], [5, 7]),
+        shaped("aten::mm", 20, 60, [1000, 5], [5, 7]),
+    )
+
+    assert run.totals.matmul_flops == 70_000
+    assert "shapes of a batch" in run.sites.query("matmul_flops > 0").iloc[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner", "flops"),
+    [
+        # A linear's product in two dimensions: 6 · 5 · 7 × 2.
+        (("linear", [2, 3, 5], [7, 5]), ("mm", [6, 5], [5, 7]), 420),
+        (("matmul", [2, 3, 5], [2, 5, 7]), ("bmm", [2, 3, 5], [2, 5, 7]), 420),
+        # One head dimension, padded from 5 to 8 for the kernel: 1·1·4·4·5 × 4.
+        (
+            ("scaled_dot_product_attention", *[[1, 1, 4, 5]] * 3),
+            ("_scaled_dot_product_flash_attention", *[[1, 1, 4, 8]] * 3),
+            320,
+        ),
+        # Heads and sequence change places below.
+        (
+            ("_scaled_dot_product_flash_attention", *[[2, 3, 4, 5]] * 3),
+            ("_flash_attention_forward", *[[2, 4, 3, 5]] * 3),
+            1920,
+        ),
+    ],
+)
+def test_an_ordinary_wrapper_counts_itself(tmp_path, outer, inner, flops):
+    run = analysed(
+        tmp_path,
+        shaped(f"aten::{outer[0]}", 0, 100, *outer[1:]),
+        shaped(f"aten::{inner[0]}", 10, 50, *inner[1:]),
+    )
+
+    counted = run.ops[run.ops["counted"]]
+    assert counted["op"].tolist() == [f"aten::{outer[0]}"]
+    assert run.totals.matmul_flops == flops
+
+
+def test_a_complex_product_by_real_ones_counts_as_the_complex_one(tmp_path):
+    run = analysed(
+        tmp_path,
+        shaped("aten::mm", 0, 100, [4, 5], [5, 6], kind="c10::complex<float>"),
+        shaped("aten::mm", 10, 20, [4, 5], [5, 6]),
+        shaped("aten::mm", 40, 20, [4, 5], [5, 6]),
+        shaped("aten::mm", 70, 20, [4, 5], [5, 6]),
+    )
+
+    # 4·5·6 complex multiply-adds of eight FLOPs.
+    assert run.totals.matmul_flops == 960
