@@ -32,7 +32,7 @@ from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS
 from flopprof.trace.read import Trace, read_trace
 from flopprof.trace.tree import busy_until
-from flopprof.units import safe_text
+from flopprof.units import file_text
 
 Progress = Callable[[str], None]
 _STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
@@ -67,18 +67,20 @@ def analyse_traces(
     traces: dict[int, Trace] = {}
     ranks, steps, warnings = [], [], []
     for file in files:
-        progress(f"reading {file.name}")
+        progress(f"reading {file_text(file.name)}")
         trace = read_trace(file)
         rank = int(trace.info["rank"])
         if rank in traces:
-            again = f"{file} says it is rank {rank} again: numbered {max(traces) + 1} here"
+            again = (
+                f"{file_text(file)} says it is rank {rank} again: numbered {max(traces) + 1} here"
+            )
             warnings.append(f"{again}, as if they were ranks of one job")
             rank = max(traces) + 1
             trace.kernels["rank"] = rank
         if skip_steps:
             trace = _without_steps(file, trace, skip_steps)
         traces[rank] = trace
-        ranks.append({"rank": rank, "file": str(file), **_rank_facts(trace)})
+        ranks.append({"rank": rank, "file": file_text(file), **_rank_facts(trace)})
         steps += [{"rank": rank, **step} for step in _steps(trace)]
         warnings += [*trace.info["warnings"], *_doubts(file, trace)]
     progress("reconciling")
@@ -92,7 +94,7 @@ def analyse_traces(
     sums = pd.DataFrame(ranks)
     ranks.sort(key=lambda row: int(row["rank"]))
     provenance = TraceProvenance(
-        source=Source(model=files[0].name.removesuffix(".gz").removesuffix(".json")),
+        source=Source(model=file_text(files[0].name).removesuffix(".gz").removesuffix(".json")),
         called=Called(dtype=_main_dtype(ops)),
         device=_described(device, gpu, every[0].info["vendors"], on_gpu=len(kernels) > 0),
         environment=Environment(
@@ -101,7 +103,7 @@ def analyse_traces(
             command=COMMAND.get(),
         ),
         trace=TraceFacts(
-            files=tuple(str(file) for file in files),
+            files=tuple(file_text(file) for file in files),
             origin_us=float(every[0].info["origin_us"]),
             kernels=int(sums["kernels"].sum()),
             **{name: float(sums[name].sum(min_count=1)) for name in _ADDED},
@@ -192,7 +194,8 @@ def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
     steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
     if len(steps) <= skipped:
         raise UsageError(
-            f"{file} holds {len(steps)} profiler steps; leaving out {skipped} leaves none",
+            f"{file_text(file)} holds {len(steps)} profiler steps; leaving out {skipped} "
+            "leaves none",
             remedy="give a smaller --skip-steps",
         )
     begin = steps[skipped][1]
@@ -214,11 +217,11 @@ def _doubts(file: Path, trace: Trace) -> list[str]:
     """Return what makes the figures of a trace incomplete."""
     if not len(trace.ops):
         remedy = "record it with ProfilerActivity.CPU as well, and record_shapes=True"
-        return [f"{safe_text(file)} holds kernels and no ops, so FLOPs are unknown: {remedy}"]
+        return [f"{file_text(file)} holds kernels and no ops, so FLOPs are unknown: {remedy}"]
     no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
     no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
     absent = ((trace.info["has_shapes"], no_shapes), (len(trace.kernels), no_kernels))
-    return [f"{file} {fact}" for there, fact in absent if not there]
+    return [f"{file_text(file)} {fact}" for there, fact in absent if not there]
 
 
 def _together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -89,3 +89,12 @@ def safe_text(text: object, width: int = 300) -> str:
     chars = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[: width + 1])
     shown = "".join(chars)
     return shown if len(shown) <= width else shown[: width - 1] + "…"
+
+
+def file_text(path: object, width: int = 300) -> str:
+    """Return a file's name to be shown: escaped where it is no text, no control characters."""
+    try:
+        raw = str(path).encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        raw = str(path).encode("utf-8", "backslashreplace")
+    return safe_text(raw.decode("utf-8", "backslashreplace"), width)

@@ -35,17 +35,15 @@ def trace(parser: ArgumentParser) -> Handler:
     def handle(args: Namespace) -> int:
         from flopprof.cli.run import deliver
         from flopprof.elsewhere import analyse_traces
-        from flopprof.errors import LoadError, UsageError
-        from flopprof.model.detect import detect
+        from flopprof.errors import UsageError
+        from flopprof.trace.foreign import check_is_no_model
 
         if args.skip_steps < 0:
             raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
         if args.annotate and len(args.files) > 1:
             raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
         for name in args.files:
-            kind = detect(Path(name))
-            if kind.name not in ("json", "compressed", "text", "unknown", "empty"):
-                raise LoadError(f"{name} is {kind.what}, no trace", remedy="name a trace's .json")
+            check_is_no_model(Path(name))
         if args.annotate:
             _check_annotated(args)
         if args.formulas:

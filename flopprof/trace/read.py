@@ -19,11 +19,13 @@ from flopprof.formulas import load_op_formulas
 from flopprof.tables import OPS
 from flopprof.trace.derive import derive_convolutions
 from flopprof.trace.events import OP, Events, extend, take_events
+from flopprof.trace.foreign import what_else
 from flopprof.trace.kernels import give_kernels, kernels_frame, link_kernels, promote_launchers
+from flopprof.trace.salvage import Damage
 from flopprof.trace.signatures import Signature
 from flopprof.trace.stream import stream_events
 from flopprof.trace.tree import Tree, text_codes
-from flopprof.units import safe_text
+from flopprof.units import file_text, safe_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +53,19 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
     """
     load_op_formulas()
     header: dict[str, Any] = {}
+    damage = Damage()
     found = Events()
     collecting = gc.isenabled()
     gc.disable()  # a trace's objects form no cycles, and walking them all doubles the time
     try:
-        for events in stream_events(Path(path), header):
+        for events in stream_events(Path(path), header, damage):
             take_events(events, found)
     finally:
         if collecting:
             gc.enable()
+    found.warnings.extend(damage.warnings(file_text(path)))
+    if OP not in found.hosts[3] and (kind := what_else(damage.head)):
+        raise kind.error(path)
     if not found.hosts[0] and not found.kernels[0]:
         raise _without_ops(path)
     if not found.has_ranges:
@@ -72,7 +78,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
 
 def _without_ops(path: str | Path) -> LoadError:
     return LoadError(
-        f"{safe_text(path)} is a trace without ops",
+        f"{file_text(path)} is a trace without ops",
         remedy="record it with ProfilerActivity.CPU as well",
     )
 

@@ -10,6 +10,8 @@ from flopprof.tables import GAPS
 from flopprof.trace.counting import is_exact, outer_views
 from flopprof.trace.events import OP, RANGE, Events
 
+LONGEST_PATH = 1000  # letters of a module's path; annotations nested deeper share the outer's
+
 
 class Tree:
     """The call trees of all threads; nodes are numbered in order of thread and start."""
@@ -31,6 +33,7 @@ class Tree:
         self.op_parent = nowhere * size  # the op around
         self.call = nowhere * size  # the number of the nearest range
         self.path = [""] * size
+        self.paths: dict[str, str] = {}  # each path once
         self.phase = ["forward"] * size
         self.counted = [False] * size
         lengths = np.frombuffer(self.end) - np.frombuffer(self.start)
@@ -139,8 +142,12 @@ class Tree:
             self.path[node] = name
             return
         outer = self.path[around] if around >= 0 else ""
-        self.path[node] = f"{outer}.{name}" if outer else name
-        self.module_types[self.path[node]] = name.rpartition("_")[0]
+        path = outer
+        if len(outer) + len(name) < LONGEST_PATH:  # else endless nesting would take all memory
+            path = f"{outer}.{name}" if outer else name
+            path = self.paths.setdefault(path, path)
+            self.module_types[path] = name.rpartition("_")[0]
+        self.path[node] = path
 
     def _enter_other(self, node: int, name: str, forward_of: dict[int, tuple[str, int]]) -> None:
         if name.startswith(("autograd::engine::", "torch::autograd::")) or "Backward" in name:
