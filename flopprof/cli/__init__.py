@@ -168,8 +168,9 @@ def _handle(args: Namespace) -> int:
     import shlex
 
     from flopprof.provenance import COMMAND
+    from flopprof.units import file_text
 
-    before = COMMAND.set(shlex.join(["flopprof", *args.arguments]))
+    before = COMMAND.set(file_text(shlex.join(["flopprof", *args.arguments]), 2000))
     try:
         code: int = args.handler(args)
     finally:

@@ -482,4 +482,4 @@ def test_a_damaged_trace_is_a_run_with_its_warning(tmp_path):
     run = analyse_traces(path)
 
     assert run.sites["matmul_flops"].sum() == 9 * 240
-    assert any("1 event is missing" in text for text in run.meta["warnings"])
+    assert any("1 event is missing" in text for text in run.provenance.warning_texts)
