@@ -99,6 +99,7 @@ class _Event:
     args: Mapping[str, Any]
     start: float
     end: float
+    length: float  # as recorded: of large time stamps the difference is off by up to 0.1 ns
 
 
 def take_events(raw: list[Any], events: Events) -> None:
@@ -125,7 +126,7 @@ def take_events(raw: list[Any], events: Events) -> None:
         kind = kinds.get(category)
         if kind is None:
             kind = _new_category(category, events)
-        event = _Event(item, name, args, start, end)
+        event = _Event(item, name, args, start, end, length)
         if name.startswith(PREFIX):
             events.has_ranges = True
             label = _number_of(events.names, name.removeprefix(PREFIX))
@@ -160,7 +161,7 @@ def _take_host(event: _Event, events: Events, rows: _Rows) -> None:
     if role != OP:
         label = _number_of(events.names, name)
         if name.startswith("ProfilerStep#"):
-            events.steps.append((name, event.start, event.end - event.start))
+            events.steps.append((name, event.start, event.length))
     external = _integer(args, "External id", "external id")
     sequence = _integer(args, "Sequence number", "sequence number")
     thread = _thread(event.raw, events)
@@ -185,7 +186,7 @@ def _take_python(event: _Event, events: Events, _rows: _Rows) -> None:
 def _take_annotation(event: _Event, events: Events, rows: _Rows) -> None:
     name = event.name
     if name.startswith("ProfilerStep#"):
-        events.steps.append((name, event.start, event.end - event.start))
+        events.steps.append((name, event.start, event.length))
     elif name.startswith("Optimizer.step#"):
         label = _number_of(events.names, name)
         signature = events.calls.number(name, event.args)
@@ -212,7 +213,7 @@ def _take_kernel(event: _Event, kind: str, events: Events, rows: _Rows) -> None:
         _integer(args, "device"),
         _integer(args, "graph id") or -1,
         event.start,
-        event.end - event.start,
+        event.length,
         _integer(args, "External id", "external id"),
     )
     rows.kernels.append(row)

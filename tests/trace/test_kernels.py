@@ -309,3 +309,17 @@ def test_no_hidden_kernel_of_a_real_trace_has_its_launch_in_a_named_node(gpu_tra
 def raw_events(path: Path) -> list[Any]:
     events: list[Any] = orjson.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     return events
+
+
+def test_a_kernels_duration_is_the_recorded_one_whatever_its_time_stamp(tmp_path):
+    late = 4_711_000_000_000.123  # µs since the machine started: 2^-10 µs is what a float resolves
+    events = [
+        with_shapes(op("aten::addmm", late, 9.0), ADDMM),
+        launch(7, late + 1),
+        kernel(7, late + 2, 3.086),
+    ]
+
+    trace = read_trace(write_trace(tmp_path / "t.json", *events))
+
+    assert trace.kernels["duration_us"].tolist() == [3.086]
+    assert trace.ops["device_us"].tolist() == [3.086]
