@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flopprof.capture.describe import Origin
     from flopprof.capture.training import Training
     from flopprof.model import Loaded
+    from flopprof.model.trusted import Trust
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -107,14 +108,23 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
     if not (args.trust or args.trust_sha256) or is_contained():
         return None
     announce(Path(args.model), args.trust_sha256)
-    return run_contained(
+    exit_code, printed = run_contained(
         args.arguments,
         Path(args.model),
         memory_bytes=memory_bytes,
         time_s=args.time_limit,
         output=output,
-        stdout=answer_stream(),
     )
+    print(printed, end="", file=answer_stream(), flush=True)
+    return exit_code
+
+
+def _trust(args: Namespace) -> "Trust | bool":
+    from flopprof.model.trusted import Trust
+
+    if not (args.trust or args.trust_sha256):
+        return False
+    return Trust(args.trust_sha256, contained=True)
 
 
 def load(args: Namespace, *, device: str, meta: bool = False) -> "tuple[Loaded, Inputs, Origin]":
@@ -136,7 +146,7 @@ def load(args: Namespace, *, device: str, meta: bool = False) -> "tuple[Loaded, 
     loaded = load_model(
         args.model,
         arch=args.arch,
-        trust=args.trust or bool(args.trust_sha256),
+        trust=_trust(args),
         device=device,
         dtype=args.dtype,
         meta=meta,

@@ -11,6 +11,7 @@ from flopprof.errors import LoadError, RefusedError, UsageError
 from flopprof.model.detect import detect
 from flopprof.model.pickles import Contents, read_contents
 from flopprof.model.recognise import Entry
+from flopprof.model.trusted import Trust
 from flopprof.registry import Registry, import_all
 from flopprof.units import safe_text
 
@@ -24,7 +25,7 @@ class Request:
 
     contents: Contents
     arch: str | None
-    trust: bool
+    trust: Trust | None  # leave to run the file's code
     meta: bool
     strict: bool = False  # choose no architecture where weights fit several
 
@@ -61,7 +62,7 @@ def load_model(
     path: str | Path,
     *,
     arch: str | None = None,
-    trust: bool = False,
+    trust: bool | Trust = False,
     device: str = "cpu",
     dtype: str | None = None,
     meta: bool = False,
@@ -72,6 +73,9 @@ def load_model(
     `path` may also name code, "torchvision:resnet18": the model then has random weights. A file is
     first read inertly; only then, if it is sound, is torch imported. With `meta` no tensor's data
     is read: the model has shapes and dtypes, checked against the file, on meta.
+
+    Code of the file's runs only with `trust`: True lets it run in this process, a `Trust` may name
+    the file's checksum and ask for the child process with limits.
     """
     if dtype is not None and not (dtypes.itemsize(dtype) and dtypes.is_floating(dtype)):
         raise UsageError(f"{dtype!r} is no floating dtype", remedy="--dtype float32 or bfloat16")
@@ -80,7 +84,7 @@ def load_model(
 
         loaded = load_code(arch or str(path), meta=meta)
     else:
-        loaded = _from_file(Path(path), arch=arch, trust=trust, meta=meta, strict=strict)
+        loaded = _from_file(Path(path), arch=arch, trust=_leave(trust), meta=meta, strict=strict)
     import torch
 
     model = _in_eval_mode(loaded.model)
@@ -97,7 +101,15 @@ def names_code(path: str | Path) -> bool:
     return bool(CODE.fullmatch(str(path))) and not Path(path).exists()
 
 
-def _from_file(path: Path, *, arch: str | None, trust: bool, meta: bool, strict: bool) -> Loaded:
+def _leave(trust: bool | Trust) -> Trust | None:
+    if isinstance(trust, Trust):
+        return trust
+    return Trust() if trust else None
+
+
+def _from_file(
+    path: Path, *, arch: str | None, trust: Trust | None, meta: bool, strict: bool
+) -> Loaded:
     kind = detect(path)
     contents = read_contents(path, kind)
     import_all("flopprof.model")
@@ -112,10 +124,14 @@ def _from_file(path: Path, *, arch: str | None, trust: bool, meta: bool, strict:
 
 
 def refuse_code(request: Request, what: str) -> None:
-    """Raise `RefusedError` unless the user trusts the file, of which loading runs code."""
-    if request.trust:
-        return
+    """Raise `RefusedError` unless the file's code may run here and now.
+
+    Whatever runs code of a file asks here right before.
+    """
     contents = request.contents
+    if request.trust:
+        request.trust.check(contents.path)
+        return
     shown = safe_text(", ".join((contents.dangerous or contents.globals)[:6]))
     wants = f"; it wants {len(contents.globals)} names, such as {shown}" if shown else ""
     raise RefusedError(

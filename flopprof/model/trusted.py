@@ -1,34 +1,61 @@
 """Run a command on a trusted file in a child process, and stop it at its limits.
 
-This contains crashes, endless loops and endless memory. It is no sandbox: the child may read and
-write whatever the user may.
+This contains crashes, endless loops, endless memory and processes left behind. It is no sandbox:
+the child may read and write whatever the user may.
 """
 
 import hashlib
+import io
+import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from flopprof.errors import ModelError, RefusedError, UsageError
 from flopprof.units import safe_text, si
 
-MARK = "FLOPPROF_CONTAINED"
+MARK = "FLOPPROF_CONTAINED"  # in the child's environment: the process id of its supervisor
+ANSWER = "FLOPPROF_ANSWER"  # the file for what the child prints and its exit code
 MEMORY_LIMIT, TIME_LIMIT_S = "16G", 1800.0
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_POLL_S = 0.05
+_LEFT = "nothing was measured: check that it runs without flopprof"
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """The user's leave to run a file's code.
+
+    Attributes:
+        sha256: Of the one file whose code may run; None for whatever file is loaded.
+        contained: Whether only a child process with limits may run it.
+    """
+
+    sha256: str | None = None
+    contained: bool = False
+
+    def check(self, path: Path) -> None:
+        """Raise unless the code of the file at `path` may run in this process.
+
+        Raises:
+            RefusedError: It is not the file that is trusted, or this is not the child process.
+        """
+        check_sum(path, self.sha256)
+        if self.contained and not is_contained():
+            fact = f"{safe_text(path)} runs its code only in a child process, which this is not"
+            raise RefusedError(fact, remedy="flopprof run and flopprof count start one: --trust")
 
 
 def is_contained() -> bool:
-    """Return whether this is the child process."""
-    return MARK in os.environ
+    """Return whether this is the child process; what merely inherited its mark is not."""
+    return os.environ.get(MARK) == str(os.getppid())
 
 
 def parse_bytes(text: str) -> int:
@@ -49,6 +76,22 @@ def parse_bytes(text: str) -> int:
         raise UsageError(fact, remedy="write it as 500M or 16G") from error
 
 
+def check_sum(path: Path, wanted_sha256: str | None) -> str:
+    """Return the sha256 of the file at `path`; '' for what is no file.
+
+    Raises:
+        RefusedError: It is not the one wanted.
+    """
+    sha256 = ""
+    if path.is_file():
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    if wanted_sha256 and sha256 != wanted_sha256.lower():
+        fact = f"{safe_text(path)} has the sha256 {sha256 or 'of no file'}, not {wanted_sha256}"
+        raise RefusedError(fact, remedy="get the file that you trust, or its right sum")
+    return sha256
+
+
 def announce(path: Path, wanted_sha256: str | None) -> None:
     """Say on stderr which file is trusted with what, and refuse it if it is not the one meant.
 
@@ -61,13 +104,7 @@ def announce(path: Path, wanted_sha256: str | None) -> None:
 
     kind = detect(path)
     contents = read_contents(path, kind) if kind.is_readable else None
-    sha256 = ""
-    if path.is_file():
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    if wanted_sha256 and sha256 != wanted_sha256.lower():
-        fact = f"{safe_text(path)} has the sha256 {sha256 or 'of no file'}, not {wanted_sha256}"
-        raise RefusedError(fact, remedy="get the file that you trust, or its right sum")
+    sha256 = check_sum(path, wanted_sha256)
     names = ", ".join(contents.globals) if contents else ""
     print(f"flopprof: trusting {safe_text(path)}, sha256 {sha256}", file=sys.stderr)
     print(f"  it wants {safe_text(names) or 'no names'}", file=sys.stderr, flush=True)
@@ -80,87 +117,125 @@ def run_contained(
     memory_bytes: int,
     time_s: float,
     output: Path | None,
-    stdout: Any = None,
-) -> int:
-    """Run `flopprof` with these arguments in a child process and return its exit code.
+) -> tuple[int, str]:
+    """Run `flopprof` with these arguments in a child process; return exit code and what it printed.
 
     Args:
         arguments: What the user typed.
         path: The file that is trusted, for messages.
-        memory_bytes: Resident memory at most.
+        memory_bytes: Memory at most, of the child and all that it starts.
         time_s: Wall time at most.
         output: The folder that the child writes; nothing half-written is left of it.
-        stdout: Where the child's standard output goes; the parent's own unless given.
 
     Raises:
-        ModelError: A limit stopped it, or it died.
+        ModelError: A limit stopped it, or it ended before it gave a result.
     """
-    before = _staged(output)
-    package = str(Path(__file__).resolve().parents[2])
-    with tempfile.TemporaryDirectory(prefix="flopprof-") as folder:
-        old = os.environ.get("PYTHONPATH")
-        env = {
-            **os.environ,
-            MARK: "1",
-            "TMPDIR": folder,
-            "PYTHONPATH": f"{package}{os.pathsep}{old}" if old else package,
-        }
-        command = [sys.executable, "-P", "-m", "flopprof", *arguments]
-        process = subprocess.Popen(command, env=env, stdout=stdout, start_new_session=True)
-        try:
-            why = _watch(process, memory_bytes, time_s)
-        finally:
-            if process.poll() is None:
-                _kill(process)
-            for staging in _staged(output) - before:
-                shutil.rmtree(staging, ignore_errors=True)
-    if why:
-        fact, remedy = why
-        raise ModelError(f"{safe_text(path)} was stopped: {fact}", remedy=remedy)
-    if process.returncode < 0:
-        name = signal.Signals(-process.returncode).name
-        fact = f"{safe_text(path)} ended its process with {name}"
-        raise ModelError(fact, remedy="its own code crashed: check that it runs without flopprof")
-    return process.returncode
-
-
-def _watch(
-    process: "subprocess.Popen[bytes]", memory_bytes: int, time_s: float
-) -> tuple[str, str] | None:
-    """Wait for the process to end; return what limit it broke, and the way out."""
-    deadline = time.monotonic() + time_s
-    while process.poll() is None:
-        if time.monotonic() > deadline:
-            return f"it took more than {time_s:g} s", "--time-limit takes more seconds"
-        used = _resident_bytes(process.pid)
-        if used > memory_bytes:
-            limit = si(float(memory_bytes), "B")
-            return f"it took more than {limit} of memory", "--memory-limit takes more, such as 32G"
-        try:
-            process.wait(_POLL_S)
-        except subprocess.TimeoutExpired:
-            continue
-    return None
-
-
-def _resident_bytes(pid: int) -> int:
-    """Return a process's resident memory; 0 where the system does not tell."""
+    scratch = tempfile.mkdtemp(prefix="flopprof-")
+    answer = Path(scratch, "answer.json")
+    asked = {
+        "command": _child_command(arguments, scratch, answer),
+        "memory_bytes": memory_bytes,
+        "time_s": time_s,
+        "output": str(output.resolve()) if output else None,
+        "scratch": scratch,
+    }
+    exit_code, printed = -1, ""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, ValueError, IndexError):
-        return 0
-    return pages * os.sysconf("SC_PAGE_SIZE")
+        outcome = _supervise(asked)
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            said = json.loads(answer.read_text("utf-8"))
+            exit_code, printed = int(said["exit_code"]), str(said["printed"])
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _refuse_limits(outcome.get("broke"), path, memory_bytes, time_s)
+    if exit_code < 0:
+        raise ModelError(f"{safe_text(path)} {_ending(outcome)}", remedy=_LEFT)
+    return exit_code, printed
 
 
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    """End the process and all that it started, at once."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+def _child_command(arguments: Sequence[str], scratch: str, answer: Path) -> list[str]:
+    """Return the command of the child; `env` sets what only the child shall see."""
+    package = str(Path(__file__).resolve().parents[2])
+    old = os.environ.get("PYTHONPATH")
+    python_path = f"{package}{os.pathsep}{old}" if old else package
+    code = (
+        "import os, sys; "
+        f"os.environ.update({{{MARK!r}: str(os.getppid()), 'TMPDIR': {scratch!r}, "
+        f"'PYTHONPATH': {python_path!r}}}); "
+        f"sys.path.insert(0, {package!r}); "
+        "from flopprof.model.trusted import answer_parent; "
+        f"answer_parent({str(answer)!r}, sys.argv[1:])"
+    )
+    return [sys.executable, "-P", "-c", code, *arguments]
 
 
-def _staged(output: Path | None) -> set[Path]:
-    if output is None:
-        return set()
-    parent = output.resolve().parent
-    return set(parent.glob(f".{output.name}-*")) if parent.is_dir() else set()
+def _supervise(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return how the command ended; whatever ends this process ends it, too."""
+    script = str(Path(__file__).with_name("supervise.py"))
+    supervisor = subprocess.Popen(
+        [sys.executable, "-I", "-S", script, json.dumps(asked)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,  # an interrupt from the keyboard is for this process
+    )
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    with supervisor.stdout, supervisor.stdin:
+        try:
+            text = supervisor.stdout.read()
+        finally:
+            supervisor.stdin.close()  # it ends all that it watches
+            supervisor.wait()
+    try:
+        outcome: dict[str, Any] = json.loads(text)
+    except ValueError:
+        return {}
+    return outcome
+
+
+def _refuse_limits(broke: str | None, path: Path, memory_bytes: int, time_s: float) -> None:
+    if broke == "time":
+        fact, remedy = f"it took more than {time_s:g} s", "--time-limit takes more seconds"
+    elif broke == "memory":
+        limit = si(float(memory_bytes), "B")
+        fact = f"it took more than {limit} of memory"
+        remedy = "--memory-limit takes more, such as 32G"
+    else:
+        return
+    raise ModelError(f"{safe_text(path)} was stopped: {fact}", remedy=remedy)
+
+
+def _ending(outcome: dict[str, Any]) -> str:
+    """Return, in words, how a child ended that gave no result."""
+    code = outcome.get("exit_code")
+    if code is None:
+        return "ended the process that watches it, before there was a result"
+    if code < 0:
+        name = str(-code)
+        with suppress(ValueError):
+            name = signal.Signals(-code).name
+        return f"ended its process with {name}, before there was a result"
+    return f"ended its process with exit code {code}, before there was a result"
+
+
+def answer_parent(path: str, arguments: Sequence[str]) -> NoReturn:
+    """In the child: run the command, hand what it prints and its exit code over, and end.
+
+    An exit code alone proves nothing: the file's code may call `os._exit(0)`.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # as in __main__, which this stands for
+    from flopprof.cli import main
+
+    sys.exit(_answer(Path(path), main, arguments))
+
+
+def _answer(path: Path, run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        exit_code = run(arguments)
+    unfinished = path.with_suffix(".part")
+    text = json.dumps({"exit_code": exit_code, "printed": printed.getvalue()})
+    unfinished.write_text(text, encoding="utf-8")
+    unfinished.replace(path)
+    sys.stderr.flush()
+    os._exit(exit_code)  # code of the file's that waits for the end of Python does not run

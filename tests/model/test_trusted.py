@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -13,8 +15,9 @@ import torch
 from torch import nn
 
 from flopprof.cli import main
-from flopprof.errors import UsageError
-from flopprof.model.trusted import parse_bytes
+from flopprof.errors import RefusedError, UsageError
+from flopprof.model import load_model, supervise
+from flopprof.model.trusted import Trust, parse_bytes
 
 MARKER = "was_executed"
 
@@ -209,3 +212,159 @@ def test_a_file_whose_counters_were_cast_too_is_recognised(tmp_path, capsys):
 
     assert main(["count", str(tmp_path / "half.pth"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["architecture"] == "torchvision:resnet18"
+
+
+# Nothing of a trusted file is believed but a result, and nothing of it outlives the command.
+
+ENDINGS = {
+    "exit_0": "import os; os._exit(0)",
+    "exit_3": "import os; os._exit(3)",
+    "signal": "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+    "closed_then_exit": "import os; [os.close(n) for n in (0, 1)]; os._exit(0)",
+    "rubbish_then_exit": "import os; os.write(1, b'{}'); print('{\"a\": 1}'); os._exit(0)",
+    "all_closed_then_exit": "import os; os.closerange(0, 99); os._exit(0)",
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_a_process_that_ends_without_a_result_is_no_success(name, evil):
+    done = command("count", evil(ENDINGS[name]), "--trust", "--input", "1x2", "--json")
+
+    assert done.returncode == 6
+    assert json.loads(done.stdout)["error"]["exit_code"] == 6
+    assert "before there was a result" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os; os.write(1, b'rubbish')",
+        "import sys; sys.__stdout__.write('rubbish'); print('rubbish')",
+        "import os; os.close(1)",
+        "import atexit, os; atexit.register(os._exit, 3)",
+        "import sys; sys.exit = None",
+    ],
+)
+def test_what_a_trusted_file_prints_is_not_the_answer(code, evil):
+    done = command("count", evil(code), "--trust", "--input", "1x2", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["matmul_flops"] == 2 * 1 * 2 * 2
+
+
+FORK = """
+import os, time
+for _ in range({children}):
+    if os.fork() == 0:
+        {escape}
+        open({folder!r} + '/pid%d' % os.getpid(), 'w').close()
+        {work}
+        time.sleep(300)
+        os._exit(0)
+{then}
+"""
+
+
+def forking(tmp_path, *, children=1, escape="pass", work="pass", then="pass"):
+    return FORK.format(folder=str(tmp_path), children=children, escape=escape, work=work, then=then)
+
+
+def living(tmp_path):
+    """Return which of the processes that left a file are still there."""
+    pids = [path.name.removeprefix("pid") for path in tmp_path.glob("pid*")]
+    assert pids
+    return [pid for pid in pids if os.path.exists(f"/proc/{pid}")]  # noqa: PTH110
+
+
+needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc")  # noqa: PTH112
+
+
+@needs_proc
+@pytest.mark.parametrize(
+    "escape",
+    ["pass", "os.setsid()", "os.setsid(); os.fork() and os._exit(0)"],
+    ids=["child", "session", "daemon"],
+)
+def test_a_process_that_the_file_started_does_not_outlive_the_command(escape, evil, tmp_path):
+    wait = f"while not any(n.startswith('pid') for n in os.listdir({str(tmp_path)!r})): pass"
+    code = forking(tmp_path, escape=escape, then=wait)
+
+    done = command("count", evil(code), "--trust", "--input", "1x2", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert living(tmp_path) == []
+
+
+@needs_proc
+def test_the_memory_of_all_that_the_file_starts_counts(evil, tmp_path):
+    # Three times 500 MB, and the process itself: no one of them is above 1.4 GB.
+    code = forking(tmp_path, children=3, work="x = b'x' * 500_000_000", then="time.sleep(300)")
+
+    done = command(
+        "count", evil(code), "--trust", "--memory-limit", "1400M", "--time-limit", "100",
+        "--input", "1x2",
+    )  # fmt: skip
+
+    assert done.returncode == 6
+    assert "more than 1.40 GB of memory" in done.stderr
+    assert living(tmp_path) == []
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_whatever_ends_the_command_ends_the_child(number, evil, tmp_path):
+    code = forking(tmp_path, escape="os.setsid()", then="time.sleep(300)")
+    waiting = subprocess.Popen(
+        [sys.executable, "-m", "flopprof", "run", str(evil(code)), "--trust", "--input", "1x2"],
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: list(tmp_path.glob("pid*")))
+
+    waiting.send_signal(number)
+
+    waiting.wait(30)
+    wait_for(lambda: not living(tmp_path))
+    wait_for(lambda: {path.name[:3] for path in tmp_path.iterdir()} == {"evi", "pid"})
+
+
+def wait_for(holds):
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_old_run_that_was_being_replaced_comes_back(tmp_path):
+    (tmp_path / ".net.flopprof-abc-old").mkdir()
+    (tmp_path / ".net.flopprof-abc").mkdir()
+
+    supervise._clear(tmp_path / "net.flopprof", set())
+
+    assert [path.name for path in tmp_path.iterdir()] == ["net.flopprof"]
+
+
+def test_code_that_loads_without_a_child_is_refused_the_files_code(evil, tmp_path):
+    path = evil(f"open({str(tmp_path / MARKER)!r}, 'w')")
+
+    for marked in ("1", str(os.getpid())):  # as a process has them that inherited the mark
+        os.environ["FLOPPROF_CONTAINED"] = marked
+        try:
+            with pytest.raises(RefusedError, match="only in a child process, which this is not"):
+                load_model(path, trust=Trust(contained=True))
+        finally:
+            del os.environ["FLOPPROF_CONTAINED"]
+
+    assert not (tmp_path / MARKER).exists()
+
+
+def test_the_sum_is_compared_where_the_code_would_run(evil, tmp_path):
+    path = evil(f"open({str(tmp_path / MARKER)!r}, 'w')")
+    right = hashlib.sha256(path.read_bytes()).hexdigest()
+
+    with pytest.raises(RefusedError, match="has the sha256 "):
+        load_model(path, trust=Trust(sha256="0" * 64))
+    assert not (tmp_path / MARKER).exists()
+    load_model(path, trust=Trust(sha256=right.upper()))
+
+    assert (tmp_path / MARKER).exists()
