@@ -23,7 +23,6 @@ from flopprof.errors import ModelError, RefusedError, UsageError
 from flopprof.units import safe_text, si
 
 MARK = "FLOPPROF_CONTAINED"  # in the child's environment: the process id of its supervisor
-ANSWER = "FLOPPROF_ANSWER"  # the file for what the child prints and its exit code
 MEMORY_LIMIT, TIME_LIMIT_S = "16G", 1800.0
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _LEFT = "nothing was measured: check that it runs without flopprof"
@@ -163,8 +162,10 @@ def _child_command(arguments: Sequence[str], scratch: str, answer: Path) -> list
         f"os.environ.update({{{MARK!r}: str(os.getppid()), 'TMPDIR': {scratch!r}, "
         f"'PYTHONPATH': {python_path!r}}}); "
         f"sys.path.insert(0, {package!r}); "
+        "os.environ.setdefault('KINETO_LOG_LEVEL', '99'); "  # as in __main__, for which this stands
+        "from flopprof.cli import main; "
         "from flopprof.model.trusted import answer_parent; "
-        f"answer_parent({str(answer)!r}, sys.argv[1:])"
+        f"answer_parent(main, {str(answer)!r}, sys.argv[1:])"
     )
     return [sys.executable, "-P", "-c", code, *arguments]
 
@@ -218,22 +219,17 @@ def _ending(outcome: dict[str, Any]) -> str:
     return f"ended its process with exit code {code}, before there was a result"
 
 
-def answer_parent(path: str, arguments: Sequence[str]) -> NoReturn:
+def answer_parent(
+    run: Callable[[Sequence[str]], int], path: str, arguments: Sequence[str]
+) -> NoReturn:
     """In the child: run the command, hand what it prints and its exit code over, and end.
 
     An exit code alone proves nothing: the file's code may call `os._exit(0)`.
     """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # as in __main__, which this stands for
-    from flopprof.cli import main
-
-    sys.exit(_answer(Path(path), main, arguments))
-
-
-def _answer(path: Path, run: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     printed = io.StringIO()
     with redirect_stdout(printed):
         exit_code = run(arguments)
-    unfinished = path.with_suffix(".part")
+    unfinished = Path(path).with_suffix(".part")
     text = json.dumps({"exit_code": exit_code, "printed": printed.getvalue()})
     unfinished.write_text(text, encoding="utf-8")
     unfinished.replace(path)
