@@ -27,8 +27,8 @@ class Totals:
     """Sums over the sites of a run. Unknown figures are NaN, never 0.
 
     Attributes:
-        matmul_flops: FLOPs of contractions that were counted.
-        vector_flops: All other FLOPs that were counted.
+        matmul_flops: FLOPs of contractions that were counted, and lower bounds of others.
+        vector_flops: All other FLOPs that were counted, and lower bounds of others.
         flops: The sum of both: a lower bound where coverage is below 1.
         flops_at_most: Upper bound: unknown and hidden time at the matmul ceiling; NaN without one.
         coverage_frac: Share of time spent in sites whose FLOPs are known; NaN in a pure count.
@@ -53,7 +53,11 @@ class Totals:
 def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     """Return the totals of `sites` (table SITES)."""
     known = sites[sites["flops"].notna()]
-    matmul, vector = (sum(map(int, known[c])) for c in ("matmul_flops", "vector_flops"))
+    exact = sum(map(int, known["matmul_flops"])) + sum(map(int, known["vector_flops"]))
+    matmul, vector = (
+        sum(map(int, known[c])) + int(sites[f"{c}_at_least"].sum())
+        for c in ("matmul_flops", "vector_flops")
+    )
     unknown = sites[sites["flops"].isna() & (sites["verdict"] != "not_run")]
     extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
     time_us = sites["time_us"].sum(min_count=1)
@@ -63,7 +67,7 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
         matmul_flops=matmul,
         vector_flops=vector,
         flops=matmul + vector,
-        flops_at_most=matmul + vector + extra,
+        flops_at_most=exact + extra,
         coverage_frac=covered_us / time_us if time_us > 0 else math.nan,
         coverage_calls_frac=known["calls"].sum() / called if called else math.nan,
         wall_us=wall_us,

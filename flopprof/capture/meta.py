@@ -8,7 +8,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flopprof.formulas import FREE_OPS, OP_FORMULAS, load_op_formulas
+from flopprof.formulas import FREE_OPS, LOOKS_BELOW, OP_FORMULAS, load_op_formulas
 
 _Shape = tuple[Any, ...]
 _META = DispatchKeySet(DispatchKey.Meta)
@@ -70,7 +70,7 @@ def _traits(func: OpOverload) -> tuple[bool, bool]:
     name, schema = func._schema.name, func._schema
     formula = OP_FORMULAS.get(name)
     is_range = name.startswith("profiler::")  # begins or ends in it, and is to be recorded
-    is_known = name in FREE_OPS or (formula is not None and formula.__name__ != "glue")
+    is_known = name in FREE_OPS or (formula is not None and name not in LOOKS_BELOW)
     is_whole = is_known and not is_range
     aliases = any(a.alias_info for a in (*schema.arguments, *schema.returns))
     return is_whole, is_whole and not aliases and torch.Tag.data_dependent_output not in func.tags

@@ -75,6 +75,7 @@ class OpCall:
         values: One entry per argument: a non-tensor's value as text ("[1, 1]", "True", "0.5"), else
             ""; an empty tuple where the trace has none.
         strides: Like `shapes`, in elements; an empty tuple where the trace has none.
+        list_dtype: Type of the elements of lists of tensors; "" where nothing tells: traces don't.
     """
 
     op: str
@@ -83,6 +84,7 @@ class OpCall:
     dtypes: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
     strides: tuple[Any, ...] = ()
+    list_dtype: str = ""
 
     def shape(self, index: int) -> Shape:
         """Return the shape of argument `index`; `()` if there is no such argument."""
@@ -146,11 +148,22 @@ MODULE_FORMULAS: Registry[ModuleFormula] = Registry("module formula")
 FREE_OPS: Registry[OpFormula] = Registry("free op")
 
 
-def op_formula(*names: str) -> Callable[[OpFormula], OpFormula]:
+LOOKS_BELOW: set[str] = set()
+"""Ops whose calls, where their formula does not determine them, are what lies below them."""
+
+
+def op_formula(*names: str, looks_below: bool = False) -> Callable[[OpFormula], OpFormula]:
     """Register a formula for the ops `names`, such as "aten::addmm".
 
     The formula maps an `OpCall` to `Work`, or to None where the call does not determine it.
+
+    Args:
+        names: Dispatcher names.
+        looks_below: Whether a call that it does not determine does nothing but call other ops, so
+            that these are counted for themselves and the op is free.
     """
+    if looks_below:
+        LOOKS_BELOW.update(names)
     return OP_FORMULAS.register(*names)
 
 

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from flopprof import dtypes
 from flopprof.formulas import OpCall, Work, free_op
-from flopprof.formulas.ops._elements import elements, moved_bytes, number, ops, read_table, size_of
-
-# PyTorch's numbers for element types, as they stand in traces.
-_SCALAR_TYPES = """uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64
-    complex128 bool qint8 quint8 qint32 bfloat16"""
-
-
-def _scalar_type(position: int | None) -> str:
-    return dict(enumerate(_SCALAR_TYPES.split())).get(-1 if position is None else position, "")
+from flopprof.formulas.ops._elements import (
+    elements,
+    moved_bytes,
+    number,
+    ops,
+    read_table,
+    scalar_type,
+    size_of,
+)
 
 
 def _listed(call: OpCall, *, row: dict[str, str]) -> Work:
@@ -43,7 +43,7 @@ def _created(call: OpCall, default: str) -> Work:
 
 def _itemsize(call: OpCall, dtype_at: int, default: str) -> int:
     """Return the bytes of the type named, else of the first argument's, else of the default."""
-    dtype = _scalar_type(call.integer(dtype_at) if dtype_at > 0 else None)
+    dtype = scalar_type(call.integer(dtype_at) if dtype_at > 0 else None)
     known = (dtypes.itemsize(one) for one in (dtype, call.dtype(0), default))
     return next(filter(None, known), call.itemsize)
 
@@ -74,7 +74,7 @@ def to(call: OpCall) -> Work:
         wanted = call.dtype(1)
     else:
         numbered = next((call.integer(i) for i in (1, 2) if call.integer(i) is not None), None)
-        wanted = _scalar_type(numbered)
+        wanted = scalar_type(numbered)
     if wanted == call.dtype(0) and call.op != "aten::_to_copy":
         return Work()
     written = dtypes.itemsize(wanted) or call.itemsize_of(0)

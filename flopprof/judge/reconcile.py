@@ -258,7 +258,8 @@ def _grouped(
     sites: dict[str, Any] = {key: walked.names[key][walked[key][first]] for key in keys}
     sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
     # One unknown call makes the sum unknown: count the values behind each sum.
-    for column in (*sums, "profiler_flops", "flops_at_most"):
+    bounds = ("flops_at_most", "matmul_flops_at_least", "vector_flops_at_least")
+    for column in (*sums, "profiler_flops", *bounds):
         values = walked[column]
         known = np.bincount(number, weights=~np.isnan(values))
         total = np.bincount(number, weights=np.nan_to_num(values, nan=0.0, posinf=np.inf))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas import COMPOSITE_OPS
+from flopprof.formulas import COMPOSITE_OPS, LOOKS_BELOW, OP_FORMULAS
+from flopprof.judge.bounds import net_bounds
 from flopprof.tables import codes
 
 # The profiler counts the first input's elements.
@@ -17,6 +18,7 @@ TEXTS = ("op", "kind", "module_path", "phase", "input_shapes", "dtype")
 _NUMBERS = (
     *("op_id", "call_id", "counted", "cpu_us", "self_cpu_us", "device_us", "profiler_flops"),
     *("matmul_flops", "vector_flops", "min_bytes", "flops_at_most"),
+    *("matmul_flops_at_least", "vector_flops_at_least"),
 )
 
 
@@ -102,7 +104,29 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
     walked.columns["outer_flops"] = _outer_flops(walked, ops["parent_op_id"].to_numpy())
     owner = owners(ops)
-    return walked.where(owner == np.arange(len(ops))), owner
+    rows = np.flatnonzero(owner == np.arange(len(ops)))
+    walked = walked.where(rows)
+    parents = _parents_among(ops, rows)
+    # Whether any op is below, and whether those below account for all that the op does.
+    walked.columns["calls_others"] = np.isin(np.arange(len(rows)), parents)
+    walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
+    if not np.isnan(walked["flops_at_most"]).all():
+        glue = walked.named("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
+        by_formula = walked["counted"] & walked.named("op", OP_FORMULAS.__contains__)
+        walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
+    return walked, owner
+
+
+def _only_calls_others(op: str) -> bool:
+    return op in COMPOSITE_OPS or op in LOOKS_BELOW
+
+
+def _parents_among(ops: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
+    """Return for each of these rows of ops which of them is around it; -1 for none."""
+    place = np.full(len(ops) + 1, -1)  # the last one is that of parent -1
+    place[rows] = np.arange(len(rows))
+    around: np.ndarray = place[ops["parent_op_id"].to_numpy()[rows]]
+    return around
 
 
 def _outer_flops(ops: Walked, parents: np.ndarray) -> np.ndarray:
@@ -157,11 +181,13 @@ def times_of(walked: Walked, kernels: pd.DataFrame, *, timed: bool, on_device: b
 def settle_glue(walked: Walked) -> None:
     """Mark as free what only calls other ops, such as einsum: they are walked for themselves.
 
-    An op whose FLOPs are known and that is walked, yet not counted, is above the ops that ran.
+    An op that has a formula, which does not determine this call, is none without ops below it. One
+    whose FLOPs are known and that is walked, yet not counted, is above the ops that ran.
     """
-    passed = ~walked["counted"] & ~np.isnan(walked["matmul_flops"])
-    glue = walked.named("op", COMPOSITE_OPS.__contains__) & ~walked["counted"] | passed
-    glue &= np.isnan(walked["flops_at_most"])
+    glue = walked.named("op", _only_calls_others)
+    glue &= walked["calls_others"] | ~walked.named("op", OP_FORMULAS.__contains__)
+    glue |= walked["settled"] | ~np.isnan(walked["matmul_flops"])
+    glue &= ~walked["counted"] & np.isnan(walked["flops_at_most"])
     names = walked.names["kind"]
     kinds = np.where(glue, len(names), walked["kind"])
     walked.put("kind", kinds, np.append(names, "free"))

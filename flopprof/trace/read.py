@@ -202,6 +202,11 @@ def _ops_frame(
         math.nan if s.work is None or s.work.flops_at_most is None else float(s.work.flops_at_most)
         for s in signatures
     ]
+    bounded = [s.work if s.work and s.work.flops_at_most is not None else None for s in signatures]
+    least = {
+        name: [math.nan if work is None else float(getattr(work, name)) for work in bounded]
+        for name in ("matmul_flops", "vector_flops")
+    }
     start, end = of(tree.start), of(tree.end)
     parents = of(tree.op_parent)
     by_profiler = [profiler_flops.get(i) or math.nan for i in tree.external[nodes].tolist()]
@@ -229,6 +234,8 @@ def _ops_frame(
             "vector_flops": per_signature(flops("vector_flops")),
             "min_bytes": per_signature(moved),
             "flops_at_most": per_signature(most),
+            "matmul_flops_at_least": per_signature(least["matmul_flops"]),
+            "vector_flops_at_least": per_signature(least["vector_flops"]),
         }
     )
 

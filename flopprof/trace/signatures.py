@@ -126,7 +126,7 @@ def _evaluate(
     kind = "other" if source in ("torch", "generated") else kind_of(name)
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
-    known_bytes = bool(tensors) and source != "torch"
+    known_bytes = bool(tensors) and source != "torch" and parsed[:1] != ("TensorList",)
     return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
 
 

@@ -14,14 +14,16 @@ def formula(op: str, *shapes: Any, dtypes: Any = "float32", **values: str) -> Wo
     """Return what the formula of `op` says of arguments with `shapes`.
 
     A shape of None is no tensor; values are given by position: `_3="[1, 1]"`. `dtypes` is one type
-    for all tensors, or a list with one for each argument.
+    for all tensors, those in lists too, or a list with one for each argument.
     """
+    list_dtype = dtypes if isinstance(dtypes, str) else ""
     texts = [values.get(f"_{index}", "") for index in range(len(shapes))]
     if isinstance(dtypes, str):
         dtypes = ["" if s is None else _type(s, dtypes) for s in shapes]
     load_op_formulas()
     known = tuple(() if shape is None else shape for shape in shapes)
-    return OP_FORMULAS.require(op)(OpCall(op, known, 4, tuple(dtypes), tuple(texts)))
+    call = OpCall(op, known, 4, tuple(dtypes), tuple(texts), list_dtype=list_dtype)
+    return OP_FORMULAS.require(op)(call)
 
 
 def _type(shape: Any, dtype: str) -> str:

@@ -69,12 +69,23 @@ def work_of(call: OpCall) -> Work | None:
 
 
 def counted(nodes: list[Node]) -> Iterator[tuple[OpCall, Work | None]]:
-    """Yield the outermost known ops and their work; None with each op that is not known."""
+    """Yield the outermost known ops and their work; None with each op that is not known.
+
+    One that is bounded is what the ops below it are, where some of them have formulas.
+    """
     for node in nodes:
         work = work_of(node.call)
+        if work is not None and work.flops_at_most is not None and _has_formulas(node.children):
+            yield node.call, Work()
+            yield from counted(node.children)
+            continue
         yield node.call, work
         if work is None:
             yield from counted(node.children)
+
+
+def _has_formulas(nodes: list[Node]) -> bool:
+    return any(n.call.op in OP_FORMULAS or _has_formulas(n.children) for n in nodes)
 
 
 def vector_flops(run: Callable[[], Any]) -> int:

@@ -19,7 +19,7 @@ load_op_formulas()
 _DROPPED = {"aten::_cat"}
 # Composites whose parts are counted instead: their definition follows from values (a norm's order,
 # a series' length) or is spread over an FFT, a padding and a product.
-_WALKED = {"aten::stft", "aten::quantile", "aten::diff", "aten::trapezoid", "aten::linalg_pinv"}
+_WALKED = {"aten::stft", "aten::quantile", "aten::diff", "aten::trapezoid"}
 _WALKED |= {"aten::linalg_norm", "aten::linalg_matrix_norm", "aten::cov", "aten::kron"}
 # What another family's file defines: contractions.
 _CONTRACTIONS: tuple[str, ...] = (

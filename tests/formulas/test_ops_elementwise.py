@@ -163,7 +163,8 @@ def test_backward_of_an_activation(function: Callable[..., Any], expected: int) 
         (lambda: torch._foreach_add(LIST, 1), 17),
         (lambda: torch._foreach_lerp(LIST, LIST, 0.1), 51),
         (lambda: torch._foreach_addcmul(LIST, LIST, LIST), 34),
-        (lambda: torch._foreach_addcdiv(LIST, LIST, LIST, [1.0, -0.1]), 51),
+        # a + b/c of the first, a − 0.1·b/c of the other.
+        (lambda: torch._foreach_addcdiv(LIST, LIST, LIST, [1.0, -0.1]), 12 * 2 + 5 * 3),
         (lambda: torch._foreach_norm(LIST), 34),  # squares, sum
         (lambda: torch._foreach_neg_([t.clone() for t in LIST]), 17),
     ],

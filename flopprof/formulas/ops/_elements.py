@@ -36,11 +36,18 @@ def _alternatives(name: str) -> list[str]:
     return [start + one + more for one in choices.split(",") for more in _alternatives(end)]
 
 
-def formula_for(names: str, family: str = "") -> Callable[[OpFormula], OpFormula]:
+def formula_for(
+    names: str, family: str = "", *, looks_below: bool = False
+) -> Callable[[OpFormula], OpFormula]:
     """Register a formula for the ops `names`, which a call without shapes does not determine.
 
     Nor does one whose first argument has no type: that is how a trace shows a nested tensor, a
     subclass's tensor, or None. The ops below such a call work on the tensors inside.
+
+    Args:
+        names: As for `ops`.
+        family: What `kind_of` reports; the file's name unless given.
+        looks_below: Whether calls that the formula does not determine are what lies below them.
     """
 
     def add(formula: OpFormula) -> OpFormula:
@@ -49,9 +56,9 @@ def formula_for(names: str, family: str = "") -> Callable[[OpFormula], OpFormula
             nested = call.dtypes and not call.dtype(0)
             return None if nested or not call.shapes else formula(call)
 
-        if family:  # what `kind_of` reports
+        if family:
             of_shapes.__module__ = f"flopprof.formulas.ops.{family}"
-        op_formula(*ops(names))(of_shapes)
+        op_formula(*ops(names), looks_below=looks_below)(of_shapes)
         return formula
 
     return add
@@ -77,6 +84,34 @@ def numbers(call: OpCall, index: int) -> tuple[float, ...] | None:
 def given(call: OpCall, index: int) -> bool:
     """Return whether argument `index` is there and not None."""
     return bool(call.dtype(index) or call.value(index) or call.shape(index))
+
+
+# PyTorch's numbers for element types, as they stand in traces.
+_SCALAR_TYPES = (
+    *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64"),
+    *("complex32", "complex64", "complex128", "bool", "qint8", "quint8", "qint32", "bfloat16"),
+)
+
+
+def scalar_type(number: int | None) -> str:
+    """Return the element type that PyTorch numbers so; "" for None and numbers that are none."""
+    if number is None or not 0 <= number < len(_SCALAR_TYPES):
+        return ""
+    return _SCALAR_TYPES[number]
+
+
+def type_asked_for(call: OpCall, places: str) -> str:
+    """Return the element type that a `dtype` argument, or behind it the output, asks for; else "".
+
+    Args:
+        call: The call.
+        places: Where overloads have that argument, such as "1 3": it is at the last that there is.
+    """
+    there = [int(place) for place in places.split() if int(place) < len(call.shapes)]
+    if not there:
+        return ""
+    output = call.dtype(there[-1] + 1) if call.has(there[-1] + 1) else ""
+    return scalar_type(call.integer(there[-1])) or output
 
 
 def elements(call: OpCall, index: int) -> int:
@@ -129,6 +164,28 @@ def counts(call: OpCall, operands: int = 1) -> bool:
     return dtype == "" or dtypes.is_floating(dtype)
 
 
+def is_real(call: OpCall, operands: int = 1) -> bool:
+    """Return whether arithmetic on the arguments is on real numbers in floating point."""
+    return counts(call, operands) and not dtypes.is_complex(compute_dtype(call, operands))
+
+
+def additions(call: OpCall, operands: int = 1) -> int:
+    """Return the FLOPs of adding two elements: 2 if complex, 1 if real, none of integers."""
+    if dtypes.is_complex(compute_dtype(call, operands)):
+        return 2
+    return int(counts(call, operands))
+
+
+def has_unrecorded_number(call: OpCall, operands: int) -> bool:
+    """Return whether one of the operands may be a number whose value, so its type, is missing.
+
+    In place, integers stay integers.
+    """
+    if call.values or call.op.endswith("_"):
+        return False
+    return any(call.dtype(i) in ("", "Scalar") for i in range(min(operands, len(call.shapes))))
+
+
 def vector_work(
     call: OpCall, flops: int, *read: int, written: int = 0, at_most: int | None = None
 ) -> Work:
@@ -143,6 +200,25 @@ def vector_work(
     """
     moved = moved_bytes(call, *read) + written * call.itemsize_of(0)
     return Work(vector_flops=flops, min_bytes=moved, flops_at_most=at_most)
+
+
+def listed(call: OpCall, least: int, real: int, most: int, *moved: int) -> Work:
+    """Return the work of an op on lists of tensors.
+
+    Args:
+        call: The call.
+        least: FLOPs per element at least: 0 where integers are possible.
+        real: FLOPs per element of real numbers.
+        most: FLOPs per element at most: those of complex numbers, where they are possible.
+        moved: Arguments that are read or written; the first is the list counted.
+    """
+    size = elements(call, moved[0])
+    dtype = call.list_dtype
+    if not dtype:
+        at_most = None if least == most else most * size
+        return vector_work(call, least * size, *moved, at_most=at_most)
+    each = real if dtypes.is_floating(dtype) else least
+    return vector_work(call, size * (most if dtypes.is_complex(dtype) else each), *moved)
 
 
 def size_of(call: OpCall, operands: int) -> int:
@@ -173,14 +249,21 @@ def elementwise(
     written = dtypes.itemsize(result) or dtypes.itemsize(dtype) or call.itemsize
     if "real" in result and dtypes.is_complex(dtype):
         written //= 2
+    moved = moved_bytes(call, *range(operands)) + size * written
+    if not floating:
+        # Unless a number that is not recorded is no integer.
+        most = max(flops, at_most or 0) * size if has_unrecorded_number(call, operands) else None
+        return Work(vector_flops=0, min_bytes=moved, flops_at_most=most or None)
     return Work(
-        vector_flops=flops * size * floating,
-        min_bytes=moved_bytes(call, *range(operands)) + size * written,
-        flops_at_most=None if at_most is None else at_most * size * floating,
+        vector_flops=flops * size,
+        min_bytes=moved,
+        flops_at_most=None if at_most is None else at_most * size,
     )
 
 
-def reduced(call: OpCall, flops: int, dims_at: int, result: str = "") -> Work:
+def reduced(
+    call: OpCall, flops: int, dims_at: int, result: str = "", *, at_most: int | None = None
+) -> Work:
     """Return the work of a reduction of some axes.
 
     Args:
@@ -188,6 +271,7 @@ def reduced(call: OpCall, flops: int, dims_at: int, result: str = "") -> Work:
         flops: FLOPs per element of the input.
         dims_at: The argument with the axes that go: a list, or one; all without.
         result: Element type of the result: "" is that of the input.
+        at_most: FLOPs per element of the input at most, where values not in the call decide.
     """
     shape, dims = call.shape(0), call.integers(dims_at)
     single = call.integer(dims_at)  # of two arguments only, it is no axis but a type
@@ -196,4 +280,8 @@ def reduced(call: OpCall, flops: int, dims_at: int, result: str = "") -> Work:
     gone = {dim % len(shape) for dim in dims or range(len(shape)) if shape}
     kept = prod(size for axis, size in enumerate(shape) if axis not in gone)
     written = kept * (dtypes.itemsize(result) or call.itemsize_of(0))
-    return Work(0, flops * elements(call, 0), moved_bytes(call, 0) + written)
+    return Work(
+        vector_flops=flops * elements(call, 0),
+        min_bytes=moved_bytes(call, 0) + written,
+        flops_at_most=None if at_most is None else at_most * elements(call, 0),
+    )

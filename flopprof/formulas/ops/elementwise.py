@@ -14,32 +14,71 @@ from flopprof.formulas.ops import _elements as el
 
 
 @el.formula_for("add~ sub~ subtract~ rsub _add_relu~ addcmul~ addcdiv~")
-def add(call: OpCall) -> Work | None:
+def add(call: OpCall) -> Work:
     """`a + alpha·b`, `a + value·b·c`, `a + value·b/c`: with a product where alpha or value ≠ 1.
 
-    A relu where it is fused; a complex sum is twice that, complex products are not determined.
+    A relu where it is fused. A complex sum is 2, a product 6, a quotient 11; by a real number 2.
     Without values in the trace alpha is not known: a bound.
     """
     operands = 3 if "addc" in call.op else 2
-    scale = 2 if is_complex(el.compute_dtype(call, operands)) else 1
-    if scale * operands > 4:
-        return None
-    flops = scale * (operands - 1 + ("relu" in call.op))
+    complex_numbers = is_complex(el.compute_dtype(call, operands))
+    flops = 2 if complex_numbers else 1
+    if operands == 3:
+        flops += _product_or_quotient(call, complex_numbers)
+    flops += "relu" in call.op
     if not call.values:
-        return el.elementwise(call, flops, operands, at_most=flops + scale)
-    scaled = el.number(call, operands) not in (None, 1)
-    return el.elementwise(call, flops + scale * scaled, operands)
+        scaled = flops + (6 if complex_numbers else 1)
+        return el.elementwise(call, flops, operands, at_most=scaled)
+    return el.elementwise(call, flops + _scaling(call, operands, complex_numbers), operands)
 
 
-@el.formula_for("_foreach_add~ _foreach_sub~ _foreach_addcmul~ _foreach_addcdiv~")
+def _product_or_quotient(call: OpCall, complex_numbers: bool) -> int:
+    if not complex_numbers:
+        return 1
+    return 11 if "div" in call.op else 6
+
+
+def _scaling(call: OpCall, index: int, complex_numbers: bool) -> int:
+    """Return the FLOPs of a product with the factor at `index`: none if it is 1 or left out."""
+    if "j" in call.value(index):
+        return 6
+    if el.number(call, index) in (None, 1):
+        return 0
+    return 2 if complex_numbers else 1
+
+
+@el.formula_for("_foreach_add~ _foreach_sub~ _foreach_addcmul~ _foreach_addcdiv~", looks_below=True)
 def foreach_add(call: OpCall) -> Work:
-    """As `add` over lists: a product more where any alpha or value differs from 1."""
+    """As `add` over lists: a product more where any alpha or value differs from 1.
+
+    No trace tells the lists' type: none on integers at least, those of complex numbers at most.
+    """
     last = 3 if "addc" in call.op else 2
-    size, flops = el.elements(call, 0), last - 1
+    flops, most = 1, 2
+    if last == 3:
+        flops += _product_or_quotient(call, False)
+        most += _product_or_quotient(call, True)
+    least = 0
+    if not call.values:
+        return el.listed(call, least, flops, most + 6, *range(last), 0)
     scales = el.numbers(call, last) or (el.number(call, last),)
-    scaled = bool(call.values) and el.given(call, last) and any(scale != 1 for scale in scales)
-    at_most = None if call.values else (flops + 1) * size
-    return el.vector_work(call, (flops + scaled) * size, *range(last), 0, at_most=at_most)
+    if el.given(call, last) and any(scale != 1 for scale in scales):
+        flops += 1
+        most += 6
+    return el.listed(call, least, flops, most, *range(last), 0)
+
+
+@el.formula_for("div~ divide~ true_divide~")
+def divide(call: OpCall) -> Work:
+    """`a/b` in floating point; 11 if complex. Integers asked to round (argument 2) stay integers.
+
+    A trace does not show the text that says how to round, only that an argument is there.
+    """
+    rounds = len(call.shapes) > 2 and not call.has(2)
+    if rounds and call.dtypes and not el.counts(call, 2):
+        return el.elementwise(call, 0, 2)
+    flops = 11 if is_complex(el.compute_dtype(call, 2)) else 1
+    return el.elementwise(call, flops, 2, result="float")
 
 
 @el.formula_for("clamp~ clip~")

@@ -52,22 +52,26 @@ def multilabel_margin_loss(call: OpCall) -> Work:
 
 
 @el.formula_for("triplet_margin_loss")
-def triplet_margin_loss(call: OpCall) -> Work:
+def triplet_margin_loss(call: OpCall) -> Work | None:
     """Two distances (swap: three) of 4n: subtract, add ε, norm 2; subtract, add, clamp of each.
 
     The swap takes the smaller of two distances: one more of each.
     """
+    if not el.is_real(call, 2):
+        return None
     size, swap = el.elements(call, 0), bool(call.flag(6))
     items = prod(call.shape(0)[:-1])
     return _reduced(call, (8 + 4 * swap) * size + (3 + swap) * items, items, 7, 0, 1, 2)
 
 
 @el.formula_for("cosine_embedding_loss")
-def cosine_embedding_loss(call: OpCall) -> Work:
+def cosine_embedding_loss(call: OpCall) -> Work | None:
     """Three dot products of 2n; and nine operations on each of the N pairs.
 
     Two ε, product, root and quotient; 1 − cos; cos − margin, clamp; their sum.
     """
+    if not el.is_real(call, 2):
+        return None
     size, items = el.elements(call, 0), el.elements(call, 2)
     return _reduced(call, 6 * size + 9 * items, items, 4, 0, 1, 2)
 

@@ -20,8 +20,9 @@ from flopprof.formulas.ops._shapes import (
 )
 
 
-@formula_for("einsum chain_matmul linalg_multi_dot _trilinear _foreach_mm")
-@formula_for("_sparse_mm _sparse_addmm smm hspmm")
+@formula_for("einsum chain_matmul linalg_multi_dot _trilinear _foreach_mm", looks_below=True)
+@formula_for("linalg_pinv linalg_matrix_exp linalg_matrix_sqrth linalg_polar", looks_below=True)
+@formula_for("_sparse_mm smm hspmm", looks_below=True)
 def glue(_call: OpCall) -> None:
     """Not determined by the call (no equation is recorded): the products below are counted."""
 

@@ -14,12 +14,20 @@ def maximum(call: OpCall) -> Work | None:
     return el.elementwise(call, 1, 2) if call.has(1) else el.reduced(call, int(el.counts(call)), 1)
 
 
-@el.formula_for("dist equal allclose pairwise_distance")
-def dist(call: OpCall) -> Work:
-    """Per broadcast element: subtract, norm: 3 (pairwise: and ε, 4); compare 1; isclose's 6."""
-    flops = {"aten::dist": 3, "aten::equal": 1, "aten::allclose": 6}.get(call.op, 4)
-    size = el.size_of(call, 2)
-    return el.vector_work(call, flops * size * el.counts(call, 2), 0, 1)
+@el.formula_for("dist allclose pairwise_distance")
+def dist(call: OpCall) -> Work | None:
+    """Per broadcast element: subtract, norm: 3 (pairwise: and ε, 4); isclose's 6.
+
+    On integers and complex numbers the ops that they are composed of count.
+    """
+    flops = {"aten::dist": 3, "aten::allclose": 6}.get(call.op, 4)
+    return el.vector_work(call, flops * el.size_of(call, 2), 0, 1) if el.is_real(call, 2) else None
+
+
+@el.formula_for("equal")
+def equal(call: OpCall) -> Work:
+    """One comparison per element, two if complex."""
+    return el.vector_work(call, el.additions(call, 2) * el.size_of(call, 2), 0, 1)
 
 
 @el.formula_for("histc histogram bincount")
@@ -119,7 +127,7 @@ def _adds(call: OpCall, incoming: int, flops: int) -> Work:
     """Return the work of `flops` for each element of argument `incoming`, added to argument 0."""
     size = el.elements(call, incoming)
     read = range(1, incoming + 1)
-    return el.vector_work(call, flops * el.counts(call) * size, *read, written=2 * size)
+    return el.vector_work(call, flops * el.additions(call) * size, *read, written=2 * size)
 
 
 @el.formula_for("scatter~ scatter_add~ scatter_reduce~")
@@ -146,10 +154,13 @@ def index_put(call: OpCall) -> Work | None:
     A lone value may go to any number of places: then the adds are not determined.
     """
     accumulate = call.flag(3)
-    if accumulate and el.elements(call, 2) <= 1:
+    anywhere = call.op not in ("aten::put", "aten::put_")  # there as many places as values
+    if accumulate and anywhere and el.elements(call, 2) <= 1:
         return None
     work = _adds(call, 2, int(bool(accumulate)))
-    return work if call.values else replace(work, flops_at_most=el.elements(call, 2))
+    if call.values:
+        return work
+    return replace(work, flops_at_most=el.additions(call) * el.elements(call, 2))
 
 
 @el.formula_for("embedding_backward embedding_dense_backward")

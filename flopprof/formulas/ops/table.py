@@ -7,10 +7,12 @@ Its columns:
     flops: FLOPs per element; "5?2?3" is 5, and one more for each of arguments 2 and 3 given.
     arguments: The arguments meant.
     result: Element type of the result, where it is not that of the input.
+    dtype_at: Where overloads have the argument that names the type computed in, if they have one.
     complex_flops: FLOPs per element of complex numbers, where known.
     definition: The operations that `flops` adds up, where they are more than one.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,35 +24,88 @@ from flopprof.formulas.ops import linalg, losses
 Row = dict[str, str]
 
 
+def _asked_for(call: OpCall, row: Row) -> OpCall:
+    """Return the call as if its input had the element type that it asks to compute in."""
+    dtype = el.type_asked_for(call, row["dtype_at"])
+    if not dtype:
+        return call
+    return replace(call, dtypes=(dtype, *call.dtypes[1:]))
+
+
+def _may_be_asked_for(call: OpCall, row: Row) -> bool:
+    """Return whether an unrecorded argument may ask an op on integers to compute in another type.
+
+    Traces before Concrete Inputs have no values.
+    """
+    places = map(int, row["dtype_at"].split())
+    return not call.values and any(place < len(call.shapes) for place in places)
+
+
 def _output(call: OpCall, row: Row) -> Work | None:
     """Per element of the result, its operands broadcast."""
-    operands, flops = int(row["arguments"]), row["flops"]
-    if dtypes.is_complex(el.compute_dtype(call, operands)):
+    operands = int(row["arguments"])
+    asked = _asked_for(call, row)
+    flops = row["flops"]
+    if dtypes.is_complex(el.compute_dtype(asked, operands)):
         flops = row["complex_flops"]
-    return el.elementwise(call, int(flops), operands, result=row["result"]) if flops else None
+    if not flops:
+        return None
+    work = el.elementwise(asked, int(flops), operands, result=row["result"])
+    if asked is not call:  # read in its own type
+        own = el.moved_bytes(call, 0) - el.moved_bytes(asked, 0)
+        return replace(work, min_bytes=work.min_bytes + own)
+    if not el.counts(call, operands) and not work.vector_flops and _may_be_asked_for(call, row):
+        return replace(work, flops_at_most=int(flops) * el.size_of(call, operands))
+    return work
 
 
-def _input(call: OpCall, row: Row) -> Work:
+def _input(call: OpCall, row: Row) -> Work | None:
     """Per element of one argument, such as the gradient that comes in."""
     flops, *optional = map(int, row["flops"].split("?"))
     counted, *others = map(int, row["arguments"].split())
     dtype = call.dtype(counted)
+    if dtypes.is_complex(dtype) and flops:
+        if not row["complex_flops"]:
+            return None
+        flops = int(row["complex_flops"])
     integer = dtypes.itemsize(dtype) and not dtypes.is_floating(dtype)
     flops = 0 if integer else flops + sum(map(call.has, optional))
     return el.vector_work(call, flops * el.elements(call, counted), counted, *others)
 
 
+def _list(call: OpCall, row: Row) -> Work:
+    """Per element of a list of tensors, whose type no trace tells: integers, real or complex.
+
+    So it is bounded: "float" computes in floating point even on integers.
+    """
+    least = int(row["flops"]) if row["result"] == "float" else 0
+    most = int(row["complex_flops"] or row["flops"])
+    counted, *others = map(int, row["arguments"].split())
+    return el.listed(call, least, int(row["flops"]), most, counted, *others)
+
+
 def _axes(call: OpCall, row: Row) -> Work:
     """Per element of the input, some axes of which go."""
-    flops = int(row["flops"]) * el.counts(call)
-    if dtypes.is_complex(el.compute_dtype(call)):
-        flops = int(row["complex_flops"])
-    return el.reduced(call, flops, int(row["arguments"]), row["result"])
+    asked = _asked_for(call, row)
+    dtype = el.compute_dtype(asked)
+    real = int(row["flops"])
+    flops = int(row["complex_flops"]) if dtypes.is_complex(dtype) else real * el.counts(asked)
+    bounded = not flops and _may_be_asked_for(call, row)
+    work = el.reduced(
+        asked, flops, int(row["arguments"]), row["result"], at_most=real if bounded else None
+    )
+    own = el.moved_bytes(call, 0) - el.moved_bytes(asked, 0)  # it is read in its own type
+    return replace(work, min_bytes=work.min_bytes + own)
 
 
-def _loss(call: OpCall, row: Row) -> Work:
-    """Per element that the operands broadcast to, and its reduction: how many, and where."""
+def _loss(call: OpCall, row: Row) -> Work | None:
+    """Per element that the operands broadcast to, and its reduction: how many, and where.
+
+    On integers and complex numbers it is composed of other ops, each counted by its own type.
+    """
     operands, reduction_at = map(int, row["arguments"].split())
+    if not el.is_real(call, operands):
+        return None
     return losses.elementwise_loss(call, int(row["flops"]), operands, reduction_at)
 
 
@@ -62,7 +117,15 @@ def _matrix(call: OpCall, row: Row) -> Work:
     return linalg.factorisation(call, a, b)
 
 
-_PER = {"output": _output, "input": _input, "axes": _axes, "loss": _loss, "matrix": _matrix}
+_PER = {
+    "output": _output,
+    "input": _input,
+    "list": _list,
+    "axes": _axes,
+    "loss": _loss,
+    "matrix": _matrix,
+}
 
 for _row in el.read_table(Path(__file__).with_name("per_element.csv")):
-    el.formula_for(_row["op"], family=_row["family"])(partial(_PER[_row["per"]], row=_row))
+    _register = el.formula_for(_row["op"], family=_row["family"], looks_below=_row["per"] == "list")
+    _register(partial(_PER[_row["per"]], row=_row))

@@ -1,0 +1,88 @@
+"""Bounds of ops whose FLOPs values decide, so that they add up with the ops below them."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+BOUNDS = ("matmul_flops_at_least", "vector_flops_at_least", "flops_at_most")
+
+
+@dataclass(slots=True)
+class _Below:
+    """What the ops below one op account for."""
+
+    matmul: float = 0.0
+    vector: float = 0.0
+    at_most: float = 0.0
+    has_formula: bool = False  # whether one of them is counted by a formula
+    is_known: bool = True  # whether all of them are
+
+    def add(self, other: "_Below") -> None:
+        self.matmul += other.matmul
+        self.vector += other.vector
+        self.at_most += other.at_most
+        self.has_formula = self.has_formula or other.has_formula
+        self.is_known = self.is_known and other.is_known
+
+
+def net_bounds(
+    columns: dict[str, np.ndarray],
+    parents: np.ndarray,
+    *,
+    glue: np.ndarray,
+    by_formula: np.ndarray,
+) -> dict[str, np.ndarray]:
+    """Return the columns `BOUNDS` without what the ops below account for, and `settled`.
+
+    An op is settled, and needs no bound, where all that is below it is known, some of it by
+    formulas, and lies within its bounds.
+
+    Args:
+        columns: Columns of OPS: `counted`, both classes, and `BOUNDS`; a parent comes first.
+        parents: The row around each; -1 for none.
+        glue: Whether an op only calls others.
+        by_formula: Whether an op is counted by a formula.
+    """
+    size = len(parents)
+    counted = columns["counted"]
+    matmul, vector = columns["matmul_flops"], columns["vector_flops"]
+    net = {name: np.array(columns[name]) for name in BOUNDS}
+    settled = np.zeros(size, dtype=bool)
+    below = [_Below() for _ in range(size)]
+    for row in range(size - 1, -1, -1):  # children come behind their parents
+        inside = below[row]
+        if counted[row]:
+            exact = float(matmul[row]), float(vector[row])
+            inside = _Below(*exact, sum(exact), bool(by_formula[row]))
+        elif not math.isnan(net["flops_at_most"][row]):
+            settled[row] = _is_settled(inside, *(float(net[name][row]) for name in BOUNDS))
+            _take_net(inside, net, row, settled=bool(settled[row]))
+        else:
+            inside.is_known = inside.is_known and bool(glue[row])
+        if parents[row] >= 0:
+            below[parents[row]].add(inside)
+    return {**net, "settled": settled}
+
+
+def _is_settled(inside: _Below, matmul: float, vector: float, at_most: float) -> bool:
+    total = inside.matmul + inside.vector
+    return inside.has_formula and inside.is_known and matmul + vector <= total <= at_most
+
+
+def _take_net(inside: _Below, net: dict[str, np.ndarray], row: int, *, settled: bool) -> None:
+    """Set a bounded op's net bounds, and add them to what is inside it."""
+    if settled:
+        for name in BOUNDS:
+            net[name][row] = math.nan
+        return
+    matmul, vector, at_most = (float(net[name][row]) for name in BOUNDS)
+    rest = _Below(
+        max(matmul - inside.matmul, 0.0),
+        max(vector - inside.vector, 0.0),
+        max(at_most - inside.at_most, 0.0),
+        is_known=False,
+    )
+    for name, value in zip(BOUNDS, (rest.matmul, rest.vector, rest.at_most), strict=True):
+        net[name][row] = value
+    inside.add(rest)
