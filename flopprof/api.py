@@ -1,7 +1,6 @@
 """Run the stages in order and return a `Run`: the only module that knows their order."""
 
 import copy
-import dataclasses
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pandas as pd
 
-from flopprof.assemble import Witnesses, assemble
+from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.call import (
     Inputs,
     are_sizes,
@@ -38,6 +37,8 @@ from flopprof.capture.passes import (
     count_and_trace,
     gzipped,
     observer_effect,
+    read_traces,
+    trace_again,
 )
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.provenance import Called, CallProvenance, CountProvenance, DeviceFacts, Spread, Timing
@@ -50,7 +51,8 @@ if TYPE_CHECKING:
     from flopprof.capture.training import Training
 
 REPEATS, WARMUP = 10, 3
-CONFIRMATIONS = 3  # more traces at most, to tell hidden work from interruptions by the machine
+TRACES = 5
+"""Calls traced, of which each site's time is the median."""
 Progress = Callable[[str], None]
 
 
@@ -171,6 +173,7 @@ def profile(
     threads: int | None = None,
     repeats: int = REPEATS,
     warmup: int = WARMUP,
+    traces: int = TRACES,
     ceilings: bool | str | Path = True,
     tf32: bool = False,
     autocast: str | None = None,
@@ -192,6 +195,8 @@ def profile(
         threads: CPU threads for the passes; torch's own setting unless given.
         repeats: Bare calls that are timed.
         warmup: Calls before them.
+        traces: Calls that are traced, of which each site's time is the median; fewer where they
+            would take more than two seconds.
         ceilings: Whether to find the device's ceilings (measured once on a CPU, for the dtypes of
             this run, then cached); or a ceilings file, whose entries go before all others.
         tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
@@ -206,16 +211,18 @@ def profile(
         LoadError: The ceilings file is damaged.
         ModelError: The model raised.
     """
+    import torch
+
+    from flopprof.capture.load import busy_warning, host_load
     from flopprof.capture.modules import count_modules
-    from flopprof.capture.record import record_trace, summarise_times, time_calls
+    from flopprof.capture.record import LEAST_TO_CONFIRM, record_traces, summarise_times, time_calls
     from flopprof.ceilings import find_ceilings
     from flopprof.devices import find_device
-    from flopprof.judge.hidden import hidden_gaps, lasting_gaps
-    from flopprof.trace.read import read_trace
+    from flopprof.judge.hidden import hidden_gaps
 
-    if repeats < 1 or warmup < 0 or (threads is not None and threads < 1):
-        fact = f"repeats is {repeats}, warmup {warmup}, threads {threads}"
-        raise UsageError(fact, remedy="give repeats and threads of at least 1")
+    if repeats < 1 or traces < 1 or warmup < 0 or (threads is not None and threads < 1):
+        fact = f"repeats is {repeats}, traces {traces}, warmup {warmup}, threads {threads}"
+        raise UsageError(fact, remedy="give repeats, traces and threads of at least 1")
     place = find_device(device or home(model)[0])
     given = as_inputs(inputs, kwargs, model)
     if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:
@@ -241,23 +248,20 @@ def profile(
         progress("warming up")
         call()
         progress(f"timing {repeats} calls")
-        with place.telemetry() as telemetry:
+        with place.telemetry() as telemetry, host_load() as load:
             times_us = time_calls(call, device=place, warmup=max(warmup - 1, 0), repeats=repeats)
         progress("tracing")
-        recording = record_trace(model, call, folder / "trace.json", device=place)
+        recordings = record_traces(model, call, folder, device=place, traces=traces)
+        recording = recordings[0]
         progress("counting")
         module_calls = count_modules(model, call)
         observer, noticed = observer_effect(recording, times_us, call, place, described)
-        progress("reading the trace")
-        trace = read_trace(recording.path, profiler_flops=recording.profiler_flops)
+        progress(f"reading {len(recordings)} traces")
+        trace, *others = read_traces(recordings)
         packed = gzipped(recording.path)
-        for _ in range(CONFIRMATIONS):
-            if not len(hidden_gaps(trace.ops, trace.gaps)):
-                break
+        if len(recordings) < LEAST_TO_CONFIRM and len(hidden_gaps(as_call(trace))):
             progress("tracing again: is the hidden time there each time?")
-            again = record_trace(model, call, folder / "again.json", device=place, attempts=1)
-            lasting = lasting_gaps(trace.gaps, read_trace(again.path).gaps)
-            trace = dataclasses.replace(trace, gaps=lasting)
+            others += trace_again(model, call, folder, place, LEAST_TO_CONFIRM - len(recordings))
         rooflines, doubts = ROOFLINES.empty(), noticed
         if ceilings:
             progress("finding the device's ceilings")
@@ -266,6 +270,9 @@ def profile(
             user = None if isinstance(ceilings, bool) else ceilings
             found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
             rooflines, doubts = found.rooflines(), [*noticed, *found.warnings]
+        used_threads = torch.get_num_threads()
+    if busy := busy_warning(load, used_threads):
+        doubts = [*doubts, busy]
     wall = Spread(**summarise_times(times_us))
     eager_wall = None
     compiled = None
@@ -293,6 +300,7 @@ def profile(
             wall_us=wall,
             eager_wall_us=eager_wall,
             repeats=repeats,
+            traces=1 + len(others),
             traced_us=recording.traced_us,
             slowdown_frac=recording.traced_us / (eager_wall or wall).median - 1,
             device_busy_us=trace.info.get("device_busy_us", math.nan),
@@ -301,6 +309,6 @@ def profile(
         telemetry=describe_telemetry(telemetry, max(warmup - 1, 0) + repeats),
         compiled=compiled,
     )
-    witnesses = Witnesses(module_calls, trace.ops, trace.gaps, trace.kernels)
+    witnesses = Witnesses(module_calls, *as_call(trace), [*map(as_call, others)])
     doubts = [*origin.warnings, *doubts, *trace.info["warnings"]]
     return assemble(witnesses, rooflines, provenance, doubts=doubts, trace=packed)

@@ -1,7 +1,7 @@
 """The one place where a `Run` is made: from witnesses, rooflines and provenance."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -9,6 +9,7 @@ import pandas as pd
 
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
+from flopprof.judge.spread import TracedCall
 from flopprof.provenance import (
     AnyProvenance,
     CallProvenance,
@@ -18,16 +19,29 @@ from flopprof.provenance import (
 )
 from flopprof.run import Run
 from flopprof.tables import KERNELS
+from flopprof.trace.read import Trace
 
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """What the passes found: tables MODULE_CALLS, OPS, GAPS and KERNELS."""
+    """What the passes found: tables MODULE_CALLS, OPS, GAPS and KERNELS.
+
+    Attributes:
+        waited_us: How long the traced call's thread had no core, though it was ready.
+        others: More traced calls of the same model and input.
+    """
 
     module_calls: pd.DataFrame
     ops: pd.DataFrame
     gaps: pd.DataFrame
     kernels: pd.DataFrame
+    waited_us: float = 0.0
+    others: Sequence[TracedCall] = ()
+
+
+def as_call(trace: Trace) -> TracedCall:
+    """Return what the judge reads of a trace of this process."""
+    return TracedCall(trace.ops, trace.gaps, trace.kernels, trace.info.get("waited_us", 0.0))
 
 
 def assemble(
@@ -57,6 +71,8 @@ def assemble(
         dtype=provenance.called.dtype,
         never_called=list(provenance.source.never_called),
         timed=timed,
+        waited_us=witnesses.waited_us,
+        others=witnesses.others,
     )
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
@@ -73,7 +89,7 @@ def _with_overhead(
 ) -> CallProvenance:
     """Add the time between ops that is no hidden work."""
     hidden_us = sites.loc[sites["op"] == "(gap)", "time_us"].sum()
-    overhead_us = float(gaps["duration_us"].sum() - hidden_us)
+    overhead_us = max(float(gaps["duration_us"].sum() - hidden_us), 0.0)
     timing = msgspec.structs.replace(provenance.timing, host_overhead_us=overhead_us)
     return msgspec.structs.replace(provenance, timing=timing)
 

@@ -3,7 +3,7 @@
 import gzip
 import math
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,6 +85,31 @@ def observer_effect(
         slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
         doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
     return Observer(changed_ops=changed, drift_frac=drift), doubts
+
+
+def read_traces(recordings: Sequence["Recording"]) -> list["Trace"]:
+    """Return what the traces hold; the profiler's FLOPs of the first alone, which is kept."""
+    from flopprof.trace.read import read_trace
+
+    traces = []
+    for number, recording in enumerate(recordings):
+        flops = {} if number else recording.profiler_flops
+        trace = read_trace(recording.path, profiler_flops=flops)
+        trace.info["waited_us"] = recording.waited_us
+        traces.append(trace)
+    return traces
+
+
+def trace_again(
+    model: "nn.Module", call: Callable[[], Any], folder: Path, place: "Device", times: int
+) -> list["Trace"]:
+    """Return more traces of the call, whatever time they take."""
+    from flopprof.capture.record import record_trace
+
+    paths = (folder / f"again{number}.json" for number in range(times))
+    return read_traces(
+        [record_trace(model, call, path, device=place, attempts=1) for path in paths]
+    )
 
 
 def compile_and_trace(

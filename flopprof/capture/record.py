@@ -9,12 +9,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof.capture.call import Call
 from flopprof.capture.hooks import PREFIX, module_ranges
+from flopprof.capture.load import thread_waited_s
 from flopprof.devices import Device
 from flopprof.errors import UsageError
 from flopprof.tables import AHEAD_OF_TIME
@@ -27,6 +28,12 @@ ATTEMPTS = 3
 ATTEMPTS_BUDGET_S = 3.0
 
 
+TRACES_BUDGET_S = 2.0
+"""Fewer calls are traced than asked for where they would take longer; one always."""
+LEAST_TO_CONFIRM = 3
+"""Calls traced at least where one has hidden time: it counts only if most of them have it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Recording:
     """One traced call.
@@ -35,6 +42,7 @@ class Recording:
         path: The Chrome trace, `.json`.
         profiler_flops: External id of an op → FLOPs by `with_flops`; 0 means none or no formula.
         traced_us: Wall time of the traced call.
+        waited_us: How long of it the calling thread was ready and had no core.
         changed_ops: Op → calls more (or fewer) with our ranges than without; empty where the same,
             None where not compared, or where the model's ops differ from call to call anyway.
     """
@@ -43,6 +51,44 @@ class Recording:
     profiler_flops: dict[int, float]
     traced_us: float
     changed_ops: dict[str, int] | None = None
+    waited_us: float = 0.0
+
+
+def record_traces(
+    model: "nn.Module",
+    call: Callable[[], object],
+    folder: Path,
+    *,
+    device: Device,
+    traces: int,
+) -> list[Recording]:
+    """Trace several calls of the model, each for itself, and export them into `folder`.
+
+    The one of median time comes first, the others follow as they were called. They are as many as
+    `traces`, or as `TRACES_BUDGET_S` allows.
+
+    Raises:
+        UsageError: A trace cannot be written.
+    """
+    recordings: list[Recording] = []
+    started = time.perf_counter()
+    profiler: Any = None
+    with module_ranges(model):
+        for number in range(traces):
+            with _no_garbage_collection():
+                elapsed_us, waited_us, profiler = _trace_once(call, device)
+            recordings.append(
+                _exported(profiler, elapsed_us, waited_us, folder / f"trace{number}.json")
+            )
+            done = number + 1
+            if (time.perf_counter() - started) * (done + 1) / done > TRACES_BUDGET_S:
+                break
+    changed = _changed_ops(profiler, call, device)
+    recordings = [replace(recording, changed_ops=changed) for recording in recordings]
+    median = sorted(recordings, key=lambda recording: recording.traced_us)[
+        (len(recordings) - 1) // 2
+    ]
+    return [median, *(recording for recording in recordings if recording is not median)]
 
 
 def record_trace(
@@ -62,18 +108,22 @@ def record_trace(
     Raises:
         UsageError: The trace cannot be written.
     """
-    best: tuple[float, Any] | None = None
+    best: tuple[float, float, Any] | None = None
     started = time.perf_counter()
     with module_ranges(model) if model is not None else nullcontext():
         for _ in range(attempts):
             with _no_garbage_collection() if timed else nullcontext():
-                elapsed_us, profiler = _trace_once(call, device)
+                elapsed_us, waited_us, profiler = _trace_once(call, device)
             if best is None or elapsed_us < best[0]:
-                best = elapsed_us, profiler
+                best = elapsed_us, waited_us, profiler
             if time.perf_counter() - started > ATTEMPTS_BUDGET_S:
                 break
     assert best is not None  # attempts is at least 1
-    traced_us, profiler = best
+    traced_us, waited_us, profiler = best
+    return _exported(profiler, traced_us, waited_us, path)
+
+
+def _exported(profiler: Any, traced_us: float, waited_us: float, path: Path) -> Recording:
     with _quiet_kineto():
         _export(profiler, path)
     flops = {
@@ -81,17 +131,16 @@ def record_trace(
         for event in profiler.profiler.kineto_results.events()
         if event.flops()
     }
-    changed = _changed_ops(profiler, call, device) if model is not None and timed else None
-    return Recording(path, flops, traced_us, changed)
+    return Recording(path, flops, traced_us, waited_us=waited_us)
 
 
 def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dict[str, int] | None:
     """Return the ops that ran otherwise under our ranges than in a call traced without them."""
-    bare = _op_names(_trace_once(call, device)[1])
+    bare = _op_names(_trace_once(call, device)[2])
     changed = _op_names(ranged)
     changed.subtract(bare)
     found = {name: times for name, times in changed.items() if times}
-    if found and _op_names(_trace_once(call, device)[1]) != bare:
+    if found and _op_names(_trace_once(call, device)[2]) != bare:
         return None  # it takes another path each time, with ranges or without
     return found
 
@@ -104,7 +153,8 @@ def _op_names(profiler: Any) -> Counter[str]:
     return Counter(n for n in names if "::" in n and not n.startswith(only_ours))
 
 
-def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]:
+def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, float, Any]:
+    """Return the call's wall time in µs, how much of it the thread had no core, and the trace."""
     from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import profile
 
@@ -121,11 +171,13 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, Any]
             profiler.start()
         cleanup.callback(_stop, profiler)
         device.synchronize()
+        waited_s = thread_waited_s()
         start = time.perf_counter()
         call()
         device.synchronize()
         elapsed_us = (time.perf_counter() - start) * 1e6
-    return elapsed_us, profiler
+        waited_us = (thread_waited_s() - waited_s) * 1e6
+    return elapsed_us, waited_us, profiler
 
 
 def _prepare(call: Callable[[], object]) -> None:

@@ -1,11 +1,14 @@
 """Time that no op accounts for: long gaps on the host, kernels without an op."""
 
 import math
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from flopprof.judge.spread import TracedCall, spread
 from flopprof.units import duration, percent, shorten
 
 GRAPH_KERNELS = 5  # named of a replayed graph
@@ -14,23 +17,10 @@ HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
 
 
-def hidden_gaps(ops: pd.DataFrame, gaps: pd.DataFrame) -> pd.DataFrame:
-    """Return the gaps too long to be ordinary host overhead (rule 7)."""
-    return gaps[gaps["duration_us"] > max(HIDDEN_GAP_US, *_gap_limits(ops, gaps))]
-
-
-def lasting_gaps(gaps: pd.DataFrame, again: pd.DataFrame) -> pd.DataFrame:
-    """Return `gaps` no longer than they were in another trace of the same call.
-
-    A model's own work takes its time each time; an interruption by the machine hits elsewhere. The
-    n-th gap of a module call in one trace is the n-th in the other.
-    """
-    keys = [gaps["call_id"], gaps.groupby("call_id").cumcount()]
-    other = again["duration_us"].set_axis(
-        pd.MultiIndex.from_arrays([again["call_id"], again.groupby("call_id").cumcount()])
-    )
-    found = other.reindex(pd.MultiIndex.from_arrays(keys)).to_numpy()
-    return gaps.assign(duration_us=np.fmin(gaps["duration_us"].to_numpy(), found))
+def hidden_gaps(call: TracedCall) -> pd.DataFrame:
+    """Return the gaps too long to be ordinary host overhead (rule 7), or waiting for a core."""
+    ordinary_us = max(HIDDEN_GAP_US, *_gap_limits(call.ops, call.gaps))
+    return call.gaps[call.gaps["duration_us"] > ordinary_us + call.waited_us]
 
 
 def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
@@ -43,35 +33,72 @@ def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
     return HIDDEN_GAP_FACTOR * gaps["duration_us"].median(), HIDDEN_GAP_FRAC * run_us
 
 
-def gap_rows(ops: pd.DataFrame, gaps: pd.DataFrame, types: dict[str, str]) -> list[dict[str, Any]]:
-    """Return a row per place in the model where hidden gaps are."""
-    by_median_us, by_run_us = _gap_limits(ops, gaps)
+def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[str, Any]]:
+    """Return a row per place in the model where hidden gaps are, in most of the traced calls.
+
+    A model's own work takes its time each time; an interruption by the machine hits elsewhere.
+    """
+    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    reasons: dict[tuple[str, str], str] = {}
+    counts: dict[tuple[str, str], int] = {}
+    for call in calls:
+        limits = _gap_limits(call.ops, call.gaps)
+        places = hidden_gaps(call).groupby(["module_path", "before_op"], sort=False)
+        for (path, before), group in places:
+            place = (str(path), str(before))
+            times[place].append(group["duration_us"].sum())
+            reasons.setdefault(place, _gap_reason(group, place[1], limits))
+            counts.setdefault(place, len(group))
     rows = []
-    places = hidden_gaps(ops, gaps).groupby(["module_path", "before_op"], sort=False)
-    for (path, before), group in places:
-        longest_us = group["duration_us"].max()
-        reason = (
-            f"{duration(longest_us)} {f'after {before}' if before else 'before the first op'} in "
-            f"no op ({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
-            f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
-        )
-        where = {"module_path": path, "module_type": types.get(str(path), "")}
-        rows.append(_hidden_row("(gap)", group, reason) | where)
+    for place, found_us in times.items():
+        if len(found_us) <= len(calls) / 2:
+            continue
+        whole = {name: values[0] for name, values in spread(np.array([found_us])).items()}
+        if len(calls) > 1:
+            reasons[place] += f"; in {len(found_us)} of {len(calls)} traced calls"
+        where = {"module_path": place[0], "module_type": types.get(place[0], "")}
+        row = _hidden_row("(gap)", counts[place], whole["time_us"], reasons[place])
+        rows.append(row | whole | where)
     return rows
 
 
-def kernel_rows(kernels: pd.DataFrame) -> list[dict[str, Any]]:
-    """Return a row per kernel name that no op launched, and one per graph that was replayed."""
+def _gap_reason(group: pd.DataFrame, before: str, limits: tuple[float, float]) -> str:
+    by_median_us, by_run_us = limits
+    longest_us = group["duration_us"].max()
+    return (
+        f"{duration(longest_us)} {f'after {before}' if before else 'before the first op'} in "
+        f"no op ({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
+        f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
+    )
+
+
+def kernel_rows(calls: Sequence[TracedCall]) -> list[dict[str, Any]]:
+    """Return a row per kernel name that no op launched, and one per graph that was replayed.
+
+    They are those of the first call; their times are those of all.
+    """
+    orphans, *others = (_orphans(call.kernels) for call in calls)
+    sums = [other.groupby("place", sort=False)["duration_us"].sum() for other in others]
+    rows = []
+    for place, group in orphans.groupby("place", sort=False):
+        why = "kernel that no op accounts for: its launch is not in the trace, or in no op"
+        if (graph := group["graph_id"].iloc[0]) != -1:
+            why = f"replay of graph {graph}, whose ops ran at capture; {_most_time(group)}"
+        time_us = group["duration_us"].sum()
+        samples = np.array([[time_us, *(other.get(place, math.nan) for other in sums)]])
+        whole = {name: values[0] for name, values in spread(samples).items()}
+        row = _hidden_row("(kernels)", len(group), time_us, why)
+        rows.append(row | whole | {"input_shapes": str(place)})
+    return rows
+
+
+def _orphans(kernels: pd.DataFrame) -> pd.DataFrame:
+    """Return the compute kernels that no op launched, those of graphs last; `place` is the site."""
     orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
-    rows = []
-    why = "kernel that no op accounts for: its launch is not in the trace, or in no op"
-    loose = orphans[orphans["graph_id"] == -1]
-    for name, group in loose.groupby("kernel", sort=False, observed=True):
-        rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": str(name)})
-    for graph, group in orphans[orphans["graph_id"] != -1].groupby("graph_id", sort=False):
-        why = f"replay of graph {graph}, whose ops ran at capture; {_most_time(group)}"
-        rows.append(_hidden_row("(kernels)", group, why) | {"input_shapes": f"graph {graph}"})
-    return rows
+    graph = "graph " + orphans["graph_id"].astype(str)
+    place = orphans["kernel"].astype(str).where(orphans["graph_id"] == -1, graph)
+    placed = orphans.assign(place=place.astype(object))
+    return placed.sort_values("graph_id", key=lambda graph: graph.clip(upper=0), kind="stable")
 
 
 def name_kernels(sites: dict[str, Any], ops: pd.DataFrame, kernels: pd.DataFrame) -> None:
@@ -97,7 +124,6 @@ def _most_time(kernels: pd.DataFrame) -> str:
     return f"most time: {'; '.join(names)}"
 
 
-def _hidden_row(op: str, group: pd.DataFrame, reason: str) -> dict[str, Any]:
+def _hidden_row(op: str, calls: int, time_us: float, reason: str) -> dict[str, Any]:
     row = {"op": op, "phase": "forward", "kind": "unknown", "flops_source": "none"}
-    time_us = group["duration_us"].sum()
-    return row | {"calls": len(group), "time_us": time_us, "verdict": "hidden", "reason": reason}
+    return row | {"calls": calls, "time_us": time_us, "verdict": "hidden", "reason": reason}

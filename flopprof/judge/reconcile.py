@@ -6,7 +6,7 @@ ops whose nearest range is that call. ARCHITECTURE.md, "Verdicts" and "Counting 
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from flopprof.formulas.external import find_op_formula
 from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
 from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason, view_reason
 from flopprof.judge.roofs import apply_rooflines, kernel_units
+from flopprof.judge.spread import TracedCall, site_samples, spread, time_per_op_call
 from flopprof.judge.verdicts import HOOKED_PHASES, judge_alone
 from flopprof.judge.walk import TEXTS, OpFacts, Walked, settle_glue, times_of, walk_ops
 from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS, Column, tuples
@@ -61,6 +62,8 @@ def reconcile(
     dtype: str,
     never_called: Collection[str] = (),
     timed: bool = True,
+    waited_us: float = 0.0,
+    others: Sequence[TracedCall] = (),
 ) -> Reconciled:
     """Return the sites: every op, hidden stretch and uncalled work with a verdict; and whose ops.
 
@@ -73,10 +76,36 @@ def reconcile(
         dtype: The run's element type, whose matmul ceiling bounds what is unknown.
         never_called: Paths of the model's modules that no hook saw.
         timed: False for a pure count: no times, no hidden rows, no coverage.
+        waited_us: How long the call's thread had no core, though it was ready.
+        others: More traced calls of the same model and input: times are medians over all.
     """
     MODULE_CALLS.check(module_calls)
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
+    walked, owner = _timed_ops(ops, kernels, timed=timed, on_device=on_device)
+    types = dict(tuples(module_calls, ("module_path", "module_type")))
+    verdicts = _judge(walked, module_calls, types, never_called)
+    grouped, number = _grouped(walked, verdicts, types)
+    rows = verdicts.not_run
+    if timed:
+        walks = (_timed_ops(o.ops, o.kernels, timed=True, on_device=on_device)[0] for o in others)
+        grouped |= spread(site_samples(grouped, [*map(time_per_op_call, walks)]))
+        calls = [TracedCall(ops, gaps, kernels, waited_us), *others]
+        rows += kernel_rows(calls) if on_device else gap_rows(calls, types)
+    if on_device:
+        name_kernels(grouped, ops, kernels)
+    sites = _with_rows(grouped, rows)
+    sites, order = _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
+    rank = np.argsort(order)  # where each group went
+    site_of = np.full(len(ops), -1)
+    site_of[walked["op_id"]] = rank[number]
+    return Reconciled(SITES.frame(sites), OPS.check(ops.assign(site_id=site_of[owner])))
+
+
+def _timed_ops(
+    ops: pd.DataFrame, kernels: pd.DataFrame, *, timed: bool, on_device: bool
+) -> tuple[Walked, np.ndarray]:
+    """Return the ops that stand for the run, with their times and units, and whose each op is."""
     walked, owner = walk_ops(ops)
     walked.columns["time_us"] = times_of(walked, kernels, timed=timed, on_device=on_device)
     walked.put("by_kernel", *kernel_units(walked["op_id"], owner, kernels))
@@ -84,21 +113,7 @@ def reconcile(
     if timed:
         bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell
         walked = walked.where(walked["counted"] | (walked["time_us"] > 0) | bounded)
-    types = dict(tuples(module_calls, ("module_path", "module_type")))
-    verdicts = _judge(walked, module_calls, types, never_called)
-    rows = verdicts.not_run
-    if timed and not on_device:
-        rows += gap_rows(ops, gaps, types)
-    grouped, number = _grouped(walked, verdicts, types)
-    if on_device:
-        name_kernels(grouped, ops, kernels)
-        rows += kernel_rows(kernels)
-    sites = _with_rows(grouped, rows)
-    sites, order = _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
-    rank = np.argsort(order)  # where each group went
-    site_of = np.full(len(ops), -1)
-    site_of[walked["op_id"]] = rank[number]
-    return Reconciled(SITES.frame(sites), OPS.check(ops.assign(site_id=site_of[owner])))
+    return walked, owner
 
 
 def _judge(
