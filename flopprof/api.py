@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 import pandas as pd
 
 from flopprof.assemble import Witnesses, as_call, assemble
+from flopprof.capture.alone import alone
 from flopprof.capture.call import (
     Inputs,
     are_sizes,
@@ -120,6 +121,7 @@ def _count_sizes(
     return pd.DataFrame(rows)
 
 
+@alone
 def run_count(
     model: "nn.Module",
     inputs: Inputs,
@@ -163,6 +165,7 @@ def run_count(
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 
+@alone
 def profile(
     model: "nn.Module",
     inputs: Any = None,

@@ -155,6 +155,7 @@ def _op_names(profiler: Any) -> Counter[str]:
 
 def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, float, Any]:
     """Return the call's wall time in µs, how much of it the thread had no core, and the trace."""
+    import torch
     from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import profile
 
@@ -177,6 +178,11 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, floa
         device.synchronize()
         elapsed_us = (time.perf_counter() - start) * 1e6
         waited_us = (thread_waited_s() - waited_s) * 1e6
+        if not torch.autograd.profiler._is_profiler_enabled:
+            raise UsageError(
+                "the model starts or stops a profiler of PyTorch, which runs one at a time",
+                remedy="take torch.profiler out of its forward",
+            )
     return elapsed_us, waited_us, profiler
 
 

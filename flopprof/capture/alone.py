@@ -1,0 +1,88 @@
+"""One measurement at a time in a process: PyTorch's profiler and global hooks are the process's."""
+
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+from flopprof.errors import UsageError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+POLL_S = 0.5
+PATIENCE_S = 5.0
+"""A measurement whose thread waits that long for others, while another asks for its turn, is taken
+to wait for that very one."""
+_WAITING_IN = ("threading", "queue", "concurrent.futures._base")  # where Python code waits
+
+_turn = threading.Lock()
+_measuring: list[int] = []  # the thread that has its turn
+
+
+def _after_fork() -> None:
+    """Forget, in a forked child, a measurement that goes on in its parent."""
+    global _turn
+    _turn = threading.Lock()
+    _measuring.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def alone(measure: Callable[P, R]) -> Callable[P, R]:
+    """Return `measure`, which waits until no other thread measures and refuses to be nested.
+
+    Raises:
+        UsageError: It is called by what is being measured, or a profiler is at work already.
+    """
+
+    @functools.wraps(measure)
+    def in_turn(*args: P.args, **kwargs: P.kwargs) -> R:
+        _take_turn()
+        try:
+            _refuse_foreign_profiler()
+            return measure(*args, **kwargs)
+        finally:
+            _measuring.clear()
+            _turn.release()
+
+    return in_turn
+
+
+def _take_turn() -> None:
+    if threading.get_ident() in _measuring:
+        raise UsageError(
+            "flopprof is called by the model that it is measuring: only one call can be measured "
+            "at a time",
+            remedy="call flopprof outside forward; FlopsCounter may be used inside",
+        )
+    blocked_s = 0.0
+    while not _turn.acquire(timeout=POLL_S):
+        blocked_s = blocked_s + POLL_S if _holder_waits() else 0.0
+        if blocked_s >= PATIENCE_S:
+            raise UsageError(
+                "flopprof is called while it measures a model that waits for this thread",
+                remedy="call flopprof outside forward, also outside threads that forward starts",
+            )
+    _measuring.append(threading.get_ident())
+
+
+def _holder_waits() -> bool:
+    """Return whether the thread that measures waits for another one."""
+    frames = sys._current_frames()
+    held = [frames[thread] for thread in _measuring if thread in frames]
+    return any(frame.f_globals.get("__name__") in _WAITING_IN for frame in held)
+
+
+def _refuse_foreign_profiler() -> None:
+    import torch
+
+    if torch.autograd.profiler._is_profiler_enabled:
+        raise UsageError(
+            "a profiler of PyTorch is at work around this call, and it runs one at a time",
+            remedy="call flopprof outside `with torch.profiler.profile(…)`",
+        )
