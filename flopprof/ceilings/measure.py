@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from flopprof import dtypes
 from flopprof.ceilings.ceiling import MAIN, Ceiling, Key
 from flopprof.devices import Device
+from flopprof.units import percent, si
 
 FLOATS = ("float32", "bfloat16", "float64", "float16")
 PRODUCTS = (*FLOATS, "int8", "float8_e4m3fn", "tfloat32")
@@ -33,6 +35,8 @@ SHAPES = ((1, 1, 1), (2, 2, 1), (4, 1, 1), (8, 2, 1), (8, 4, 1), (8, 1, 2), (2, 
 GPU_ARRAY_BYTES = 2**30  # four times the largest last-level cache (MI300X: 256 MiB, not in its L2)
 CPU_ARRAY_BYTES = 2**26  # where the caches are unknown or small
 PIECES = 32  # of an array beyond the caches, a call each
+MEMORY_FRAC = 0.1  # of what is free: others, and the model itself, use this machine too
+UNKNOWN_FREE_BYTES = 2**33  # where the system does not say
 
 
 Clock = Callable[[], float]
@@ -92,7 +96,8 @@ def search(
             break
         best_then, checked = per_s, now
         if per_s > 2 * rate:
-            rate, active = per_s, candidates_for(per_s)
+            rate, active = per_s, []  # the old ones' memory is free before the new ones are made
+            active = candidates_for(per_s)
         else:  # only what may still win is worth more turns
             active = sorted(active, key=lambda c: max(calls[c.label]), reverse=True)
             active = active[: max(4, len(active) // 2)]
@@ -154,7 +159,8 @@ def measure_ceilings(
 
     described, place = device.describe(), device.torch_device
     threads = described["threads"] if described["kind"] == "cpu" else None
-    keys, sizes = list(keys), array_sizes(described)
+    keys, budget_bytes = list(keys), memory_budget(device)
+    sizes = array_sizes(described, budget_bytes)
     makers: dict[str, Callable[..., list[Candidate]]] = {
         "tensor": matmul_candidates,
         "vector": vector_candidates,
@@ -170,11 +176,14 @@ def measure_ceilings(
             if unit == "tensor" and (reason := why_not_matmul(name, place, device.synchronize)):
                 notes.append(reason)
                 continue
+            if name == MAIN[0] and (reason := why_not_memory(described, sizes[name])):
+                notes.append(reason)
+                continue
             what = {"main": "main memory", "tensor": "matmul"}
             text = f"measuring the ceiling of {what.get(name, name)} {what.get(unit, unit)}"
             progress(f"{text.removesuffix(' memory')}, {number} of {len(keys)}")
             details = search(
-                partial(makers[unit], sizes.get(name, name), place),
+                partial(makers[unit], sizes.get(name, name), place, most_bytes=budget_bytes),
                 rate=math.inf if unit == "memory" else FIRST_RATE,
                 limit_s=min(LIMIT_S, ALL_S / len(keys)),
                 threads=threads,
@@ -192,6 +201,23 @@ def measure_ceilings(
     return found
 
 
+def memory_budget(device: Device) -> int:
+    """Return the bytes that a measurement may take at one time."""
+    free_bytes = device.free_bytes()
+    return int(MEMORY_FRAC * (UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes))
+
+
+def why_not_memory(described: dict[str, Any], array_bytes: int) -> str:
+    """Return why arrays of that size say nothing of the main memory; "" if they do."""
+    cache_bytes = max(described.get("l2_bytes") or 0, described.get("l3_bytes") or 0)
+    if array_bytes >= cache_bytes:  # two arrays at least, in turns: twice the cache
+        return ""
+    return (
+        f"no ceiling for main memory: arrays beyond its caches of {si(float(cache_bytes), 'B')} "
+        f"would take more than {percent(MEMORY_FRAC)} of the memory that is free"
+    )
+
+
 def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
     """Return why products of `dtype` are not worth measuring, from tiny ones; "" if they are."""
     try:
@@ -205,23 +231,41 @@ def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
     return ""
 
 
-def matmul_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
+def matmul_candidates(
+    dtype: str, device: str, rate: float, *, most_bytes: float = math.inf
+) -> list[Candidate]:
     """Return products of several shapes that take 0.4 to 1.6 ms each at this rate.
 
-    On a CPU convolutions too: another library does them, at times faster than any GEMM.
+    On a CPU convolutions too: another library does them, at times faster than any GEMM. All of
+    them together take at most `most_bytes`: a smaller share of it makes smaller products.
     """
     both = device == "cpu" and dtype in FLOATS
-    works = [rate * seconds for seconds in CALLS_S] if both else []
-    return [_convolution(dtype, work) for work in works] + [
-        _matmul(dtype, device, *(_rounded(factor * unit) for factor in shape))
-        for seconds in CALLS_S
-        for shape in SHAPES
-        for unit in [(rate * seconds / 2 / math.prod(shape)) ** (1 / 3)]
-    ]
+    item_bytes = dtypes.itemsize(dtype) or 4  # tfloat32 is stored as float32
+    share_bytes = most_bytes / (len(CALLS_S) * (len(SHAPES) + 1))
+    candidates = []
+    for seconds in CALLS_S if both else ():
+        # Input, output, and what the library unfolds: 9 filter taps of 64 channels a pixel.
+        pixels = share_bytes / (11 * 64 * item_bytes)
+        candidates.append(_convolution(dtype, min(rate * seconds, 2 * pixels * (64 * 3) ** 2)))
+    for seconds in CALLS_S:
+        for shape in SHAPES:
+            m, k, n = shape
+            by_time = (rate * seconds / 2 / (m * k * n)) ** (1 / 3)
+            # Made as float32 first.
+            by_memory = (share_bytes / (4 + item_bytes) / (m * k + k * n + m * n)) ** 0.5
+            unit = min(by_time, by_memory)
+            sizes = [_rounded(factor * unit) for factor in shape]
+            candidates.append(_matmul(dtype, device, *sizes))
+    return candidates
 
 
-def vector_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
+def vector_candidates(
+    dtype: str, device: str, rate: float, *, most_bytes: float = math.inf
+) -> list[Candidate]:
     """Return ops without products, each over data of a few sizes that suit this rate.
+
+    The data is one array, of which each takes its part; it takes half of `most_bytes` at most, and
+    what an op returns the other half.
 
     Their FLOPs per element are by ARCHITECTURE.md's rules. With several for each element touched,
     a norm and an upsampling (nine for each of four outputs) come nearest to what the units can do.
@@ -231,28 +275,47 @@ def vector_candidates(dtype: str, device: str, rate: float) -> list[Candidate]:
 
     kind = getattr(torch, dtype)
     one, zero = (torch.full((32,), value, dtype=kind, device=device) for value in (1.0, 0.0))
-    ops: dict[str, tuple[int, Callable[[torch.Tensor], torch.Tensor]]] = {
-        "sum": (1, torch.sum),
-        "group_norm": (7, lambda x: group_norm(x, 8, one, zero)),
-        "bilinear": (36, lambda x: interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear")),
-    }
-    found = []
-    for op, (flops, function) in ops.items():
+
+    def bilinear(x: torch.Tensor) -> torch.Tensor:
+        return interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear")
+
+    ops: dict[str, tuple[int, int, Callable[[torch.Tensor], torch.Tensor]]] = {
+        "sum": (1, 1, torch.sum),
+        "group_norm": (7, 1, lambda x: group_norm(x, 8, one, zero)),
+        "bilinear": (
+            36,
+            4,
+            lambda x: interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear"),
+        ),
+    }  # FLOPs per element, elements returned per element, the op
+    most = most_bytes / 2 / kind.itemsize
+    sizes: list[tuple[str, int]] = []
+    for op, (flops, returned, _) in ops.items():
         for seconds in CALLS_S:
-            exponent = round(math.log2(rate * seconds / flops))
-            x = torch.ones(2 ** min(max(exponent, 15), 28), dtype=kind, device=device)
-            x, label = x.view(-1, 32, 32, 32), f"{op} of {x.numel()}"
-            found.append(Candidate(label, flops * x.numel(), partial(function, x)))
-    return found
+            wanted = min(rate * seconds / flops, 2.0**28)
+            exponent = round(math.log2(wanted))
+            if 2**exponent * returned > most:
+                exponent = math.floor(math.log2(most / returned))
+            sizes.append((op, 2 ** max(exponent, 15)))
+    data = torch.ones(max(size for _, size in sizes), dtype=kind, device=device)
+    candidates = []
+    for op, size in dict.fromkeys(sizes):
+        flops, _, function = ops[op]
+        part = data[:size].view(-1, 32, 32, 32)
+        candidates.append(Candidate(f"{op} of {size}", flops * size, partial(function, part)))
+    return candidates
 
 
-def memory_candidates(array_bytes: int, device: str, _rate: float) -> list[Candidate]:
+def memory_candidates(
+    array_bytes: int, device: str, _rate: float, *, most_bytes: float = math.inf
+) -> list[Candidate]:
     """Return a copy and a triad over float32 arrays of this size; what is written counts once.
 
     On a CPU each call does the next piece of large arrays: short calls find a busy machine quiet.
     """
     import torch
 
+    array_bytes = int(min(array_bytes, most_bytes / 3))
     pieces = PIECES if device == "cpu" and array_bytes >= CPU_ARRAY_BYTES else 1
     arrays = [torch.ones(array_bytes // 4, device=device).tensor_split(pieces) for _ in range(3)]
     n_bytes = 4.0 * arrays[0][-1].numel()  # the smallest of them
@@ -269,16 +332,16 @@ def memory_candidates(array_bytes: int, device: str, _rate: float) -> list[Candi
     return [Candidate("copy (2N)", 2 * n_bytes, copy), Candidate("triad (3N)", 3 * n_bytes, triad)]
 
 
-def array_sizes(described: dict[str, Any]) -> dict[str, int]:
-    """Return the bytes of one array by memory level, for the levels that can be measured.
+def array_sizes(described: dict[str, Any], budget_bytes: float = math.inf) -> dict[str, int]:
+    """Return the bytes of one of three arrays by memory level, for levels that can be measured.
 
     Not L1 and L2: a call that stays in them takes some microseconds, one of them torch's own (an
     EPYC's L2 came out at 88 GB/s, its L3 at 94).
     """
     l2, l3 = described.get("l2_bytes") or 0, described.get("l3_bytes") or 0
     least = CPU_ARRAY_BYTES if described["kind"] == "cpu" else GPU_ARRAY_BYTES
-    most = (described.get("memory_bytes") or 2**33) // 8
-    sizes = {MAIN[0]: min(max(4 * l2, 4 * l3, least), most)}
+    most = min((described.get("memory_bytes") or 2**33) // 8, budget_bytes / 3)
+    sizes = {MAIN[0]: int(min(max(4 * l2, 4 * l3, least), most))}
     if l3 >= 4 * l2 > 0:
         sizes["L3"] = int((l2 * l3) ** 0.5) // 3  # three arrays, between L2 and L3
     return sizes

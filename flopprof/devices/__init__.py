@@ -35,6 +35,9 @@ class Device(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return name, kind, memory, caches and what else tells this device from others."""
 
+    def free_bytes(self) -> int | None:
+        """Return the memory that this process may still take; None where nothing tells."""
+
     def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
         """Return a context whose dict holds clocks, power and energy once it is left."""
 

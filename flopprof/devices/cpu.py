@@ -36,6 +36,10 @@ class CpuDevice:
     def synchronize(self) -> None:
         """Return at once: ops on a CPU are done when they return."""
 
+    def free_bytes(self) -> int | None:
+        """Return the least that the machine, control groups and `ulimit` leave."""
+        return free_memory_bytes()
+
     def telemetry(self) -> AbstractContextManager[dict[str, Any]]:
         """Return a context without readings: no clock or energy counter is to be relied on."""
         return nullcontext({})
@@ -69,6 +73,76 @@ class CpuDevice:
             "l2_bytes": caches.get(2),
             "l3_bytes": caches.get(3),
         }
+
+
+def free_memory_bytes(
+    meminfo: Path = Path("/proc/meminfo"),
+    membership: Path = Path("/proc/self/cgroup"),
+    groups: Path = Path("/sys/fs/cgroup"),
+) -> int | None:
+    """Return the memory that this process can take; None where the system tells nothing."""
+    left = [n for n in (_available(meminfo), _left_of_address_space()) if n is not None]
+    left += _left_of_groups(membership, groups)
+    return max(0, min(left)) if left else None
+
+
+def _available(meminfo: Path) -> int | None:
+    try:
+        lines = meminfo.read_text().splitlines()
+    except OSError:
+        return None
+    sizes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(sizes[0]) * 1024 if sizes else None  # Linux prints "kB" for 1,024 bytes
+
+
+def _left_of_address_space() -> int | None:
+    """Return what `ulimit -v` leaves; None where it sets no limit."""
+    try:
+        import resource
+
+        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (ImportError, OSError):
+        return None
+    return None if limit == resource.RLIM_INFINITY else limit - pages * resource.getpagesize()
+
+
+def _left_of_groups(membership: Path, groups: Path) -> list[int]:
+    """Return what each control group around this process leaves of its memory, v1 and v2."""
+    try:
+        lines = membership.read_text().splitlines()
+    except OSError:
+        return []
+    left = []
+    for line in lines:
+        _, controllers, place = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        root = groups / controllers
+        inner = root / place.strip("/")
+        # In a container its own group is mounted as the root, and the place is the host's.
+        for folder in (inner, *inner.parents):
+            left += _left_of_group(folder)
+            if folder == root:
+                break
+    return left
+
+
+def _left_of_group(folder: Path) -> list[int]:
+    for limit_name, usage_name, cache_name in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        try:
+            limit = int((folder / limit_name).read_text())
+            usage = int((folder / usage_name).read_text())
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+        stat = folder / "memory.stat"
+        pairs = [line.split() for line in stat.read_text().splitlines()] if stat.exists() else []
+        files = [int(value) for name, value in pairs if name == cache_name]
+        return [limit - usage + sum(files)]  # cached files make way
+    return []
 
 
 def cpu_name() -> str:

@@ -66,6 +66,12 @@ class CudaDevice:
         own_us: float = begin.elapsed_time(end) * 1e3
         return own_us + (later_us if later_us > _OTHER_STREAMS_US else 0.0)
 
+    def free_bytes(self) -> int | None:
+        """Return what the driver says is free on this GPU."""
+        import torch
+
+        return int(torch.cuda.mem_get_info(self.index)[0])
+
     @contextmanager
     def telemetry(self) -> Iterator[dict[str, Any]]:
         """Sample NVML, which ROCm has not, and note the most memory that torch gave to tensors."""

@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -277,3 +279,52 @@ def test_a_gpu_reaches_no_more_than_its_datasheet():
     tables = ceilings_for_gpu(device.describe()).resolved
     for entry in found:
         assert 0 < entry.per_s <= 1.05 * tables[entry.key].per_s
+
+
+@pytest.mark.parametrize("kind", ["matmul", "vector", "memory"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_measurement_takes_no_more_memory_than_it_may(kind, dtype):
+    # As on a machine with 2 GB free, whose rate asks for far more: 10¹⁴ FLOP/s.
+    budget_bytes = 200 * 10**6
+    first = "2**30" if kind == "memory" else repr(dtype)
+    code = f"""
+import resource, torch
+torch.set_num_threads(1)
+from flopprof.ceilings import measure
+make = measure.{kind}_candidates
+for candidate in make({first.replace("2**30", "4096")}, "cpu", 1e6):
+    candidate.call()  # libraries take memory of their own
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for candidate in make({first}, "cpu", 1e14, most_bytes={budget_bytes}):
+    candidate.call()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+"""
+    taken = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+
+    assert int(taken.stdout) < 1.2 * budget_bytes  # the allocator's own share
+
+
+def test_the_budget_is_a_tenth_of_what_is_free():
+    class Small:
+        def free_bytes(self):
+            return 3_000_000_000
+
+    class Silent:
+        def free_bytes(self):
+            return None
+
+    budget: Any = measure.memory_budget
+    assert budget(Small()) == 300_000_000
+    assert budget(Silent()) == 858_993_459  # a tenth of 8 GiB
+    mib = 2**20
+    cpu = {"kind": "cpu", "l2_bytes": 2 * mib, "l3_bytes": 64 * mib, "memory_bytes": 2**34}
+    assert array_sizes(cpu, 300_000_000)["main"] == 100_000_000  # three arrays
+
+
+def test_a_memory_that_cannot_be_told_from_a_cache_is_not_measured():
+    described = {"kind": "cpu", "l2_bytes": 2**21, "l3_bytes": 256 * 2**20}
+
+    assert measure.why_not_memory(described, 2**28) == ""
+    reason = measure.why_not_memory(described, 2**28 - 4)
+    assert "268 MB" in reason
+    assert "10.0 % of the memory that is free" in reason

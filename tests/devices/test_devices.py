@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from flopprof.devices import find_device
-from flopprof.devices.cpu import CpuDevice, cache_bytes
+from flopprof.devices.cpu import CpuDevice, cache_bytes, free_memory_bytes
 from flopprof.devices.cuda import CudaDevice, why_no_cuda
 from flopprof.errors import UsageError
 
@@ -173,3 +173,47 @@ def test_a_call_on_a_gpu_is_timed_by_events_and_other_streams_are_waited_for(
 
     assert done[2:] == ["record on stream of 1", "call", "record on stream of 1", "wait for event"]
     assert expected <= elapsed_us < expected + 15000
+
+
+def group(folder: Path, version: int, limit: str, usage: int, cached: int) -> None:
+    names = ("memory.max", "memory.current", "inactive_file")
+    if version == 1:
+        names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / names[0]).write_text(f"{limit}\n")
+    (folder / names[1]).write_text(f"{usage}\n")
+    (folder / "memory.stat").write_text(f"anon 5\n{names[2]} {cached}\n")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_free_memory_is_the_least_that_machine_and_control_groups_leave(tmp_path, version):
+    meminfo, membership = tmp_path / "meminfo", tmp_path / "cgroup"
+    meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\n")
+    membership.write_text("4:memory:/a/b\n" if version == 1 else "0::/a/b\n")
+    groups = tmp_path / "groups"
+    root = groups / "memory" if version == 1 else groups
+
+    def left() -> int | None:
+        return free_memory_bytes(meminfo, membership, groups)
+
+    assert left() == 8000 * 1024
+    group(root / "a" / "b", version, "max" if version == 2 else str(2**63 - 4096), 100, 0)
+    assert left() == 8000 * 1024
+    # 5,000,000 less 2,000,000 in use, of which 500,000 are files that make way.
+    group(root / "a", version, "5000000", 2_000_000, 500_000)
+    assert left() == 3_500_000
+    membership.write_text("4:memory:/elsewhere\n" if version == 1 else "0::/elsewhere\n")
+    group(root, version, "1000000", 400_000, 0)  # as a container sees its own
+    assert left() == 600_000
+
+
+def test_free_memory_is_unknown_where_nothing_tells(tmp_path):
+    nowhere = tmp_path / "none"
+
+    assert free_memory_bytes(nowhere, nowhere, nowhere) is None
+
+
+def test_this_machine_has_free_memory():
+    described = find_device("cpu").describe()
+
+    assert 0 < (find_device("cpu").free_bytes() or 0) <= described["memory_bytes"]
