@@ -134,7 +134,8 @@ def run_count(
     progress("counting")
     traced = None
     doubts = []
-    if home(model)[0] != "meta" and (twin := meta_twin(model)) is not None:
+    can_be_twin = home(model)[0] != "meta" and inputs.has_shapes
+    if can_be_twin and (twin := meta_twin(model)) is not None:
         try:
             traced = count_and_trace(twin, inputs.to("meta"), train)
             where = "meta"

@@ -93,6 +93,16 @@ class Inputs:
         return [leaf for leaf in self.leaves if isinstance(leaf, torch.Tensor)]
 
     @property
+    def has_shapes(self) -> bool:
+        """Whether shapes say all: not of nested and sparse tensors, nor of subclasses."""
+        import torch
+
+        plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        return all(
+            type(t) in plain and t.layout == torch.strided and not t.is_nested for t in self.tensors
+        )
+
+    @property
     def text(self) -> str:
         """The inputs as the command line spells them."""
         from flopprof.model.inputs import describe_inputs

@@ -1,5 +1,7 @@
 """Call a model under hooks and record each module call."""
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from itertools import count
@@ -10,7 +12,9 @@ import pandas as pd
 import torch
 from torch import nn
 
+from flopprof.capture.call import Inputs, guarded
 from flopprof.capture.hooks import RAISED, examples_in, quiet_about_hooks, tensors_in, watch_modules
+from flopprof.capture.restore import Snapshot
 from flopprof.errors import UsageError
 from flopprof.formulas import ModuleCall
 from flopprof.formulas.modules import canonical_name, find_module_formula, nothing
@@ -18,6 +22,12 @@ from flopprof.tables import MODULE_CALLS
 from flopprof.units import shapes_text
 
 Row = dict[str, Any]
+
+_BY_ROWS = (
+    nn.Linear, nn.LayerNorm, nn.RMSNorm, nn.Embedding, nn.Dropout, nn.Identity,
+    nn.ReLU, nn.GELU, nn.SiLU, nn.Sigmoid, nn.Tanh,
+)  # fmt: skip
+"""Layers that treat each row alike, wherever a sequence in a nested tensor ends."""
 
 
 def count_modules(model: nn.Module, call: Callable[[], object]) -> pd.DataFrame:
@@ -28,8 +38,14 @@ def count_modules(model: nn.Module, call: Callable[[], object]) -> pd.DataFrame:
     return MODULE_CALLS.from_rows(sorted(rows, key=itemgetter("call_id")))
 
 
-def _record(model: nn.Module, keep: Callable[[Row], None]) -> AbstractContextManager[None]:
-    """Watch the model; hand over the row of each call when it ends."""
+def _record(
+    model: nn.Module, keep: Callable[[Row], None], *, whatever_weights: bool = False
+) -> AbstractContextManager[None]:
+    """Watch the model; hand over the row of each call when it ends.
+
+    With `whatever_weights` a layer counts as its class does also where its weights are computed
+    anew on each call, pruned or normalised: that work is not the layer's own.
+    """
     call_ids = count()
 
     def entering(_module: nn.Module, path: str, parent: Row | None) -> Row:
@@ -48,7 +64,10 @@ def _record(model: nn.Module, keep: Callable[[Row], None]) -> AbstractContextMan
         row["dtype"] = str(next(floating, "")).removeprefix("torch.")
         for name, some in (("input_shapes", went_in), ("output_shapes", came_out)):
             row[name] = shapes_text(tuple(t.shape) for t in some if not t.is_nested)
-        formula = find_module_formula(module)
+        formula = find_module_formula(module, whatever_weights=whatever_weights)
+        if isinstance(module, _BY_ROWS):
+            args, kwargs, output = (_packed_rows(value) for value in (args, kwargs, output))
+            tensors = list(tensors_in((args, kwargs, output)))
         # Unknown: a part done before raising, sizes hidden in nested tensors, tensor look-alikes.
         plain = (tensors or formula is nothing) and not any(t.is_nested for t in tensors)
         call = ModuleCall(module, args, kwargs, output)
@@ -56,9 +75,26 @@ def _record(model: nn.Module, keep: Callable[[Row], None]) -> AbstractContextMan
             examples = examples_in(came_out)
             row["self_hook_matmul_flops"] = work.matmul_flops * examples
             row["self_hook_vector_flops"] = work.vector_flops * examples
+        elif output is RAISED:
+            row["reason"] = "it raised"
+        elif formula is None:
+            row["reason"] = f"{row['module_type']} has no formula, or a forward of its own"
+        else:
+            row["reason"] = "its inputs do not show what it did"
         keep(row)
 
     return watch_modules(model, entering, leaving)
+
+
+def _packed_rows(value: Any) -> Any:
+    """Return `value` with the rows of all its jagged nested tensors one below the other."""
+    if isinstance(value, torch.Tensor) and value.is_nested and value.layout == torch.jagged:
+        return value._values  # values() would be an op in the trace
+    if type(value) in (tuple, list):
+        return type(value)(_packed_rows(item) for item in value)
+    if type(value) is dict:
+        return {name: _packed_rows(item) for name, item in value.items()}
+    return value
 
 
 class FlopsCounter:
@@ -76,7 +112,7 @@ class FlopsCounter:
     def register_hooks(self, model: nn.Module) -> None:
         """Count the calls of `model` from now on, in place of any other model."""
         self.remove_hooks()
-        self._hooks.enter_context(_record(model, self._add))
+        self._hooks.enter_context(_record(model, self._add, whatever_weights=True))
 
     def remove_hooks(self) -> None:
         """Stop counting; the counts stay."""
@@ -85,7 +121,8 @@ class FlopsCounter:
     def __repr__(self) -> str:
         unknown = self.unknown_modules
         lacking = f", without {len(unknown)} unknown modules: {unknown[:3]}" if unknown else ""
-        return f"FlopsCounter({self.total_flops} FLOPs by hooks{lacking})"
+        total = "unknown" if math.isnan(self.total_flops) else self.total_flops
+        return f"FlopsCounter({total} FLOPs by hooks{lacking})"
 
     def reset(self) -> None:
         """Forget the counts."""
@@ -108,27 +145,39 @@ class FlopsCounter:
             for name in ("matmul_flops", "vector_flops"):
                 tally[name] = tally.get(name, 0) + row[f"self_hook_{name}"]
         elif "called_others" not in row:
-            tally["lacking"] = True
+            tally["lacking"] = row["reason"]
 
     @property
-    def matmul_flops(self) -> int:
-        """FLOPs of contractions, as far as known."""
-        return sum(tally.get("matmul_flops", 0) for tally in self._tallies.values())
+    def matmul_flops(self) -> int | float:
+        """FLOPs of contractions, as far as known; NaN where no module with work is known."""
+        return self._sum("matmul_flops")
 
     @property
-    def vector_flops(self) -> int:
-        """All other FLOPs, as far as known."""
-        return sum(tally.get("vector_flops", 0) for tally in self._tallies.values())
+    def vector_flops(self) -> int | float:
+        """All other FLOPs, as far as known; NaN where no module with work is known."""
+        return self._sum("vector_flops")
 
     @property
-    def total_flops(self) -> int:
-        """Both classes together, as far as known: `unknown_modules` are missing."""
+    def total_flops(self) -> int | float:
+        """Both classes together, as far as known: `unknown_modules` are missing. NaN if all are."""
         return self.matmul_flops + self.vector_flops
+
+    def _sum(self, name: str) -> int | float:
+        tallies = self._tallies.values()
+        works = any(tally.get(n) for tally in tallies for n in ("matmul_flops", "vector_flops"))
+        if not works and self.unknown_modules:
+            return math.nan  # what is known is the nothing that containers do
+        return int(sum(tally.get(name, 0) for tally in tallies))
 
     @property
     def unknown_modules(self) -> list[str]:
         """Paths of the modules that have no count and called no other: the total lacks them."""
-        return [path for path, tally in self._tallies.items() if "lacking" in tally]
+        return list(self.why_unknown)
+
+    @property
+    def why_unknown(self) -> dict[str, str]:
+        """Path of each of the `unknown_modules` → why it has no count."""
+        return {p: tally["lacking"] for p, tally in self._tallies.items() if "lacking" in tally}
 
     def by_module(self) -> pd.DataFrame:
         """Return one row per module called, with its own FLOPs; NaN where no call is known."""
@@ -138,19 +187,41 @@ class FlopsCounter:
         return frame.assign(flops=frame["matmul_flops"] + frame["vector_flops"])
 
 
-def calculate_flops_for_size(model: nn.Module, input_size: Sequence[int]) -> int:
-    """Return the FLOPs by hooks of one call on a float tensor of `input_size`, batch included.
+def calculate_flops_for_size(model: nn.Module, input_size: Sequence[int]) -> int | float:
+    """Return the FLOPs by hooks of one call on a tensor of `input_size`, batch included.
 
-    The mode (train, eval) is kept; buffers and random state are put back as they were.
+    The tensor holds floats, or ids where the model's first layer is an `nn.Embedding`. The mode
+    (train, eval) is kept; buffers, attributes and random state are put back as they were. A total
+    that lacks modules is warned of; it is NaN where nothing is known.
+
+    Raises:
+        UsageError: The model does not take such a tensor.
+        ModelError: The model raised.
     """
-    tensors = (t for t in (*model.parameters(), *model.buffers()) if not nn.parameter.is_lazy(t))
-    like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
-    buffers = [(b, b.clone()) for b in model.buffers() if not nn.parameter.is_lazy(b)]
-    counter, generators = FlopsCounter(model), [like.device] if like.is_cuda else []
+    like = next((t for t in _tensors_of(model) if t.is_floating_point()), torch.zeros(()))
+    size, counter = tuple(input_size), FlopsCounter(model)
+    layers = (m for m in model.modules() if not list(m.children()))
+    takes_ids = isinstance(next(layers, None), nn.Embedding)
+    x = like.new_zeros(size, dtype=torch.int64) if takes_ids else like.new_zeros(size)
+    buffers = [(b, b.clone()) for b in _tensors_of(model, buffers_only=True)]
+    snapshot, generators = Snapshot(model), [like.device] if like.is_cuda else []
     try:
         with quiet_about_hooks(), torch.random.fork_rng(generators), torch.no_grad(), counter:
-            model(like.new_zeros(tuple(input_size)))
+            guarded(model, Inputs((x,)))()
     finally:
+        snapshot.restore(fully=True)
         for buffer, saved in buffers:
             buffer.data.copy_(saved)
+    if why := counter.why_unknown:
+        path, reason = next(iter(why.items()))
+        warnings.warn(
+            f"the count lacks {len(why)} modules, first {path or '(model)'}: {reason}; "
+            "flopprof.count_flops sees inside",
+            stacklevel=2,
+        )
     return counter.total_flops
+
+
+def _tensors_of(model: nn.Module, *, buffers_only: bool = False) -> list[torch.Tensor]:
+    tensors = [*([] if buffers_only else model.parameters()), *model.buffers()]
+    return [tensor for tensor in tensors if not nn.parameter.is_lazy(tensor)]

@@ -35,16 +35,19 @@ def canonical_name(cls: type) -> str:
     return f"{cls.__module__.removeprefix('flopprof_user_')}.{cls.__qualname__}"
 
 
-def find_module_formula(module: nn.Module) -> ModuleFormula | None:
+def find_module_formula(
+    module: nn.Module, *, whatever_weights: bool = False
+) -> ModuleFormula | None:
     """Return the formula of `module`'s class, or of the class whose forward it inherits.
 
-    None for a forward of its own, also one set on the instance, and for weights that are
-    computed on each call (parametrised, pruned, weight or spectral norm).
+    None for a forward of its own, also one set on the instance, and, unless `whatever_weights`,
+    for weights that are computed on each call (parametrised, pruned, weight or spectral norm).
     """
-    if "forward" in vars(module) or is_parametrized(module):
+    if "forward" in vars(module):
         return None
     pre_hooks = tuple(module._forward_pre_hooks.values())
-    if any(type(hook).__module__.startswith("torch.nn.utils.") for hook in pre_hooks):
+    computed = any(type(hook).__module__.startswith("torch.nn.utils.") for hook in pre_hooks)
+    if (computed or is_parametrized(module)) and not whatever_weights:
         return None
     cls = type(module)
     for base in cls.__mro__:

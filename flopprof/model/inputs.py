@@ -122,6 +122,8 @@ def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
 def _describe(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{describe_inputs(value, {})}]"
+    if getattr(value, "is_nested", False):  # whose sizes differ, and may not even be asked for
+        return f"nested tensor of {len(value.unbind())}"
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         return type(value).__name__
     return InputSpec(tuple(value.shape), str(value.dtype).removeprefix("torch.")).text

@@ -1,6 +1,7 @@
 """Calling a model leaves it as it was, and says who is at fault where it raises."""
 
 import copy
+import warnings
 from typing import Any
 
 import pytest
@@ -294,3 +295,38 @@ def test_models_with_unusual_tensors_are_left_alone_too():
 )
 def test_an_input_is_guessed_from_the_first_layer_and_tried(model, expected):
     assert guess_input(model) == expected
+
+
+def nested(layout, *lengths, width):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a prototype
+        rows = [torch.ones(length, width) for length in lengths]
+        return torch.nested.nested_tensor(rows, layout=layout)
+
+
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+def test_a_nested_tensor_is_counted_alike_with_and_without_time(layout):
+    x = nested(layout, 3, 5, width=8)
+    model = nn.Linear(8, 4, bias=False)
+
+    count = flopprof.count_flops(model, x)
+    run = flopprof.profile(model, x, ceilings=False, repeats=1)
+
+    # 3 + 5 rows, 4 outputs of 8 multiply-adds.
+    assert count.matmul_flops == run.totals.matmul_flops == 2 * 8 * 4 * 8 == 512
+    assert count.run.meta["input"] == run.meta["input"] == "nested tensor of 2"
+
+
+def test_what_a_nested_tensor_cannot_do_is_an_error_of_ours():
+    with pytest.raises((UsageError, ModelError), match="nested tensor of 2"):
+        flopprof.count_flops(nn.Conv2d(3, 4, 3), nested(torch.strided, 3, 5, width=8))
+
+
+def test_sparse_inputs_are_counted_where_their_values_are():
+    class Product(nn.Module):
+        def forward(self, a, b):
+            return torch.sparse.mm(a, b)
+
+    count = flopprof.count_flops(Product(), (torch.eye(4).to_sparse(), torch.ones(4, 3)))
+
+    assert count.run.meta["device"]["kind"] == "cpu"

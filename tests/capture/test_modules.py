@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.modules.module as torch_module
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, weight_norm
 
 from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size, count_modules
-from flopprof.errors import UsageError
+from flopprof.errors import ModelError, UsageError
 from flopprof.tables import MODULE_CALLS
 
 torch.set_num_threads(1)
@@ -101,13 +102,27 @@ def test_a_lazy_module_is_named_by_what_it_becomes():
     assert calls["self_hook_matmul_flops"].tolist() == [48]
 
 
-def test_a_nested_tensor_has_unknown_sizes():
-    model = nn.Linear(3, 4)
-    nested = torch.nested.nested_tensor([torch.zeros(2, 3), torch.zeros(1, 3)], layout=torch.jagged)
+def jagged(*lengths, width=3):
+    rows = [torch.zeros(length, width) for length in lengths]
+    return torch.nested.nested_tensor(rows, layout=torch.jagged)
 
-    calls = count_modules(model, lambda: model(nested))
 
-    assert math.isnan(calls["self_hook_matmul_flops"][0])
+def test_layers_that_treat_rows_alike_are_counted_on_nested_tensors():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+
+    calls = count_modules(model, lambda: model(jagged(2, 1)))
+
+    # Three rows, 4 outputs of 3 multiply-adds each.
+    assert calls["self_hook_matmul_flops"].tolist()[1:] == [2 * 3 * 4 * 3, 0]
+    assert calls["self_hook_vector_flops"].tolist()[1:] == [3 * 4, 3 * 4]
+
+
+def test_another_layer_has_unknown_sizes_on_a_nested_tensor():
+    model = nn.Softmax(-1)
+
+    calls = count_modules(model, lambda: model(jagged(2, 1)))
+
+    assert math.isnan(calls["self_hook_vector_flops"][0])
     assert calls["input_shapes"].tolist() == [""]
 
 
@@ -215,6 +230,71 @@ def test_what_the_total_lacks_is_named():
     assert counter.unknown_modules == ["encoder", "bag"]
 
 
+def pruned(layer):
+    return prune.random_unstructured(layer, "weight", amount=0.5)
+
+
+def masked(layer):
+    class Halves(nn.Module):
+        def forward(self, weight):
+            return weight / 2
+
+    parametrize.register_parametrization(layer, "weight", Halves())
+    return layer
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [pruned, masked, weight_norm, spectral_norm, parametrizations.weight_norm,
+     parametrizations.spectral_norm, parametrizations.orthogonal],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated:FutureWarning")
+def test_a_layer_whose_weight_is_computed_counts_as_the_layer(wrap):
+    model = wrap(nn.Linear(8, 4))
+
+    with FlopsCounter(model) as counter:
+        model(torch.zeros(2, 8))
+
+    # 2 rows × 4 outputs × 8 multiply-adds × 2, and 8 biases. How the weight is made is not its own.
+    assert (counter.matmul_flops, counter.vector_flops) == (128, 8)
+    assert set(counter.unknown_modules) <= {"parametrizations.weight.0", "parametrizations.weight"}
+
+
+class Doubles(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * 2
+
+
+def test_a_total_of_which_nothing_is_known_is_not_zero():
+    patched = nn.Linear(8, 4)
+    patched.forward = lambda x: x @ patched.weight.T  # type: ignore[method-assign, assignment]
+    for model in (Doubles(8, 4), patched, nn.Sequential(Doubles(8, 4))):
+        with FlopsCounter(model) as counter:
+            model(torch.zeros(2, 8))
+
+        assert math.isnan(counter.total_flops)
+        assert math.isnan(counter.matmul_flops)
+        assert "a forward of its own" in next(iter(counter.why_unknown.values()))
+        assert "unknown FLOPs by hooks" in repr(counter)
+        with pytest.warns(UserWarning, match=r"lacks 1 modules, first .*count_flops sees inside"):
+            assert math.isnan(calculate_flops_for_size(model, (2, 8)))
+
+
+def test_a_counter_that_saw_no_call_counts_zero():
+    assert FlopsCounter(Doubles(8, 4)).total_flops == 0
+
+
+def test_a_size_for_a_model_of_words_makes_ids():
+    model = nn.Sequential(nn.Embedding(10, 4), nn.Linear(4, 3))
+
+    assert calculate_flops_for_size(model, (2, 5)) == 2 * 2 * 5 * 4 * 3 + 2 * 5 * 3
+
+
+def test_a_size_that_a_model_does_not_take_says_so():
+    with pytest.raises(UsageError, match="does not take the input 2x5"):
+        calculate_flops_for_size(small(), (2, 5))
+
+
 def test_modules_are_listed_with_their_own_counts():
     model = nn.Sequential(small(), Functional(), nn.ReLU())
 
@@ -258,7 +338,7 @@ def test_flops_for_a_size_scale_with_the_batch():
 def test_flops_for_a_size_clean_up_after_an_exception():
     model = nn.Sequential(nn.BatchNorm1d(3), Boom())
 
-    with pytest.raises(ValueError, match="boom"):
+    with pytest.raises(ModelError, match="boom"):
         calculate_flops_for_size(model, (2, 3))
 
     assert not torch_module._global_forward_hooks
