@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flopprof.api import count_flops, profile
     from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
+    from flopprof.capture.training import Training
     from flopprof.elsewhere import analyse_traces
     from flopprof.errors import FlopprofError
     from flopprof.formulas import module_formula, op_formula
@@ -17,6 +18,7 @@ _HOMES = {
     "FlopprofError": "flopprof.errors",
     "FlopsCounter": "flopprof.capture.modules",
     "Run": "flopprof.run",
+    "Training": "flopprof.capture.training",
     "analyse_traces": "flopprof.elsewhere",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
@@ -30,6 +32,7 @@ __all__ = [
     "FlopprofError",
     "FlopsCounter",
     "Run",
+    "Training",
     "analyse_traces",
     "calculate_flops_for_size",
     "count_flops",

@@ -32,6 +32,7 @@ from flopprof.capture.describe import (
     main_dtype,
 )
 from flopprof.capture.passes import (
+    Train,
     against_eager,
     as_training,
     compile_and_trace,
@@ -49,7 +50,6 @@ from flopprof.tables import ROOFLINES
 if TYPE_CHECKING:
     from torch import nn
 
-    from flopprof.capture.training import Training
 
 REPEATS, WARMUP = 10, 3
 TRACES = 5
@@ -63,7 +63,7 @@ def count_flops(
     inputs_or_size: list[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: "bool | Training" = False,
+    train: Train = False,
 ) -> Any: ...
 @overload
 def count_flops(
@@ -71,14 +71,14 @@ def count_flops(
     inputs_or_size: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: "bool | Training" = False,
+    train: Train = False,
 ) -> Count: ...
 def count_flops(
     model: "nn.Module",
     inputs_or_size: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: "bool | Training" = False,
+    train: Train = False,
 ) -> Any:
     """Return the FLOPs of one call of `model`, counted from shapes on the meta device.
 
@@ -91,7 +91,8 @@ def count_flops(
             "1x3x224x224"; or a list of sizes, for a DataFrame with one row per size.
         kwargs: Keyword inputs.
         train: Whether to count a training step: forward, loss (the sum of the outputs), backward
-            and an SGD step; or a `Training` that says which loss and optimizer.
+            and an SGD step; or a `Training` that says which loss and optimizer; or a function of
+            model and inputs that takes a whole step of your own: accumulation, scaler, EMA.
 
     Raises:
         UsageError: The inputs are of no usable kind, or do not fit the model.
@@ -110,7 +111,7 @@ def _count_sizes(
     model: "nn.Module",
     sizes: Sequence[Any],
     kwargs: Mapping[str, Any] | None,
-    train: "bool | Training",
+    train: Train,
 ) -> pd.DataFrame:
     rows = []
     for size in sizes:
@@ -126,7 +127,7 @@ def run_count(
     model: "nn.Module",
     inputs: Inputs,
     *,
-    train: "bool | Training" = False,
+    train: Train = False,
     origin: Origin | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
@@ -134,7 +135,9 @@ def run_count(
     progress("counting")
     traced = None
     doubts = []
-    can_be_twin = home(model)[0] != "meta" and inputs.has_shapes
+    training = as_training(train)
+    own_step = training is not None and training.step is not None  # of this model, not of a twin
+    can_be_twin = home(model)[0] != "meta" and inputs.has_shapes and not own_step
     if can_be_twin and (twin := meta_twin(model)) is not None:
         try:
             traced = count_and_trace(twin, inputs.to("meta"), train)
@@ -172,7 +175,7 @@ def profile(
     inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: "bool | Training" = False,
+    train: Train = False,
     device: str | None = None,
     threads: int | None = None,
     repeats: int = REPEATS,
@@ -227,9 +230,15 @@ def profile(
     if repeats < 1 or traces < 1 or warmup < 0 or (threads is not None and threads < 1):
         fact = f"repeats is {repeats}, traces {traces}, warmup {warmup}, threads {threads}"
         raise UsageError(fact, remedy="give repeats, traces and threads of at least 1")
+    training = as_training(train)
     place = find_device(device or home(model)[0])
     given = as_inputs(inputs, kwargs, model)
     if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:
+        if training and training.step:
+            raise UsageError(
+                f"the model is on {home(model)[0]}, and a step of your own trains it there",
+                remedy=f"move it first: model.to({place.torch_device!r})",
+            )
         model = copy.deepcopy(model).to(place.torch_device)
     given = given.to(place.torch_device)
     dtype = autocast or main_dtype(model, given)
@@ -238,8 +247,8 @@ def profile(
         if tf32:
             stack.enter_context(place.tf32())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
-        snapshot = stack.enter_context(unchanged(model, given, training=bool(train)))
-        training = as_training(train)
+        held = training.held if training else ()
+        snapshot = stack.enter_context(unchanged(model, given, training=bool(train), held=held))
 
         def calling(called: "nn.Module") -> Callable[[], Any]:
             call = guarded(called, training.of(called, given) if training else given, snapshot)

@@ -170,14 +170,19 @@ def home(model: "nn.Module") -> tuple[str, str | None]:
 
 @contextmanager
 def unchanged(
-    model: "nn.Module", inputs: Inputs | None = None, *, training: bool = False
+    model: "nn.Module",
+    inputs: Inputs | None = None,
+    *,
+    training: bool = False,
+    held: Iterable[Any] = (),
 ) -> Iterator[Snapshot]:
     """Run the block without gradients and in eval mode, or `training`; then restore all.
 
     Restored are modes, random state, gradients and buffers, what the inputs hold, and what the
     model's attributes hold; when training, parameters too, from copies. Elsewhere a change of
     parameters is only told of, since copies would take too much memory. What is yielded restores
-    inputs, attributes, buffers and random state before each of several calls.
+    inputs, attributes, buffers and random state before each of several calls; what is `held`
+    besides, such as an optimizer, goes on from call to call and is restored at the end.
 
     Raises:
         UsageError: An input can be read only once.
@@ -205,10 +210,12 @@ def unchanged(
         leaves = inputs.leaves if inputs else ()
         try:
             snapshot = Snapshot(model, leaves, device=str(device))
+            around = Snapshot.around(model, held)
             try:
                 yield snapshot
             finally:
                 snapshot.restore(fully=True)
+                around.restore(fully=True)
         finally:
             for module, mode, buffers in before:
                 module.training = mode

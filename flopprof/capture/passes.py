@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from flopprof.devices import Device
     from flopprof.trace.read import Trace
 
+Train = bool | Training | Callable[["nn.Module", Any], object]
 DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 
 
 def count_and_trace(
-    model: "nn.Module", inputs: Inputs, train: "bool | Training"
+    model: "nn.Module", inputs: Inputs, train: "Train"
 ) -> tuple["Trace", pd.DataFrame]:
     """Call the model once, on the device where it is, and return its trace and its module calls."""
     import torch
@@ -40,7 +41,9 @@ def count_and_trace(
     eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
     training = as_training(train)
     with (
-        unchanged(model, inputs, training=bool(train)) as snapshot,
+        unchanged(
+            model, inputs, training=bool(train), held=training.held if training else ()
+        ) as snapshot,
         eager,
         ShapesOnce() if home(model)[0] == "meta" else nullcontext(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
@@ -168,9 +171,22 @@ def against_eager(
     return compiled, doubts
 
 
-def as_training(train: "bool | Training") -> "Training | None":
-    """Return how a call trains; None where it does not."""
-    return Training() if train is True else train or None
+def as_training(train: "Train") -> "Training | None":
+    """Return how a call trains; None where it does not.
+
+    Raises:
+        UsageError: It says nothing of the kind.
+    """
+    if isinstance(train, Training):
+        return train
+    if callable(train):
+        return Training(step=train)
+    if isinstance(train, bool):
+        return Training() if train else None
+    raise UsageError(
+        f"train is {train!r}",
+        remedy="give True, a flopprof.Training, or a function of the model and its inputs",
+    )
 
 
 def gzipped(path: Path) -> bytes:

@@ -2,6 +2,8 @@
 
 import array
 import copy
+import functools
+import inspect
 import io
 import random
 from collections import OrderedDict, deque
@@ -63,9 +65,21 @@ class Snapshot:
         self._put_back: list[PutBack] = []
         self._tensors: list[_TensorBytes] = []
         self._seen: dict[int, Any] = {}
+        self._keeps_parameters = False
         self._keep_random_states(device)
         self._walk(inputs, is_input=True)
         self._walk(model.modules(), is_input=False)
+
+    @classmethod
+    def around(cls, model: "nn.Module", objects: Iterable[Any]) -> "Snapshot":
+        """Return what these objects hold: other models' parameters too, but nothing of `model`."""
+        snapshot = cls(model)
+        snapshot._put_back.clear()
+        snapshot._tensors.clear()
+        snapshot._seen |= {id(parameter): parameter for parameter in model.parameters()}
+        snapshot._keeps_parameters = True
+        snapshot._walk(objects, is_input=False)
+        return snapshot
 
     def restore(self, *, fully: bool = False) -> None:
         """Put everything back; tensors of the model by their versions alone unless `fully`."""
@@ -110,7 +124,7 @@ class Snapshot:
         """Keep a tensor's bytes, or return the tensors that it is made of."""
         import torch
 
-        if isinstance(tensor, torch.nn.Parameter):
+        if isinstance(tensor, torch.nn.Parameter) and not self._keeps_parameters:
             return []
         parts = _parts(tensor)
         if not parts and _has_bytes(tensor):
@@ -132,6 +146,8 @@ class Snapshot:
             held = [value] if isinstance(value, _CONTAINERS) else []
             held += _fields(value)
         inner: list[Any] = self._keep_slots(value)
+        if isinstance(value, torch.nn.Module):
+            inner += [*value.children(), *value.parameters(recurse=False)]
         for container in held:
             self._put_back.append(_keep_container(container))
             inner += _items(container)
@@ -206,7 +222,8 @@ def _bytes_of(tensor: "torch.Tensor") -> "torch.Tensor":
 def _has_bytes(tensor: "torch.Tensor") -> bool:
     import torch
 
-    if type(tensor) not in (torch.Tensor, torch.nn.Buffer) or tensor.layout != torch.strided:
+    plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    if type(tensor) not in plain or tensor.layout != torch.strided:
         return False
     return not (tensor.is_meta or tensor.is_nested) and tensor.numel() > 0
 
@@ -343,6 +360,29 @@ def _slots(value: Any) -> list[tuple[Any, Any]]:
                 held.append((slot, slot.__get__(value)))
             except AttributeError:  # empty
                 continue
+    return held
+
+
+def held_by(function: Any) -> list[Any]:
+    """Return the objects that a function uses besides its arguments, and so may change."""
+    held: list[Any] = []
+    seen: set[int] = set()
+    todo = [function]
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, functools.partial):
+            todo += [value.func, *value.args, *value.keywords.values()]
+        elif isinstance(value, MethodType):
+            todo += [value.__self__, value.__func__]
+        elif isinstance(value, FunctionType):
+            todo += inspect.getclosurevars(value).nonlocals.values()
+            todo += inspect.getclosurevars(value).globals.values()
+            todo += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        else:
+            held.append(value)
     return held
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flopprof.capture.call import Inputs
+from flopprof.capture.restore import held_by
 from flopprof.errors import UsageError
 from flopprof.tables import LOSS
 
@@ -23,17 +24,28 @@ class Training:
     Attributes:
         loss: Maps the model's output to a scalar; the sum of all floating-point outputs if None.
         optimizer: One of `OPTIMIZERS`, or a function from parameters to an optimizer.
+        step: A whole training step of one's own, in place of all this: a function of the model and
+            its inputs (a tensor, or a tuple or dict of several). What it uses besides them,
+            optimizers, scalers, other models, is afterwards as it was.
     """
 
     loss: Callable[[Any], "torch.Tensor"] | None = None
     optimizer: "str | Callable[[list[nn.Parameter]], torch.optim.Optimizer]" = "sgd"
+    step: "Callable[[nn.Module, Any], object] | None" = None
 
-    def of(self, model: "nn.Module", inputs: Inputs) -> "Step":
+    @property
+    def held(self) -> list[Any]:
+        """What a step of one's own uses besides model and inputs."""
+        return held_by(self.step) if self.step else []
+
+    def of(self, model: "nn.Module", inputs: Inputs) -> "Step | OwnStep":
         """Return the inputs whose `call` takes a whole training step of `model`.
 
         Raises:
             UsageError: There is no such optimizer.
         """
+        if self.step:
+            return OwnStep(inputs.args, inputs.kwargs, self.step)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = self._make_optimizer(parameters) if parameters else None
         return Step(inputs.args, inputs.kwargs, self.loss or sum_of_outputs, optimizer)
@@ -80,6 +92,23 @@ class Step(Inputs):
             value.backward()
         if self.optimizer:
             self.optimizer.step()
+
+
+@dataclass(frozen=True, slots=True)
+class OwnStep(Inputs):
+    """Inputs that the user's own function trains the model on when it is called with them."""
+
+    step: "Callable[[nn.Module, Any], object]" = print  # always given: a field after defaults
+
+    def call(self, model: "nn.Module") -> None:
+        """Take the step, with gradients."""
+        import torch
+
+        inputs: Any = self.args if len(self.args) != 1 else self.args[0]
+        if self.kwargs:
+            inputs = dict(self.kwargs) if not self.args else (*self.args, dict(self.kwargs))
+        with torch.enable_grad():
+            self.step(model, inputs)
 
 
 def sum_of_outputs(output: Any) -> "torch.Tensor":

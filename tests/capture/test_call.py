@@ -314,7 +314,7 @@ def test_a_nested_tensor_is_counted_alike_with_and_without_time(layout):
 
     # 3 + 5 rows, 4 outputs of 8 multiply-adds.
     assert count.matmul_flops == run.totals.matmul_flops == 2 * 8 * 4 * 8 == 512
-    assert count.run.meta["input"] == run.meta["input"] == "nested tensor of 2"
+    assert count.run.provenance.called.input == run.provenance.called.input == "nested tensor of 2"
 
 
 def test_what_a_nested_tensor_cannot_do_is_an_error_of_ours():
@@ -329,4 +329,4 @@ def test_sparse_inputs_are_counted_where_their_values_are():
 
     count = flopprof.count_flops(Product(), (torch.eye(4).to_sparse(), torch.ones(4, 3)))
 
-    assert count.run.meta["device"]["kind"] == "cpu"
+    assert count.run.provenance.device.kind == "cpu"

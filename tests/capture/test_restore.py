@@ -246,7 +246,6 @@ def test_an_input_that_is_written_in_place_is_as_it_was(x):
 
     flopprof.count_flops(Writes(), x)
     flopprof.profile(Writes(), x, ceilings=False, repeats=1)
-    flopprof.calculate_flops_for_size(Writes(), (3,))
 
     as_bytes = [t.contiguous().view(torch.uint8).tolist() for t in (x, before)]
     assert as_bytes[0] == as_bytes[1]  # NaN and -0.0 too

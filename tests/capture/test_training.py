@@ -1,5 +1,7 @@
 """Training steps: each phase against counts by hand, and a model that is left as it was."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -185,3 +187,109 @@ def test_what_cannot_be_trained_says_so():
         flopprof.count_flops(nn.Linear(2, 2), (1, 2), train=Training(optimizer="lion"))
     with pytest.raises(UsageError, match="no output of the model has a gradient"):
         flopprof.count_flops(nn.Identity(), (1, 2), train=True)
+
+
+class Recipe:
+    """A training step as people write it: accumulation, scaler, clipping, EMA, a schedule."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizer = torch.optim.AdamW(model.parameters())
+        self.schedule = torch.optim.lr_scheduler.StepLR(self.optimizer, 1)
+        self.average = torch.optim.swa_utils.AveragedModel(model)
+        self.scaler = torch.amp.GradScaler("cpu")
+        self.losses: list[float] = []
+
+    def __call__(self, model: nn.Module, x: torch.Tensor) -> None:
+        self.optimizer.zero_grad()
+        for part in x.chunk(2):
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(part).float().square().mean()
+            self.scaler.scale(loss / 2).backward()
+            self.losses.append(loss.item())
+        self.scaler.unscale_(self.optimizer)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.step()
+        self.average.update_parameters(model)
+
+    def state(self) -> dict[str, object]:
+        return {
+            "model": {name: t.tolist() for name, t in self.model.state_dict().items()},
+            "average": {name: t.tolist() for name, t in self.average.state_dict().items()},
+            "optimizer": str(self.optimizer.state_dict()),
+            "schedule": str(self.schedule.state_dict()),
+            "scaler": str(self.scaler.state_dict()),
+            "losses": list(self.losses),
+            "gradients": [p.grad for p in self.model.parameters()],
+        }
+
+
+@pytest.mark.parametrize("taken_before", [0, 1])
+def test_a_step_of_ones_own_is_counted_and_undone(taken_before):
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    recipe = Recipe(model)
+    for _ in range(taken_before):
+        recipe(model, torch.ones(2, 4))
+        recipe.optimizer.zero_grad()
+    before = recipe.state()
+
+    count = flopprof.count_flops(model, torch.ones(2, 4), train=recipe)
+    run = flopprof.profile(
+        model, torch.ones(2, 4), train=Training(step=recipe), ceilings=False, repeats=1
+    )
+
+    # Twice one row: forward 2·4·8 and 2·8·3; backward both weights, and the second's input.
+    forward = 2 * (64 + 48)
+    by_phase = matmul_by_phase(count)
+    assert by_phase == {"forward": forward, "backward": forward + 2 * 48}
+    phases = run.by_phase().set_index("phase")["matmul_flops"]
+    assert (phases["forward"], phases["backward"]) == (forward, forward + 2 * 48)
+    assert run.totals.flops == count.flops
+    assert not {"not_run", "disagrees"} & set(run.sites["verdict"])
+    assert recipe.state() == before
+
+
+def test_a_step_may_be_a_function_that_trains_two_models():
+    generator, judge = nn.Linear(2, 4), nn.Linear(4, 1)
+    first = torch.optim.SGD(generator.parameters(), lr=0.1)
+    second = torch.optim.SGD(judge.parameters(), lr=0.1, momentum=0.9)
+
+    def step(model: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> None:
+        noise, real = inputs
+        second.zero_grad()
+        (judge(real).mean() - judge(model(noise).detach()).mean()).backward()
+        second.step()
+        first.zero_grad()
+        judge(model(noise)).mean().backward()
+        first.step()
+
+    before = [p.tolist() for m in (generator, judge) for p in m.parameters()]
+
+    count = flopprof.count_flops(generator, (torch.ones(1, 2), torch.ones(1, 4)), train=step)
+
+    # The judge's: forward twice 8, the generator's 16; weight gradients 8 each. Then the
+    # generator's: 16 + 8 forward; backward 8 for the judge's weight, 8 for its input, 16.
+    assert count.matmul_flops == (8 + 16 + 8) + (8 + 8) + (16 + 8) + (8 + 8 + 16)
+    assert [p.tolist() for m in (generator, judge) for p in m.parameters()] == before
+    assert not second.state
+    assert all(p.grad is None for m in (generator, judge) for p in m.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.Tensor, tuple, dict])
+def test_a_step_gets_the_inputs_as_they_were_given(kind):
+    def step(model: nn.Module, inputs: Any) -> None:
+        assert isinstance(inputs, kind)
+        model(torch.ones(1, 4)).sum().backward()
+
+    x = torch.ones(1, 4)
+    inputs = {torch.Tensor: x, tuple: (x, x), dict: {"input": x}}[kind]
+
+    # Forward and weight gradient, 2·4·3 each.
+    assert flopprof.count_flops(nn.Linear(4, 3), inputs, train=step).matmul_flops == 48
+
+
+def test_what_is_no_training_says_so():
+    with pytest.raises(UsageError, match="train is 'adam'"):
+        flopprof.count_flops(nn.Linear(2, 2), (1, 2), train="adam")  # type: ignore[call-overload]
