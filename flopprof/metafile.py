@@ -35,7 +35,10 @@ def decode(text: bytes) -> AnyProvenance:
     if version > RUN_VERSION:
         raise NewerVersionError(version)
     if version == 1:
-        fields = _from_version_1(fields)
+        try:
+            fields = _from_version_1(fields)
+        except (TypeError, AttributeError) as error:  # of lists and objects that are neither
+            raise ValueError(f"a key of version 1 is of another type: {error}") from error
     provenance: AnyProvenance = msgspec.convert(_without_nulls(fields), AnyProvenance)
     return provenance
 

@@ -7,7 +7,7 @@ named parts; `metafile` writes and reads them. A number that is not known is NaN
 import math
 from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -254,7 +254,7 @@ class TraceFacts(KernelTimes, frozen=True, kw_only=True):
         slowest_rank: The rank whose own kernels took longest; None for one rank or no straggler.
     """
 
-    files: tuple[str, ...]
+    files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     origin_us: float = math.nan
     linked_kernel_frac: float = math.nan
     linked_kernel_time_frac: float = math.nan

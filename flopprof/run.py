@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,26 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.files import writing
 from flopprof.metafile import NewerVersionError, decode, encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
+from flopprof.units import safe_text
 
 SCHEMA_VERSION = 1
 """Version of every JSON object printed; see CHANGELOG.md."""
 
 _COUNTED = ("matmul_flops", "vector_flops")
 _SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
+_AGAIN = "profile the model again with: flopprof run"
+_SIGNED = ("start_us",)
+_UNBOUNDED = (  # nothing was moved, or no time passed
+    *("intensity_flops_per_byte", "ridge_flops_per_byte", "achieved_flops_per_s"),
+    *("attainable_flops_per_s", "efficiency_frac"),
+)
+_KEYS = {"ops": "op_id", "sites": "site_id"}
+_REFERENCES = (
+    ("ops", "parent_op_id", "ops"),
+    ("ops", "site_id", "sites"),
+    ("kernels", "op_id", "ops"),
+    ("module_calls", "parent_call_id", "module_calls"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +187,7 @@ class Run:
         """Write tables, metadata and trace into an existing folder."""
         for name in _SAVED:
             frame: pd.DataFrame = getattr(self, name)
-            frame.to_csv(folder / f"{name}.csv", index=False)
+            tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
         if self.trace is not None:
             (folder / "trace.json.gz").write_bytes(self.trace)
         (folder / "meta.json").write_bytes(encode(self.provenance))
@@ -192,16 +207,13 @@ class Run:
                 remedy="flopprof run MODEL writes one: MODEL.flopprof",
             )
         provenance = read_provenance(folder)
-        frames = {name: tables.TABLES[name].read_csv(folder / f"{name}.csv") for name in _SAVED}
-        trace = folder / "trace.json.gz"
-        if odd := set(frames["sites"]["verdict"]) - {*tables.VERDICTS}:
-            fact = f"{folder}/sites.csv is damaged: there is no verdict {min(odd)!r}"
-            raise LoadError(fact, remedy="profile the model again with: flopprof run")
-        saved = provenance.totals
-        sums = add_up(frames["sites"], math.nan)
-        if saved and any(getattr(saved, name) != getattr(sums, name) for name in _COUNTED):
-            fact = f"{folder} is damaged: its sites.csv adds up to other FLOPs than its meta.json"
-            raise LoadError(fact, remedy="profile the model again with: flopprof run")
+        frames = {}
+        for name in _SAVED:
+            path = _regular(folder / f"{name}.csv")
+            frames[name] = tables.TABLES[name].read_csv(path)
+        if fault := next(_faults(frames, provenance), ""):
+            raise LoadError(f"{safe_text(folder)} is damaged: {fault}", remedy=_AGAIN)
+        trace = _regular(folder / "trace.json.gz")
         packed = trace.read_bytes() if trace.exists() else None
         return cls(**frames, provenance=provenance, trace=packed)
 
@@ -262,18 +274,54 @@ def read_provenance(folder: Path) -> AnyProvenance:
     Raises:
         LoadError: It holds no run, a damaged one, or one of a newer flopprof.
     """
-    remedy = "profile the model again with: flopprof run"
+    path = _regular(folder / "meta.json")
     try:
-        return decode((folder / "meta.json").read_bytes())
+        return decode(path.read_bytes())
     except FileNotFoundError:
-        raise LoadError(f"{folder} holds no meta.json, so it is not a run", remedy=remedy) from None
+        fact = f"{safe_text(folder)} holds no meta.json, so it is not a run"
+        raise LoadError(fact, remedy=_AGAIN) from None
     except NewerVersionError as newer:
         raise LoadError(
-            f"{folder} was written by a newer flopprof ({newer})",
+            f"{safe_text(folder)} was written by a newer flopprof ({newer})",
             remedy="pip install --upgrade flopprof",
         ) from None
-    except (OSError, ValueError) as error:
-        raise LoadError(f"{folder}/meta.json is damaged: {error}", remedy=remedy) from error
+    except (OSError, ValueError, RecursionError) as error:
+        fact = f"{safe_text(folder)}/meta.json is damaged: {safe_text(error)}"
+        raise LoadError(fact, remedy=_AGAIN) from error
+
+
+def _regular(path: Path) -> Path:
+    """Return `path`; a pipe or folder in the place of a file of a run is refused."""
+    if path.exists() and not path.is_file():
+        raise LoadError(f"{safe_text(path)} is no file, so this is no run", remedy=_AGAIN)
+    return path
+
+
+def _faults(frames: dict[str, pd.DataFrame], provenance: AnyProvenance) -> Iterator[str]:
+    """Yield what in saved tables cannot be: odd numbers, ids that lead nowhere, verdicts, sums."""
+    for name, frame in frames.items():
+        for column in tables.TABLES[name].columns:
+            if column.type == "float" and _is_odd(frame[column.name].to_numpy(), column.name):
+                yield f"{name}.csv holds a {column.name} that is negative or infinite"
+    for name, key in _KEYS.items():
+        if (frames[name][key].to_numpy() != np.arange(len(frames[name]))).any():
+            yield f"{name}.csv does not number its rows by {key}"
+    for name, column_name, other in _REFERENCES:
+        if not frames[name][column_name].between(-1, len(frames[other]) - 1).all():
+            yield f"{name}.csv holds a {column_name} that is not in {other}.csv"
+    if (frames["sites"]["calls"] < 0).any():
+        yield "sites.csv holds a negative number of calls"
+    if odd := {*frames["sites"]["verdict"]} - {*tables.VERDICTS}:
+        yield f"in sites.csv, there is no verdict {safe_text(min(odd))!r}"
+    saved = provenance.totals
+    sums = add_up(frames["sites"], math.nan)
+    if saved and any(getattr(saved, name) != getattr(sums, name) for name in _COUNTED):
+        yield "its sites.csv adds up to other FLOPs than its meta.json"
+
+
+def _is_odd(values: np.ndarray, column: str) -> bool:
+    negative = column not in _SIGNED and bool((values < 0).any())
+    return negative or (column not in _UNBOUNDED and bool(np.isinf(values).any()))
 
 
 def to_json(value: Any) -> Any:

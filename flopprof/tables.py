@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.errors import LoadError
+from flopprof.units import safe_text
 
 ColumnType = Literal["int", "float", "str", "bool"]
 DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
@@ -90,6 +91,19 @@ class Table:
                 raise ValueError(f"table {self.name}: {column.name} is {found}, not {column.type}")
         return frame
 
+    def write_csv(self, frame: pd.DataFrame, path: Path) -> None:
+        """Write `frame` so that `read_csv` returns it, whatever its texts hold."""
+        texts = [frame[column.name] for column in self.columns if column.type == "str"]
+        # A lone carriage return ends a line for readers, unless quoted; pandas quotes line feeds.
+        returns = any("\r" in text for column in texts for text in column.unique())
+        frame.to_csv(
+            path,
+            index=False,
+            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
+            lineterminator="\n",
+            errors="backslashreplace",  # lone surrogates
+        )
+
     def read_csv(self, path: Any) -> pd.DataFrame:
         """Return the frame saved at `path`.
 
@@ -102,14 +116,16 @@ class Table:
                 dtype={c.name: DTYPES[c.type] for c in self.columns},
                 keep_default_na=False,
                 na_values={c.name: [""] for c in self.columns if c.type == "float"},
+                index_col=False,
+                on_bad_lines="error",
             )
             lacking = {c.name for c in self.columns if c.optional} - {*frame.columns}
             if lacking and {*frame.columns} | lacking == {*self.names}:
                 return self.frame(frame)
             return self.check(frame)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             raise LoadError(
-                f"{path} does not hold the table {self.name!r}: {error}",
+                f"{safe_text(path)} does not hold the table {self.name!r}: {safe_text(error)}",
                 remedy="profile the model again with: flopprof run",
             ) from error
 

@@ -84,17 +84,32 @@ def columns(text: str) -> int:
     return sum(1 + (east_asian_width(letter) in "WF") for letter in text)
 
 
+def clean_text(text: object) -> str:
+    """Return `text`, which a file may have chosen, without what would act on a terminal or page.
+
+    Control and formatting characters become U+FFFD; bytes of a file's name that are no UTF-8, and
+    halves of surrogate pairs, are shown escaped.
+    """
+    return "".join(map(_shown_letter, str(text)))
+
+
 def safe_text(text: object, width: int = 300) -> str:
-    """Return `text`, which a file may have chosen, without control characters and not too long."""
-    chars = (c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in str(text)[: width + 1])
-    shown = "".join(chars)
+    """Return `text`, which a file may have chosen, cleaned (`clean_text`) and not too long."""
+    shown = clean_text(str(text)[: width + 1])
     return shown if len(shown) <= width else shown[: width - 1] + "…"
 
 
 def file_text(path: object, width: int = 300) -> str:
     """Return a file's name to be shown: escaped where it is no text, no control characters."""
-    try:
-        raw = str(path).encode("utf-8", "surrogateescape")
-    except UnicodeEncodeError:  # surrogates that stand for no byte
-        raw = str(path).encode("utf-8", "backslashreplace")
-    return safe_text(raw.decode("utf-8", "backslashreplace"), width)
+    return safe_text(path, width)
+
+
+def _shown_letter(letter: str) -> str:
+    if letter.isprintable():
+        return letter
+    code = ord(letter)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte of a name that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    if 0xD800 <= code <= 0xDFFF:
+        return f"\\u{code:04x}"
+    return "\N{REPLACEMENT CHARACTER}"
