@@ -23,7 +23,8 @@ LEVELS = [
     ["devices", "formulas"],
     ["model"],
     ["metafile"],
-    ["tables", "registry", "units", "dtypes", "files", "provenance"],
+    ["tables", "registry", "dtypes", "files", "provenance"],
+    ["units"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
