@@ -1,6 +1,7 @@
 """Run the stages in order and return a `Run`: the only module that knows their order."""
 
 import copy
+import functools
 import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -98,13 +99,18 @@ def count_flops(
         UsageError: The inputs are of no usable kind, or do not fit the model.
         ModelError: The model raised.
     """
-    if (
-        isinstance(inputs_or_size, list)
-        and not is_size(inputs_or_size)
-        and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs_or_size)
-    ):
+    if _are_several(inputs_or_size):
         return _count_sizes(model, inputs_or_size, kwargs, train)
     return Count.of(run_count(model, as_inputs(inputs_or_size, kwargs, model), train=train))
+
+
+def _are_several(inputs: Any) -> bool:
+    """Return whether `inputs` is a list of sizes, each for a call of its own."""
+    return (
+        isinstance(inputs, list)
+        and not is_size(inputs)
+        and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs)
+    )
 
 
 def _count_sizes(
@@ -122,7 +128,7 @@ def _count_sizes(
     return pd.DataFrame(rows)
 
 
-@alone
+@alone()
 def run_count(
     model: "nn.Module",
     inputs: Inputs,
@@ -169,7 +175,36 @@ def run_count(
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 
-@alone
+def _table_of_runs(runs: Sequence[Run]) -> pd.DataFrame:
+    """Return one row per run: input, counts, wall time, coverage, and the run itself."""
+    names = ("matmul_flops", "vector_flops", "flops", "flops_at_most", "wall_us", "coverage_frac")
+    rows = []
+    for run in runs:
+        figures = {name: getattr(run.totals, name) for name in names}
+        rows.append({"input": run.provenance.called.input} | figures | {"run": run})
+    return pd.DataFrame(rows)
+
+
+@overload
+def profile(
+    model: "nn.Module",
+    inputs: list[Any],
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: Train = False,
+    device: str | None = None,
+    threads: int | None = None,
+    repeats: int = REPEATS,
+    warmup: int = WARMUP,
+    traces: int = TRACES,
+    ceilings: bool | str | Path = True,
+    tf32: bool = False,
+    autocast: str | None = None,
+    compile: bool | str = False,
+    origin: Origin | None = None,
+    progress: Progress = lambda _stage: None,
+) -> Any: ...
+@overload
 def profile(
     model: "nn.Module",
     inputs: Any = None,
@@ -187,15 +222,34 @@ def profile(
     compile: bool | str = False,
     origin: Origin | None = None,
     progress: Progress = lambda _stage: None,
-) -> Run:
-    """Count, trace and time one call of `model`, and reconcile the three.
+) -> Run: ...
+def profile(
+    model: "nn.Module",
+    inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    train: Train = False,
+    device: str | None = None,
+    threads: int | None = None,
+    repeats: int = REPEATS,
+    warmup: int = WARMUP,
+    traces: int = TRACES,
+    ceilings: bool | str | Path = True,
+    tf32: bool = False,
+    autocast: str | None = None,
+    compile: bool | str = False,
+    origin: Origin | None = None,
+    progress: Progress = lambda _stage: None,
+) -> Any:
+    """Count, trace and time one call of `model`, and reconcile the three: a `Run`.
 
     In eval mode and without gradients, unless it is trained. The model is left as it was: hooks,
     modes, parameters, gradients, buffers, random state.
 
     Args:
         model: Any module.
-        inputs: As for `count_flops`.
+        inputs: As for `count_flops`; a list of sizes gives a DataFrame with one row per size, its
+            `Run` in the column `run`.
         kwargs: Keyword inputs.
         train: As for `count_flops`.
         device: "cpu", "cuda", "cuda:1", "auto"; the model's own unless given.
@@ -227,6 +281,13 @@ def profile(
     from flopprof.devices import find_device
     from flopprof.judge.hidden import hidden_gaps
 
+    if _are_several(inputs):
+        one = functools.partial(
+            profile, model, kwargs=kwargs, train=train, device=device, threads=threads,
+            repeats=repeats, warmup=warmup, traces=traces, ceilings=ceilings, tf32=tf32,
+            autocast=autocast, compile=compile, origin=origin, progress=progress,
+        )  # fmt: skip
+        return _table_of_runs([one(size) for size in inputs])
     if repeats < 1 or traces < 1 or warmup < 0 or (threads is not None and threads < 1):
         fact = f"repeats is {repeats}, traces {traces}, warmup {warmup}, threads {threads}"
         raise UsageError(fact, remedy="give repeats, traces and threads of at least 1")
@@ -243,6 +304,7 @@ def profile(
     given = given.to(place.torch_device)
     dtype = autocast or main_dtype(model, given)
     with ExitStack() as stack:
+        stack.enter_context(alone())
         stack.enter_context(using_threads(threads))
         if tf32:
             stack.enter_context(place.tf32())

@@ -117,6 +117,14 @@ def test_several_sizes_give_a_row_each():
     assert list(table["matmul_flops"]) == [MATMUL, 2 * MATMUL]  # twice the batch
 
 
+def test_several_sizes_give_a_run_each():
+    table = flopprof.profile(net(), [SIZE, "4x3x8x8"], repeats=1, traces=1, ceilings=False)
+
+    assert list(table["input"]) == ["2x3x8x8", "4x3x8x8"]
+    assert list(table["matmul_flops"]) == [MATMUL, 2 * MATMUL]  # twice the batch
+    assert [run.totals.wall_us for run in table["run"]] == list(table["wall_us"])
+
+
 def test_keyword_inputs():
     class Two(nn.Module):
         def forward(self, a, *, b):

@@ -1,16 +1,12 @@
 """One measurement at a time in a process: PyTorch's profiler and global hooks are the process's."""
 
-import functools
 import os
 import sys
 import threading
-from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from flopprof.errors import UsageError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 POLL_S = 0.5
 PATIENCE_S = 5.0
@@ -33,24 +29,20 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
-def alone(measure: Callable[P, R]) -> Callable[P, R]:
-    """Return `measure`, which waits until no other thread measures and refuses to be nested.
+@contextmanager
+def alone() -> Iterator[None]:
+    """Run the block once no other thread measures; refuse to be nested.
 
     Raises:
-        UsageError: It is called by what is being measured, or a profiler is at work already.
+        UsageError: It is entered by what is being measured, or a profiler is at work already.
     """
-
-    @functools.wraps(measure)
-    def in_turn(*args: P.args, **kwargs: P.kwargs) -> R:
-        _take_turn()
-        try:
-            _refuse_foreign_profiler()
-            return measure(*args, **kwargs)
-        finally:
-            _measuring.clear()
-            _turn.release()
-
-    return in_turn
+    _take_turn()
+    try:
+        _refuse_foreign_profiler()
+        yield
+    finally:
+        _measuring.clear()
+        _turn.release()
 
 
 def _take_turn() -> None:
