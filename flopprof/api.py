@@ -32,6 +32,7 @@ from flopprof.capture.describe import (
     describe_telemetry,
     main_dtype,
 )
+from flopprof.capture.foreign import foreign_work
 from flopprof.capture.passes import (
     Train,
     against_eager,
@@ -171,7 +172,7 @@ def run_count(
         environment=describe_environment(),
     )
     witnesses = Witnesses(module_calls, trace.ops, trace.gaps, trace.kernels)
-    doubts = [*origin.warnings, *doubts, *trace.info["warnings"]]
+    doubts = [*origin.warnings, *doubts, *foreign_work(model), *trace.info["warnings"]]
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 

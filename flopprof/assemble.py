@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import msgspec
 import pandas as pd
 
+from flopprof.judge.hidden import bound_by_all_cores
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
 from flopprof.judge.spread import TracedCall
@@ -76,7 +77,16 @@ def assemble(
     )
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
+    device = provenance.device
     if isinstance(provenance, CallProvenance):
+        if device.kind == "cpu" and device.cores and device.threads:
+            sites = bound_by_all_cores(
+                sites,
+                rooflines,
+                dtype=provenance.called.dtype,
+                cores=device.cores,
+                threads=device.threads,
+            )
         provenance = _with_overhead(provenance, witnesses.gaps, sites)
     warnings = warned([*provenance.warning_texts, *doubts, *roof_doubts(sites)])
     provenance = msgspec.structs.replace(provenance, warnings=warnings)

@@ -127,3 +127,27 @@ def _most_time(kernels: pd.DataFrame) -> str:
 def _hidden_row(op: str, calls: int, time_us: float, reason: str) -> dict[str, Any]:
     row = {"op": op, "phase": "forward", "kind": "unknown", "flops_source": "none"}
     return row | {"calls": calls, "time_us": time_us, "verdict": "hidden", "reason": reason}
+
+
+def bound_by_all_cores(
+    sites: pd.DataFrame, rooflines: pd.DataFrame, *, dtype: str, cores: int, threads: int
+) -> pd.DataFrame:
+    """Return `sites` with what is not PyTorch's own bounded by all cores, in the fastest dtype.
+
+    The ceilings are of torch's threads and of the dtypes that its ops computed in. Hidden work and
+    foreign ops, such as numpy's products, keep to neither: they may use every core, and float32
+    where the model has float64, twice as fast. A rate grows no faster than the cores that share
+    in it. Bounds by shapes stay.
+    """
+    products = rooflines[rooflines["valid"] & (rooflines["unit"] == "tensor")]
+    peaks = products.groupby("dtype")["peak_flops_per_s"].max()
+    if dtype not in peaks:
+        return sites
+    per_s = peaks.max() * max(cores / threads, 1.0)
+    if set(peaks.index) <= {"float64", "complex128"}:
+        per_s *= 2
+    seconds = sites["time_us"] / 1e6
+    is_foreign = sites["flops"].isna() & ~sites["op"].astype("str").str.startswith("aten::")
+    by_time = is_foreign & (sites["flops_at_most"] == np.ceil(seconds * peaks[dtype]))
+    most = np.where(by_time, np.ceil(seconds * per_s), sites["flops_at_most"])
+    return sites.assign(flops_at_most=most)

@@ -1,0 +1,93 @@
+"""Bounds of what runs past PyTorch."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+import flopprof
+from flopprof.judge.hidden import bound_by_all_cores
+from flopprof.tables import ROOFLINES, SITES
+
+
+def rooflines(**peaks: float) -> pd.DataFrame:
+    rows: list[dict[str, Any]] = [
+        {"dtype": dtype, "unit": "tensor", "memory_level": "DRAM", "valid": True,
+         "peak_flops_per_s": peak}
+        for dtype, peak in peaks.items()
+    ]  # fmt: skip
+    return ROOFLINES.from_rows(rows)
+
+
+def sites() -> pd.DataFrame:
+    # 2 ms at 50 GFLOP/s are 100 MFLOPs; the third op's shapes allow 70 MFLOPs at most.
+    return SITES.from_rows(
+        [
+            {"op": "(gap)", "time_us": 2000.0, "flops": math.nan, "flops_at_most": 100e6},
+            {"op": "mylib::numpy_mm", "time_us": 2000.0, "flops": math.nan, "flops_at_most": 100e6},
+            {"op": "mylib::small", "time_us": 2000.0, "flops": math.nan, "flops_at_most": 70e6},
+            {"op": "aten::unknown", "time_us": 2000.0, "flops": math.nan, "flops_at_most": 100e6},
+            {"op": "aten::mm", "time_us": 2000.0, "flops": 3e6, "flops_at_most": 3e6},
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("peaks", "dtype", "cores", "threads", "most"),
+    [
+        ({"float32": 50e9}, "float32", 4, 1, 400e6),  # four cores where torch had one
+        ({"float32": 50e9}, "float32", 4, 4, 100e6),
+        ({"float32": 50e9}, "float32", 2, 4, 100e6),  # more threads than cores add nothing
+        ({"float64": 50e9}, "float64", 1, 1, 200e6),  # in float32 twice as fast
+        ({"float64": 50e9, "float32": 90e9}, "float64", 1, 1, 180e6),
+    ],
+)
+def test_what_is_not_pytorchs_own_may_use_every_core(peaks, dtype, cores, threads, most):
+    bounded = bound_by_all_cores(
+        sites(), rooflines(**peaks), dtype=dtype, cores=cores, threads=threads
+    )
+
+    assert list(bounded["flops_at_most"]) == [most, most, 70e6, 100e6, 3e6]
+
+
+def test_without_a_ceiling_nothing_is_bounded():
+    unbounded = sites().assign(flops_at_most=math.nan)
+
+    bounded = bound_by_all_cores(unbounded, rooflines(), dtype="float32", cores=4, threads=1)
+
+    assert bounded["flops_at_most"].isna().all()
+
+
+class Numpy(nn.Module):
+    """Multiplies past PyTorch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = np.ones((4, 4), np.float32)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + float((self.matrix @ self.matrix).sum())
+
+
+class Calls(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        np.ones((4, 4)) @ np.ones((4, 4))
+        return x + 1
+
+
+@pytest.mark.parametrize("kind", [Numpy, Calls])
+def test_a_count_says_that_it_cannot_see_numpy(kind):
+    count = flopprof.count_flops(nn.Sequential(kind(), kind()), (3,))
+
+    [said] = [text for text in count.run.provenance.warning_texts if "numpy" in text]
+    assert said.startswith(f"0: {kind.__name__} uses numpy, whose work is in no count")
+
+
+def test_a_count_of_plain_layers_has_no_such_warning():
+    count = flopprof.count_flops(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (1, 3))
+
+    assert not count.run.provenance.warning_texts
