@@ -24,8 +24,11 @@ def saved(tmp_path, capsys):
         ("--min-coverage 0.76", False),
         ("--max-unknown-frac 0.25", True),
         ("--max-unknown-frac 0.24", False),
-        ("--max-gflops 528e-9", True),
-        ("--max-gflops 527e-9", False),
+        # 528 FLOPs are known, at most 1,000 are not.
+        ("--max-gflops 1528e-9", True),
+        ("--max-gflops 1527e-9", False),
+        ("--max-gflops 528e-9 --allow-unknown", True),
+        ("--max-gflops 527e-9 --allow-unknown", False),
         ("--no-verdict disagrees", True),
         ("--no-verdict unknown", False),
     ],
@@ -60,6 +63,15 @@ def test_a_coverage_that_is_not_known_breaks_the_rule(tmp_path, capsys):
 
     assert main(["check", folder, "--min-coverage", "0"]) == 1
     assert main(["check", folder, "--max-unknown-frac", "1"]) == 1
+
+
+def test_flops_without_a_bound_break_a_limit_unless_they_are_allowed(tmp_path, capsys):
+    unknown = {"site_id": 0, "op": "aten::x", "calls": 1, "verdict": "unknown", "time_us": 5.0}
+    folder = str(make_run([unknown]).save(tmp_path / "unknown.flopprof"))
+
+    assert main(["check", folder, "--max-gflops", "1"]) == 1
+    assert "some are unknown (their number has no bound)" in capsys.readouterr().out
+    assert main(["check", folder, "--max-gflops", "1", "--allow-unknown"]) == 0
 
 
 def test_a_pure_count_is_covered_by_calls(tmp_path, capsys):

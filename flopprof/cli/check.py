@@ -37,7 +37,17 @@ def check(parser: ArgumentParser) -> Handler:
         metavar="FRAC",
         help="largest share of time with unknown FLOPs, hidden time included",
     )
-    parser.add_argument("--max-gflops", type=float, metavar="N", help="most GFLOPs of the run")
+    parser.add_argument(
+        "--max-gflops",
+        type=float,
+        metavar="N",
+        help="most GFLOPs of the run; those that are unknown count with their bound",
+    )
+    parser.add_argument(
+        "--allow-unknown",
+        action="store_true",
+        help="let FLOPs that are unknown pass --max-gflops",
+    )
     parser.add_argument(
         "--no-verdict", action="append", default=[], metavar="V", help=f"repeatable; {_VERDICTS}"
     )
@@ -88,7 +98,7 @@ def _refuse_nonsense(args: Namespace) -> None:
 
 def _rules(run: "Run", args: Namespace) -> list[Rule]:
     """Return the rules that were given, each judged: what is not known holds no rule."""
-    from flopprof.units import percent, si
+    from flopprof.units import percent
 
     rules, totals = [], run.totals
     covered, of_what = totals.coverage_frac, "time"
@@ -104,8 +114,7 @@ def _rules(run: "Run", args: Namespace) -> list[Rule]:
         rules.append(Rule(name, unknown, "" if unknown <= args.max_unknown_frac else said))
     if args.max_gflops is not None:
         name, least = f"--max-gflops {args.max_gflops:g}", float(totals.flops)
-        said = f"{name}: the run does at least {si(least, 'FLOPs')}"
-        rules.append(Rule(name, least / 1e9, "" if least <= args.max_gflops * 1e9 else said))
+        rules.append(Rule(name, least / 1e9, _too_much(name, run, args)))
     for verdict in dict.fromkeys(args.no_verdict):
         sites = run.sites[run.sites["verdict"] == verdict]
         name, broken = f"--no-verdict {verdict}", ""
@@ -117,6 +126,23 @@ def _rules(run: "Run", args: Namespace) -> list[Rule]:
             broken += first["reason"].replace("\n", " ")
         rules.append(Rule(name, float(len(sites)), broken))
     return rules
+
+
+def _too_much(name: str, run: "Run", args: Namespace) -> str:
+    """Return how the run's FLOPs break the limit: by what was counted, or by what may be more."""
+    from flopprof.units import si
+
+    totals, limit = run.totals, args.max_gflops * 1e9
+    least, most = float(totals.flops), float(totals.flops_at_most)
+    if not least <= limit:
+        return f"{name}: the run does at least {si(least, 'FLOPs')}"
+    if args.allow_unknown or most <= limit:
+        return ""
+    bound = "their number has no bound" if math.isnan(most) else f"at most {si(most, 'FLOPs')}"
+    return (
+        f"{name}: {si(least, 'FLOPs')} were counted and some are unknown ({bound}); "
+        "--allow-unknown lets them pass"
+    )
 
 
 def _note(run: "Run", args: Namespace) -> str:

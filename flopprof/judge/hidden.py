@@ -14,13 +14,15 @@ from flopprof.units import duration, percent, shorten
 GRAPH_KERNELS = 5  # named of a replayed graph
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
+TURN_US = 10_000.0  # others rarely keep a core for longer at once; beyond it, it is ours
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
 
 
 def hidden_gaps(call: TracedCall) -> pd.DataFrame:
     """Return the gaps too long to be ordinary host overhead (rule 7), or waiting for a core."""
     ordinary_us = max(HIDDEN_GAP_US, *_gap_limits(call.ops, call.gaps))
-    return call.gaps[call.gaps["duration_us"] > ordinary_us + call.waited_us]
+    turn_us = min(call.waited_us, TURN_US)
+    return call.gaps[call.gaps["duration_us"] > ordinary_us + turn_us]
 
 
 def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:

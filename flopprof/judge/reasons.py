@@ -42,11 +42,19 @@ def profiler_reason(row: OpFacts) -> str:
 
 
 def hook_reason(
-    module_type: str, hook: tuple[float, float], sums: tuple[float, float], ops: int
+    module_type: str,
+    hook: tuple[float, float],
+    sums: tuple[float, float],
+    ops: int,
+    of_class: str = "",
 ) -> str:
-    """Return by how much a hook's counts (matmul, vector) differ from its ops', and why likely."""
-    index = 0 if hook[0] != sums[0] else 1
-    apart = _apart("hook", module_type, ("matmul", "vector")[index], hook[index], sums[index])
+    """Return by how much a hook's counts (matmul, vector) differ from its ops', and why likely.
+
+    `of_class` is the class to speak of; the first that differs unless given.
+    """
+    classes = ("matmul", "vector")
+    index = classes.index(of_class) if of_class else int(hook[0] == sums[0])
+    apart = _apart("hook", module_type, classes[index], hook[index], sums[index])
     return (
         f"{module_type}: its hook counts {pair(*hook)}, the formulas of its {ops} ops "
         f"{pair(*sums)}{apart}"

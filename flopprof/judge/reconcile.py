@@ -197,37 +197,76 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
     """Compare one module call's hook count with its ops, each class on its own."""
     hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
     working = [i for i in indices if rows[i].kind != "free"]
-    lacking = [i for i in working if math.isnan(rows[i].matmul_flops)]
-    if lacking:  # no sum to compare with
+    # Parametrised or wrapped: one op is the module's own work, the others were added to it.
+    exact = [i for i in working if (rows[i].matmul_flops, rows[i].vector_flops) == hook]
+    is_exact = len(exact) == 1 and sum(hook) > 0
+    if any(math.isnan(rows[i].matmul_flops) for i in working):  # no sum to compare with
         if len(working) == 1 and sum(hook) > 0:
             op = working[0]  # which is the whole call
             out.by_hook[op], out.hook_flops[op] = hook, sum(hook)
             why = f"the FLOPs are the hook's alone; no formula for {rows[op].op} agrees"
             out.put(op, "unknown", why)
+        elif is_exact:
+            out.put(exact[0], *_agreement(rows[exact[0]]))
+        return
+    if not working and sum(hook) > 0:
+        out.not_run.append(_not_run_row(call, hook))
         return
     sums = (
         sum(rows[i].matmul_flops for i in working),
         sum(rows[i].vector_flops for i in working),
     )
-    if not working and sum(hook) > 0:
-        out.not_run.append(_not_run_row(call, hook))
+    if sums == hook or is_exact:
+        agreeing = working if sums == hook else exact
+        for index in agreeing:
+            out.put(index, *_agreement(rows[index]))
+        if len(working) == 1 or len(agreeing) == 1:
+            out.hook_flops[agreeing[0]] = sum(hook)
         return
-    agreeing = working
-    if sums != hook:
-        # Parametrised or wrapped: one op is the module's own work, the others were added to it.
-        exact = [i for i in working if (rows[i].matmul_flops, rows[i].vector_flops) == hook]
-        agreeing = exact if len(exact) == 1 and sum(hook) > 0 else []
-    for index in agreeing:
-        if rows[index].profiler_differs:
-            out.put(index, "disagrees", profiler_reason(rows[index]))
-        else:
-            out.put(index, "agrees", agree_reason(rows[index]))
-    if len(working) == 1 or len(agreeing) == 1:
-        out.hook_flops[(agreeing or working)[0]] = sum(hook)
-    if not agreeing:
-        for index in working:
-            why = hook_reason(call.module_type, hook, sums, len(working))
+    if len(working) == 1:
+        out.hook_flops[working[0]] = sum(hook)
+    for index, by_class in _by_class(hook, sums, [rows[i] for i in working], working).items():
+        said = [*by_class.values()]
+        class_ = [*by_class][said.index("differs")] if "differs" in said else ""
+        why = hook_reason(call.module_type, hook, sums, len(working), class_)
+        if class_:
             out.put(index, "disagrees", why)
+        elif "agrees" in said:
+            verdict, reason = _agreement(rows[index])
+            out.put(index, verdict, f"{reason} on this op's class; the other apart: {why}")
+
+
+def _agreement(row: OpFacts) -> tuple[str, str]:
+    """Return verdict and reason of an op on which hook and formula agree."""
+    if row.profiler_differs:
+        return "disagrees", profiler_reason(row)
+    return "agrees", agree_reason(row)
+
+
+def _by_class(
+    hook: tuple[float, float], sums: tuple[float, float], ops: list[OpFacts], indices: list[int]
+) -> dict[int, dict[str, str]]:
+    """Return, per op, what is said of each class that it works in: agrees, differs or added.
+
+    A class whose sum differs from the hook's may still hold one op that is the module's own work
+    in it; the others were added, such as the scale of a quantised weight. Where the hook counts
+    none of a class, ops of this class alone were added, too.
+    """
+    said: dict[int, dict[str, str]] = {index: {} for index in indices}
+    for number, class_ in enumerate(("matmul", "vector")):
+        counts = [getattr(op, f"{class_}_flops") for op in ops]
+        own = [count for count in counts if count == hook[number] > 0]
+        for index, op, count in zip(indices, ops, counts, strict=True):
+            alone = not (op.matmul_flops and op.vector_flops)
+            if not count:
+                continue
+            if sums[number] == hook[number] or (len(own) == 1 and count == hook[number]):
+                said[index][class_] = "agrees"
+            elif alone and (len(own) == 1 or not hook[number]):
+                said[index][class_] = "added"
+            else:
+                said[index][class_] = "differs"
+    return said
 
 
 def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Each verdict: a small model that provokes it, and one that does not."""
 
 import math
+import re
 import time
 from typing import Any
 
@@ -260,6 +261,82 @@ def test_classes_are_compared_each_on_its_own():
     sites = judge(call_row(264, 0), [op_row()])
 
     assert list(sites["verdict"]) == ["disagrees"]
+
+
+MM = {"op": "aten::mm", "matmul_flops": 240.0, "vector_flops": 0.0}
+MUL = {"op": "aten::mul", "kind": "elementwise", "matmul_flops": 0.0, "vector_flops": 24.0}
+ADD = MUL | {"op": "aten::add"}
+
+
+@pytest.mark.parametrize(
+    ("hook", "ops", "verdicts"),
+    [
+        # A quantised weight: a product, its scale, and a bias that the hook counts or not.
+        ((240, 0), [MM, MUL], ["agrees", "functional"]),
+        ((240, 24), [MM, MUL, ADD], ["agrees", "disagrees", "disagrees"]),
+        ((240, 20), [MM, MUL | {"vector_flops": 48.0}], ["agrees", "disagrees"]),
+        ((240, 24), [MM, MUL | {"vector_flops": 48.0}, ADD], ["agrees", "functional", "agrees"]),
+        # The other way round: the bias agrees though the product does not.
+        ((200, 24), [MM, ADD], ["disagrees", "agrees"]),
+        ((200, 20), [MM, ADD], ["disagrees", "disagrees"]),
+        # One op that works in both classes differs in one of them.
+        ((240, 0), [MM | {"vector_flops": 24.0}, MUL], ["disagrees", "functional"]),
+    ],
+)
+def test_one_class_that_differs_does_not_drag_the_other(hook, ops, verdicts):
+    rows = [op_row(op_id=n) | more for n, more in enumerate(ops)]
+
+    sites = judge(call_row(*hook), rows).set_index("op")
+
+    assert [sites.loc[row["op"], "verdict"] for row in rows] == verdicts
+    for site in sites[sites["verdict"] == "disagrees"].itertuples():
+        # It is of the class in which this op differs.
+        differing = "matmul" if site.matmul_flops and hook[0] != 240 else "vector"
+        assert re.search(f"\\d {differing} FLOPs (less|more)", site.reason)
+
+
+def test_the_reason_of_an_agreeing_class_says_which_differs_and_by_how_much():
+    rows = [op_row() | MM, op_row(op_id=1) | MUL | {"vector_flops": 48.0}]
+
+    [product] = judge(call_row(240, 20), rows).query("op == 'aten::mm'").itertuples()
+
+    assert "28 vector FLOPs less" in product.reason
+
+
+def test_an_op_that_equals_the_hook_agrees_though_one_beside_it_has_no_formula():
+    unknown = {"op": "torchao::dequantize_affine", "matmul_flops": math.nan, "counted": False}
+    rows = [op_row(), op_row(op_id=1) | unknown | {"vector_flops": math.nan}]
+
+    verdicts = judge(call_row(240, 24), rows).set_index("op")["verdict"]
+
+    assert verdicts.to_dict() == {
+        "aten::linear": "agrees",
+        "torchao::dequantize_affine": "extension",
+    }
+
+
+class Scaled(torch.Tensor):
+    """A weight whose product is scaled afterwards, as weight-only quantisation does."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is not F.linear:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        x, weight, bias = args
+        plain = weight.as_subclass(torch.Tensor)
+        return torch.mm(x, plain.t()) * torch.full((plain.shape[0],), 2.0) + bias
+
+
+def test_a_linear_whose_subclass_weight_is_scaled_agrees_on_its_product():
+    layer = nn.Linear(8, 4)
+    layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Scaled), requires_grad=False)
+
+    count = flopprof.profile(layer, (torch.ones(2, 8),), repeats=1, warmup=1, ceilings=False)
+
+    product = count.sites[count.sites["matmul_flops"] > 0]
+    # 2 rows × 4 outputs × 8 multiply-adds × 2.
+    assert list(product["matmul_flops"]) == [128]
+    assert set(product["verdict"]) == {"agrees"}
 
 
 def test_a_profiler_that_counts_otherwise_disagrees():
