@@ -139,12 +139,16 @@ def run_count(
     progress: Progress = lambda _stage: None,
 ) -> Run:
     """Return a `Run` without times: hooks and formulas over one call on the meta device."""
+    from flopprof.capture.sparse import holds_sparse
+
     progress("counting")
     traced = None
     doubts = []
     training = as_training(train)
     own_step = training is not None and training.step is not None  # of this model, not of a twin
-    can_be_twin = home(model)[0] != "meta" and inputs.has_shapes and not own_step
+    # How many elements a sparse tensor stores is lost on the meta device.
+    has_shapes = inputs.has_shapes and not holds_sparse(model, inputs)
+    can_be_twin = home(model)[0] != "meta" and has_shapes and not own_step
     if can_be_twin and (twin := meta_twin(model)) is not None:
         try:
             traced = count_and_trace(twin, inputs.to("meta"), train)

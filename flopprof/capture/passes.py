@@ -4,7 +4,6 @@ import gzip
 import math
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +34,7 @@ def count_and_trace(
     from flopprof.capture.meta import ShapesOnce
     from flopprof.capture.modules import count_modules
     from flopprof.capture.record import Recording, record_trace
+    from flopprof.capture.sparse import StoredElements
     from flopprof.devices import find_device
     from flopprof.trace.read import read_trace
 
@@ -45,7 +45,7 @@ def count_and_trace(
             model, inputs, training=bool(train), held=training.held if training else ()
         ) as snapshot,
         eager,
-        ShapesOnce() if home(model)[0] == "meta" else nullcontext(),
+        ShapesOnce() if home(model)[0] == "meta" else StoredElements(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
         path = Path(folder) / "trace.json"

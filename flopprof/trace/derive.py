@@ -1,14 +1,17 @@
-"""Convolutions of traces from before Concrete Inputs: their outputs' sizes from neighbouring ops.
+"""Convolutions whose padding is not recorded: their outputs' sizes from other ops.
 
-Stride and padding are not recorded there. A convolution's output has the shape of the gradient that
-its backward takes, which has its sequence number, else of what the next op takes.
+Padding that is text, "same" or "valid", stands as numbers in the convolution below.
+
+In traces from before Concrete Inputs neither stride nor padding is recorded. A convolution's output
+has the shape of the gradient that its backward takes, which has its sequence number, else of what
+the next op takes.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from flopprof.formulas import OpCall, Shape, Work
-from flopprof.formulas.ops.convolution import of_filter_gradient, of_output
+from flopprof.formulas.ops.convolution import of_filter_gradient, of_output, output_shape
 from flopprof.trace.events import OP, OTHER
 from flopprof.trace.tree import Tree
 
@@ -43,6 +46,45 @@ def derive_convolutions(tree: Tree) -> None:
                 known[key] = len(signatures)
                 signatures.append(replace(signatures[label], work=work, kind="convolution"))
             tree.label[node] = known[key]
+
+
+_PADDED_BY_TEXT = frozenset(
+    f"aten::{name}" for name in ("conv1d", "conv2d", "conv3d", "_convolution_mode")
+)
+
+
+def derive_padding(tree: Tree) -> None:
+    """Give convolutions padded by a text a signature with FLOPs, from the one below; as above."""
+    signatures = tree.found.signatures
+    known: dict[tuple[int, Shape], int] = {}
+    for node, label in enumerate(tree.label):
+        if tree.role[node] != OP:
+            continue
+        call = signatures[label].call
+        if call.op not in _PADDED_BY_TEXT or not call.values or call.value(4):
+            continue
+        told = _output_below(tree, node)
+        if told is None:
+            continue
+        key = (label, told)
+        if key not in known:
+            known[key] = len(signatures)
+            work = of_output(call, told)
+            signatures.append(replace(signatures[label], work=work, kind="convolution"))
+        tree.label[node] = known[key]
+
+
+def _output_below(tree: Tree, node: int) -> Shape | None:
+    """Return the output's shape of the first convolution below with the same filter."""
+    taps = tree.found.signatures[tree.label[node]].call.shape(1)
+    for below in range(node + 1, len(tree.label)):
+        if tree.thread[below] != tree.thread[node] or tree.start[below] >= tree.end[node]:
+            return None
+        if tree.role[below] == OP:
+            call = tree.found.signatures[tree.label[below]].call
+            if call.op == "aten::convolution" and call.shape(1) == taps:
+                return output_shape(call)
+    return None
 
 
 def _ends(call: OpCall) -> Shape:

@@ -17,7 +17,7 @@ import pandas as pd
 from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
 from flopprof.tables import OPS
-from flopprof.trace.derive import derive_convolutions
+from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, extend, take_events
 from flopprof.trace.foreign import what_else
 from flopprof.trace.kernels import give_kernels, kernels_frame, link_kernels, promote_launchers
@@ -91,6 +91,7 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
     promote_launchers(tree, links)
     if not found.calls.has_values:
         derive_convolutions(tree)
+    derive_padding(tree)
     tree.walk()
     give_kernels(tree, links)
     job = header.get("distributedInfo")

@@ -28,7 +28,8 @@ def attention(call: OpCall, at: Places) -> Work | None:
     all. With keys in pages and no longest length, not determined.
     """
     query, key, value = (call.shape(at["query"] + offset) for offset in range(3))
-    if min(map(len, (query, key, value))) < 3:
+    least = 2 if at["order"] == "heads length" else 3
+    if min(map(len, (query, key, value))) < least:
         return None
     masked = call.has(at["mask"])
     dropped = 2 * ((number(call, at["dropout"]) or 0) > 0)

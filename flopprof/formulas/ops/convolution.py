@@ -7,8 +7,8 @@ one add per output element.
 
 from math import prod
 
-from flopprof.formulas import OpCall, Shape, Work
-from flopprof.formulas.ops._elements import elements, formula_for
+from flopprof.formulas import LOOKS_BELOW, OpCall, Shape, Work
+from flopprof.formulas.ops._elements import elements, formula_for, ops
 from flopprof.formulas.ops._shapes import (
     Places,
     bounded,
@@ -80,6 +80,10 @@ def convolution(call: OpCall, at: Places) -> Work | None:
     )
 
 
+# Padding may be a text, which no trace records.
+LOOKS_BELOW.update(ops("conv{1,2,3}d _convolution_mode"))
+
+
 @formula_for("conv_tbc")
 def conv_tbc(call: OpCall) -> Work | None:
     """[time, batch, in] with filter [taps, in, out]: one axis of stride 1, padded on both ends."""
@@ -133,6 +137,21 @@ def backward_input(call: OpCall) -> Work:
     written = call.integers(0)  # not recorded: left out of the bytes
     multiply_adds = elements(call, 1) * prod(call.shape(2)[1:])
     return contraction(call, multiply_adds, prod(written) if written else 0, (1, 2))
+
+
+def output_shape(call: OpCall) -> Shape | None:
+    """Return the shape of what `aten::convolution` returns; None where it is not determined."""
+    x, taps = call.shape(0), call.shape(1)
+    dims = len(taps) - 2
+    per_axis = [call.integers(index) for index in (3, 4, 5)]
+    if dims < 1 or len(x) != len(taps) or call.flag(6) is not False:
+        return None
+    stride, padding, dilation = ((n or ()) * (dims if len(n or ()) == 1 else 1) for n in per_axis)
+    if not len(stride) == len(padding) == len(dilation) == dims:
+        return None
+    sizes = zip(x[2:], taps[2:], stride, padding, dilation, strict=True)
+    spatial = ((i + 2 * p - d * (k - 1) - 1) // s + 1 for i, k, s, p, d in sizes)
+    return (x[0], taps[0], *spatial)
 
 
 def of_output(call: OpCall, output: Shape) -> Work:

@@ -22,7 +22,7 @@ from flopprof.formulas.ops._shapes import (
 
 @formula_for("einsum chain_matmul linalg_multi_dot _trilinear _foreach_mm", looks_below=True)
 @formula_for("linalg_pinv linalg_matrix_exp linalg_matrix_sqrth linalg_polar", looks_below=True)
-@formula_for("_sparse_mm smm hspmm", looks_below=True)
+@formula_for("_sparse_mm _sparse_addmm smm hspmm", looks_below=True)
 def glue(_call: OpCall) -> None:
     """Not determined by the call (no equation is recorded): the products below are counted."""
 
@@ -41,10 +41,10 @@ def _at_most(call: OpCall, work: Work) -> Work:
 def matmul(call: OpCall) -> Work | None:
     """2·m·n·k for [m, k] and [k, n], for each batch, broadcast; vectors 2·k per output element.
 
-    Numbers multiply, and sparse operands go on to `addmm`, but in `bmm`.
+    Numbers multiply. Sparse operands bound it; the ops below may say more.
     """
     a, b = call.shape(0), call.shape(1)
-    if not a or not b or (is_sparse(call, 0, 1) and call.op != "aten::bmm"):
+    if not a or not b:
         return None
     left, right = a if len(a) > 1 else (1, *a), b if len(b) > 1 else (*b, 1)
     written = prod(broadcast(left[:-2], right[:-2])) * left[-2] * right[-1]
@@ -107,10 +107,11 @@ def addr(call: OpCall) -> Work:
 def linear(call: OpCall) -> Work | None:
     """`x @ wᵀ + bias`: 2·rows·in·out, and with bias rows·out."""
     x, weight = call.shape(0), call.shape(1)
-    if not x or not weight or is_sparse(call, 0, 1):
+    if not x or not weight:
         return None
     written = prod(x[:-1]) * prod(weight[:-1])
-    return contraction(call, written * x[-1], written, (0, 1, 2), adds=written * call.has(2))
+    work = contraction(call, written * x[-1], written, (0, 1, 2), adds=written * call.has(2))
+    return _at_most(call, work)
 
 
 @formula_with_places("packed_linear")

@@ -1,0 +1,143 @@
+"""While counting, the sizes of sparse tensors are at hand: note them where no trace has them."""
+
+import threading
+from collections.abc import Callable
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+if TYPE_CHECKING:
+    from flopprof.capture.call import Inputs
+
+
+_NAMES = ("product", "softmax", "softmax_backward", "sum")
+_PENDING = threading.local()  # what the next op of ours on this thread runs
+_LIBRARY = torch.library.Library("stored", "DEF")  # for as long as Python runs
+
+
+def _run_pending(*_sizes: Tensor) -> None:
+    _PENDING.result = _PENDING.call()
+
+
+for _name in _NAMES:
+    _LIBRARY.define(f"{_name}(Tensor a, Tensor b, Tensor c, Tensor d) -> ()")
+    _LIBRARY.impl(_name, _run_pending, "CompositeExplicitAutograd")
+
+
+class StoredElements(TorchDispatchMode):
+    """Records an op `stored::…` around ops on sparse tensors, whose arguments are the sizes.
+
+    It runs on the device itself, and nothing is timed. Its formulas are in `formulas/ops/sparse`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        noted = None
+        if any(isinstance(arg, Tensor) and is_sparse(arg) for arg in args):
+            noted = _noted(func._schema.name.removeprefix("aten::"), args, kwargs)
+        if noted is None:
+            return func(*args, **kwargs)
+        name, sizes, dtype = noted
+        return _recorded(name, sizes, dtype, lambda: func(*args, **kwargs))
+
+
+def _recorded(
+    name: str, sizes: list[tuple[int, ...]], dtype: torch.dtype, call: Callable[[], Any]
+) -> Any:
+    """Return what `call` returns; it runs inside an op with arguments of these shapes."""
+    sizes = [*sizes, (0,), (0,), (0,)][:4]
+    torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
+    told = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
+    torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
+    _PENDING.call = call
+    getattr(torch.ops.stored, name)(*told)
+    result = _PENDING.result
+    del _PENDING.call, _PENDING.result
+    return result
+
+
+def is_sparse(tensor: Tensor) -> bool:
+    """Return whether the tensor stores some of its elements only."""
+    return tensor.layout not in (torch.strided, torch._mkldnn)  # type: ignore[attr-defined]
+
+
+def holds_sparse(model: torch.nn.Module, inputs: "Inputs") -> bool:
+    """Return whether a tensor of the model or the inputs is sparse."""
+    from torch.utils._pytree import tree_leaves
+
+    held = tree_leaves([list(vars(module).values()) for module in model.modules()])
+    given = tree_leaves([list(inputs.args), dict(inputs.kwargs)])
+    return any(isinstance(each, Tensor) and is_sparse(each) for each in (*held, *given))
+
+
+# Where the two factors of a product are.
+_PRODUCTS = {
+    "mm": 0, "mv": 0, "bmm": 0, "_sparse_mm_reduce_impl": 0, "_sparse_sparse_matmul": 0,
+    "addmm": 1, "addmv": 1, "_sparse_addmm": 1, "sspaddmm": 1, "hspmm": 0, "smm": 0,
+}  # fmt: skip
+# What there is of each stored element, and the argument whose elements they are.
+_EACH = {
+    "_sparse_softmax": ("softmax", 0),
+    "_sparse_log_softmax": ("softmax", 0),
+    "_sparse_softmax_backward_data": ("softmax_backward", 1),
+    "_sparse_log_softmax_backward_data": ("softmax_backward", 1),
+    "_sparse_sum": ("sum", 0),
+    "_sparse_csr_sum": ("sum", 0),
+}
+
+
+def _noted(
+    op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[str, list[tuple[int, ...]], torch.dtype] | None:
+    """Return what to record: a name, the shapes of its arguments, their element type."""
+    if op in _EACH:
+        name, place = _EACH[op]
+        return name, [(_stored(args[place]),)], args[place].dtype
+    if op == "sparse_sampled_addmm":
+        pattern, a, _ = args[:3]
+        stored = _stored(pattern)
+        return (
+            "product",
+            [(stored, a.shape[-1]), (stored,), *_scales(args, kwargs, stored)],
+            a.dtype,
+        )
+    first = _PRODUCTS.get(op)
+    if first is None:
+        return None
+    a, b = args[first], args[first + 1]
+    if is_sparse(a) and is_sparse(b):
+        return None  # which stored elements meet, the places decide
+    columns = b.shape[-1] if b.dim() > 1 else 1
+    times = (_stored(a), columns) if is_sparse(a) else (_stored(b), a.shape[-2])
+    result = (*a.shape[:-1], columns)
+    sizes = [times, result]
+    if first == 1:
+        sizes += _scales(args, kwargs, prod(result))
+    return "product", sizes, a.dtype
+
+
+def _scales(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> list[tuple[int, ...]]:
+    """Return the adds of `beta·bias + alpha·product`, and the products by its factors."""
+    rest = args[3:]
+    beta = kwargs.get("beta", rest[0] if rest else 1)
+    alpha = kwargs.get("alpha", rest[1] if len(rest) > 1 else 1)
+    factors = int(beta not in (0, 1)) + int(alpha != 1)
+    return [(size if beta != 0 else 0,), (size, factors)]
+
+
+def _stored(tensor: Tensor) -> int:
+    """Return the elements that the tensor stores, whole blocks included."""
+    torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
+    try:
+        values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
+        return values.numel()
+    finally:
+        torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]

@@ -1,0 +1,49 @@
+"""Formulas of ops on sparse tensors: exact where a count noted the stored elements, else bounds.
+
+A trace shows the shape that a sparse tensor stands for, not how many elements it stores: none at
+least, all at most. While counting, `stored::…` is recorded inside such an op, with their number.
+"""
+
+from math import prod
+
+from flopprof.formulas import OpCall, Work
+from flopprof.formulas.ops import _elements as el
+from flopprof.formulas.ops._shapes import contraction
+
+_EACH = {"softmax": 5, "softmax_backward": 4, "sum": 1}
+
+
+@el.formula_for("stored::product")
+def product(call: OpCall) -> Work:
+    """2 for each stored element and row or column that it meets; adds of a bias, factors.
+
+    Arguments, by their shapes: (stored, times each), the result, the bias, (result, factors).
+    """
+    written = prod(call.shape(1))
+    return contraction(
+        call, prod(call.shape(0)), written, (0,), adds=prod(call.shape(2)) * call.has(2),
+        scalings=prod(call.shape(3)) * call.has(3),
+    )  # fmt: skip
+
+
+@el.formula_for("stored::softmax stored::softmax_backward stored::sum")
+def each_stored(call: OpCall) -> Work:
+    """Of each stored element: softmax 5, its backward 4, a sum 1."""
+    each = _EACH[call.op.partition("::")[2]] * el.counts(call)
+    return el.vector_work(call, each * el.elements(call, 0), 0, 0)
+
+
+@el.formula_for("_sparse_softmax _sparse_log_softmax _sparse_sum _sparse_csr_sum")
+@el.formula_for("_sparse_softmax_backward_data _sparse_log_softmax_backward_data")
+def stored_unknown(call: OpCall) -> Work:
+    """Of each stored element: softmax 5, its backward 4, a sum 1; at most of all elements."""
+    each = 1 if "sum" in call.op else 4 if "backward" in call.op else 5
+    return el.vector_work(call, 0, 0, at_most=each * el.elements(call, 0) * el.counts(call))
+
+
+@el.formula_for("_sparse_mm_reduce_impl _sparse_sparse_matmul")
+def sparse_product(call: OpCall) -> Work:
+    """2 for each stored element and column: at most the dense product."""
+    (rows, depth), columns = call.shape(0), call.shape(1)[-1]
+    work = contraction(call, rows * depth * columns, rows * columns, (0, 1))
+    return Work(0, 0, work.min_bytes, flops_at_most=work.matmul_flops)
