@@ -24,9 +24,11 @@ import flopprof
 import flopprof.model.recognise as index
 from flopprof.errors import FlopprofError
 from flopprof.model import Request
-from flopprof.model.architectures import build, find_architecture, input_hint, recognise_weights
+from flopprof.model.architectures import build, find_architecture, input_hint
+from flopprof.model.contents import Contents
+from flopprof.model.fit import recognise_weights
 from flopprof.model.inputs import make_inputs, parse_input
-from flopprof.model.pickles import Contents, TensorInfo
+from flopprof.model.pickles import TensorInfo
 from flopprof.model.recognise import Entry, named_first, recognise
 
 TARGET = Path(__file__).resolve().parents[1] / "results" / "recognition.csv"

@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from flopprof.cli.inspect import _found  # noqa: E402
 from flopprof.errors import LoadError, UsageError  # noqa: E402
+from flopprof.model.contents import read_contents  # noqa: E402
 from flopprof.model.detect import detect  # noqa: E402
-from flopprof.model.pickles import read_contents  # noqa: E402
 from tests.model.mutations import mutate, mutate_inside, originals  # noqa: E402
 from tests.model.test_corpus import CORPUS, MARKER  # noqa: E402
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from flopprof.cli import Handler, command, print_json
 
 if TYPE_CHECKING:
+    from flopprof.model.contents import Contents
     from flopprof.model.detect import FileKind
-    from flopprof.model.pickles import Contents
 
 GLOBALS = 8  # named in the text
 
@@ -25,8 +25,8 @@ def inspect(parser: ArgumentParser) -> Handler:
     parser.add_argument("file", metavar="FILE", help="any file, or a folder")
 
     def handle(args: Namespace) -> int:
+        from flopprof.model.contents import read_contents
         from flopprof.model.detect import detect
-        from flopprof.model.pickles import read_contents
         from flopprof.units import safe_text
 
         path = Path(args.file)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flopprof import dtypes
-from flopprof.errors import LoadError, RefusedError, UsageError
-from flopprof.model.detect import detect
-from flopprof.model.pickles import Contents, read_contents
+from flopprof.errors import FlopprofError, LoadError, RefusedError, UsageError
+from flopprof.model.contents import Contents, read_contents
+from flopprof.model.detect import FileKind, detect
+from flopprof.model.pickles import by_risk
 from flopprof.model.recognise import Entry
 from flopprof.model.trusted import Trust
 from flopprof.registry import Registry, import_all
@@ -49,6 +50,7 @@ class Loaded:
 CODE = re.compile(r"(torchvision|timm|.+\.py):\w+")
 """A model that is no file but code, as `--arch` names it."""
 
+SHOWN = 6  # names that a refusal tells, the riskiest first
 Loader = Callable[[Request], Loaded]
 LOADERS: Registry[Loader] = Registry("model format")
 
@@ -115,12 +117,35 @@ def _from_file(
     import_all("flopprof.model")
     load = LOADERS.get(contents.kind)
     if load is None or kind.remedy:
-        inside = f"; it holds {contents.top_class}" if contents.top_class else ", without weights"
-        raise LoadError(
-            f"{safe_text(path)} is {kind.what}{safe_text(inside)}{_dangers(contents)}",
-            remedy=kind.remedy or "name a file with a model or a state_dict",
+        raise _no_model(kind, contents)
+    loaded = load(Request(contents, arch, trust, meta, strict))
+    return replace(loaded, warnings=(*loaded.warnings, *_notes(contents)))
+
+
+def _no_model(kind: FileKind, contents: Contents) -> FlopprofError:
+    """Return the error for what was read and is no model: what it is, and what it would do."""
+    inside = f"; it holds {contents.top_class}" if contents.top_class else ", without weights"
+    more = "; ".join(["", *contents.notes])
+    fact = f"{safe_text(contents.path)} is {kind.what}{safe_text(inside)}{more}"
+    if contents.dangerous:
+        remedy = "do not load it; get the model from its author"
+        return RefusedError(fact + _dangers(contents), remedy=remedy)
+    return LoadError(fact, remedy=kind.remedy or "name a file with a model or a state_dict")
+
+
+def _notes(contents: Contents) -> list[str]:
+    """Return what a user should know of a file besides its model."""
+    notes = list(contents.notes)
+    if contents.dangerous:
+        shown = safe_text(", ".join(contents.dangerous[:4]))
+        notes.append(f"DANGEROUS: torch.load would call {shown}; nothing of the file was run")
+    for place, count in contents.beside.items():
+        where = ".".join(contents.wrapper_keys) or "the top"
+        notes.append(
+            f"the file holds {count} other tensors under {safe_text(place)!r}: this is the model "
+            f"under {safe_text(where)!r} alone"
         )
-    return load(Request(contents, arch, trust, meta, strict))
+    return notes
 
 
 def refuse_code(request: Request, what: str) -> None:
@@ -132,8 +157,10 @@ def refuse_code(request: Request, what: str) -> None:
     if request.trust:
         request.trust.check(contents.path)
         return
-    shown = safe_text(", ".join((contents.dangerous or contents.globals)[:6]))
-    wants = f"; it wants {len(contents.globals)} names, such as {shown}" if shown else ""
+    names = by_risk(contents.globals)
+    shown = safe_text(", ".join(names[:SHOWN]))
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    wants = f"; it wants {len(names)} names: {shown}{more}" if shown else ""
     raise RefusedError(
         f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code"
         f"{wants}{_dangers(contents)}",

@@ -3,46 +3,61 @@
 Nothing of the folder is executed: a config that asks for code of its own is refused.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from flopprof.errors import LoadError, UnknownArchitectureError
+from flopprof import dtypes
+from flopprof.errors import FlopprofError, LoadError, ModelError, UnknownArchitectureError
 from flopprof.model import Loaded, Request, loader, refuse_code
-from flopprof.model.architectures import Architecture, build, fit_weights
-from flopprof.model.programs import read_weights
+from flopprof.model.architectures import Architecture, build
+from flopprof.model.building import check_room
+from flopprof.model.configs import check_config, model_inputs, section, text
+from flopprof.model.fit import fit_weights
+from flopprof.model.weights import read_weights
 from flopprof.units import safe_text, shape_text
 
-_TEXT_LENGTH = 128
-_SAMPLES = 16_000  # a second of sound
+_CONFIG = "take the config.json that was saved with the model"
 
 
 @loader("huggingface")
 def load_folder(request: Request) -> Loaded:
     """Return the model that the folder's config.json describes, with the folder's weights."""
     config, path = request.contents.config, safe_text(request.contents.path)
-    if "auto_map" in config and config.get("model_type") is None:
+    if "auto_map" in config and not text(config, "model_type"):
         refuse_code(request, "a model with code of its own (auto_map)")
-    if isinstance(name := config.get("architecture"), str):  # as timm writes it
-        named = Request(request.contents, f"timm:{name}", request.trust, request.meta)
-        return fit_weights(named, "timm folder", lambda: read_weights(request))
+    if name := text(config, "architecture"):  # as timm writes it
+        named = replace(request, arch=f"timm:{name}")
+        return fit_weights(named, "timm folder", lambda: read_weights(request.contents))
     if request.arch is not None:
-        return fit_weights(request, "weights in the folder", lambda: read_weights(request))
+        source = "weights in the folder"
+        return fit_weights(request, source, lambda: read_weights(request.contents))
+    check_config(config, path)
     made, settings = _configured(config, path)
     architecture = Architecture(
         f"transformers:{made.__name__}", lambda: made._from_config(settings)
     )
-    model = build(architecture, meta=request.meta)
-    notes = _take_weights(model, request)
+    try:
+        if not request.meta:
+            check_room(build(architecture, meta=True), path)
+        model = build(architecture, meta=request.meta)
+    except ModelError as error:
+        said = error.problem.partition(" raised ")[2]
+        fact = f"{path}: its config.json makes no {made.__name__}: {said}"
+        raise LoadError(fact, remedy=_CONFIG) from error
+    notes = take_weights(model, request)
+    quantised = any("packed" in note for note in notes)
     return Loaded(
         model,
         architecture.text,
         "Hugging Face folder",
-        input_hint=_inputs(made.main_input_name, config),
+        input_hint=model_inputs(str(made.main_input_name), config),
         recognised_by="config.json",
-        weights="file" if request.contents.tensors else "random",
+        weights="file" if request.contents.tensors and not quantised else "random",
         warnings=tuple(notes),
     )
 
@@ -53,11 +68,12 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
     Raises:
         UnknownArchitectureError: transformers is not there, or knows no such model.
     """
-    kind, names = str(config.get("model_type") or ""), config.get("architectures") or []
+    kind = text(config, "model_type")
+    names = config.get("architectures")
+    named = safe_text(names[0] if isinstance(names, list) and names else kind)
     if not kind:
         fact = f"{path} is a Hugging Face model folder whose config.json names no model_type"
         raise UnknownArchitectureError(fact, remedy="name its code: --arch my_net.py:build")
-    named = safe_text(f"{names[0] if names else kind}")
     try:
         import transformers
     except ImportError as error:
@@ -69,71 +85,132 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
         fact = f"{path}: transformers {transformers.__version__} knows no model_type {kind!r}"
         raise UnknownArchitectureError(safe_text(fact), remedy="pip install -U transformers")
     try:
-        settings = transformers.CONFIG_MAPPING[kind].from_dict(dict(config))
-        found = getattr(transformers, named, None)
-        if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):
-            found = transformers.MODEL_MAPPING[type(settings)]
+        settings = transformers.CONFIG_MAPPING[kind].from_dict(_without_quantisation(config))
+        cls = getattr(transformers, named, None)
+        if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
+            cls = transformers.MODEL_MAPPING[type(settings)]
     except Exception as error:  # what its validation raises
         said = str(error).partition("\n")[0]
         fact = f"{path}: its config.json does not fit {named}: {safe_text(said)}"
-        raise LoadError(
-            fact, remedy="take the config.json that was saved with the model"
-        ) from error
-    return (found[0] if isinstance(found, tuple) else found), settings
+        raise LoadError(fact, remedy=_CONFIG) from error
+    return (cls[0] if isinstance(cls, tuple) else cls), settings
 
 
-def _take_weights(model: nn.Module, request: Request) -> list[str]:
+def _without_quantisation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the configuration of the dense model, which is what is counted."""
+    return {key: value for key, value in config.items() if key != "quantization_config"}
+
+
+def take_weights(model: nn.Module, request: Request) -> list[str]:
     """Give the model the folder's tensors, and return what to say of those it does not have."""
-    given = request.contents.tensors
-    if not given:
+    tensors = request.contents.tensors
+    if not tensors:
         return ["the folder holds no weights: their values are random"]
+    if method := _quantisation(request.contents.config):
+        packed = len(tensors)
+        return [
+            f"its weights are packed by {method} ({packed} tensors) and were not read: the dense "
+            "model that they stand for is counted, with random values"
+        ]
     state = dict(model.state_dict(keep_vars=True))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    names = {key: key if key in given else key.removeprefix(prefix) for key in state}
-    names = {key: name if name in given else prefix + key for key, name in names.items()}
-    fits = {k: n for k, n in names.items() if n in given}
-    for key, name in fits.items():
-        if given[name].shape != state[key].shape:
-            raise LoadError(
-                f"{safe_text(request.contents.path)}: {safe_text(name)} is "
-                f"{shape_text(given[name].shape)}, by its config.json "
-                f"{shape_text(state[key].shape)}",
-                remedy="take the config.json that was saved with the weights",
-            )
-    found = {} if request.meta else read_weights(request)
-    for key, name in fits.items():
-        dtype = getattr(torch, given[name].dtype)
-        shape = given[name].shape
-        state[key].data = (
-            torch.empty(shape, dtype=dtype, device="meta") if request.meta else found[name]
+    names = {key: key if key in tensors else key.removeprefix(prefix) for key in state}
+    names = {key: name if name in tensors else prefix + key for key, name in names.items()}
+    fits = {key: name for key, name in names.items() if name in tensors}
+    misfit = [key for key, name in fits.items() if tensors[name].shape != state[key].shape]
+    weights = None if request.meta else read_weights(request.contents)
+    if misfit or len({id(state[key]) for key in fits}) < len({id(t) for t in state.values()}):
+        converted = _convert(model, request, weights)
+        if converted is not None:
+            return converted
+    if misfit:
+        name = names[misfit[0]]
+        raise LoadError(
+            f"{safe_text(request.contents.path)}: {safe_text(name)} is "
+            f"{shape_text(tensors[name].shape)}, by its config.json "
+            f"{shape_text(tuple(state[misfit[0]].shape))}",
+            remedy="take the config.json that was saved with the weights",
         )
+    for key, name in fits.items():
+        state[key].data = _empty(tensors[name]) if weights is None else weights[name]
     placed = {id(state[key]) for key in fits}
-    lacking = [key for key, tensor in state.items() if id(tensor) not in placed]
-    if not lacking:
+    return _lacking([key for key, tensor in state.items() if id(tensor) not in placed], len(state))
+
+
+def _lacking(keys: list[str], count: int) -> list[str]:
+    if not keys:
         return []
-    shown = safe_text(", ".join(lacking[:3]))
-    return [f"{len(lacking)} of {len(state)} tensors are not in the folder: random ({shown}, …)"]
+    shown = safe_text(", ".join(keys[:3]))
+    return [f"{len(keys)} of {count} tensors are not in the folder: random ({shown}, …)"]
 
 
-def _inputs(main: str, config: Mapping[str, Any]) -> str | None:
-    """Return the inputs that a model of this configuration takes, as specs."""
-    text = {**config, **(config.get("text_config") or {})}
-    vision = {**config, **(config.get("vision_config") or {})}
-    longest = text.get("max_position_embeddings") or text.get("n_positions") or _TEXT_LENGTH
-    length = min(_TEXT_LENGTH, int(longest))
-    words = int(text.get("vocab_size") or 1000)
-    ids = f"1x{length}:int64:0-{words}"
-    side, channels = vision.get("image_size") or 224, vision.get("num_channels") or 3
-    size = side if isinstance(side, list) else [side, side]
-    found = {
-        "input_ids": f"input_ids={ids}",  # without a mask all count
-        "pixel_values": f"pixel_values=1x{channels}x{'x'.join(map(str, size))}",
-        "input_features": f"input_features=1x{config.get('num_mel_bins', 80)}x"
-        f"{2 * int(config.get('max_source_positions') or 1500)}",
-        "input_values": f"input_values=1x{_SAMPLES}",
-    }.get(main)
-    if "text_config" in config and "vision_config" in config:
-        found = f"input_ids={ids} pixel_values=1x{channels}x{'x'.join(map(str, size))}"
-    if found and config.get("is_encoder_decoder"):
-        found += f" decoder_input_ids={ids}"
-    return found
+def _empty(info: Any) -> torch.Tensor:
+    return torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+
+
+def _quantisation(config: Mapping[str, Any]) -> str:
+    """Return, in words, by what the weights are quantised; '' where they are not."""
+    settings = config.get("quantization_config")
+    settings = settings or section(config, "text_config").get("quantization_config")
+    if not isinstance(settings, dict) or not settings:
+        return ""
+    bits = "4 bits, " if settings.get("load_in_4bit") is True else ""
+    bits = bits or ("8 bits, " if settings.get("load_in_8bit") is True else "")
+    if type(settings.get("bits")) is int:
+        bits = f"{settings['bits']} bits, "
+    method = text(settings, "quant_method") or "a method that it does not name"
+    return f"{safe_text(method, 40)} ({bits}quantization_config)"
+
+
+def _convert(
+    model: Any, request: Request, weights: Mapping[str, torch.Tensor] | None
+) -> list[str] | None:
+    """Load weights whose keys transformers renames or joins, by its own rules.
+
+    Returns:
+        What to say of the tensors that are not there; None where the rules do not help: none are
+        for this model, transformers is older than 5, or they leave more tensors out.
+    """
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import convert_and_load_state_dict_in_model
+        from transformers.modeling_utils import LoadStateDictConfig
+        from transformers.utils import logging as said
+    except ImportError:
+        return None
+    tensors = request.contents.tensors
+    floats = Counter(info.dtype for info in tensors.values() if dtypes.is_floating(info.dtype))
+    if floats:
+        model.to(getattr(torch, floats.most_common(1)[0][0]))
+    if weights is None:
+        weights = {key: _empty(info) for key, info in tensors.items()}
+    device = "meta" if request.meta else "cpu"
+    progress: Any = said
+    shows_progress = progress.is_progress_bar_enabled()
+    progress.disable_progress_bar()
+    try:
+        rules = get_model_conversion_mapping(model)
+        settings = LoadStateDictConfig(weight_mapping=cast("Any", rules), device_map={"": device})
+        info, _ = convert_and_load_state_dict_in_model(model, dict(weights), settings)
+    except FlopprofError:
+        raise
+    except Exception:  # whatever rules of another version raise on these tensors
+        return None
+    finally:
+        if shows_progress:
+            progress.enable_progress_bar()
+    if info.mismatched_keys or info.conversion_errors:
+        return None
+    tie = getattr(model, "tie_weights", None)
+    if callable(tie):
+        tie()
+    state = dict(model.state_dict(keep_vars=True))
+    missing = set(map(str, info.missing_keys))
+    placed = {id(tensor) for key, tensor in state.items() if key not in missing}
+    lacking = [key for key in missing if key in state and id(state[key]) not in placed]
+    notes = _lacking(sorted(lacking), len(state))
+    if info.unexpected_keys:
+        shown = safe_text(", ".join(sorted(map(str, info.unexpected_keys))[:3]))
+        count = len(info.unexpected_keys)
+        notes.append(f"{count} of the folder's tensors are not this model's: left out ({shown})")
+    return notes

@@ -1,12 +1,9 @@
 """Load what files hold: weights alone, or modules whose code the user trusts."""
 
-import math
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,10 +11,9 @@ from torch import nn
 
 from flopprof.errors import LoadError
 from flopprof.model import Loaded, Request, loader, refuse_code
-from flopprof.model.architectures import fit_weights
-from flopprof.model.detect import detect
-from flopprof.model.pickles import NAMES, read_contents, read_safetensors
+from flopprof.model.fit import fit_weights
 from flopprof.model.rebuild import rebuild
+from flopprof.model.weights import read_weights
 from flopprof.units import safe_text, shape_text
 
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
@@ -28,7 +24,7 @@ def load_state_dict(request: Request) -> Loaded:
     """Return the model that `--arch` names with the file's weights, mapped into memory."""
     keys = ".".join(request.contents.wrapper_keys)
     source = f"state_dict under {keys!r} of" if keys else "state_dict of"
-    return fit_weights(request, safe_text(source), partial(_load_plain, request))
+    return fit_weights(request, safe_text(source), partial(read_weights, request.contents))
 
 
 @loader("torch_export")
@@ -52,54 +48,25 @@ def _spec(value: Any) -> str:
     return f"{shape_text(tuple(value.shape))}:{str(value.dtype).removeprefix('torch.')}"
 
 
-def _load_plain(request: Request) -> dict[str, torch.Tensor]:
-    """Return a checkpoint's tensors; one with more than tensors only where the user trusts it."""
-    # Less than weights_only=True allows: bytearray and whole tensors can ask for any memory.
-    odd = [name for name in request.contents.globals if not re.fullmatch(NAMES["plain"], name)]
-    if odd:
-        refuse_code(request, f"a checkpoint with more than tensors ({', '.join(odd[:3])})")
-    return dict(_load_pickle(request, weights_only=not odd))
-
-
 @loader("safetensors", "sharded")
 def load_safetensors(request: Request) -> Loaded:
     """Return the model of weights in one or several files, mapped into memory."""
     several = len(request.contents.shards)
     source = f"{several} files of weights by" if several else "safetensors weights of"
-    return fit_weights(request, source, partial(read_weights, request))
-
-
-def read_weights(request: Request) -> dict[str, torch.Tensor]:
-    """Return the tensors of a file, or of all its shards, mapped into memory."""
-    tensors: dict[str, torch.Tensor] = {}
-    for path in request.contents.shards or (request.contents.path,):
-        if detect(path).name == "safetensors":
-            tensors |= _map_safetensors(path)
-        else:
-            contents = read_contents(path, detect(path))
-            tensors |= _load_plain(replace(request, contents=contents))
-    return tensors
-
-
-def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    data = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)
-    tensors = {}
-    for key, (info, start) in read_safetensors(path).items():
-        dtype = getattr(torch, info.dtype)
-        raw = data[start : start + math.prod(info.shape) * dtype.itemsize]
-        raw = raw.clone() if start % dtype.itemsize else raw  # the writer chose where it begins
-        tensors[key] = raw.view(dtype).reshape(info.shape)
-    return tensors
+    return fit_weights(request, source, partial(read_weights, request.contents))
 
 
 @loader("pickled_module")
 def load_pickled(request: Request) -> Loaded:
     """Return the module that the file unpickles to."""
     name = safe_text(request.contents.top_class)
+    if request.arch is not None:
+        source = "pickled nn.Module, read without its code, of"
+        return fit_weights(request, source, partial(read_weights, request.contents))
     if not request.trust and (rebuilt := rebuild(request)):
         return rebuilt
     refuse_code(request, f"a pickled nn.Module ({name})")
-    model = _load_pickle(request, weights_only=False)
+    model = _load_pickle(request)
     if not isinstance(model, nn.Module):
         what = f"{safe_text(request.contents.path)} unpickles to {type(model).__name__}"
         raise LoadError(f"{what}, which is no nn.Module", remedy=_RESAVE)
@@ -116,11 +83,11 @@ def load_torchscript(request: Request) -> Loaded:
     return Loaded(model, safe_text(name), "TorchScript archive of")
 
 
-def _load_pickle(request: Request, *, weights_only: bool) -> Any:
+def _load_pickle(request: Request) -> Any:
     """Return what lies at the file's wrapper keys, its tensors mapped where that is possible."""
     with request.contents.path.open("rb") as file:
-        options = {"weights_only": weights_only, "mmap": file.read(2) == b"PK"}
-    return _run_code(request, torch.load, map_location="cpu", **options)
+        is_zip = file.read(2) == b"PK"
+    return _run_code(request, torch.load, map_location="cpu", weights_only=False, mmap=is_zip)
 
 
 def _run_code(request: Request, load: Callable[..., Any], **options: Any) -> Any:
@@ -129,7 +96,7 @@ def _run_code(request: Request, load: Callable[..., Any], **options: Any) -> Any
         with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated, not gone
             found = load(path, **options)
         for key in request.contents.wrapper_keys:
-            found = found[key]
+            found = found[int(key) if isinstance(found, list | tuple) else key]
         return found
     except KeyboardInterrupt:
         raise

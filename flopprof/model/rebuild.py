@@ -7,15 +7,17 @@ from torch import nn
 
 from flopprof.errors import FlopprofError
 from flopprof.model import Loaded, Request
-from flopprof.model.architectures import find_architecture, fit_architecture, input_hint
+from flopprof.model.architectures import find_architecture, input_hint
+from flopprof.model.fit import fit_architecture, give_weights
 from flopprof.model.recognise import LIBRARIES, alternatives, recognise
+from flopprof.model.weights import read_weights
 
 
 def rebuild(request: Request) -> Loaded | None:
     """Return a model equal to the pickled one in all that its FLOPs depend on; None if none is.
 
     Equal are keys, shapes, the class of every module and its plain attributes (stride, groups, …).
-    The values of the weights are not read.
+    The values of the weights are read as those of a state_dict.
     """
     contents = request.contents
     if not contents.top_class.startswith(LIBRARIES):
@@ -38,14 +40,13 @@ def rebuild(request: Request) -> Loaded | None:
                 f"{name} = {value}, as the file says" for name, value in fitted.overrides.items()
             ]
             if not request.meta:
-                notes.append("the file's weights were not read, which takes --trust: random ones")
+                give_weights(fitted.fit, read_weights(contents))
             return Loaded(
                 model,
                 entry.name,
                 "pickled nn.Module, rebuilt without its code, of",
                 input_hint=input_hint(architecture, model, fitted.overrides),
                 recognised_by="class, keys, shapes and attributes",
-                weights="random",
                 warnings=tuple(notes),
             )
     return None

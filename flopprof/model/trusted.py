@@ -98,8 +98,8 @@ def announce(path: Path, wanted_sha256: str | None) -> None:
         RefusedError: Its sha256 is another.
         FlopprofError: It is no model, or damaged.
     """
+    from flopprof.model.contents import read_contents
     from flopprof.model.detect import detect
-    from flopprof.model.pickles import read_contents
 
     kind = detect(path)
     contents = read_contents(path, kind) if kind.is_readable else None

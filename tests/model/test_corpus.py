@@ -27,8 +27,8 @@ from torch.package.package_exporter import PackageExporter
 from flopprof.cli import main
 from flopprof.errors import LoadError, RefusedError, UnknownArchitectureError, UsageError
 from flopprof.model import load_model
+from flopprof.model.contents import read_contents
 from flopprof.model.detect import detect
-from flopprof.model.pickles import read_contents
 from tests.model.mutations import mutate, mutate_inside
 
 MARKER = "was_executed"
@@ -253,29 +253,29 @@ CORPUS = {
     ),
     "safetensors_deep": (safetensors(b'{"a":' + b"[" * 200_000), LoadError, DAMAGED),
     # hostile
-    "system": (hostile(lambda p: Runs(os.system, touch(p))), LoadError, "DANGEROUS: posix.system"),
+    "system": (hostile(lambda p: Runs(os.system, touch(p))), RefusedError, "DANGEROUS: posix.sys"),
     "exec": (
         hostile(lambda p: Runs(exec, f"open({str(p.parent / MARKER)!r}, 'w')")),
-        LoadError, "DANGEROUS: builtins.exec",
+        RefusedError, "DANGEROUS: builtins.exec",
     ),
     "among_weights": (
         hostile(lambda p: {"w": torch.zeros(3), "x": Runs(os.system, touch(p))}), ARCH, "1 tensor "
     ),
     "legacy_system": (
         hostile(lambda p: Runs(os.system, touch(p)), _use_new_zipfile_serialization=False),
-        LoadError, "DANGEROUS: posix.system",
+        RefusedError, "DANGEROUS: posix.system",
     ),
     "raw_system": (
         lambda p: p.write_bytes(pickle.dumps(Runs(os.system, touch(p)))),
-        LoadError, "a plain pickle, not written by torch.save; it holds posix.system",
+        RefusedError, "a plain pickle, not written by torch.save; it holds posix.system",
     ),
     "text_pickle": (
         lambda p: p.write_bytes(f"cposix\nsystem\n(S'{touch(p)}'\ntR.".encode()),
-        LoadError, "DANGEROUS: posix.system",
+        RefusedError, "DANGEROUS: posix.system",
     ),
     "inst_opcode": (
         lambda p: with_pickle(f"(S'{touch(p)}'\niposix\nsystem\n.".encode())(p),
-        LoadError, DAMAGED,
+        RefusedError, "DANGEROUS: posix.system",
     ),
     "opens_a_file": (
         hostile(lambda p: {"w": torch.zeros(3), "x": Runs(os.open, touch(p), os.O_CREAT)}),
@@ -356,15 +356,41 @@ def test_a_file_is_named_for_what_it_is_and_nothing_runs(name, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("name", ["among_weights", "opens_a_file"])
-def test_weights_beside_hostile_code_are_refused_before_torch_sees_them(name, tmp_path):
+@pytest.mark.parametrize("meta", [True, False])
+def test_weights_beside_hostile_code_are_read_without_it_and_the_danger_is_told(
+    name, meta, tmp_path
+):
     path = tmp_path / "model.pth"
     CORPUS[name][0](path)
     (tmp_path / "net.py").write_text(NET)
 
-    with pytest.raises(RefusedError, match="DANGEROUS: posix"):
-        load_model(path, arch=f"{tmp_path}/net.py:build")
+    loaded = load_model(path, arch=f"{tmp_path}/net.py:build", meta=meta)
 
+    assert loaded.parameters == 3
+    (warning,) = loaded.warnings
+    assert "DANGEROUS: torch.load would call posix." in warning
     assert not (tmp_path / MARKER).exists()
+
+
+def test_a_damaged_pickle_that_would_run_code_first_is_refused(tmp_path):
+    path = tmp_path / "model.pth"
+    with_pickle(b"cposix\nsystem\n(S'true'\ntRgarbage")(path)
+
+    with pytest.raises(RefusedError, match=r"does not hold together, and wants posix\.system"):
+        load_model(path)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [b"(cposix\nsystem\nS'true'\no", b"cposix\nsystem\n(S'true'\nt}\x92"],
+    ids=["OBJ", "NEWOBJ_EX"],
+)
+def test_every_opcode_that_calls_is_seen(calls, tmp_path):
+    path = tmp_path / "model.pth"
+    with_pickle(b"\x80\x04" + calls + b".")(path)
+
+    with pytest.raises(RefusedError, match=r"DANGEROUS: posix\.system"):
+        load_model(path)
 
 
 NET = """

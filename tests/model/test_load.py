@@ -16,6 +16,9 @@ from torchvision import models
 from flopprof.errors import LoadError, ModelError, RefusedError, UsageError
 from flopprof.model import load_model
 from flopprof.model.architectures import build, find_architecture
+from flopprof.model.contents import read_contents
+from flopprof.model.detect import detect
+from flopprof.model.weights import read_weights
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -382,18 +385,46 @@ def test_safetensors_are_mapped_also_where_they_are_not_aligned(code, tmp_path):
     assert loaded.source == "safetensors weights of"
 
 
-def test_a_checkpoint_with_more_than_tensors_needs_trust_but_for_a_count(code, tmp_path):
-    options = argparse.Namespace(lr=0.1)
+def test_a_checkpoint_with_more_than_tensors_is_read_without_the_rest(code, tmp_path):
+    original, path = tied_net(code), tmp_path / "m.pth"
+    torch.save({"model": original.state_dict(), "args": argparse.Namespace(lr=0.1)}, path)
+
+    loaded = load_model(path, arch=f"{code}:build")
+
+    assert (loaded.weights, loaded.source) == ("file", "state_dict under 'model' of")
+    assert same(loaded.model, original, torch.tensor([1, 2]))
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_tensors_are_read_where_their_pickle_says(legacy, tmp_path):
+    base = torch.arange(24.0).reshape(4, 6)
+    state = {
+        "transposed": base[1:3].t(), "whole": base, "row": base[2], "scalar": torch.tensor(7),
+        "empty": torch.zeros(0, 5), "half": torch.arange(3).bfloat16(), "flags": base[0] > 2,
+        "repeated": torch.ones(2).expand(3, 2), "parameter": nn.Parameter(base[:1]),
+        "complex": torch.tensor([1 + 2j]),
+    }  # fmt: skip
     path = tmp_path / "m.pth"
-    torch.save({"model": tied_net(code).state_dict(), "args": options}, path)
+    torch.save(state, path, _use_new_zipfile_serialization=not legacy)
 
-    with pytest.raises(RefusedError, match=r"argparse\.Namespace"):
-        load_model(path, arch=f"{code}:build")
-    trusted = load_model(path, arch=f"{code}:build", trust=True)
-    on_meta = load_model(path, arch=f"{code}:build", meta=True)
+    weights = read_weights(read_contents(path, detect(path)))
 
-    assert (trusted.weights, on_meta.weights) == ("file", "meta")
-    assert trusted.source == "state_dict under 'model' of"
+    assert weights.keys() == state.keys()
+    for key, tensor in state.items():
+        assert weights[key].dtype == tensor.dtype
+        assert torch.equal(weights[key], tensor), key
+
+
+def test_a_pickled_module_is_fitted_to_code_without_running_its_own(code, tmp_path):
+    original, path = tied_net(code), tmp_path / "m.pth"
+    nn.init.ones_(original.head.weight)
+    vars(original)["extra"] = Quits()
+    torch.save(original, path)
+
+    loaded = load_model(path, arch=f"{code}:build")
+
+    assert loaded.source == "pickled nn.Module, read without its code, of"
+    assert torch.equal(loaded.model.state_dict()["head.weight"], torch.ones(9, 4))
 
 
 def test_dtype_casts_and_the_files_dtype_is_told(code, tmp_path):

@@ -25,12 +25,15 @@ def test_a_pickled_torchvision_model_needs_no_trust(tmp_path, classes):
     assert loaded.model.state_dict()["classifier.1.weight"].shape[0] == classes
 
 
-def test_its_weights_are_random_and_that_is_said(tmp_path):
-    path = pickled(tmp_path / "m.pth", torchvision.models.squeezenet1_1())
+def test_its_weights_are_the_files(tmp_path):
+    model = torchvision.models.squeezenet1_1()
+    path = pickled(tmp_path / "m.pth", model)
 
     loaded = load_model(path)
 
-    assert any("weights were not read" in note for note in loaded.warnings)
+    assert loaded.weights == "file"
+    state = loaded.model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
 def test_a_stride_that_no_weight_shows_is_seen(tmp_path):

@@ -1,0 +1,102 @@
+"""Read what a config.json says, of whatever types its values are, and refuse what is absurd."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from flopprof.errors import LoadError
+from flopprof.units import safe_text
+
+MAX_REPEATED = 10_000  # layers, blocks or experts: no model has a tenth of it
+MAX_SIZE = 100_000_000  # elements of one dimension: the largest vocabularies have a hundredth
+MAX_MODULES = 300_000  # of one model; 60 µs and 3 kB each to build
+_REPEATED = re.compile("(?i)(^|_)n?(um)?_?(hidden_)?(layers?|blocks?|experts?|stages?|depths?)$")
+_SIZE = re.compile("(?i)size|dim|width|hidden|channels|d_model|d_ff|heads|features|position|embd")
+_TEXT_LENGTH = 128
+_SAMPLES = 16_000  # a second of sound
+
+
+def check_config(config: Mapping[str, Any], path: str) -> None:
+    """Refuse a configuration of which no computer could build the model, before any of it is.
+
+    Raises:
+        LoadError: A number in it is beyond every model's, or no number where one must be.
+    """
+    pending: list[tuple[str, Any]] = list(config.items())
+    while pending:
+        name, value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.items()
+        elif isinstance(value, list):
+            pending += ((name, item) for item in value)
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            limit = MAX_REPEATED if _REPEATED.search(name) else MAX_SIZE
+            if (_REPEATED.search(name) or _SIZE.search(name)) and not abs(value) <= limit:
+                fact = f"{path}: its config.json has {safe_text(name)} = {safe_text(value, 40)}"
+                raise LoadError(
+                    f"{fact}, more than the {limit:,} that flopprof builds",
+                    remedy="take the config.json that was saved with the model",
+                )
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the configuration with that of a part of the model, such as text_config, over it."""
+    part = config.get(name)
+    return {**config, **part} if isinstance(part, dict) else dict(config)
+
+
+def text(config: Mapping[str, Any], name: str) -> str:
+    """Return a text; '' where there is none."""
+    value = config.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def number(config: Mapping[str, Any], *names: str, default: int) -> int:
+    """Return the first positive whole number of these names."""
+    for name in names:
+        value = config.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool) and 1 <= value < 1 << 40:
+            return int(value)
+    return default
+
+
+def image_size(config: Mapping[str, Any], default: int = 224) -> list[int]:
+    """Return the sides of an image: a number, two of them, or {"height": …, "width": …}."""
+    for name in ("image_size", "sample_size", "input_size"):
+        value = config.get(name)
+        if isinstance(value, dict):
+            value = [value.get("height"), value.get("width")]
+        if isinstance(value, list):
+            sides = [side for side in value[-2:] if type(side) is int and side > 0]
+            if len(sides) == 2:
+                return sides
+        elif type(value) is int and value > 0:
+            return [value, value]
+    return [default, default]
+
+
+def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
+    """Return the inputs that a model of transformers of this configuration takes, as specs."""
+    words_of = section(config, "text_config")
+    vision = section(config, "vision_config")
+    longest = number(words_of, "max_position_embeddings", "n_positions", default=_TEXT_LENGTH)
+    words = number(words_of, "vocab_size", default=1000)
+    ids = f"1x{min(_TEXT_LENGTH, longest)}:int64:0-{words}"
+    channels = number(vision, "num_channels", "in_channels", default=3)
+    pixels = f"pixel_values=1x{channels}x{'x'.join(map(str, image_size(vision)))}"
+    frames = 2 * number(config, "max_source_positions", default=1500)
+    known = {
+        "input_ids": f"input_ids={ids}",  # without a mask all count
+        "pixel_values": pixels,
+        "input_features": f"input_features=1x{number(config, 'num_mel_bins', default=80)}x{frames}",
+        "input_values": f"input_values=1x{_SAMPLES}",
+    }
+    specs = known.get(main)
+    if isinstance(config.get("text_config"), dict) and isinstance(
+        config.get("vision_config"), dict
+    ):
+        specs = f"input_ids={ids} {pixels}"
+    if specs and config.get("is_encoder_decoder") is True:
+        target = min(_TEXT_LENGTH, number(config, "max_target_positions", default=_TEXT_LENGTH))
+        specs += f" decoder_input_ids=1x{min(target, longest)}:int64:0-{words}"
+    return specs

@@ -1,0 +1,74 @@
+"""Read the tensors that files hold, mapped into memory; no pickle is loaded for it."""
+
+import math
+from pathlib import Path
+
+import torch
+
+from flopprof.errors import LoadError
+from flopprof.model.contents import Contents, file_kind, read_contents, read_safetensors
+from flopprof.model.pickles import PlacedTensor
+from flopprof.units import safe_text
+
+_ALIGNED = 16  # bytes, as an allocator of memory gives at least
+
+
+def read_weights(contents: Contents) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file, or of all the files of a folder, by key."""
+    tensors: dict[str, torch.Tensor] = {}
+    for path in contents.shards or (contents.path,):
+        kind = file_kind(path)
+        if kind.name == "safetensors":
+            tensors |= _map_safetensors(path)
+        else:
+            part = read_contents(path, kind) if contents.shards else contents
+            tensors |= _map_pickled(part)
+    return tensors
+
+
+def _map(path: Path) -> torch.Tensor:
+    """Return the bytes of the file; what is written to them does not reach it."""
+    size_bytes = path.stat().st_size
+    return torch.from_file(str(path), shared=False, size=size_bytes, dtype=torch.uint8)
+
+
+def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    data = _map(path)
+    tensors = {}
+    for key, (info, start) in read_safetensors(path).items():
+        size = math.prod(info.shape)
+        tensors[key] = _elements(data, start, size, info.dtype).reshape(info.shape)
+    return tensors
+
+
+def _map_pickled(contents: Contents) -> dict[str, torch.Tensor]:
+    """Return the tensors of a file by torch.save, each where its pickle says that it lies.
+
+    That all lie inside the file was seen when it was read.
+    """
+    data = _map(contents.path)
+    tensors = {}
+    for key, info in contents.tensors.items():
+        if not isinstance(info, PlacedTensor) or info.storage not in contents.positions:
+            fact = f"{safe_text(contents.path)}: nothing says where {safe_text(key)} lies"
+            raise LoadError(fact, remedy="save its state_dict again with torch.save")
+        if 0 in info.shape:
+            tensors[key] = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
+            continue
+        steps = [(n - 1) * step for n, step in zip(info.shape, info.stride, strict=True)]
+        itemsize = getattr(torch, info.dtype).itemsize
+        start = contents.positions[info.storage] + info.start * itemsize
+        values = _elements(data, start, sum(steps) + 1, info.dtype)
+        tensors[key] = values.as_strided(info.shape, info.stride)
+    return tensors
+
+
+def _elements(data: torch.Tensor, start: int, size: int, dtype_name: str) -> torch.Tensor:
+    """Return `size` elements from byte `start` on; copied where the writer did not align them.
+
+    Kernels may add in another order where data is not aligned: results would differ in last bits.
+    """
+    dtype = getattr(torch, dtype_name)
+    raw = data[start : start + size * dtype.itemsize]
+    raw = raw.clone() if start % _ALIGNED else raw
+    return raw.view(dtype)
