@@ -175,9 +175,11 @@ def _make_empty(architecture: Architecture, overrides: Mapping[str, Any]) -> Any
     except Exception as error:  # whatever its code says to tensors without values
         if is_library or "allocate" not in str(error):
             return None
-    with suppress(Exception), torch.device("meta"):  # one tensor is larger than all memory
-        return architecture.make(**overrides)
-    return None
+    try:
+        with torch.device("meta"):  # one tensor is larger than all memory
+            return architecture.make(**overrides)
+    except Exception:  # as above
+        return None
 
 
 def load_code(text: str, *, meta: bool) -> Loaded:
