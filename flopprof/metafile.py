@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from flopprof.provenance import AnyProvenance, plain
+from flopprof.units import clean_text
 
 RUN_VERSION = 2
 """Version of `meta.json` and of the folder around it; see CHANGELOG.md."""
@@ -16,7 +17,22 @@ RUN_VERSION = 2
 def encode(provenance: AnyProvenance) -> bytes:
     """Return the provenance as JSON text, as `meta.json` holds it; NaN is null."""
     whole = {"schema_version": RUN_VERSION, **plain(provenance)}
-    return msgspec.json.format(msgspec.json.encode(whole), indent=1) + b"\n"
+    try:
+        text = msgspec.json.encode(whole)
+    except UnicodeEncodeError:  # a file's name that is no text, or half a pair of surrogates
+        text = msgspec.json.encode(_with_escapes(whole))
+    return msgspec.json.format(text, indent=1) + b"\n"
+
+
+def _with_escapes(value: Any) -> Any:
+    """Return `value` with what of its texts UTF-8 cannot hold written out as people see it."""
+    if isinstance(value, dict):
+        return {_with_escapes(key): _with_escapes(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_escapes(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
+    return "".join(clean_text(c) if "\ud800" <= c <= "\udfff" else c for c in value)
 
 
 def decode(text: bytes) -> AnyProvenance:

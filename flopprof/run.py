@@ -28,7 +28,7 @@ _UNBOUNDED = (  # nothing was moved, or no time passed
     *("intensity_flops_per_byte", "ridge_flops_per_byte", "achieved_flops_per_s"),
     *("attainable_flops_per_s", "efficiency_frac"),
 )
-_KEYS = {"ops": "op_id", "sites": "site_id"}
+_KEYS = {"ops": "op_id"}
 _REFERENCES = (
     ("ops", "parent_op_id", "ops"),
     ("ops", "site_id", "sites"),

@@ -51,6 +51,23 @@ def duration(microseconds: float) -> str:
     return f"{three_digits(microseconds / scale)} {unit}"
 
 
+def shown(column: str, value: Any) -> str:
+    """Return a table's value as people read it, by the unit that its column's name ends in."""
+    if isinstance(value, str):
+        return clean_text(value) or UNKNOWN
+    if value is None or value != value:
+        return UNKNOWN
+    if column.endswith("_frac"):
+        return percent(value)
+    if column.endswith("_us"):
+        return duration(value)
+    if column.endswith("_per_byte"):
+        return three_digits(value)
+    if "bytes" in column:
+        return si(float(value), "B/s" if column.endswith("_per_s") else "B")
+    return si(float(value), "") if "flops" in column else str(value)
+
+
 def shape_text(shape: Sequence[int]) -> str:
     """Return a shape as `1x3x224x224`; a 0-d shape is "()"."""
     return "x".join(str(size) for size in shape) or "()"
@@ -77,6 +94,31 @@ def shorten(text: str, width: int) -> str:
         if columns(short) <= width:
             return short
     return ""
+
+
+def shorten_path(path: str, width: int) -> str:
+    """Return a module's path cut to at most `width` columns so that layers stay apart.
+
+    Numbers and the last name are kept longest: "model.layers.11.norm" becomes "m…layers.11.norm",
+    then "m…l…11.norm".
+    """
+    parts = path.split(".")
+    for number, part in enumerate(parts[:-1]):
+        short = _joined(parts)
+        if columns(short) <= width:
+            return short
+        if not part.isdecimal():
+            parts[number] = part[:1] + "…"
+    before = _joined([*parts[:-1], ""])
+    room = width - columns(before)
+    if columns(parts[-1]) <= room or room >= 5:
+        return before + shorten(parts[-1], room)
+    return shorten(before + parts[-1], width)
+
+
+def _joined(parts: Sequence[str]) -> str:
+    """Return the parts of a path with points between them; a mark of what is cut stands for one."""
+    return ".".join(parts).replace("….", "…")
 
 
 def columns(text: str) -> int:

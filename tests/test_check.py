@@ -147,7 +147,7 @@ def test_a_run_without_misses_says_so(tmp_path, capsys):
     folder = str(make_run([]).save(tmp_path / "empty.flopprof"))
 
     assert main(["misses", folder]) == 0
-    assert capsys.readouterr().out == "Nothing was missed.\n"
+    assert capsys.readouterr().out == "The count is complete: the hooks missed nothing.\n"
 
 
 def test_a_stub_is_a_file_of_formulas_that_say_unknown_until_filled_in(tmp_path, capsys):

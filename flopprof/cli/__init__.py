@@ -210,12 +210,19 @@ def _interrupt(*_: object) -> NoReturn:
 def _fail(problem: str, remedy: str, exit_code: int, *, as_json: bool) -> int:
     if as_json:
         print_json({"error": {"problem": problem, "remedy": remedy, "exit_code": exit_code}})
-    print(f"flopprof: {problem}\n  {remedy}", file=sys.stderr)
+    print(f"flopprof: {clean_lines(problem)}\n  {clean_lines(remedy)}", file=sys.stderr)
     return exit_code
 
 
 def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"flopprof: warning: {message}", file=sys.stderr)
+    print(f"flopprof: warning: {clean_lines(message)}", file=sys.stderr)
+
+
+def clean_lines(text: object) -> str:
+    """Return `text`, in which a file may have had a say, fit for a terminal; its lines stay."""
+    from flopprof.units import clean_text
+
+    return "\n".join(map(clean_text, str(text).expandtabs().split("\n")))
 
 
 def answer_stream() -> TextIO | None:
@@ -244,7 +251,7 @@ class Progress:
     def __call__(self, stage: str) -> None:
         """Show `stage` in place of the last one."""
         if self._shown:
-            print(f"\r\x1b[K{stage} …", end="", file=sys.stderr, flush=True)
+            print(f"\r\x1b[K{clean_lines(stage)} …", end="", file=sys.stderr, flush=True)
 
     def __enter__(self) -> "Progress":
         return self

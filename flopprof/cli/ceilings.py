@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopprof.cli import Handler, Progress, check_threads, command, print_json
+from flopprof.cli import Handler, Progress, check_threads, clean_lines, command, print_json
 from flopprof.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def ceilings(parser: ArgumentParser) -> Handler:
             return 0
         for text in found.warnings:
             warnings.warn(text, stacklevel=1)
-        print("\n".join(_table(found)))
+        print("\n".join(map(clean_lines, _table(found))))
         if path:
-            print(path)
+            print(clean_lines(path))
         return 0
 
     return handle
@@ -127,6 +127,7 @@ def _to_object(found: "Ceilings") -> dict[str, Any]:
 def _table(found: "Ceilings") -> list[str]:
     """Return one line per ceiling, those that count first of their name, for people."""
     from flopprof.ceilings.ceiling import MAIN
+    from flopprof.report.text import aligned
     from flopprof.units import si, three_digits
 
     name, threads = found.device.get("name") or "GPU", found.device.get("threads")
@@ -153,8 +154,7 @@ def _table(found: "Ceilings") -> list[str]:
                 f"[{number}]" if long else source,
             )
         )
-    wide = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(map(str.ljust, row, wide)).rstrip() for row in rows]
+    lines = aligned(rows)
     also = ["(…) gives way to the line before it"] if len(counts) < len(found.entries) else []
     notes = [f"[{number}] {source}" for source, number in sources.items()]
     threads = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""

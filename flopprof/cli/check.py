@@ -5,7 +5,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flopprof.cli import Handler, command, print_json
+from flopprof.cli import Handler, clean_lines, command, print_json
 
 if TYPE_CHECKING:
     from flopprof.run import Run
@@ -72,7 +72,7 @@ def check(parser: ArgumentParser) -> Handler:
             print_json(to_json(found | {"rules": rows}))
         else:
             held = f"{len(rules)} rule{'s' * (len(rules) > 1)} hold{'s' * (len(rules) == 1)}"
-            print("\n".join(broken) or f"{args.run}: {held}{_note(run, args)}")
+            print("\n".join(broken) or clean_lines(f"{args.run}: {held}{_note(run, args)}"))
         return 1 if broken else 0
 
     return handle
@@ -98,7 +98,7 @@ def _refuse_nonsense(args: Namespace) -> None:
 
 def _rules(run: "Run", args: Namespace) -> list[Rule]:
     """Return the rules that were given, each judged: what is not known holds no rule."""
-    from flopprof.units import percent
+    from flopprof.units import clean_text, percent
 
     rules, totals = [], run.totals
     covered, of_what = totals.coverage_frac, "time"
@@ -123,7 +123,7 @@ def _rules(run: "Run", args: Namespace) -> list[Rule]:
             where = f"{first['op']} in {first['module_path'] or 'the model'}"
             share = percent(sites["time_share_frac"].sum(min_count=1))
             broken = f"{name}: {len(sites)} sites ({share} of the time), such as {where}: "
-            broken += first["reason"].replace("\n", " ")
+            broken = clean_text(broken + " ".join(first["reason"].split()))
         rules.append(Rule(name, float(len(sites)), broken))
     return rules
 
@@ -160,11 +160,13 @@ def _junit(run: str, rules: list[Rule]) -> str:
     """Return the rules as a JUnit test suite: one test case each."""
     from xml.etree import ElementTree as Xml
 
+    from flopprof.units import clean_text
+
     failures = sum(bool(rule.broken) for rule in rules)
     counts = {"tests": str(len(rules)), "failures": str(failures), "errors": "0"}
     suite = Xml.Element("testsuite", {"name": "flopprof check", **counts})
     for rule in rules:
-        case = Xml.SubElement(suite, "testcase", classname=run, name=rule.name)
+        case = Xml.SubElement(suite, "testcase", classname=clean_text(run), name=rule.name)
         if rule.broken:
             Xml.SubElement(case, "failure", message=rule.broken, type="rule").text = rule.broken
     Xml.indent(suite)

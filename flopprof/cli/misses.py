@@ -20,11 +20,11 @@ def misses(parser: ArgumentParser) -> Handler:
     parser.add_argument("--force", action="store_true", help="replace FILE.py if it is there")
 
     def handle(args: Namespace) -> int:
-        from flopprof.report.misses import missed, missed_text, stubs
+        from flopprof.report.misses import missed, missed_text, stubs, to_rows
         from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 
         run = Run.load(args.run)
-        entries, source = missed(run), stubs(run)
+        source = stubs(run)
         if args.stub:
             _write_stub(Path(args.stub), source, force=args.force)
         if args.json:
@@ -35,12 +35,12 @@ def misses(parser: ArgumentParser) -> Handler:
                 "flops_at_most": whole(totals.flops_at_most),
                 "coverage_frac": totals.coverage_frac,
                 "coverage_calls_frac": totals.coverage_calls_frac,
-                "misses": entries,
+                "misses": to_rows(missed(run)),
                 "stub": source,
             }
             print_json(to_json(found))
         else:
-            print(missed_text(entries))
+            print(missed_text(run))
             if source and not args.stub:
                 print(f"\nFormulas to fill in (--stub FILE.py writes them):\n\n{source}")
         return 0

@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from flopprof.cli import Handler, command, print_json
+from flopprof.cli import Handler, clean_lines, command, print_json
 
 
 @command("plot")
@@ -55,7 +55,7 @@ def plot(parser: ArgumentParser) -> Handler:
         if args.json:
             print_json({"schema_version": SCHEMA_VERSION, "files": files})
         else:
-            print("\n".join(files))
+            print("\n".join(map(clean_lines, files)))
         return 0
 
     return handle

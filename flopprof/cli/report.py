@@ -17,19 +17,15 @@ def report(parser: ArgumentParser) -> Handler:
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
 
     def handle(args: Namespace) -> int:
-        from flopprof.errors import UsageError
         from flopprof.files import write_atomically
+        from flopprof.report import format_for
         from flopprof.report.json import to_object
         from flopprof.run import Run
 
         args.output = None if args.output == "-" else args.output  # as others spell stdout
+        form = format_for(args.output, args.format)
         loaded = Run.load(args.run)
-        suffix = Path(args.output).suffix.lower() if args.output else ""
-        wanted = f".{args.format.lstrip('.')}" if args.format else suffix
-        if suffix in (".md", ".html", ".csv", ".json") and suffix != wanted:
-            fact = f"--format {args.format} does not fit {args.output}"
-            raise UsageError(fact, remedy="leave out --format, or give another name")
-        text = loaded.report(args.format or suffix or "text")
+        text = loaded.report(form)
         if args.output:
             write_atomically(Path(args.output), text)
         if args.json:

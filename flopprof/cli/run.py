@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from flopprof.cli import Handler, Progress, check_threads, command, print_json
+from flopprof.cli import Handler, Progress, check_threads, clean_lines, command, print_json
 
 
 @command("run")
@@ -114,7 +114,7 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
         print(made.report("text"))
         for label, name in (("Chart", "roofline.png"), ("Report", "report.html")):
             if name in names:
-                print(f"{label:8}{target / name}")
+                print(f"{label:8}{clean_lines(target / name)}")
     return 0
 
 

@@ -6,7 +6,17 @@ from typing import Any
 import pandas as pd
 
 from flopprof.run import Run, whole
-from flopprof.units import UNKNOWN, columns, duration, percent, safe_text, shorten, si, three_digits
+from flopprof.units import (
+    UNKNOWN,
+    clean_text,
+    columns,
+    duration,
+    percent,
+    safe_text,
+    shorten,
+    si,
+    three_digits,
+)
 
 KEYS = ["op", "module_path", "phase"]
 _TOTALS = ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac", "wall_us")
@@ -78,7 +88,8 @@ def compared_text(found: dict[str, Any], names: tuple[str, str], top: int = 15) 
     counts = {what: changes.count(what) for what in ("same", "changed", "added", "removed")}
     lines += ["", "sites: " + ", ".join(f"{n} {what}" for what, n in counts.items()), ""]
     for site in found["sites"][:top]:
-        place = f"{site['module_path'] or '(model)'} {site['op'].removeprefix('aten::')}"
+        where, name = clean_text(site["module_path"] or "(model)"), clean_text(site["op"])
+        place = f"{where} {name.removeprefix('aten::')}"
         timed = any(value == value and value is not None for value in site["time_us"])
         name, form = ("time_us", duration) if timed else ("flops", _count)
         two = [UNKNOWN if value is None else form(value) for value in site[name]]

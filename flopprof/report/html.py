@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: the page is in page.html."""
+"""The report as one HTML file that needs nothing else, made of page.html, page.css and page.js."""
 
 import json
 import string
@@ -8,30 +8,42 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
+import pandas as pd
+
 from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
 from flopprof.report.chart.svg import PALETTES, chart_svg
+from flopprof.report.misses import heading
 from flopprof.report.summary import GOOD, kernel_sums, module_sums, summary
 from flopprof.run import Run
 from flopprof.tables import TABLES
-from flopprof.units import UNKNOWN
+from flopprof.units import UNKNOWN, clean_text, shown
 
 
 @report_format("html", ".html")
 def html_report(run: Run) -> str:
     """Return summary, chart, sortable tables and provenance as one self-contained page."""
-    template = string.Template((files("flopprof.report") / "page.html").read_text("utf-8"))
-    styles = ["; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES]
-    return template.substitute(
-        title=escape(run.provenance.title or "model"),
-        light=styles[0],
-        dark=styles[1],
+    light, dark = ("; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES)
+    return string.Template(_part("page.html")).substitute(
+        title=_escaped(run.provenance.title or "model"),
+        style=string.Template(_part("page.css")).substitute(light=light, dark=dark),
+        script=_part("page.js"),
+        heading=_escaped(heading(run)),
         missed="No formula" if run.recorded_elsewhere else "Missed by hooks",
         summary=_definitions(summary(run)),
         chart=_chart(run),
         provenance=_definitions([*_flat(run.provenance)]),
         data=json.dumps(_data(run), allow_nan=False).replace("<", "\\u003c"),  # nothing ends it
     )
+
+
+def _part(name: str) -> str:
+    return (files("flopprof.report") / name).read_text("utf-8")
+
+
+def _escaped(text: object) -> str:
+    """Return `text`, which a file may have chosen, as text of a page."""
+    return escape(clean_text(text))
 
 
 def _chart(run: Run) -> str:
@@ -44,7 +56,7 @@ def _chart(run: Run) -> str:
         raise
     except Exception as error:  # the tables are not lost for want of a picture
         warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
-        return f"<p>No chart: it could not be drawn ({escape(str(error))}).</p>"
+        return f"<p>No chart: it could not be drawn ({_escaped(error)}).</p>"
     hint = "<figcaption>Select the chart to enlarge it.</figcaption>"
     return f'<figure aria-label="Roofline chart">{picture}{hint}</figure>'
 
@@ -54,8 +66,8 @@ def notebook_html(run: Run) -> str:
     picture = run._repr_png_()
     image = "" if picture is None else b64encode(picture).decode()
     rows = "".join(
-        f'<tr><th style="text-align:left">{escape(label)}</th>'
-        f'<td style="text-align:left">{escape(text)}</td></tr>'
+        f'<tr><th style="text-align:left">{_escaped(label)}</th>'
+        f'<td style="text-align:left">{_escaped(text)}</td></tr>'
         for label, text in summary(run)
     )
     chart = image and f'<img alt="Roofline chart" width="936" src="data:image/png;base64,{image}">'
@@ -63,7 +75,7 @@ def notebook_html(run: Run) -> str:
 
 
 def _definitions(pairs: list[tuple[str, str]]) -> str:
-    return "".join(f"<dt>{escape(label)}</dt><dd>{escape(text)}</dd>" for label, text in pairs)
+    return "".join(f"<dt>{_escaped(label)}</dt><dd>{_escaped(text)}</dd>" for label, text in pairs)
 
 
 def _flat(provenance: AnyProvenance) -> list[tuple[str, str]]:
@@ -94,10 +106,22 @@ def _data(run: Run) -> dict[str, Any]:
             "kernels": "There are none: the run used no GPU, or timed nothing.",
             "misses": "Nothing.",
         },
-        **{
-            name: json.loads(
-                frame.to_json(orient="split", index=False, double_precision=15, force_ascii=False)
-            )
-            for name, frame in frames.items()
-        },
+        **{name: _rows(frame) for name, frame in frames.items()},
+    }
+
+
+def _rows(frame: pd.DataFrame) -> dict[str, Any]:
+    """Return a table's columns, its values to sort by, and its numbers as people read them."""
+    numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name])]
+    others = [name for name in frame.columns if name not in numbers]
+    frame = frame.assign(**{name: [*map(clean_text, frame[name])] for name in others})
+    texts = {name: [shown(name, value) for value in frame[name].tolist()] for name in numbers}
+    if "unknown_sites" in frame:  # what they do is left out
+        marks = frame["unknown_sites"].gt(0).map({True: "≥ ", False: ""})
+        texts["flops"] = [mark + text for mark, text in zip(marks, texts["flops"], strict=True)]
+    nothing = [None] * len(frame)
+    columns = [texts.get(name, nothing) for name in frame.columns]
+    return {
+        **json.loads(frame.to_json(orient="split", index=False, double_precision=15)),
+        "shown": [list(row) for row in zip(*columns, strict=True)],
     }

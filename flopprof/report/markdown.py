@@ -3,12 +3,14 @@
 import re
 
 from flopprof.report import report_format
-from flopprof.report.summary import kernel_sums, misses, module_sums, summary, top_sites
+from flopprof.report.misses import heading, missed
+from flopprof.report.summary import kernel_sums, module_sums, summary, top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES
-from flopprof.units import duration, percent, shorten, si
+from flopprof.units import clean_text, duration, percent, shorten, si
 
 TOP = 30  # sites and kernels listed
+EXAMPLES = 3  # ops named of one verdict
 _COLUMNS = {  # of the table of sites, as headed there
     "module_path": "module",
     "op": "op",
@@ -33,21 +35,19 @@ def markdown_report(run: Run) -> str:
     lines += ["", "## Top sites", "", *_table(header, rows), ""]
     docs = {_COLUMNS[c.name]: c.doc for c in SITES.columns if c.name in _COLUMNS}
     lines += [f"- **{name}**: {docs[name]}" for name in header]
-    title = (
-        "What is estimated, bounded or unknown"
-        if run.recorded_elsewhere
-        else "What the hooks missed"
-    )
-    lines += ["", f"## {title}", ""]
-    for miss in misses(run):
-        share = percent(miss.time_frac)
-        flops = f"{si(miss.flops, 'FLOPs')} known, at most {si(miss.flops_at_most, 'FLOPs')}"
-        lines.append(f"- **{miss.verdict}**: {miss.sites} sites, {share} of the time, {flops}")
-        lines += [
-            f"  - {_cell(p)}: {_cell(op)}: {_cell(reason)}" for p, op, reason in miss.examples
-        ]
-    if not misses(run):
-        lines.append("Nothing.")
+    lines += ["", "## What was missed", "", _cell(heading(run))]
+    for group in missed(run):
+        sites = f"{group.sites} site{'s' * (group.sites != 1)}"
+        flops = f"{si(group.known_flops, 'FLOPs')} known"
+        flops += f", at most {si(group.flops_at_most, 'FLOPs')}"
+        share = percent(group.time_frac)
+        lines += ["", f"- **{group.verdict}**: {sites}, {share} of the time, {flops}"]
+        for entry in group.ops[:EXAMPLES]:
+            place = entry.modules[0] or "(model)"
+            name = entry.op.removeprefix("aten::")
+            lines.append(f"  - {_cell(place)}: {_cell(name)}: {_cell(entry.reason)}")
+        if len(group.ops) > EXAMPLES:
+            lines.append(f"  - and {len(group.ops) - EXAMPLES} ops more")
     header = ["module", "type", "calls", "own FLOPs", "FLOPs with all inside", "its time", "FLOP/s"]
     rows = [
         [
@@ -82,6 +82,6 @@ def _row(cells: list[str]) -> str:
 
 def _cell(text: str) -> str:
     """Return `text` without what Markdown or HTML would act on."""
-    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
+    text = clean_text(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     # An underscore between letters is no emphasis.
     return re.sub(r"([\\`*\[\]~|]|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", text)

@@ -1,6 +1,8 @@
 """What hooks or formulas missed, grouped by cause, with what to do about it and formula stubs."""
 
 import csv
+import math
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,46 +14,133 @@ from flopprof.formulas.external import find_op_formula
 from flopprof.report.summary import GOOD
 from flopprof.run import Run, whole
 from flopprof.tables import VERDICTS
-from flopprof.units import percent, safe_text, shorten, si
+from flopprof.units import clean_text, percent, safe_text, shorten, si
 
 PLACES = 5  # modules named of one cause
 SHAPES = 8  # shapes named in one stub
 
 
-def missed(run: Run) -> list[dict[str, Any]]:
-    """Return one entry per verdict and op that is not good news: unknown first, then by time.
+@dataclass(frozen=True, slots=True)
+class MissedOp:
+    """All sites of one op and verdict.
 
-    Each has `verdict`, `op`, `sites`, `calls`, `time_frac`, `flops`, `flops_at_most` (NaN where
-    unknown), `modules` (their paths), `reason` (of the site that takes most time), `advice`, and
-    `shapes`, those observed.
+    Attributes:
+        time_frac: Share of the run's time; NaN where nothing was timed.
+        flops: FLOPs of all these sites; NaN where one is unknown.
+        flops_at_most: Their bound; NaN where there is none.
+        known_flops: FLOPs of those that are known; NaN where none is.
+        modules: Paths of the modules they are in, most time first.
+        reason: Of the site that takes most time.
+        shapes: Those observed.
     """
-    load_op_formulas()
-    sites = run.sites[~run.sites["verdict"].isin(GOOD)]
-    entries = []
-    for (verdict, op), group in sites.groupby(["verdict", "op"], sort=False, observed=True):
-        entries.append(
-            {
-                "verdict": str(verdict),
-                "op": str(op),
-                "sites": len(group),
-                "calls": int(group["calls"].sum()),
-                "time_frac": float(group["time_share_frac"].sum(min_count=1)),
-                "flops": whole(float(group["flops"].sum(skipna=False))),
-                "flops_at_most": whole(float(group["flops_at_most"].sum(skipna=False))),
-                "modules": list(dict.fromkeys(group["module_path"])),
-                "reason": safe_text(group["reason"].iloc[0]),
-                "advice": _advice()["bounded" if _is_bounded(str(op), group) else str(verdict)],
-                "shapes": list(dict.fromkeys(group["input_shapes"])),
-            }
-        )
-    worst = {verdict: -rank for rank, verdict in enumerate(VERDICTS)}
-    shares = sites.groupby("verdict", observed=True)["time_share_frac"].sum()
-    return sorted(entries, key=lambda e: (-shares[e["verdict"]], worst[e["verdict"]]))
+
+    verdict: str
+    op: str
+    sites: int
+    calls: int
+    time_frac: float
+    flops: float
+    flops_at_most: float
+    known_flops: float
+    modules: list[str]
+    reason: str
+    shapes: list[str]
 
 
-def _is_bounded(op: str, group: pd.DataFrame) -> bool:
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """All sites of one verdict that is not good news: sums as for `MissedOp`, and the ops."""
+
+    verdict: str
+    sites: int
+    calls: int
+    time_frac: float
+    known_flops: float
+    flops_at_most: float
+    ops: list[MissedOp]
+
+
+def missed(run: Run) -> list[Missed]:
+    """Return what hooks or formulas missed: a verdict each, that of most time first."""
+    bad = run.sites[~run.sites["verdict"].isin(GOOD)]
+    groups = []
+    for verdict in reversed(VERDICTS):  # of equal time, the worse first
+        sites = bad[bad["verdict"] == verdict]
+        if len(sites):
+            by_op = sites.groupby("op", sort=False, observed=True)
+            ops = [_missed_op(verdict, str(op), group) for op, group in by_op]
+            groups.append(
+                Missed(
+                    verdict,
+                    sites=len(sites),
+                    calls=int(sites["calls"].sum()),
+                    time_frac=float(sites["time_share_frac"].sum(min_count=1)),
+                    known_flops=float(sites["flops"].sum(min_count=1)),
+                    flops_at_most=float(sites["flops_at_most"].sum(skipna=False)),
+                    ops=ops,
+                )
+            )
+    return sorted(groups, key=lambda group: -_number(group.time_frac))
+
+
+def _missed_op(verdict: str, op: str, group: pd.DataFrame) -> MissedOp:
+    name = str(group["input_shapes"].iloc[0]) if op == "(kernels)" else op
+    return MissedOp(
+        verdict,
+        clean_text(name),
+        sites=len(group),
+        calls=int(group["calls"].sum()),
+        time_frac=float(group["time_share_frac"].sum(min_count=1)),
+        flops=float(group["flops"].sum(skipna=False)),
+        flops_at_most=float(group["flops_at_most"].sum(skipna=False)),
+        known_flops=float(group["flops"].sum(min_count=1)),
+        modules=[clean_text(path) for path in dict.fromkeys(group["module_path"])],
+        reason=safe_text(group["reason"].iloc[0]),
+        shapes=list(dict.fromkeys(group["input_shapes"])),
+    )
+
+
+def _number(value: float) -> float:
+    return 0.0 if math.isnan(value) else value
+
+
+def heading(run: Run) -> str:
+    """Return what stands above the list: first of all, whether the count is complete."""
+    by_whom = "formulas" if run.recorded_elsewhere else "hooks"
+    groups = missed(run)
+    lacking = run.sites["flops"].isna() | (run.sites["verdict"] == "not_run")
+    if lacking.any():
+        share = run.sites.loc[lacking, "time_share_frac"].sum(min_count=1)
+        of_time = f" ({percent(share)} of the time)" if share == share else ""
+        sites = f"{lacking.sum()} site{'s' * (int(lacking.sum()) != 1)}"
+        text = f"The count is not complete: the FLOPs of {sites}{of_time} are not known."
+        return f"{text} What the {by_whom} missed:"
+    if not groups:
+        return f"The count is complete: the {by_whom} missed nothing."
+    if run.recorded_elsewhere:
+        return "The count is complete. What stands on less than a formula and its shapes:"
+    return "The count is complete: formulas know what the hooks missed, which is:"
+
+
+def advice(entry: MissedOp) -> str:
+    """Return what to do about a missed op."""
+    return _advice()["bounded" if _is_bounded(entry) else entry.verdict]
+
+
+def to_rows(groups: list[Missed]) -> list[dict[str, Any]]:
+    """Return one entry per verdict and op for `--json`: the fields of `MissedOp`, and `advice`."""
+    rows = []
+    for entry in (entry for group in groups for entry in group.ops):
+        row = asdict(entry) | {"advice": advice(entry)}
+        del row["known_flops"]
+        rows.append(row | {name: whole(row[name]) for name in ("flops", "flops_at_most")})
+    return rows
+
+
+def _is_bounded(entry: MissedOp) -> bool:
     """Return whether the op has a formula, to which only values are missing."""
-    return bool(group["flops"].isna().any()) and find_op_formula(op)[0] is not None
+    load_op_formulas()
+    return math.isnan(entry.flops) and find_op_formula(entry.op)[0] is not None
 
 
 @cache
@@ -60,29 +149,25 @@ def _advice() -> dict[str, str]:
         return {row["verdict"]: row["advice"] for row in csv.DictReader(file)}
 
 
-def missed_text(entries: list[dict[str, Any]]) -> str:
-    """Return the entries of `missed` as text: a paragraph per verdict, a line per op."""
-    lines: list[str] = []
-    for verdict in dict.fromkeys(entry["verdict"] for entry in entries):
-        group = [entry for entry in entries if entry["verdict"] == verdict]
-        share = pd.Series([entry["time_frac"] for entry in group]).sum(min_count=1)
-        calls = sum(entry["calls"] for entry in group)
-        lines += [f"{verdict}: {calls} calls, {percent(share)} of the time"]
-        for entry in group:
-            known = si(entry["flops"], "FLOPs")
-            if entry["flops"] != entry["flops"]:
-                known = f"FLOPs unknown, at most {si(entry['flops_at_most'], 'FLOPs')}"
-            lines.append(
-                f"  {shorten(entry['op'], 60)}: {entry['calls']} calls, "
-                f"{percent(entry['time_frac'])} of the time, {known}"
-            )
-            places = [path or "(model)" for path in entry["modules"]]
+def missed_text(run: Run) -> str:
+    """Return `missed` as text: whether the count is complete, a paragraph per verdict."""
+    lines = [heading(run)]
+    for group in missed(run):
+        share = percent(group.time_frac)
+        lines += ["", f"{group.verdict}: {group.calls} calls, {share} of the time"]
+        for entry in group.ops:
+            counted = si(entry.flops, "FLOPs")
+            if math.isnan(entry.flops):
+                counted = f"FLOPs unknown, at most {si(entry.flops_at_most, 'FLOPs')}"
+            share = percent(entry.time_frac)
+            name = shorten(entry.op, 60)
+            lines.append(f"  {name}: {entry.calls} calls, {share} of the time, {counted}")
+            places = [path or "(model)" for path in entry.modules]
             more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
             lines.append(f"    in {', '.join(places[:PLACES])}{more}")
-            lines.append(f"    {entry['reason']}")
-        lines += [f"  What to do: {text}" for text in dict.fromkeys(e["advice"] for e in group)]
-        lines += [""]
-    return "\n".join(lines).rstrip() or "Nothing was missed."
+            lines.append(f"    {entry.reason}")
+        lines += [f"  What to do: {text}" for text in dict.fromkeys(map(advice, group.ops))]
+    return "\n".join(lines)
 
 
 def stubs(run: Run) -> str:

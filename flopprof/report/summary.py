@@ -1,7 +1,6 @@
 """What every report says: the summary's lines, the top sites, what the hooks missed."""
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -19,7 +18,17 @@ from flopprof.provenance import (
 )
 from flopprof.run import Run, Totals
 from flopprof.tables import VERDICTS
-from flopprof.units import UNKNOWN, duration, percent, safe_text, shorten, si, three_digits
+from flopprof.units import (
+    UNKNOWN,
+    clean_text,
+    duration,
+    percent,
+    safe_text,
+    shorten,
+    shown,
+    si,
+    three_digits,
+)
 
 GOOD = frozenset(("free", "agrees", "formula_only"))
 TOP = 15
@@ -28,20 +37,8 @@ _READINGS = dict.fromkeys(("sm_clock_mhz", "memory_clock_mhz"), ("Hz", 1e6))
 _READINGS |= {"power_w": ("W", 1.0), "temperature_c": ("°C", 1.0), "energy_j": ("J", 1.0)}
 _READINGS |= {"peak_memory_bytes": ("B", 1.0)}
 ALTERNATIVES = 6  # other architectures that a report names
+TELLING_SLOWDOWN = 1.0  # of a bare call: from here on tracing is most of what a site's time is
 STEPS = 8  # steps and ranks that a report lists
-
-
-@dataclass(frozen=True, slots=True)
-class Miss:
-    """All sites of one verdict that is not good news."""
-
-    verdict: str
-    sites: int
-    time_frac: float
-    flops: float
-    flops_at_most: float
-    kinds: int  # of these: ops and reasons
-    examples: list[tuple[str, str, str]]  # module path, op, reason
 
 
 def is_timed(run: Run) -> bool:
@@ -51,7 +48,11 @@ def is_timed(run: Run) -> bool:
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
-    """Return the summary as (label, text) lines."""
+    """Return the summary as (label, text) lines; what a file may have chosen is cleaned."""
+    return [(label, clean_text(text)) for label, text in _summary(run)]
+
+
+def _summary(run: Run) -> list[tuple[str, str]]:
     provenance = run.provenance
     if isinstance(provenance, TraceProvenance):
         return _trace_summary(run, provenance)
@@ -268,6 +269,8 @@ def _time(provenance: CallProvenance) -> str:
         text += f"; tracing added {100 * timing.slowdown_frac:+.0f} %"
         if provenance.compiled:
             text += " to the eager call"
+        if timing.slowdown_frac > TELLING_SLOWDOWN:
+            text += ", so sites' times are too long: compare them with each other only"
     if timing.observer and timing.observer.changed_ops is not None:
         text += f" and {'other' if timing.observer.changed_ops else 'no other'} ops"
     return text
@@ -353,11 +356,14 @@ def top_sites(run: Run, top: int = TOP) -> tuple[list[str], list[list[str]]]:
     header += ["time", "FLOP/s", "FLOP/B", "roof", "bound"] if timed else ["FLOP/B"]
     rows = []
     for site in sites.head(top).itertuples(index=False):
-        row = [site.module_path or "(model)", short_op(site), str(site.calls), si(site.flops, "")]
-        intensity = three_digits(site.intensity_flops_per_byte)
+        names = [site.module_path or "(model)", short_op(site)]
+        row = [*names, shown("calls", site.calls), shown("flops", site.flops)]
+        intensity = shown("intensity_flops_per_byte", site.intensity_flops_per_byte)
         if timed:
-            row += [percent(site.time_share_frac), si(site.achieved_flops_per_s, ""), intensity]
-            row += [percent(site.efficiency_frac), site.bound or UNKNOWN]
+            row.append(shown("time_share_frac", site.time_share_frac))
+            row += [shown("achieved_flops_per_s", site.achieved_flops_per_s), intensity]
+            row.append(shown("efficiency_frac", site.efficiency_frac))
+            row.append(shown("bound", site.bound))
         else:
             row.append(intensity)
         rows.append([*row, site.verdict])
@@ -369,25 +375,6 @@ def short_op(site: Any) -> str:
     if site.op == "(kernels)":
         return str(site.input_shapes)
     return str(site.op).removeprefix("aten::")
-
-
-def misses(run: Run) -> list[Miss]:
-    """Return what the hooks missed, by verdict, with the biggest examples of each."""
-    found = []
-    for verdict, count in verdict_counts(run).items():
-        if verdict in GOOD:
-            continue
-        sites: pd.DataFrame = run.sites[run.sites["verdict"] == verdict]
-        kinds = sites.drop_duplicates(["op", "reason"])
-        examples = [
-            (site.module_path or "(model)", short_op(site), site.reason)
-            for site in kinds.head(3).itertuples(index=False)
-        ]
-        flops = float(sites["flops"].sum(min_count=1))
-        most = float(sites["flops_at_most"].sum(skipna=False))
-        shares = (count["sites"], count["time_frac"], flops, most)
-        found.append(Miss(verdict, *shares, len(kinds), examples))
-    return found
 
 
 def kernel_sums(run: Run) -> pd.DataFrame:

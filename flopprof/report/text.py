@@ -1,68 +1,88 @@
-"""The report for a terminal, at most 100 columns wide."""
+"""The report for a terminal, as wide as it is; 120 columns where it goes elsewhere."""
 
+import shutil
+import sys
 import textwrap
+from collections.abc import Collection, Sequence
 
 from flopprof.report import report_format
-from flopprof.report.summary import misses, summary, top_sites
+from flopprof.report.misses import Missed, heading, missed
+from flopprof.report.summary import summary, top_sites
 from flopprof.run import Run
-from flopprof.units import columns, percent, shorten, si
+from flopprof.units import clean_text, columns, percent, shorten, shorten_path, si
 
-WIDTH = 100
+ELSEWHERE, NARROWEST = 120, 80  # columns; below the latter the numbers alone do not fit
+EXAMPLES = 3  # ops named of one verdict
 _NUMERIC = frozenset(("calls", "FLOPs", "time", "FLOP/s", "FLOP/B", "roof"))
+
+
+def text_width() -> int:
+    """Return how many columns a text may take: the terminal's, where stdout is one."""
+    if not sys.stdout.isatty():
+        return ELSEWHERE
+    return max(NARROWEST, shutil.get_terminal_size((ELSEWHERE, 24)).columns)
 
 
 @report_format("text", ".txt")
 def text_report(run: Run) -> str:
     """Return summary, top sites and misses as plain text."""
+    width = text_width()
     lines = []
     for label, text in summary(run):
         lines += textwrap.wrap(
-            text, WIDTH, initial_indent=f"{label:<10}", subsequent_indent=" " * 10
+            text, width, initial_indent=f"{label:<10}", subsequent_indent=" " * 10
         )
     header, rows = top_sites(run)
-    more = len(run.sites) - len(rows)
-    lines += ["", *_table(header, rows), *[f"… and {more} sites more: see --json"] * (more > 0), ""]
-    found = misses(run)
-    if found:
-        lines.append(
-            "What is estimated, bounded or unknown"
-            if run.recorded_elsewhere
-            else "What the hooks missed"
-        )
-    for miss in found:
-        share = percent(miss.time_frac)
-        lines.append(
-            f"  {miss.verdict}: {miss.sites} site{'s' * (miss.sites != 1)}, {share} of the time, "
-            f"{si(miss.flops, 'FLOPs')}"
-        )
-        for path, op, reason in miss.examples:
-            lines += textwrap.wrap(
-                f"{shorten(path, 40)}: {shorten(op, 40)}: {reason}",
-                WIDTH,
-                initial_indent="    ",
-                subsequent_indent="      ",
-            )
-        if miss.kinds > len(miss.examples):
-            lines.append(f"    … and {miss.kinds - len(miss.examples)} more: see --json")
-    if not found:
-        lines.append(
-            "Nothing is unknown." if run.recorded_elsewhere else "The hooks missed nothing."
-        )
+    cells = [[clean_text(cell) for cell in row] for row in [header, *rows]]
+    lines += ["", *aligned(cells, right=_NUMERIC, width=width)]
+    if len(run.sites) > len(rows):
+        lines.append(f"… and {len(run.sites) - len(rows)} sites more: see --json")
+    lines += ["", *textwrap.wrap(heading(run), width)]
+    for group in missed(run):
+        lines += _missed_lines(group, width)
     return "\n".join(lines) + "\n"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
-    """Return an aligned table; module and op share what width the numbers leave."""
-    widths = [max(map(columns, column)) for column in zip(header, *rows, strict=True)]
-    free = WIDTH - sum(widths[2:]) - 2 * (len(widths) - 1)
-    widths[1] = min(widths[1], max(free // 2, free - widths[0]))
-    widths[0] = min(widths[0], free - widths[1])
+def _missed_lines(group: Missed, width: int) -> list[str]:
+    sites = f"{group.sites} site{'s' * (group.sites != 1)}"
+    share = percent(group.time_frac)
+    lines = [f"  {group.verdict}: {sites}, {share} of the time, {si(group.known_flops, 'FLOPs')}"]
+    for entry in group.ops[:EXAMPLES]:
+        place = shorten_path(entry.modules[0] or "(model)", width // 2 - 10)
+        name = shorten(entry.op.removeprefix("aten::"), width // 2 - 10)
+        lines += textwrap.wrap(
+            f"{place}: {name}: {entry.reason}",
+            width,
+            initial_indent="    ",
+            subsequent_indent="      ",
+        )
+    if len(group.ops) > EXAMPLES:
+        lines.append(f"    … and {len(group.ops) - EXAMPLES} ops more: flopprof misses DIR")
+    return lines
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], *, right: Collection[str] = (), width: int = 0
+) -> list[str]:
+    """Return rows as an aligned table, a line each; the first row holds the headings.
+
+    Args:
+        rows: Texts, equally many in each row.
+        right: Headings of the columns whose cells stand at the right, as numbers do.
+        width: Columns that a line may take: the first two columns, a path and a name, share what
+            the others leave. 0 for as many as it takes.
+    """
+    widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+    if width:
+        free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
+        widths[1] = min(widths[1], max(free // 2, free - widths[0]))
+        widths[0] = min(widths[0], free - widths[1])
     lines = []
-    for row in [header, *rows]:
+    for row in rows:
         cells = []
-        for name, cell, width in zip(header, row, widths, strict=True):
-            short = shorten(cell, width)
-            pad = " " * (width - columns(short))
-            cells.append(pad + short if name in _NUMERIC else short + pad)
+        for number, (name, cell, wide) in enumerate(zip(rows[0], row, widths, strict=True)):
+            short = shorten_path(cell, wide) if number == 0 else shorten(cell, wide)
+            pad = " " * (wide - columns(short))
+            cells.append(pad + short if name in right else short + pad)
         lines.append("  ".join(cells).rstrip())
     return lines

@@ -29,8 +29,8 @@ def test_a_recorded_run_reads_as_it_did(path, suffix):
 
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.stem)
-def test_the_text_fits_a_hundred_columns(path):
-    assert max(map(len, Run.load(path).report("text").splitlines())) <= 100
+def test_the_text_fits_its_columns(path):
+    assert max(map(len, Run.load(path).report("text").splitlines())) <= 120
 
 
 def test_the_csv_is_the_table_of_sites():
@@ -122,10 +122,10 @@ def hostile_run():
     return make_run([site | {"site_id": 0}, site | known], model=HOSTILE, input=HOSTILE)
 
 
-def test_long_and_foreign_names_fit_a_hundred_columns_too():
+def test_long_and_foreign_names_fit_them_too():
     text = hostile_run().report("text")
 
-    assert max(map(len, text.splitlines())) <= 100
+    assert max(map(len, text.splitlines())) <= 120
     assert "–" in text  # unknown FLOPs
     assert "1.00 E" in text
 
@@ -149,7 +149,7 @@ def test_markdown_explains_each_column_and_bounds_what_is_missed():
     for name in header.strip("| ").split(" | "):
         assert f"- **{name}**: " in text
     # The extension took 110 µs; at the matmul ceiling of 105 GFLOP/s that is 11.5 MFLOPs.
-    assert "- **extension**: 1 sites, 11.4 % of the time, – known, at most 11.5 MFLOPs" in text
+    assert "- **extension**: 1 site, 11.4 % of the time, – known, at most 11.5 MFLOPs" in text
 
 
 def test_every_column_of_every_table_is_explained():

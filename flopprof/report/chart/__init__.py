@@ -17,6 +17,7 @@ from flopprof.provenance import CallProvenance, known_facts
 from flopprof.report.chart.compare import compare_data
 from flopprof.report.chart.data import ChartData, chart_data
 from flopprof.report.chart.draw import KNOWN_BY, SIZES, draw
+from flopprof.report.csv import for_people
 from flopprof.units import si
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ def write_points(run: "Run | Mapping[str, Run]", path: str | Path, **select: Any
     rows["known_by"] = [KNOWN_BY[rank] for rank in rows["known_by"]]
     rows["series"] = [data.names.get(letter, "") for letter in rows["series"]]
     with replacing(path) as unfinished:
-        rows.set_index(["series", "label", "place", "name"]).to_csv(unfinished, lineterminator="\n")
+        rows = for_people(rows).set_index(["series", "label", "place", "name"])
+        rows.to_csv(unfinished, lineterminator="\n")
     return Path(path)
 
 

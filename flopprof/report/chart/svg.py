@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flopprof.report.chart import _settings, draw_figure
 from flopprof.report.chart.data import chart_data
 from flopprof.report.chart.draw import DARK, KNOWN_BY, LIGHT
-from flopprof.units import percent, si, three_digits
+from flopprof.units import clean_text, percent, si, three_digits
 
 if TYPE_CHECKING:
     from flopprof.run import Run
@@ -62,4 +62,4 @@ def _tooltip(row: Any) -> str:
         f"{three_digits(row.intensity_flops_per_byte)} FLOP/byte, {row.bound or 'bound unknown'}",
         f"FLOPs known by: {KNOWN_BY[row.known_by]}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(clean_text, lines))
