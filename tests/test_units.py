@@ -2,7 +2,18 @@ import math
 
 import pytest
 
-from flopprof.units import columns, duration, percent, shapes_text, shorten, si, three_digits
+from flopprof.units import (
+    clean_text,
+    columns,
+    duration,
+    percent,
+    shapes_text,
+    shorten,
+    shorten_path,
+    shown,
+    si,
+    three_digits,
+)
 
 
 @pytest.mark.parametrize(
@@ -60,3 +71,45 @@ def test_wide_letters_take_two_columns():
     assert shorten("abcdefghij", 9) == "abcd…ghij"
     assert shorten("层层", 4) == "层层"
     assert shorten("层层", 0) == ""
+
+
+@pytest.mark.parametrize(
+    ("path", "width", "short"),
+    [
+        ("model.layers.11.input_layernorm", 31, "model.layers.11.input_layernorm"),
+        ("model.layers.11.input_layernorm", 27, "m…layers.11.input_layernorm"),
+        ("model.layers.11.input_layernorm", 22, "m…l…11.input_layernorm"),
+        ("model.layers.11.input_layernorm", 16, "m…l…11.inpu…norm"),
+        ("short", 11, "short"),
+    ],
+)
+def test_layers_stay_apart_where_their_paths_are_cut(path, width, short):
+    assert shorten_path(path, width) == short
+    assert columns(shorten_path(path, width)) <= width
+
+
+def test_a_table_s_values_are_printed_by_the_unit_in_the_column_s_name():
+    values = {
+        "flops": 24.0,
+        "time_us": 1234.5,
+        "time_share_frac": 0.9999,
+        "intensity_flops_per_byte": 0.25,
+        "achieved_flops_per_s": 3.64e9,
+        "min_bytes": 592.0,
+        "peak_bytes_per_s": 2e12,
+        "calls": 3,
+        "verdict": "agrees",
+        "bound": "",
+        "efficiency_frac": math.nan,
+    }
+
+    assert [shown(name, value) for name, value in values.items()] == [
+        *("24", "1.23 ms", "99.9 %", "0.250", "3.64 G", "592 B", "2.00 TB/s", "3", "agrees"),
+        *("–", "–"),
+    ]
+
+
+def test_what_would_act_on_a_terminal_is_shown_and_does_not_act():
+    assert clean_text("a\x1b[31m\u202e\u2028\0\r☃") == "a�[31m����☃"
+    assert clean_text("in\udcff.json") == "in\\xff.json"
+    assert clean_text("\ud800") == "\\ud800"

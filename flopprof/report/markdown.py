@@ -47,7 +47,8 @@ def markdown_report(run: Run) -> str:
             name = entry.op.removeprefix("aten::")
             lines.append(f"  - {_cell(place)}: {_cell(name)}: {_cell(entry.reason)}")
         if len(group.ops) > EXAMPLES:
-            lines.append(f"  - and {len(group.ops) - EXAMPLES} ops more")
+            more = len(group.ops) - EXAMPLES
+            lines.append(f"  - and {more} op{'s' * (more != 1)} more")
     header = ["module", "type", "calls", "own FLOPs", "FLOPs with all inside", "its time", "FLOP/s"]
     rows = [
         [

@@ -57,7 +57,8 @@ def _missed_lines(group: Missed, width: int) -> list[str]:
             subsequent_indent="      ",
         )
     if len(group.ops) > EXAMPLES:
-        lines.append(f"    … and {len(group.ops) - EXAMPLES} ops more: flopprof misses DIR")
+        more = len(group.ops) - EXAMPLES
+        lines.append(f"    … and {more} op{'s' * (more != 1)} more: flopprof misses DIR")
     return lines
 
 

@@ -165,3 +165,60 @@ def test_a_format_that_does_not_fit_its_file_is_refused(tmp_path, capsys):
     assert not (tmp_path / "x.html").exists()
     assert main(["report", folder, "--format", "md", "-o", "-"]) == 0
     assert capsys.readouterr().out.startswith("# flopprof")
+
+
+@pytest.mark.parametrize("name", ["x.tex", "x.html", "x.txt", "x.csv", "x.log"])
+def test_a_suffix_that_is_not_the_format_s_is_refused(name, tmp_path, capsys):
+    folder = str(make_run().save(tmp_path / "x.flopprof"))
+
+    assert main(["report", folder, "--format", "md", "-o", str(tmp_path / name)]) == 2
+
+    assert "--format md does not fit" in capsys.readouterr().err
+    assert not (tmp_path / name).exists()
+
+
+def test_a_suffix_without_a_format_lists_those_there_are(tmp_path, capsys):
+    folder = str(make_run().save(tmp_path / "x.flopprof"))
+
+    assert main(["report", folder, "-o", str(tmp_path / "x.tex")]) == 2
+    assert ".csv, .html, .json, .md, .txt" in capsys.readouterr().err
+    assert main(["report", folder, "-o", str(tmp_path / "plain")]) == 0
+    assert (tmp_path / "plain").read_text().startswith("Model")
+    assert main(["report", folder, "--format", "md", "-o", str(tmp_path / "x.MD")]) == 0
+
+
+@pytest.mark.parametrize(("is_terminal", "width"), [(True, 200), (True, 60), (False, 200)])
+def test_the_text_takes_the_terminal_s_width(is_terminal, width, monkeypatch):
+    path = "model." + "a_long_name." * 9 + "layers.0.norm"
+    sites = make_run().sites.to_dict("records")
+    run = make_run([site | {"module_path": path} for site in sites])
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    monkeypatch.setenv("COLUMNS", str(width))
+
+    widest = max(map(len, run.report("text").splitlines()))
+
+    # 120 columns where stdout is no terminal; at least 80, which the numbers take.
+    assert widest <= (max(width, 80) if is_terminal else 120)
+    assert (path in run.report("text")) == (is_terminal and width == 200)
+
+
+def test_the_list_of_misses_says_first_whether_the_count_is_complete():
+    sites = make_run().sites.to_dict("records")
+    functional = make_run([sites[0] | {"verdict": "functional"}])
+
+    assert "The count is not complete: the FLOPs of 1 site (25.0 % of the time)" in (
+        make_run().report("text")
+    )
+    for form in ("text", "md", "html"):
+        assert "The count is complete: formulas know what the hooks missed" in (
+            functional.report(form)
+        )
+    assert "The count is complete: the hooks missed nothing." in make_run(sites[:1]).report("text")
+
+
+@pytest.mark.parametrize(("slowdown", "told"), [(12.71, True), (1.01, True), (1.0, False)])
+def test_what_tracing_cost_has_its_consequence(slowdown, told):
+    text = " ".join(make_run(slowdown_frac=slowdown).report("text").split())
+
+    assert f"tracing added {100 * slowdown:+.0f} %" in text
+    assert ("sites' times are too long" in text) == told
