@@ -59,13 +59,54 @@ def test_modules_import_downwards_only(path):
         assert (part, other) in ALLOWED or LEVEL[other] > LEVEL[part], f"{part} imports {other}"
 
 
-def test_the_two_witnesses_share_no_code():
-    modules = ast.parse((PACKAGE / "formulas" / "modules.py").read_text())
-    text = ast.dump(modules)
+def imports_of(code: str) -> set[str]:
+    """Return the modules that code imports, `from a import b` being a and a.b."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+    return found
 
-    assert "formulas.ops" not in text
-    for path in (PACKAGE / "formulas" / "ops").glob("*.py"):
-        assert "formulas.modules" not in ast.dump(ast.parse(path.read_text()))
+
+def shares(code: str, package: str) -> bool:
+    """Return whether code imports the package, or anything in it."""
+    return any(f"{name}.".startswith(f"{package}.") for name in imports_of(code))
+
+
+WITNESSES = {
+    "flopprof.formulas.ops": sorted((PACKAGE / "formulas").glob("modules*"))
+    + sorted((PACKAGE / "formulas" / "modules").glob("*.py")),
+    "flopprof.formulas.modules": sorted((PACKAGE / "formulas" / "ops").glob("*.py")),
+}
+"""The other witness of each: its package, and the files that must not import it."""
+
+
+@pytest.mark.parametrize("other", WITNESSES)
+def test_the_two_witnesses_share_no_code(other):
+    files = [path for path in WITNESSES[other] if path.suffix == ".py"]
+
+    assert files
+    for path in files:
+        assert not shares(path.read_text(), other), path
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from flopprof.formulas import ops",
+        "from flopprof.formulas import ops as o, Work",
+        "from flopprof.formulas.ops import matmul",
+        "import flopprof.formulas.ops.matmul",
+        "def f():\n    from flopprof.formulas.ops.matmul import addmm",
+    ],
+)
+def test_a_witness_that_imports_the_other_is_caught(code):
+    own = (PACKAGE / "formulas" / "modules.py").read_text()
+
+    assert shares(f"{own}\n{code}\n", "flopprof.formulas.ops")
+    assert not shares("from flopprof.formulas import ops_of, op_formula", "flopprof.formulas.ops")
 
 
 def test_no_file_is_over_500_lines():

@@ -1,6 +1,7 @@
 """`flopprof count`: FLOPs from shapes, without weights and without timing."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import asdict
 
 from flopprof.cli import Handler, Progress, command, print_json
 
@@ -14,11 +15,17 @@ def count(parser: ArgumentParser) -> Handler:
     from flopprof.cli.model import add_model_arguments
 
     add_model_arguments(parser)
+    parser.add_argument(
+        "--macs",
+        action="store_true",
+        help="also print multiply-adds, with and without attention's products, as others publish",
+    )
 
     def handle(args: Namespace) -> int:
         from flopprof.cli.model import contain
         from flopprof.errors import ModelError
         from flopprof.report.json import to_object
+        from flopprof.report.macs import Macs
 
         if (code := contain(args)) is not None:
             return code
@@ -29,10 +36,13 @@ def count(parser: ArgumentParser) -> Handler:
             except ModelError:  # values decide its path, and the meta device has none
                 progress("loading the weights: the model needs values")
                 counted = _count(args, progress, meta=False)
+        macs = Macs.of(counted.sites) if args.macs else None
         if args.json:
-            print_json(to_object(counted))
-        else:
-            print(counted.report("text"), end="")
+            print_json(to_object(counted) | (asdict(macs) if macs else {}))
+            return 0
+        print(counted.report("text"), end="")
+        if macs:
+            print(macs.text())
         return 0
 
     return handle

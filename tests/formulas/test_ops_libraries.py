@@ -2,7 +2,7 @@
 
 import pytest
 
-from flopprof.formulas import OP_FORMULAS, OpCall, load_op_formulas
+from flopprof.formulas import OP_FORMULAS, OpCall, kind_of, load_op_formulas
 
 load_op_formulas()
 M, K, N = 16, 64, 32  # rows, depth, columns
@@ -92,3 +92,57 @@ def test_paged_attention_is_bounded_by_the_longest_sequence():
     # 3 sequences × 4 heads: a score is 2·64 + 6.
     assert found.matmul_flops + found.vector_flops == 12 * 134
     assert found.flops_at_most == 12 * 70 * 134
+
+
+def test_a_gated_activation_is_two_flops_per_output():
+    for op in ("_C::silu_and_mul", "sgl_kernel::silu_and_mul"):
+        assert work(op, (M, N), (M, 2 * N)).vector_flops == 2 * M * N
+
+
+def test_rms_norms_of_libraries_count_square_sum_scale_and_weight():
+    n = M * K
+    assert work("_C::rms_norm", (M, K), (M, K), (K,)).vector_flops == 4 * n
+    assert work("aiter::rms_norm", (M, K), (K,)).vector_flops == 4 * n
+    assert work("_C::fused_add_rms_norm", (M, K), (M, K), (K,)).vector_flops == 5 * n
+    five = [(M, K)] * 4 + [(K,)]
+    assert work("aiter::rmsnorm2d_fwd_with_add", *five).vector_flops == 5 * n
+
+
+def test_writing_keys_and_values_into_a_cache_is_free():
+    assert kind_of("_C_cache_ops::reshape_and_cache_flash") == "free"
+
+
+def lookup(widths, total, widest, weights="unweighted"):
+    """Look 100 indices up in `widths` tables, 8 bags of each."""
+    op = f"fbgemm::split_embedding_codegen_forward_{weights}_cuda"
+    shapes = ((4096,), (0,), (0, 0), (2,), (2,), (widths + 1,), (), (), (100,), (17,), ())
+    types = ("float32",) * 3 + ("int32", "int64", "int32", "Scalar", "Scalar", "int64", "int64", "")
+    values = ("",) * 6 + (str(total), str(widest)) + ("",) * 3
+    return OP_FORMULAS.require(op)(OpCall(op, shapes, 4, types, values))
+
+
+def test_an_embedding_lookup_adds_a_row_for_each_index():
+    # Two tables of width 64: each of 100 indices adds 64 elements to its bag; weighted, twice.
+    assert lookup(2, 128, 64).vector_flops == 6400
+    assert lookup(2, 128, 64, "weighted").vector_flops == 12_800
+    # Widths of 32 and 64: which table an index is of, its place decides.
+    mixed = lookup(2, 96, 64)
+    assert (mixed.vector_flops, mixed.flops_at_most) == (0, 12_800)
+
+
+def test_weights_of_torchao_are_scaled_once_per_element():
+    weight = OpCall(
+        "torchao::dequantize_affine", ((512, 256), (), (512, 1), (512, 1)), 4,
+        ("int8", "ScalarList", "float32", "int32"), ("", "[1, 256]", "", ""),
+    )  # fmt: skip
+    symmetric = OpCall(
+        "torchao::dequantize_affine", ((512, 256), (), (512, 1), ()), 4,
+        ("int8", "ScalarList", "float32", ""), ("", "[1, 256]", "", ""),
+    )  # fmt: skip
+
+    found = [OP_FORMULAS.require(call.op)(call) for call in (weight, symmetric)]
+
+    # Subtract the zero point, scale; where there is none, scale.
+    assert [each.vector_flops for each in found if each] == [2 * 512 * 256, 512 * 256]
+    float8 = work("torchao::dequantize_affine_float8", (512, 256), (1,), dtype="float32")
+    assert float8.vector_flops == 512 * 256

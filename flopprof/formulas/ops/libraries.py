@@ -1,0 +1,181 @@
+"""Formulas of vector work in serving, training and quantisation libraries.
+
+Where a library's schemas differ by version, arguments are found by what they are. Products and
+attention are in places.json.
+"""
+
+from dataclasses import replace
+
+from flopprof.formulas import OpCall, Work
+from flopprof.formulas.ops import _elements as el
+
+
+@el.formula_for("_C::silu_and_mul _C::gelu_and_mul _C::gelu_tanh_and_mul")
+@el.formula_for("sgl_kernel::silu_and_mul sgl_kernel::gelu_and_mul sgl_kernel::gelu_tanh_and_mul")
+def gated(call: OpCall) -> Work:
+    """(output, input of twice its width): of each output an activation and a product."""
+    size = min(el.elements(call, 0), el.elements(call, 1))
+    return el.vector_work(call, 2 * size, 0, 1)
+
+
+@el.formula_for("_C::rms_norm sgl_kernel::rmsnorm aiter::rms_norm_cu", family="normalisation")
+def rms_norm_into(call: OpCall) -> Work:
+    """(output, input, weight): square, sum, scale, weight."""
+    return el.vector_work(call, 4 * el.elements(call, 1), 0, 1, 2)
+
+
+@el.formula_for("aiter::rms_norm aiter::rmsnorm2d_fwd vllm::rocm_aiter_rms_norm", "normalisation")
+@el.formula_for("vllm::rocm_aiter_rms_norm_impl", family="normalisation")
+def rms_norm(call: OpCall) -> Work:
+    """(input, weight): square, sum, scale, weight."""
+    return el.vector_work(call, 4 * el.elements(call, 0), 0, 0, 1)
+
+
+@el.formula_for("_C::fused_add_rms_norm sgl_kernel::fused_add_rmsnorm", family="normalisation")
+@el.formula_for("aiter::fused_add_rms_norm_cu aiter::add_rmsnorm", family="normalisation")
+def add_rms_norm_in_place(call: OpCall) -> Work:
+    """(input, residual, weight), both written: their sum 1, and its norm 4."""
+    return el.vector_work(call, 5 * el.elements(call, 0), 0, 1, 2, 0, 1)
+
+
+@el.formula_for("aiter::rmsnorm2d_fwd_with_add aiter::rmsnorm2d_fwd_with_add_ck", "normalisation")
+def add_rms_norm(call: OpCall) -> Work:
+    """(output, input, residual, residual's output, weight): the sum 1, and its norm 4."""
+    return el.vector_work(call, 5 * el.elements(call, 1), *range(5))
+
+
+@el.formula_for("vllm::rocm_aiter_rmsnorm2d_fwd_with_add", family="normalisation")
+def add_rms_norm_returned(call: OpCall) -> Work:
+    """(input, residual, weight), returning both: the sum 1, and its norm 4."""
+    return el.vector_work(call, 5 * el.elements(call, 0), 0, 1, 2, 0, 1)
+
+
+@el.formula_for("aiter::groupnorm_run aiter::group_norm aiter::GroupNorm", family="normalisation")
+def group_norm(call: OpCall) -> Work:
+    """Mean, subtract, square, sum, scale: 5 of each element of the input, the largest argument.
+
+    A weight and a bias, vectors of equal length, one each.
+    """
+    size = max(el.elements(call, index) for index in range(len(call.shapes)))
+    vectors = sum(call.has(i) and len(call.shape(i)) == 1 for i in range(len(call.shapes)))
+    return Work(vector_flops=(5 + min(vectors, 2)) * size, min_bytes=2 * size * call.itemsize)
+
+
+@el.formula_for("_C::rotary_embedding sgl_kernel::rotary_embedding")
+@el.formula_for("sgl_kernel::apply_rope_pos_ids_cos_sin_cache aiter::rotary_embedding_fwd_impl")
+def rotary(call: OpCall) -> Work:
+    """Of each element of query and key two products and a sum: `x·cos ± y·sin`.
+
+    At most all elements: only the first of a head may be rotated. Positions are integers, and the
+    cache of angles is no operand that is rotated: a matrix whose rows are positions.
+    """
+    first = 1 if not el.counts(OpCall("", (), 4, (call.dtype(0),))) else 0
+    size = el.elements(call, first) + el.elements(call, first + 1)
+    read = (first, first + 1, first, first + 1)
+    return el.vector_work(call, 0, *read, at_most=3 * size)
+
+
+@el.formula_for("torchao::dequantize_affine")
+def dequantize_affine(call: OpCall) -> Work:
+    """(input, block sizes, scale, zero point): subtract the zero point, where there is one; scale.
+
+    The input is of integers that stand for real numbers.
+    """
+    return _quantised(call, 1 + call.has(3), 2, 3)
+
+
+@el.formula_for("torchao::quantize_affine")
+def quantize_affine(call: OpCall) -> Work:
+    """(input, block sizes, scale, zero point): divide, add the zero point; two clamps."""
+    return _quantised(call, 3 + call.has(3), 2, 3)
+
+
+@el.formula_for("torchao::quantize_affine_float8 torchao::dequantize_affine_float8")
+def float8(call: OpCall) -> Work:
+    """(input, scale): a product; quantising, two clamps."""
+    return _quantised(call, 1 if "dequantize" in call.op else 3, 1)
+
+
+@el.formula_for("torchao::choose_qparams_affine torchao::choose_scale_float8")
+def choose_scale(call: OpCall) -> Work:
+    """A minimum and a maximum, or the absolute value and a maximum, of each element."""
+    return el.vector_work(call, 2 * el.elements(call, 0), 0)
+
+
+def _quantised(call: OpCall, flops: int, *read: int) -> Work:
+    """Return so much of each element of argument 0, whatever its type."""
+    size = el.elements(call, 0)
+    work = el.vector_work(call, flops * size, 0, *read)
+    wider = max(call.itemsize_of(index) for index in (0, *read))
+    return replace(work, min_bytes=work.min_bytes + size * wider)
+
+
+@el.formula_for("fbgemm::FP8RowwiseQuantizedToFloat fbgemm::HFP8QuantizedToFloat")
+@el.formula_for("fbgemm::Fused8BitRowwiseQuantizedToFloat")
+def rows_to_float(call: OpCall) -> Work:
+    """(rows of bytes, their scale at the end of each): a product of each element, at most a shift.
+
+    Which of the bytes are elements, the version decides: all of them at most.
+    """
+    size = el.elements(call, 0)
+    work = el.vector_work(call, 0, 0, at_most=2 * size)
+    return replace(work, min_bytes=work.min_bytes + 4 * size)
+
+
+_OPTIMIZERS = (
+    "{,approx_}rowwise_adagrad{,_with_counter,_with_weight_decay} {approx_,}sgd adagrad adam lamb "
+    "lars_sgd partial_rowwise_{adam,lamb} none"
+)
+
+
+def _names(pattern: str) -> str:
+    """Return the names of a pattern with OPTIMIZER in it, of each."""
+    return " ".join(pattern.replace("OPTIMIZER", name) for name in _OPTIMIZERS.split())
+
+
+@el.formula_for("fbgemm::split_embedding_codegen_forward_{un,}weighted{,_vbe}{,_pt2,_cuda,_cpu}")
+@el.formula_for(_names("fbgemm::split_embedding_codegen_lookup_OPTIMIZER_function{,_pt2,_cpu}"))
+def embedding_lookup(call: OpCall) -> Work | None:
+    """Each index looked up adds a row to its bag: one per element, two if weighted.
+
+    Tables may be of several widths, and which one an index is of, its place decides: then at most
+    the widest, at least nothing. Two numbers in a row are the sum of the widths and the widest.
+    """
+    at = next((i for i in range(len(call.shapes)) if call.integer(i) and call.integer(i + 1)), None)
+    if at is None:
+        return None
+    total, widest = call.integer(at) or 0, call.integer(at + 1) or 0
+    tables = el.elements(call, at - 1) - 1  # the widths' offsets
+    indices = _first_integers(call, at + (4 if "lookup" in call.op else 2))
+    weighted = 2 if "_weighted" in call.op else 1
+    flops = weighted * indices * widest
+    moved = indices * widest * call.itemsize
+    if tables * widest == total:
+        return Work(vector_flops=flops, min_bytes=moved)
+    return Work(min_bytes=0, flops_at_most=2 * flops)
+
+
+def _first_integers(call: OpCall, index: int) -> int:
+    """Return the elements of the first tensor of integers from argument `index` on."""
+    for place in range(index, len(call.shapes)):
+        if call.dtype(place) in ("int64", "int32"):
+            return el.elements(call, place)
+    return 0
+
+
+_MOST_OF_AN_UPDATE = 20  # Adam's 13, LAMB's norms 4, decay 2, the gradient's own sum 1
+
+
+@el.formula_for(
+    _names("fbgemm::split_embedding_backward_codegen_OPTIMIZER_{un,}weighted_exact{,_vbe}_cuda")
+)
+def embedding_backward(call: OpCall) -> Work | None:
+    """Rows of gradients are summed and update the rows looked up: how many, the values decide.
+
+    At most each index its own row, of the widest table; the widest stands before the indices.
+    """
+    at = next((i for i in range(len(call.shapes)) if call.integer(i)), None)
+    if at is None:
+        return None
+    indices = _first_integers(call, at + 3)
+    return Work(flops_at_most=_MOST_OF_AN_UPDATE * indices * (call.integer(at) or 0))
