@@ -86,17 +86,19 @@ def analyse_traces(
     progress("reconciling")
     every = list(traces.values())
     ops, gaps, kernels = _together(every)
-    device = _device(every[0])
+    on_gpu = next((trace for trace in every if len(trace.kernels)), every[0])  # not a CPU rank's
+    device = _device(on_gpu)
     found = _ceilings(device, gpu, ceilings, on_gpu=len(kernels) > 0)
     warnings += found.warnings
-    if len(names := sorted({str(_device(trace).get("name")) for trace in every})) > 1:
+    computing = [trace for trace in every if len(trace.kernels)]
+    if len(names := sorted({str(_device(trace).get("name")) for trace in computing})) > 1:
         warnings.append(f"the ranks ran on different devices: {', '.join(names)}")
     sums = pd.DataFrame(ranks)
     ranks.sort(key=lambda row: int(row["rank"]))
     provenance = TraceProvenance(
         source=Source(model=file_text(files[0].name).removesuffix(".gz").removesuffix(".json")),
         called=Called(dtype=_main_dtype(ops)),
-        device=_described(device, gpu, every[0].info["vendors"], on_gpu=len(kernels) > 0),
+        device=_described(device, gpu, on_gpu.info["vendors"], on_gpu=len(kernels) > 0),
         environment=Environment(
             flopprof=flopprof.__version__,
             date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -84,6 +84,36 @@ def test_a_trace_has_the_keys_of_a_run_and_those_of_its_kernels(tmp_path, capsys
     assert Path("t.flopprof/report.md").exists()
 
 
+def test_a_cpu_rank_that_is_listed_first_does_not_hide_the_gpu_of_the_next(tmp_path):
+    on_cpu = write_trace(
+        tmp_path / "cpu.json",
+        with_shapes(op("aten::addmm", 0, 10), ADDMM),
+        distributedInfo={"rank": 1, "world_size": 2},
+    )
+
+    run = analyse_traces([on_cpu, small(tmp_path, rank=0)])
+
+    assert run.provenance.device.name == H100["name"]
+    assert run.rooflines["peak_flops_per_s"].max() == 1978.9e12  # fp8
+
+
+def test_properties_of_2021_are_read_too(tmp_path):
+    path = write_trace(
+        tmp_path / "old.json", *matmul(0, 1), computeProperties=[H100 | {"name": "Tesla P40"}]
+    )
+
+    assert analyse_traces(path).provenance.device.name == "Tesla P40"
+
+
+def test_a_device_that_has_ceilings_but_none_for_the_runs_dtype_says_so(tmp_path):
+    path = write_trace(tmp_path / "int32.json", *matmul(0, 1, dtype="int"), deviceProperties=[H100])
+
+    text = analyse_traces(path).report("text")
+
+    assert "the device has no ceiling for int32 products (it has for float64" in text
+    assert "no ceiling is known for this device" not in text
+
+
 def test_steps_have_their_own_rows_and_the_first_may_be_left_out(tmp_path, capsys):
     path = small(tmp_path)
 

@@ -15,6 +15,7 @@ from flopprof.ceilings.ceiling import Ceiling, Ceilings
 Row = dict[str, str]
 
 _ALIASES = {"numSms": "sm_count", "totalGlobalMem": "memory_bytes"}  # as in a trace's properties
+_MEMORY_TOLERANCE = 0.06  # of the board's memory: drivers and ECC keep some of it
 _BUS_TOLERANCE = 0.05  # HBM parts print 6016 or 6144 bits for one board; a cut bus loses an eighth
 HBM_BITS = 2048  # wider than any GDDR bus
 
@@ -76,7 +77,21 @@ def _read(name: str) -> tuple[Row, ...]:
 
 def _find(facts: dict[str, Any]) -> Row | None:
     rows = _fitting(facts)
+    if len(rows) > 1:  # boards of one name: the SMs and the bus tell
+        rows = [row for row in rows if _is_whole(row, facts)]
     return rows[0] if len(rows) == 1 else None
+
+
+def _alike(facts: dict[str, Any]) -> list[Row]:
+    """Return the boards that have as many SMs and as much memory as a device without a name."""
+    sms, memory_bytes = facts.get("sm_count"), facts.get("memory_bytes")
+    if not sms or not memory_bytes:
+        return []
+    rows = [row for row in peak_rows() if row["memory_gib"] and sms == int(row["sm_count"])]
+    ratios = [memory_bytes / 2**30 / float(row["memory_gib"]) for row in rows]
+    return [
+        row for row, ratio in zip(rows, ratios, strict=True) if abs(ratio - 1) <= _MEMORY_TOLERANCE
+    ]
 
 
 def _fitting(facts: dict[str, Any]) -> list[Row]:
@@ -133,6 +148,13 @@ def _unknown(facts: dict[str, Any]) -> str:
     if len(several := _fitting(facts)) > 1:
         named = ", ".join(row["name"] for row in several)
         return f"{facts['name']!r} may be any of {named}: give --gpu NAME or --ceilings FILE"
+    if alike := _alike(facts):
+        named = " or ".join(row["name"] for row in alike)
+        return (
+            f"no ceiling is known for the GPU {facts.get('name', '')!r}{sms} and "
+            f"{facts['memory_bytes'] / 1e9:.0f} GB; {named} has as many and as much: if it is "
+            f"one, give --gpu '{alike[0]['name']}'"
+        )
     return (
         f"no ceiling is known for the GPU {facts.get('name', '')!r}{sms}: give --gpu NAME or "
         f"--ceilings FILE (known: {', '.join(row['name'] for row in peak_rows())})"

@@ -282,6 +282,10 @@ def _rate(run: Run, flops_per_s: float) -> str:
     rate = si(flops_per_s, "FLOP/s")
     roof = main_roofline(run)
     if roof is None or math.isnan(roof.peak_flops_per_s):
+        if len(run.rooflines) and run.rooflines["peak_flops_per_s"].notna().any():
+            dtype = run.provenance.called.dtype
+            known = ", ".join(dict.fromkeys(run.rooflines["dtype"]))
+            return f"{rate}; the device has no ceiling for {dtype} products (it has for {known})"
         return f"{rate}; no ceiling is known for this device"
     if not roof.valid:
         return f"{rate}; the {roof.dtype} matmul ceiling was measured on a busy machine: no share"

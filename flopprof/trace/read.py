@@ -122,7 +122,8 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         "vendors": sorted(found.vendors),
         "warnings": found.warnings,
     }
-    devices = _devices(header.get("deviceProperties"), found.warnings)
+    properties = header.get("deviceProperties") or header.get("computeProperties")  # of 2021
+    devices = _devices(properties, found.warnings)
     return Trace(ops, tree.gaps_frame(), kernels, tree.module_types, devices, info)
 
 

@@ -72,7 +72,7 @@ def test_names_as_drivers_spell_them_are_known(name, sms, dtype, flops_per_s, by
 @pytest.mark.parametrize(
     "properties",
     [
-        {"name": "NVIDIA H20", "numSms": 78, "computeMajor": 9, "computeMinor": 0},
+        {"name": "NVIDIA H25", "numSms": 78, "computeMajor": 9, "computeMinor": 0},
         {"name": "NVIDIA H200 NVL", "numSms": 132, "computeMajor": 9, "computeMinor": 0},
         {"name": "NVIDIA A100-SXM4-80GB", "numSms": 98, "computeMajor": 8, "computeMinor": 0},
         {"name": "AMD Radeon Graphics", "numSms": 304, "computeMajor": 9, "computeMinor": 4},
@@ -101,7 +101,7 @@ def test_a_slice_has_its_share_of_the_sms_and_no_bandwidth():
 
 def test_a_cut_down_part_is_computed_from_its_own_clock_and_bus():
     live = {
-        "name": "NVIDIA H20",
+        "name": "NVIDIA H25",
         "kind": "cuda",
         "sm_count": 78,
         "capability": "9.0",
@@ -162,12 +162,15 @@ def test_the_clock_explains_the_datasheet_within_two_percent():
                 else:
                     off.append((row["name"], column))
 
-    # A10G's tensor cores run at half A10's rate; B200's TF32 is printed as 1.1 (rounded).
-    assert (close, len(off)) == (159, 3)
+    # A10G's tensor cores run at half A10's rate; B200's TF32 is printed as 1.1, GB200's vector
+    # figures as 40 and 80 (rounded).
+    assert (close, len(off)) == (389, 5)
     assert set(off) == {
         ("A10G", "fp16"),
         ("A10G", "bf16"),
         ("B200 SXM 180/192GB", "tf32"),
+        ("GB200 (one GPU)", "fp64"),
+        ("GB200 (one GPU)", "fp32"),
     }
 
 
@@ -175,7 +178,7 @@ def test_every_row_of_the_peaks_names_its_source():
     text = resources.files("flopprof.ceilings").joinpath("peaks.csv").read_text(encoding="utf-8")
     rows = list(csv.DictReader(text.splitlines()))
 
-    assert len(rows) == 26
+    assert len(rows) == 71
     assert all(row["source"] and row["arch_key"] in flops_per_clk() for row in rows)
     assert len({row["name"] for row in rows}) == len(rows)
 
@@ -195,3 +198,60 @@ def test_recorded_devices_have_ceilings(gpu_traces, file, bf16_or_fp16):
     found = peaks(rooflines_for_gpu(properties))
 
     assert found["float16", "tensor"] == bf16_or_fp16
+
+
+@pytest.mark.parametrize(
+    ("name", "sms", "dtype", "flops_per_s", "bytes_per_s"),
+    [
+        # GeForce boards multiply 16-bit numbers with fp32 accumulate at half rate.
+        ("NVIDIA GeForce RTX 2080 Ti", 68, "float16", 53.8e12, 616e9),
+        ("NVIDIA GeForce RTX 3060", 28, "bfloat16", 25.5e12, 360e9),
+        ("NVIDIA GeForce RTX 3080", 68, "bfloat16", 59.5e12, 760e9),
+        ("NVIDIA GeForce RTX 4060", 24, "bfloat16", 30.2e12, 272e9),
+        ("NVIDIA GeForce RTX 5080", 84, "bfloat16", 112.6e12, 960e9),
+        ("NVIDIA TITAN RTX", 72, "float16", 130.5e12, 672e9),
+        ("Tesla P100-SXM2-16GB", 56, "float16", 21.2e12, 732e9),
+        ("Tesla P40", 30, "float32", 11.8e12, 346e9),
+        ("Tesla V100S-PCIE-32GB", 80, "float16", 130e12, 1134e9),
+        ("NVIDIA A40", 84, "bfloat16", 149.7e12, 696e9),
+        ("NVIDIA RTX A5000", 64, "bfloat16", 111.1e12, 768e9),
+        ("NVIDIA L40", 142, "bfloat16", 181.05e12, 864e9),
+        ("NVIDIA L20", 92, "bfloat16", 119.5e12, 864e9),
+        ("NVIDIA A800-SXM4-80GB", 108, "bfloat16", 312e12, 2039e9),
+        ("NVIDIA H800", 132, "bfloat16", 989.4e12, 3350e9),
+        ("NVIDIA H20", 78, "bfloat16", 148e12, 4000e9),
+        ("NVIDIA GB200", 148, "bfloat16", 2500e12, 8000e9),
+        ("NVIDIA B300 SXM6 AC", 148, "bfloat16", 2250e12, 8000e9),
+        ("AMD Instinct MI210", 104, "bfloat16", 181e12, 1638.4e9),
+        ("AMD Instinct MI250", 104, "bfloat16", 181e12, 1638.4e9),
+        ("AMD Instinct MI250X", 110, "bfloat16", 191.5e12, 1638.5e9),
+        ("AMD Instinct MI325X", 304, "bfloat16", 1307.4e12, 6000e9),
+        ("AMD Instinct MI355X", 256, "bfloat16", 2516.6e12, 8000e9),
+    ],
+)
+def test_boards_have_the_dense_figures_of_their_datasheets(
+    name, sms, dtype, flops_per_s, bytes_per_s
+):
+    rooflines = rooflines_for_gpu({"name": name, "numSms": sms})
+
+    assert peaks(rooflines)[dtype, "tensor"] == pytest.approx(flops_per_s)
+    assert set(rooflines["peak_bytes_per_s"]) == {bytes_per_s}
+
+
+@pytest.mark.parametrize("name", ["", "AMD Radeon Graphics"])
+def test_a_gpu_without_a_name_is_asked_back_with_the_one_that_fits(name):
+    # 304 compute units and 192 GiB: an MI300X; an MI325X has 256 GiB.
+    properties = {"name": name, "numSms": 304, "totalGlobalMem": 206141652992}
+
+    found = ceilings_for_gpu(properties)
+
+    assert not found.entries
+    (warning,) = found.warnings
+    assert "MI300X has as many and as much" in warning
+    assert warning.endswith("give --gpu 'MI300X'")
+    assert "MI325X" not in warning
+
+
+def test_every_name_in_the_table_fits_one_row_alone():
+    for row in peak_rows():
+        assert not rooflines_for_gpu({"name": row["name"]}).empty, row["name"]
