@@ -16,6 +16,7 @@ from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.devices.categories import device_kind
 from flopprof.errors import UsageError
 from flopprof.files import real_path
+from flopprof.judge.walk import owners
 from flopprof.provenance import (
     COMMAND,
     Called,
@@ -31,6 +32,7 @@ from flopprof.provenance import (
 from flopprof.run import Run
 from flopprof.tables import KERNELS, MODULE_CALLS, OPS
 from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.replay import join_capture
 from flopprof.trace.tree import busy_until
 from flopprof.units import file_text
 
@@ -44,6 +46,7 @@ def analyse_traces(
     gpu: str | None = None,
     ceilings: str | Path | None = None,
     skip_steps: int = 0,
+    capture: str | Path | None = None,
     progress: Progress = lambda _stage: None,
 ) -> Run:
     """Return the `Run` of one trace, or of several ranks' traces of one job together.
@@ -55,6 +58,8 @@ def analyse_traces(
         gpu: Name of the GPU whose ceilings count, in place of the one that the trace names.
         ceilings: A ceilings file, whose entries go before the tables'.
         skip_steps: How many profiler steps to leave out from the start.
+        capture: The trace of the capture of graphs that are replayed here: their kernels get its
+            ops, by order and name.
         progress: Called with the name of each stage as it begins.
 
     Raises:
@@ -64,11 +69,17 @@ def analyse_traces(
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
     if len({real_path(file) for file in files}) < len(files):
         raise UsageError("one trace is given twice", remedy="give each rank's trace once")
+    captured = None
+    if capture is not None:
+        progress(f"reading {file_text(Path(capture).name)}")
+        captured = read_trace(capture, as_capture=True)
     traces: dict[int, Trace] = {}
     ranks, steps, warnings = [], [], []
     for file in files:
         progress(f"reading {file_text(file.name)}")
         trace = read_trace(file)
+        if captured is not None:
+            trace = join_capture(trace, captured, owners(captured.ops))
         rank = int(trace.info["rank"])
         if rank in traces:
             again = (

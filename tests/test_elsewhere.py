@@ -574,3 +574,13 @@ def test_what_is_no_trace_is_named_for_what_it_is(tmp_path, capsys):
     assert "an HTML page" in capsys.readouterr().err
     assert main(["trace", str(tmp_path / "link.json")]) == 2
     assert "a link to" in capsys.readouterr().err
+
+
+def test_a_trace_of_kernels_alone_can_be_annotated(tmp_path):
+    path = write_trace(tmp_path / "t.json", kernel(1, 20, 5), kernel(2, 30, 7))
+
+    annotate_trace(path, tmp_path / "out.json", analyse_traces(path))
+
+    after = json.loads((tmp_path / "out.json").read_text())
+    verdicts = [e["args"].get("verdict") for e in after["traceEvents"] if e.get("cat") == "kernel"]
+    assert verdicts == ["hidden", "hidden"]

@@ -23,6 +23,11 @@ def trace(parser: ArgumentParser) -> Handler:
         "--skip-steps", type=int, default=0, metavar="N", help="leave out the first N steps"
     )
     parser.add_argument(
+        "--capture",
+        metavar="FILE",
+        help="trace of the capture of graphs that are replayed here: its ops get their kernels",
+    )
+    parser.add_argument(
         "--annotate",
         metavar="OUT",
         help="write the trace again, with FLOPs, rates and verdicts in it: out.json.gz",
@@ -42,7 +47,7 @@ def trace(parser: ArgumentParser) -> Handler:
             raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
         if args.annotate and len(args.files) > 1:
             raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
-        for name in args.files:
+        for name in [*args.files, *filter(None, [args.capture])]:
             check_is_no_model(Path(name))
         if args.annotate:
             _check_annotated(args)
@@ -59,6 +64,7 @@ def trace(parser: ArgumentParser) -> Handler:
                 gpu=args.gpu,
                 ceilings=args.ceilings,
                 skip_steps=args.skip_steps,
+                capture=args.capture,
                 progress=progress,
             )
             made.append(run)

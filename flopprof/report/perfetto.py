@@ -124,8 +124,8 @@ def _counters(run: Run, ops: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the counter events: what runs at each time, averaged over `BINS` parts of the run."""
     busy, origin = run.kernels.query("kind == 'compute'"), _origin_us(run)
     if len(run.kernels):
-        owner = np.where(busy["op_id"] >= 0, ops["owner"].to_numpy()[busy["op_id"]], -1)
-        rate = np.where(owner >= 0, ops["FLOP/s"].to_numpy()[owner], math.nan)
+        owner = np.append(ops["owner"].to_numpy(), -1)[busy["op_id"]]  # the last is for -1
+        rate = np.append(ops["FLOP/s"].to_numpy(dtype=float), math.nan)[owner]
         start, length = busy["start_us"].to_numpy(), busy["duration_us"].to_numpy()
     else:
         counted = ops[ops["owner"] == ops["op_id"]]

@@ -37,8 +37,8 @@ class Events:
     """The events of interest, column by column."""
 
     hosts: Columns = field(default_factory=lambda: columns("ddqbqqqq"))  # as in HostRow
-    # Correlation, thread, start, external id, name.
-    launches: Columns = field(default_factory=lambda: columns("qqdqq"))
+    # Correlation, thread, start, external id, name, the kernel's name (-1 where it is not told).
+    launches: Columns = field(default_factory=lambda: columns("qqdqqq"))
     # Correlation, name, kind, stream, device, graph, start, length, external id.
     kernels: Columns = field(default_factory=lambda: columns("qqbqqqddq"))
     kernel_names: dict[str, int] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class _Rows:
     """Rows of one chunk; columns take many at once faster than one by one."""
 
     hosts: list[HostRow] = field(default_factory=list)
-    launches: list[tuple[int, int, float, int, int]] = field(default_factory=list)
+    launches: list[tuple[int, int, float, int, int, int]] = field(default_factory=list)
     kernels: list[tuple[int, int, int, int, int, int, float, float, int]] = field(
         default_factory=list
     )
@@ -172,7 +172,10 @@ def _take_launch(event: _Event, events: Events, rows: _Rows) -> None:
     correlation = _integer(event.args, "correlation")
     external = _integer(event.args, "External id", "external id")
     name = _number_of(events.names, event.name)
-    rows.launches.append((correlation, _thread(event.raw, events), event.start, external, name))
+    kernel = event.args.get("kernel")  # ROCm's tracer tells it
+    told = _number_of(events.names, kernel) if type(kernel) is str else -1
+    thread = _thread(event.raw, events)
+    rows.launches.append((correlation, thread, event.start, external, name, told))
     if "GraphLaunch" in event.name:
         events.replays.add(correlation)
 

@@ -2,6 +2,7 @@
 
 import re
 from array import array
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -13,17 +14,25 @@ from flopprof.trace.tree import Tree, busy_until, text_codes
 # What multiplies float32 on tensor units. The op's element types do not say.
 _TF32 = re.compile(r"tf32|tensorop_s\d|_s1688|nvjet_s", re.IGNORECASE)
 _STEP = "ProfilerStep#"  # a range around everything: a kernel that only it holds is hidden
+# Calls that queue work, and those around a capture.
+_QUEUES = re.compile(r"(?<!Graph)Launch(?!Host)|Enqueue|enqueue|Memcpy|Memset")
+_CAPTURE = re.compile(r"StreamBeginCapture|StreamEndCapture|GraphInstantiate")
+_COPIES = re.compile(r"memcpy|copy", re.IGNORECASE)
+_FILLS = re.compile(r"memset|fill", re.IGNORECASE)
 _TRUSTED_FRAC = 0.5  # of the links by correlation that External ids confirm; in one file none did
 
 
-def link_kernels(tree: Tree) -> np.ndarray:
+def link_kernels(tree: Tree, nodes: np.ndarray) -> np.ndarray:
     """Return each kernel's node: the innermost around its launch that is no range; -1 for none.
 
     A launch is found by its correlation id; where launch and kernel share none, by External id.
+
+    Args:
+        tree: The host nodes.
+        nodes: Each launch's node, by `launch_nodes`.
     """
     events = tree.found
     wanted = np.frombuffer(events.kernels[0], "q")
-    nodes = _launch_nodes(tree)
     ids = np.frombuffer(events.launches[0], "q")
     if not len(wanted):
         return np.zeros(0, dtype=np.int64)
@@ -46,7 +55,7 @@ def link_kernels(tree: Tree) -> np.ndarray:
     return links
 
 
-def _launch_nodes(tree: Tree) -> np.ndarray:
+def launch_nodes(tree: Tree) -> np.ndarray:
     """Return each launch's innermost node that is no range, on its thread; -1 for none.
 
     One sweep over nodes and launches in order of time: no parent is climbed for a launch.
@@ -111,7 +120,7 @@ def _by_external_id(tree: Tree, launch_nodes: np.ndarray) -> np.ndarray:
     events = tree.found
     wanted = np.frombuffer(events.kernels[8], "q")
     begins = np.frombuffer(events.kernels[6], "d")
-    _, _, times, ids, _ = (np.frombuffer(c, c.typecode) for c in events.launches)
+    _, _, times, ids, *_ = (np.frombuffer(c, c.typecode) for c in events.launches)
     hosts = tree.external
     is_op = np.frombuffer(tree.role, "b") != RANGE
     nodes = np.flatnonzero(is_op & (hosts > 0))
@@ -149,14 +158,19 @@ def _last_match(
     return np.where(match, nodes[order][first], -1)
 
 
-def promote_launchers(tree: Tree, links: np.ndarray) -> None:
-    """Make ops of the host nodes that launched compute kernels themselves; before `walk`.
+def computing_nodes(tree: Tree, links: np.ndarray) -> set[int]:
+    """Return the nodes that launched compute kernels themselves."""
+    kinds = np.frombuffer(tree.found.kernels[2], "b")
+    nodes = np.unique(links[(links >= 0) & (kinds == KERNEL_KINDS.index("compute"))])
+    return set(nodes.tolist())
+
+
+def promote_launchers(tree: Tree, nodes: Iterable[int]) -> None:
+    """Make ops of host nodes that launched compute kernels themselves; before `walk`.
 
     Such are custom autograd functions, compiled code, Triton kernels, the optimizer of a library.
     """
-    kinds = np.frombuffer(tree.found.kernels[2], "b")
-    computing = np.unique(links[(links >= 0) & (kinds == KERNEL_KINDS.index("compute"))])
-    for node in computing.tolist():
+    for node in nodes:
         if tree.role[node] == OTHER and not tree.names[tree.label[node]].startswith(_STEP):
             tree.role[node] = OP
             tree.label[node] = tree.signature[node]
@@ -184,6 +198,30 @@ def give_kernels(tree: Tree, links: np.ndarray) -> None:
             marks[parent] = marks[parent] or marks[node]
     tree.device_us = array("d", device_us)
     tree.in_tf32 = set(np.flatnonzero(marks).tolist())
+
+
+def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str, int]]]:
+    """Return what each captured graph queued, in order: kind, kernel ("" if untold) and node.
+
+    Those are the launches that no kernel has, between the calls that begin and end a capture.
+    """
+    events = tree.found
+    ids, _, times, _, names, kernels = (
+        np.frombuffer(column, column.typecode) for column in events.launches
+    )
+    ran = np.isin(ids, np.frombuffer(events.kernels[0], "q"))
+    texts = list(events.names)
+    graphs: list[list[tuple[str, str, int]]] = [[]]
+    for row in np.argsort(times, kind="stable").tolist():
+        call = texts[names[row]]
+        if _CAPTURE.search(call):
+            graphs.append([])
+        elif _QUEUES.search(call) and not ran[row] and nodes[row] >= 0:
+            kind = "memcpy" if _COPIES.search(call) else "compute"
+            kind = "memset" if _FILLS.search(call) else kind
+            kernel = texts[kernels[row]] if kernels[row] >= 0 else ""
+            graphs[-1].append((kind, kernel, int(nodes[row])))
+    return [graph for graph in graphs if graph]
 
 
 def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:

@@ -20,7 +20,15 @@ from flopprof.tables import OPS
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, extend, take_events
 from flopprof.trace.foreign import what_else
-from flopprof.trace.kernels import give_kernels, kernels_frame, link_kernels, promote_launchers
+from flopprof.trace.kernels import (
+    captured_launches,
+    computing_nodes,
+    give_kernels,
+    kernels_frame,
+    launch_nodes,
+    link_kernels,
+    promote_launchers,
+)
 from flopprof.trace.salvage import Damage
 from flopprof.trace.signatures import Signature
 from flopprof.trace.stream import stream_events
@@ -40,12 +48,19 @@ class Trace:
     info: dict[str, Any]
 
 
-def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None = None) -> Trace:
+def read_trace(
+    path: str | Path,
+    *,
+    profiler_flops: Mapping[int, float] | None = None,
+    as_capture: bool = False,
+) -> Trace:
     """Return the ops, kernels and gaps of the trace at `path`.
 
     Args:
         path: A Chrome trace by torch.profiler, `.json`, gzipped or not.
         profiler_flops: External id → FLOPs by `with_flops`, which no trace file has; 0 is unknown.
+        as_capture: Put what graphs captured into `info["captured"]`: what each queued, in order,
+            as kind, kernel's name ("" where it is not told) and op.
 
     Raises:
         UsageError: There is no such file.
@@ -70,7 +85,7 @@ def read_trace(path: str | Path, *, profiler_flops: Mapping[int, float] | None =
         raise _without_ops(path)
     if not found.has_ranges:
         extend(found.hosts, found.python_modules or found.annotations)
-    trace = _build(found, header, profiler_flops or {})
+    trace = _build(found, header, profiler_flops or {}, as_capture=as_capture)
     if not len(trace.ops) and not found.has_ranges and not len(trace.kernels):
         raise _without_ops(path)
     return trace
@@ -83,12 +98,21 @@ def _without_ops(path: str | Path) -> LoadError:
     )
 
 
-def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, float]) -> Trace:
+def _build(
+    found: Events,
+    header: dict[str, Any],
+    profiler_flops: Mapping[int, float],
+    *,
+    as_capture: bool,
+) -> Trace:
     """Build the trees and return the tables."""
     origin, latest = _span(found)
     tree = Tree(found, _order(found), origin)
-    links = link_kernels(tree)
-    promote_launchers(tree, links)
+    launching = launch_nodes(tree)
+    links = link_kernels(tree, launching)
+    captured = captured_launches(tree, launching) if as_capture else []
+    queueing = {node for graph in captured for kind, _, node in graph if kind == "compute"}
+    promote_launchers(tree, sorted(computing_nodes(tree, links) | queueing))
     if not found.calls.has_values:
         derive_convolutions(tree)
     derive_padding(tree)
@@ -120,11 +144,22 @@ def _build(found: Events, header: dict[str, Any], profiler_flops: Mapping[int, f
         "device_busy_us": busy_us,
         "unlinked_kernel_us": float(orphans["duration_us"].sum()) if len(kernels) else math.nan,
         "vendors": sorted(found.vendors),
+        "captured": [_with_ops(graph, tree) for graph in captured],
         "warnings": found.warnings,
     }
     properties = header.get("deviceProperties") or header.get("computeProperties")  # of 2021
     devices = _devices(properties, found.warnings)
     return Trace(ops, tree.gaps_frame(), kernels, tree.module_types, devices, info)
+
+
+def _with_ops(graph: list[tuple[str, str, int]], tree: Tree) -> list[tuple[str, str, int]]:
+    """Return the graph's launches with the number of the op in place of the node's."""
+    launches = []
+    for kind, kernel, node in graph:
+        op = node if tree.role[node] == OP else tree.op_parent[node]
+        if op >= 0:
+            launches.append((kind, kernel, int(tree.rows[op])))
+    return launches
 
 
 def _span(found: Events) -> tuple[float, float]:
