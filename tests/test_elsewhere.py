@@ -503,7 +503,9 @@ def test_h100_training_of_both_ranks_together(gpu_traces, capsys):
     assert 0 < 1 - alone["linked_kernel_time_frac"] < 0.32
     assert [rank["rank"] for rank in both["ranks"]] == [0, 1]
     assert both["ops"]["aten::mm"]["calls"] == 2 * 636
-    assert both["matmul_flops"] == sum(rank["matmul_flops"] for rank in both["ranks"])
+    # A rank's part is what was counted; the whole has lower bounds, of packed attention, too.
+    counted = sum(rank["matmul_flops"] for rank in both["ranks"])
+    assert counted < both["matmul_flops"] < 1.001 * counted
     assert 0 < both["communication_frac"] < 1
     assert both["slowest_rank"] == 1  # 131 against 122 ms of its own kernels
 
