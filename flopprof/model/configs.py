@@ -13,6 +13,13 @@ MAX_MODULES = 300_000  # of one model; 60 µs and 3 kB each to build
 _REPEATED = re.compile("(?i)(^|_)n?(um)?_?(hidden_)?(layers?|blocks?|experts?|stages?|depths?)$")
 _SIZE = re.compile("(?i)size|dim|width|hidden|channels|d_model|d_ff|heads|features|position|embd")
 _TEXT_LENGTH = 128
+_POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
+_DECODER_POSITIONS = ("max_target_positions", "max_decoder_position_embeddings", *_POSITIONS)
+_POSITIONS_AFTER_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
+    "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
+"""Models whose positions are counted from the one after the padding's."""
 _SAMPLES = 16_000  # a second of sound
 
 
@@ -79,24 +86,43 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
     """Return the inputs that a model of transformers of this configuration takes, as specs."""
     words_of = section(config, "text_config")
     vision = section(config, "vision_config")
-    longest = number(words_of, "max_position_embeddings", "n_positions", default=_TEXT_LENGTH)
     words = number(words_of, "vocab_size", default=1000)
-    ids = f"1x{min(_TEXT_LENGTH, longest)}:int64:0-{words}"
+    ids = f"1x{_length(words_of, *_POSITIONS)}:int64:0-{words}"
     channels = number(vision, "num_channels", "in_channels", default=3)
     pixels = f"pixel_values=1x{channels}x{'x'.join(map(str, image_size(vision)))}"
-    frames = 2 * number(config, "max_source_positions", default=1500)
     known = {
         "input_ids": f"input_ids={ids}",  # without a mask all count
         "pixel_values": pixels,
-        "input_features": f"input_features=1x{number(config, 'num_mel_bins', default=80)}x{frames}",
+        "input_features": f"input_features=1x{_spectrum(config)}",
         "input_values": f"input_values=1x{_SAMPLES}",
     }
+    if config.get("model_type") == "audio-spectrogram-transformer":  # frames, not samples
+        frames = number(config, "max_length", default=1024)
+        known["input_values"] = (
+            f"input_values=1x{frames}x{number(config, 'num_mel_bins', default=128)}"
+        )
     specs = known.get(main)
     if isinstance(config.get("text_config"), dict) and isinstance(
         config.get("vision_config"), dict
     ):
         specs = f"input_ids={ids} {pixels}"
     if specs and config.get("is_encoder_decoder") is True:
-        target = min(_TEXT_LENGTH, number(config, "max_target_positions", default=_TEXT_LENGTH))
-        specs += f" decoder_input_ids=1x{min(target, longest)}:int64:0-{words}"
+        length = _length(words_of, *_DECODER_POSITIONS)
+        specs += f" decoder_input_ids=1x{length}:int64:0-{words}"
     return specs
+
+
+def _length(config: Mapping[str, Any], *names: str) -> int:
+    """Return how many words to give: as many as the model has positions for, if those are few."""
+    longest = number(config, *names, default=_TEXT_LENGTH)
+    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
+        longest -= number(config, "pad_token_id", default=1) + 1
+    return max(1, min(_TEXT_LENGTH, longest))
+
+
+def _spectrum(config: Mapping[str, Any]) -> str:
+    """Return the size of a sound's spectrum: bins by frames, or frames by channels."""
+    positions = number(config, "max_source_positions", default=1500)
+    if "input_feat_per_channel" in config:
+        return f"{positions}x{number(config, 'input_feat_per_channel', default=80)}"
+    return f"{number(config, 'num_mel_bins', default=80)}x{2 * positions}"

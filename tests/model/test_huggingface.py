@@ -14,6 +14,7 @@ from flopprof.errors import (
     UsageError,
 )
 from flopprof.model import load_model
+from flopprof.model.inputs import make_inputs, parse_input
 
 transformers = pytest.importorskip("transformers")
 SMALL = {
@@ -268,3 +269,57 @@ def test_a_config_of_odd_types_is_a_model_or_our_error(changes, tmp_path):
 
     assert code == 0
     assert outcome in (0, 2, 3, 5)
+
+
+SPEECH = {
+    "d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "vocab_size": 50,
+    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+}  # fmt: skip
+WORDS = {
+    "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
+    "vocab_size": 50,
+}  # fmt: skip
+FEW = {"max_position_embeddings": 20}
+# Its configuration; the inputs that it has positions for.
+FEW_POSITIONS = {
+    "WhisperForConditionalGeneration": (
+        {**SPEECH, "max_source_positions": 50, "max_target_positions": 20, "num_mel_bins": 16},
+        "input_features=1x16x100 decoder_input_ids=1x20:int64:0-50",
+    ),
+    "Speech2TextForConditionalGeneration": (
+        {**SPEECH, "max_source_positions": 80, "max_target_positions": 20,
+         "input_feat_per_channel": 16, "conv_channels": 32},
+        "input_features=1x80x16 decoder_input_ids=1x20:int64:0-50",
+    ),
+    "LEDForConditionalGeneration": (
+        {**SPEECH, "max_encoder_position_embeddings": 40, "max_decoder_position_embeddings": 20,
+         "attention_window": 8},
+        "input_ids=1x40:int64:0-50 decoder_input_ids=1x20:int64:0-50",
+    ),
+    "BartForConditionalGeneration": (
+        {**SPEECH, **FEW}, "input_ids=1x20:int64:0-50 decoder_input_ids=1x20:int64:0-50",
+    ),
+    "BertForMaskedLM": ({**WORDS, **FEW}, "input_ids=1x20:int64:0-50"),
+    # Positions 0 and 1 are the padding's and what lies before.
+    "RobertaForMaskedLM": ({**WORDS, **FEW, "pad_token_id": 1}, "input_ids=1x18:int64:0-50"),
+    "MPNetForMaskedLM": ({**WORDS, **FEW, "pad_token_id": 1}, "input_ids=1x18:int64:0-50"),
+    "ASTForAudioClassification": (
+        {**WORDS, "max_length": 64, "num_mel_bins": 32}, "input_values=1x64x32",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FEW_POSITIONS)
+def test_inputs_are_as_long_as_the_model_has_positions(tmp_path, name):
+    settings, inputs = FEW_POSITIONS[name]
+    config = getattr(transformers, name).config_class(**settings, architectures=[name])
+    config.save_pretrained(tmp_path)
+
+    loaded = load_model(tmp_path)
+
+    assert loaded.input_hint == inputs
+    specs = [parse_input(text) for text in inputs.split()]
+    positional, named = make_inputs(specs, device="cpu")
+    with torch.no_grad():
+        loaded.model.eval()(*positional, **named)  # raises if a position is missing
