@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flopprof.api import count_flops, profile
+    from flopprof.api import count_flops, load, profile
     from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
     from flopprof.capture.training import Training
     from flopprof.elsewhere import analyse_traces
@@ -22,6 +22,7 @@ _HOMES = {
     "analyse_traces": "flopprof.elsewhere",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
+    "load": "flopprof.api",
     "module_formula": "flopprof.formulas",
     "op_formula": "flopprof.formulas",
     "profile": "flopprof.api",
@@ -36,6 +37,7 @@ __all__ = [
     "analyse_traces",
     "calculate_flops_for_size",
     "count_flops",
+    "load",
     "module_formula",
     "op_formula",
     "profile",

@@ -1,394 +1,357 @@
-"""Run the stages in order and return a `Run`: the only module that knows their order."""
+"""The front doors: `load`, `count_flops`, `profile`; `analyse_traces` is in `elsewhere`.
 
-import copy
-import functools
+Each takes what the command line takes for MODEL, or a module, and the options of `Settings`.
+"""
+
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import pandas as pd
 
 from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.alone import alone
-from flopprof.capture.call import (
-    Inputs,
-    are_sizes,
-    as_inputs,
-    autocasting,
-    guarded,
-    home,
-    is_size,
-    meta_twin,
-    unchanged,
-    using_threads,
-)
+from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
 from flopprof.capture.describe import (
-    Origin,
     describe_environment,
     describe_source,
     describe_telemetry,
     main_dtype,
 )
 from flopprof.capture.foreign import foreign_work
-from flopprof.capture.passes import (
-    Train,
-    against_eager,
-    as_training,
-    compile_and_trace,
-    count_and_trace,
-    gzipped,
-    observer_effect,
-    read_traces,
-    trace_again,
+from flopprof.capture.passes import count_and_trace
+from flopprof.capture.subject import Subject, find_subject, training_of
+from flopprof.capture.watch import Watched, on_device, watch
+from flopprof.errors import FlopprofError, ModelError
+from flopprof.judge.hidden import hidden_gaps
+from flopprof.provenance import (
+    Called,
+    CallProvenance,
+    CountProvenance,
+    DeviceFacts,
+    Spread,
+    Timing,
 )
-from flopprof.errors import FlopprofError, UsageError
-from flopprof.provenance import Called, CallProvenance, CountProvenance, DeviceFacts, Spread, Timing
 from flopprof.run import Count, Run
+from flopprof.settings import Options, Progress, Settings, silent
 from flopprof.tables import ROOFLINES
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from flopprof.capture.training import Training
+    from flopprof.ceilings.ceiling import Ceilings
+    from flopprof.devices import Device
+    from flopprof.trace.read import Trace
 
-REPEATS, WARMUP = 10, 3
-TRACES = 5
-"""Calls traced, of which each site's time is the median."""
-Progress = Callable[[str], None]
+
+def load(
+    what: "str | Path | nn.Module",
+    inputs: Any = None,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    **options: Unpack[Options],
+) -> Subject:
+    """Return the model that `what` names and inputs that it takes, ready to call.
+
+    Args:
+        what: A model file or a Hugging Face folder; code, "torchvision:resnet50", "timm:NAME",
+            "my_net.py:build"; or a module.
+        inputs: As for `count_flops`; the architecture's own where it is known, unless given.
+        kwargs: Keyword inputs.
+        options: The fields of `Settings`.
+
+    Raises:
+        FlopprofError: The file, the architecture or the input is not usable.
+    """
+    settings = Settings.of(options)
+    if not isinstance(what, str | Path):
+        return find_subject(what, inputs, kwargs, settings)
+    from flopprof.devices import find_device
+
+    device = find_device(settings.device or "cpu")
+    return find_subject(what, inputs, kwargs, settings, device=device.torch_device)
 
 
 @overload
 def count_flops(
-    model: "nn.Module",
+    what: Any,
     inputs_or_size: list[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: Train = False,
+    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Any: ...
 @overload
 def count_flops(
-    model: "nn.Module",
+    what: Any,
     inputs_or_size: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: Train = False,
+    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Count: ...
 def count_flops(
-    model: "nn.Module",
+    what: Any,
     inputs_or_size: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: Train = False,
+    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Any:
-    """Return the FLOPs of one call of `model`, counted from shapes on the meta device.
+    """Return the FLOPs of one call of a model, counted from shapes on the meta device.
 
     In eval mode and without gradients, unless it is trained, whatever its mode. The model is left
     as it was, and is itself called only where it cannot run on the meta device.
 
     Args:
-        model: Any module, on any device.
+        what: A module on any device, or what `load` takes: no weights of a file are read.
         inputs_or_size: A tensor, a tuple of inputs, a size such as (1, 3, 224, 224), a text
             "1x3x224x224"; or a list of sizes, for a DataFrame with one row per size.
         kwargs: Keyword inputs.
-        train: Whether to count a training step: forward, loss (the sum of the outputs), backward
-            and an SGD step; or a `Training` that says which loss and optimizer; or a function of
-            model and inputs that takes a whole step of your own: accumulation, scaler, EMA.
+        progress: Called with the name of each stage as it begins.
+        options: The fields of `Settings` that say how the model is found and called; with
+            `train`, a training step is counted.
 
     Raises:
         UsageError: The inputs are of no usable kind, or do not fit the model.
         ModelError: The model raised.
     """
-    if _are_several(inputs_or_size):
-        return _count_sizes(model, inputs_or_size, kwargs, train)
-    return Count.of(run_count(model, as_inputs(inputs_or_size, kwargs, model), train=train))
+    settings = Settings.of(options)
+    if are_several(inputs_or_size):
+        runs = [run_count(what, size, kwargs, settings, progress) for size in inputs_or_size]
+        return pd.DataFrame(map(_row, runs))
+    return Count.of(run_count(what, inputs_or_size, kwargs, settings, progress))
 
 
-def _are_several(inputs: Any) -> bool:
-    """Return whether `inputs` is a list of sizes, each for a call of its own."""
+def are_several(inputs_or_size: Any) -> bool:
+    """Return whether these are several sizes, each for a call of its own."""
     return (
-        isinstance(inputs, list)
-        and not is_size(inputs)
-        and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs)
+        isinstance(inputs_or_size, list)
+        and not is_size(inputs_or_size)
+        and all(isinstance(s, str) or is_size(s) or are_sizes(s) for s in inputs_or_size)
     )
 
 
-def _count_sizes(
-    model: "nn.Module",
-    sizes: Sequence[Any],
+def _row(run: Run, *more: str) -> dict[str, Any]:
+    """Return a run's input, counts and more of its totals, as a row of a table of runs."""
+    names = ("matmul_flops", "vector_flops", "flops", "flops_at_most", *more)
+    totals = run.totals
+    figures = {name: getattr(totals, name) for name in names}
+    return {"input": run.provenance.called.input} | figures
+
+
+def run_count(
+    what: Any,
+    inputs: Any,
     kwargs: Mapping[str, Any] | None,
-    train: Train,
-) -> pd.DataFrame:
-    rows = []
-    for size in sizes:
-        run = run_count(model, as_inputs(size, kwargs, model), train=train)
-        names = ("matmul_flops", "vector_flops", "flops", "flops_at_most")
-        figures = {name: getattr(run.totals, name) for name in names}
-        rows.append({"input": run.provenance.called.input} | figures)
-    return pd.DataFrame(rows)
+    settings: Settings,
+    progress: Progress = silent,
+) -> Run:
+    """Return a `Run` without times: hooks and formulas over one call on the meta device."""
+    if not isinstance(what, str | Path):
+        return _count(find_subject(what, inputs, kwargs, settings), settings, progress)
+    progress("loading")
+    subject = find_subject(what, inputs, kwargs, settings, meta=True)
+    try:
+        return _count(subject, settings, progress)
+    except ModelError:  # values decide its path, and the meta device has none
+        progress("loading the weights: the model needs values")
+        return _count(find_subject(what, inputs, kwargs, settings), settings, progress)
 
 
 @alone()
-def run_count(
-    model: "nn.Module",
-    inputs: Inputs,
-    *,
-    train: Train = False,
-    origin: Origin | None = None,
-    progress: Progress = lambda _stage: None,
-) -> Run:
-    """Return a `Run` without times: hooks and formulas over one call on the meta device."""
-    from flopprof.capture.sparse import holds_sparse
-
+def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
     progress("counting")
-    traced = None
-    doubts = []
-    training = as_training(train)
-    own_step = training is not None and training.step is not None  # of this model, not of a twin
-    # How many elements a sparse tensor stores is lost on the meta device.
-    has_shapes = inputs.has_shapes and not holds_sparse(model, inputs)
-    can_be_twin = home(model)[0] != "meta" and has_shapes and not own_step
-    if can_be_twin and (twin := meta_twin(model)) is not None:
-        try:
-            traced = count_and_trace(twin, inputs.to("meta"), train)
-            where = "meta"
-        except FlopprofError:
-            # What the model says on its own device is clearer, or it runs there.
-            doubts = [
-                "the model needs values: it was counted for these; work outside PyTorch, such as "
-                "numpy's, is only seen where time is: flopprof run"
-            ]
+    training = training_of(settings)
+    doubts = list(subject.origin.warnings)
+    traced = _count_on_meta(subject, training)
+    where = "meta"
+    if isinstance(traced, FlopprofError):
+        # What the model says on its own device is clearer, or it runs there.
+        doubts.append(
+            "the model needs values: it was counted for these; work outside PyTorch, such as "
+            "numpy's, is only seen where time is: flopprof run"
+        )
+        traced = None
     if traced is None:
-        where = home(model)[0]
-        traced = count_and_trace(model, inputs.to("meta") if where == "meta" else inputs, train)
+        where = home(subject.model)[0]
+        inputs = subject.inputs.to("meta") if where == "meta" else subject.inputs
+        traced = count_and_trace(subject.model, inputs, training)
     trace, module_calls = traced
-    origin = origin or Origin()
     provenance = CountProvenance(
-        source=describe_source(model, module_calls, origin),
-        called=Called(
-            dtype=main_dtype(model, inputs),
-            input=inputs.text,
-            input_source=origin.input_source,
-            train=bool(train),
-        ),
+        source=describe_source(subject.model, module_calls, subject.origin),
+        called=_called(subject, settings, main_dtype(subject.model, subject.inputs)),
         device=DeviceFacts(name=where, kind=where),
         environment=describe_environment(),
     )
-    witnesses = Witnesses(module_calls, trace.ops, trace.gaps, trace.kernels)
-    doubts = [*origin.warnings, *doubts, *foreign_work(model), *trace.info["warnings"]]
+    doubts += [*foreign_work(subject.model), *trace.info["warnings"]]
+    witnesses = Witnesses(module_calls, *as_call(trace))
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 
-def _table_of_runs(runs: Sequence[Run]) -> pd.DataFrame:
-    """Return one row per run: input, counts, wall time, coverage, and the run itself."""
-    names = ("matmul_flops", "vector_flops", "flops", "flops_at_most", "wall_us", "coverage_frac")
-    rows = []
-    for run in runs:
-        figures = {name: getattr(run.totals, name) for name in names}
-        rows.append({"input": run.provenance.called.input} | figures | {"run": run})
-    return pd.DataFrame(rows)
+def _count_on_meta(
+    subject: Subject, training: "Training | None"
+) -> "tuple[Trace, pd.DataFrame] | FlopprofError | None":
+    """Return what a copy of the model did on the meta device, or why it could not run there.
+
+    None is for what is there already, or what shapes do not tell: nested and sparse inputs (how
+    many elements they store is lost on the meta device), a step that trains this very model.
+    """
+    from flopprof.capture.sparse import holds_sparse
+
+    model = subject.model
+    if home(model)[0] == "meta" or (training is not None and training.step is not None):
+        return None
+    if not subject.inputs.has_shapes or holds_sparse(model, subject.inputs):
+        return None
+    twin = meta_twin(model)
+    if twin is None:
+        return None
+    try:
+        return count_and_trace(twin, subject.inputs.to("meta"), training)
+    except FlopprofError as error:
+        return error
 
 
 @overload
 def profile(
-    model: "nn.Module",
+    what: Any,
     inputs: list[Any],
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: Train = False,
-    device: str | None = None,
-    threads: int | None = None,
-    repeats: int = REPEATS,
-    warmup: int = WARMUP,
-    traces: int = TRACES,
-    ceilings: bool | str | Path = True,
-    tf32: bool = False,
-    autocast: str | None = None,
-    compile: bool | str = False,
-    origin: Origin | None = None,
-    progress: Progress = lambda _stage: None,
+    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Any: ...
 @overload
 def profile(
-    model: "nn.Module",
+    what: Any,
     inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: Train = False,
-    device: str | None = None,
-    threads: int | None = None,
-    repeats: int = REPEATS,
-    warmup: int = WARMUP,
-    traces: int = TRACES,
-    ceilings: bool | str | Path = True,
-    tf32: bool = False,
-    autocast: str | None = None,
-    compile: bool | str = False,
-    origin: Origin | None = None,
-    progress: Progress = lambda _stage: None,
+    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Run: ...
 def profile(
-    model: "nn.Module",
+    what: Any,
     inputs: Any = None,
     *,
     kwargs: Mapping[str, Any] | None = None,
-    train: Train = False,
-    device: str | None = None,
-    threads: int | None = None,
-    repeats: int = REPEATS,
-    warmup: int = WARMUP,
-    traces: int = TRACES,
-    ceilings: bool | str | Path = True,
-    tf32: bool = False,
-    autocast: str | None = None,
-    compile: bool | str = False,
-    origin: Origin | None = None,
-    progress: Progress = lambda _stage: None,
+    progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Any:
-    """Count, trace and time one call of `model`, and reconcile the three: a `Run`.
+    """Count, trace and time one call of a model, and reconcile the three: a `Run`.
 
     In eval mode and without gradients, unless it is trained. The model is left as it was: hooks,
     modes, parameters, gradients, buffers, random state.
 
     Args:
-        model: Any module.
+        what: A module, or what `load` takes.
         inputs: As for `count_flops`; a list of sizes gives a DataFrame with one row per size, its
             `Run` in the column `run`.
         kwargs: Keyword inputs.
-        train: As for `count_flops`.
-        device: "cpu", "cuda", "cuda:1", "auto"; the model's own unless given.
-        threads: CPU threads for the passes; torch's own setting unless given.
-        repeats: Bare calls that are timed.
-        warmup: Calls before them.
-        traces: Calls that are traced, of which each site's time is the median; fewer where they
-            would take more than two seconds.
-        ceilings: Whether to find the device's ceilings (measured once on a CPU, for the dtypes of
-            this run, then cached); or a ceilings file, whose entries go before all others.
-        tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
-        autocast: Element type that `torch.autocast` runs products in, such as "bfloat16".
-        compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
-            FLOPs and sites are those of the eager call: the mathematics is the same.
-        origin: Where model and inputs come from, if not from Python.
         progress: Called with the name of each stage as it begins.
+        options: The fields of `Settings`.
 
     Raises:
         UsageError: No such device or ceilings file, or the inputs do not fit the model.
-        LoadError: The ceilings file is damaged.
+        LoadError: The file, or the ceilings file, is damaged.
         ModelError: The model raised.
     """
-    import torch
+    settings = Settings.of(options)
+    if are_several(inputs):
+        runs = [run_profile(what, size, kwargs, settings, progress) for size in inputs]
+        return pd.DataFrame([_row(run, "wall_us", "coverage_frac") | {"run": run} for run in runs])
+    return run_profile(what, inputs, kwargs, settings, progress)
 
-    from flopprof.capture.load import busy_warning, host_load
-    from flopprof.capture.modules import count_modules
-    from flopprof.capture.record import LEAST_TO_CONFIRM, record_traces, summarise_times, time_calls
-    from flopprof.ceilings import find_ceilings
+
+def run_profile(
+    what: Any,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    settings: Settings,
+    progress: Progress = silent,
+) -> Run:
+    """Do what `profile` does, with settings that are checked already."""
     from flopprof.devices import find_device
-    from flopprof.judge.hidden import hidden_gaps
 
-    if _are_several(inputs):
-        one = functools.partial(
-            profile, model, kwargs=kwargs, train=train, device=device, threads=threads,
-            repeats=repeats, warmup=warmup, traces=traces, ceilings=ceilings, tf32=tf32,
-            autocast=autocast, compile=compile, origin=origin, progress=progress,
-        )  # fmt: skip
-        return _table_of_runs([one(size) for size in inputs])
-    if repeats < 1 or traces < 1 or warmup < 0 or (threads is not None and threads < 1):
-        fact = f"repeats is {repeats}, traces {traces}, warmup {warmup}, threads {threads}"
-        raise UsageError(fact, remedy="give repeats, traces and threads of at least 1")
-    training = as_training(train)
-    place = find_device(device or home(model)[0])
-    given = as_inputs(inputs, kwargs, model)
-    if home(model)[0] != place.torch_device and home(model)[0].split(":")[0] != place.torch_device:
-        if training and training.step:
-            raise UsageError(
-                f"the model is on {home(model)[0]}, and a step of your own trains it there",
-                remedy=f"move it first: model.to({place.torch_device!r})",
-            )
-        model = copy.deepcopy(model).to(place.torch_device)
-    given = given.to(place.torch_device)
-    dtype = autocast or main_dtype(model, given)
-    with ExitStack() as stack:
-        stack.enter_context(alone())
-        stack.enter_context(using_threads(threads))
-        if tf32:
-            stack.enter_context(place.tf32())
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
-        held = training.held if training else ()
-        snapshot = stack.enter_context(unchanged(model, given, training=bool(train), held=held))
-
-        def calling(called: "nn.Module") -> Callable[[], Any]:
-            call = guarded(called, training.of(called, given) if training else given, snapshot)
-            return autocasting(call, place.torch_device, autocast) if autocast else call
-
-        call, fused, described = calling(model), None, place.describe()
-        if compile:  # before any hook of ours: Dynamo would trace it
-            progress("compiling")
-            fused = compile_and_trace(model, calling, compile, place, folder, repeats)
-        progress("warming up")
-        call()
-        progress(f"timing {repeats} calls")
-        with place.telemetry() as telemetry, host_load() as load:
-            times_us = time_calls(call, device=place, warmup=max(warmup - 1, 0), repeats=repeats)
-        progress("tracing")
-        recordings = record_traces(model, call, folder, device=place, traces=traces)
-        recording = recordings[0]
-        progress("counting")
-        module_calls = count_modules(model, call)
-        observer, noticed = observer_effect(recording, times_us, call, place, described)
-        progress(f"reading {len(recordings)} traces")
-        trace, *others = read_traces(recordings)
-        packed = gzipped(recording.path)
-        if len(recordings) < LEAST_TO_CONFIRM and len(hidden_gaps(as_call(trace))):
-            progress("tracing again: is the hidden time there each time?")
-            others += trace_again(model, call, folder, place, LEAST_TO_CONFIRM - len(recordings))
-        rooflines, doubts = ROOFLINES.empty(), noticed
-        if ceilings:
-            progress("finding the device's ceilings")
-            works = trace.ops[["matmul_flops", "vector_flops"]].gt(0).any(axis=1)
-            wanted = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
-            user = None if isinstance(ceilings, bool) else ceilings
-            found = find_ceilings(place, user_file=user, dtypes=wanted, progress=progress)
-            rooflines, doubts = found.rooflines(), [*noticed, *found.warnings]
-        used_threads = torch.get_num_threads()
-    if busy := busy_warning(load, used_threads):
-        doubts = [*doubts, busy]
-    wall = Spread(**summarise_times(times_us))
-    eager_wall = None
-    compiled = None
-    if fused:
-        facts, compiled_trace = fused
-        eager_wall = wall
-        wall = Spread(**facts.pop("wall_us"))
-        compiled, noticed = against_eager(facts, compiled_trace, trace.ops)
-        doubts += noticed
+    if isinstance(what, str | Path):
+        progress("loading torch")
+        device = find_device(settings.device or "cpu")
+        progress(f"loading {what}")
+        subject = find_subject(what, inputs, kwargs, settings, device=device.torch_device)
+    else:
+        subject = find_subject(what, inputs, kwargs, settings)
+        device = find_device(settings.device or home(subject.model)[0])
+        subject = on_device(subject, device, training_of(settings))
+    watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
+    dtype = settings.autocast or main_dtype(subject.model, subject.inputs)
+    ceilings = _ceilings(device, watched.trace, dtype, settings, progress)
     progress("reconciling")
-    origin = origin or Origin()
     provenance = CallProvenance(
-        source=describe_source(model, module_calls, origin),
-        called=Called(
-            dtype=dtype,
-            input=given.text,
-            input_source=origin.input_source,
-            train=bool(train),
-            tf32=tf32,
-            autocast=autocast,
-        ),
-        device=DeviceFacts(**described),
+        source=describe_source(subject.model, watched.module_calls, subject.origin),
+        called=_called(subject, settings, dtype),
+        device=DeviceFacts(**watched.device),
         environment=describe_environment(),
-        timing=Timing(
-            wall_us=wall,
-            eager_wall_us=eager_wall,
-            repeats=repeats,
-            traces=1 + len(others),
-            traced_us=recording.traced_us,
-            slowdown_frac=recording.traced_us / (eager_wall or wall).median - 1,
-            device_busy_us=trace.info.get("device_busy_us", math.nan),
-            observer=observer,
+        timing=_timing(watched, settings),
+        telemetry=describe_telemetry(
+            watched.telemetry, max(settings.warmup - 1, 0) + settings.repeats
         ),
-        telemetry=describe_telemetry(telemetry, max(warmup - 1, 0) + repeats),
-        compiled=compiled,
+        compiled=watched.compiled[0] if watched.compiled else None,
     )
-    witnesses = Witnesses(module_calls, *as_call(trace), [*map(as_call, others)])
-    doubts = [*origin.warnings, *doubts, *trace.info["warnings"]]
-    return assemble(witnesses, rooflines, provenance, doubts=doubts, trace=packed)
+    others = [as_call(trace) for trace in watched.others]
+    witnesses = Witnesses(watched.module_calls, *as_call(watched.trace), others)
+    doubts: Iterable[str] = subject.origin.warnings
+    doubts = [*doubts, *watched.doubts, *ceilings.warnings, *watched.trace.info["warnings"]]
+    return assemble(
+        witnesses, ceilings.rooflines(), provenance, doubts=doubts, trace=watched.packed
+    )
+
+
+def _hides_work(trace: "Trace") -> bool:
+    return len(hidden_gaps(as_call(trace))) > 0
+
+
+def _ceilings(
+    device: "Device", trace: "Trace", dtype: str, settings: Settings, progress: Progress
+) -> "Ceilings":
+    """Return the device's ceilings for the dtypes that the traced call computed in."""
+    from flopprof.ceilings import find_ceilings
+    from flopprof.ceilings.ceiling import Ceilings
+
+    if not settings.ceilings:
+        return Ceilings({})
+    progress("finding the device's ceilings")
+    works = trace.ops[["matmul_flops", "vector_flops"]].gt(0).any(axis=1)
+    dtypes = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
+    user_file = None if isinstance(settings.ceilings, bool) else settings.ceilings
+    with using_threads(settings.threads):
+        return find_ceilings(device, user_file=user_file, dtypes=dtypes, progress=progress)
+
+
+def _called(subject: Subject, settings: Settings, dtype: str) -> Called:
+    return Called(
+        dtype=dtype,
+        input=subject.inputs.text,
+        input_source=subject.origin.input_source,
+        train=bool(settings.train),
+        tf32=settings.tf32,
+        autocast=settings.autocast,
+    )
+
+
+def _timing(watched: Watched, settings: Settings) -> Timing:
+    from flopprof.capture.record import summarise_times
+
+    eager_us = Spread(**summarise_times(watched.times_us))
+    return Timing(
+        wall_us=watched.compiled[1] if watched.compiled else eager_us,
+        eager_wall_us=eager_us if watched.compiled else None,
+        repeats=settings.repeats,
+        traces=1 + len(watched.others),
+        traced_us=watched.traced_us,
+        slowdown_frac=watched.traced_us / eager_us.median - 1,
+        device_busy_us=watched.trace.info.get("device_busy_us", math.nan),
+        observer=watched.observer,
+    )

@@ -2,6 +2,7 @@
 
 import math
 import threading
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopprof
 from flopprof.capture.hooks import module_ranges
 from flopprof.errors import ModelError, UsageError
+from flopprof.settings import Options, Settings
 from tests.builders import called, changed_ops
 
 # Published GMACs: torchvision's weights.meta["_ops"].
@@ -338,9 +340,77 @@ def test_custom_ops_are_no_change_by_tracing():
     assert not [text for text in run.provenance.warning_texts if "changed which ops" in text]
 
 
-@pytest.mark.parametrize("wrong", [{"repeats": 0}, {"threads": -1}, {"warmup": -1}])
-def test_nonsense_is_a_usage_error_in_python_too(wrong):
-    with pytest.raises(UsageError, match="repeats is"):
-        flopprof.profile(nn.Linear(2, 2), (1, 2), **wrong)
+def test_a_class_is_no_model():
     with pytest.raises(UsageError, match=r"no torch\.nn\.Module"):
-        flopprof.count_flops(nn.Linear, (1, 2))  # type: ignore[call-overload]
+        flopprof.count_flops(nn.Linear, (1, 2))
+
+
+# The front doors take what the command line takes.
+
+
+def test_what_may_be_a_files_name_code_or_a_module(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(5, 7)\n")
+    torch.save(nn.Linear(5, 7).state_dict(), "net.pth")
+
+    counts = [
+        flopprof.count_flops("net.py:build", (4, 5)),
+        flopprof.count_flops("net.pth", (4, 5), arch="net.py:build"),
+        flopprof.count_flops(tmp_path / "net.pth", arch="net.py:build", input="4x5"),
+        flopprof.count_flops(nn.Linear(5, 7), input="4x5"),
+    ]
+
+    # 4 rows × 7 outputs × 5 multiply-adds × 2; one bias add each.
+    assert [(c.matmul_flops, c.vector_flops) for c in counts] == [(280, 28)] * 4
+    assert [c.run.provenance.source.weights for c in counts] == ["meta", "meta", "meta", None]
+
+
+def test_profile_loads_a_file_and_says_where_it_comes_from(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(5, 7)\n")
+    torch.save(nn.Linear(5, 7).state_dict(), "net.pth")
+
+    run = flopprof.profile("net.pth", (4, 5), arch="net.py:build", repeats=1, ceilings=False)
+
+    assert run.totals.matmul_flops == 280
+    assert run.provenance.source.file == "state_dict of net.pth"
+    assert run.provenance.source.architecture == "net.py:build"
+
+
+def test_load_returns_the_model_and_inputs_that_it_takes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("from torch import nn\ndef build():\n    return nn.Linear(5, 7)\n")
+
+    subject = flopprof.load("net.py:build", input="4x5")
+
+    assert subject.inputs.call(subject.model).shape == (4, 7)
+    assert subject.origin.architecture == "net.py:build"
+    # A subject is what the other doors take, too: 4 × 7 × 5 × 2.
+    assert flopprof.count_flops(subject).matmul_flops == 280
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"repeats": 0}, "repeats is 0"),
+        ({"traces": 0}, "traces is 0"),
+        ({"warmup": -1}, "warmup is -1"),
+        ({"threads": 0}, "threads is 0"),
+        ({"autocast": "int8"}, "autocast knows no 'int8'"),
+        ({"loss": "f.py:g"}, "loss is given without --train"),
+        ({"optimizer": "adam"}, "optimizer is given without --train"),
+        ({"repeat": 3}, "there is no option 'repeat'"),
+    ],
+)
+def test_options_are_checked_once_for_every_door(options, says):
+    for door in (flopprof.count_flops, flopprof.profile, flopprof.load):
+        with pytest.raises(UsageError, match=says):
+            door(nn.Linear(2, 2), (1, 2), **options)
+
+
+def test_options_are_the_settings():
+    from dataclasses import fields
+
+    assert {field.name: field.type for field in fields(Settings)}.keys() == (
+        Options.__annotations__.keys()
+    )

@@ -19,6 +19,7 @@ LEVELS = [
     ["run"],
     ["judge"],
     ["capture"],
+    ["settings"],
     ["trace", "ceilings"],
     ["devices", "formulas"],
     ["model"],
@@ -28,8 +29,8 @@ LEVELS = [
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
-# `run` offers reports and charts as methods, imported on use.
-ALLOWED = {("run", "report")}
+# `run` offers reports and charts as methods, imported on use; settings name the type `Training`.
+ALLOWED = {("run", "report"), ("settings", "capture")}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -339,7 +339,7 @@ def test_code_is_a_model_too_with_random_weights(tmp_path, capsys):
     assert counted["matmul_flops"] == 2 * 3 * 10 * 20
     assert counted["architecture"] == "nets.py:mlp"
     assert call("run", "nets.py:mlp", "--repeats", "1", "--json") == 0
-    assert json.loads(Path("mlp.flopprof/meta.json").read_text())["weights"] == "random"
+    assert json.loads(Path("mlp.flopprof/meta.json").read_text())["source"]["weights"] == "random"
     assert Path("mlp.flopprof/roofline.png").is_file()
     assert call("count", "nets.py:net") == 2
     assert "--arch nets.py:mlp" in capsys.readouterr().err

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
     from flopprof.devices import Device
     from flopprof.trace.read import Trace
 
-Train = bool | Training | Callable[["nn.Module", Any], object]
 DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 
 
 def count_and_trace(
-    model: "nn.Module", inputs: Inputs, train: "Train"
+    model: "nn.Module", inputs: Inputs, training: Training | None
 ) -> tuple["Trace", pd.DataFrame]:
     """Call the model once, on the device where it is, and return its trace and its module calls."""
     import torch
@@ -38,12 +37,10 @@ def count_and_trace(
     from flopprof.devices import find_device
     from flopprof.trace.read import read_trace
 
+    held = training.held if training else ()
     eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
-    training = as_training(train)
     with (
-        unchanged(
-            model, inputs, training=bool(train), held=training.held if training else ()
-        ) as snapshot,
+        unchanged(model, inputs, training=training is not None, held=held) as snapshot,
         eager,
         ShapesOnce() if home(model)[0] == "meta" else StoredElements(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
@@ -169,24 +166,6 @@ def against_eager(
         saved_bytes=eager_bytes - facts["min_bytes"],
     )
     return compiled, doubts
-
-
-def as_training(train: "Train") -> "Training | None":
-    """Return how a call trains; None where it does not.
-
-    Raises:
-        UsageError: It says nothing of the kind.
-    """
-    if isinstance(train, Training):
-        return train
-    if callable(train):
-        return Training(step=train)
-    if isinstance(train, bool):
-        return Training() if train else None
-    raise UsageError(
-        f"train is {train!r}",
-        remedy="give True, a flopprof.Training, or a function of the model and its inputs",
-    )
 
 
 def gzipped(path: Path) -> bytes:

@@ -129,3 +129,7 @@ def sum_of_outputs(output: Any) -> "torch.Tensor":
     for value in values[1:]:
         total = total + value
     return total
+
+
+if TYPE_CHECKING:
+    Train = bool | Training | Callable[[nn.Module, Any], object]

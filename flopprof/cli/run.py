@@ -5,8 +5,12 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flopprof.cli import Handler, Progress, check_threads, clean_lines, command, print_json
+from flopprof.cli import Handler, Progress, clean_lines, command, print_json
+
+if TYPE_CHECKING:
+    from flopprof.run import Run
 
 
 @command("run")
@@ -15,7 +19,8 @@ def run(parser: ArgumentParser) -> Handler:
 
     example: flopprof run resnet18.pth --arch torchvision:resnet18
     """
-    from flopprof.cli.model import add_model_arguments
+    from flopprof.cli.options import add_model_arguments
+    from flopprof.settings import AUTOCASTS, REPEATS, TRACES, WARMUP
 
     add_model_arguments(parser)
     parser.add_argument(
@@ -26,7 +31,7 @@ def run(parser: ArgumentParser) -> Handler:
     parser.add_argument(
         "--autocast",
         metavar="DTYPE",
-        choices=("bfloat16", "float16"),
+        choices=AUTOCASTS,
         help="run under torch.autocast: bfloat16 or float16",
     )
     parser.add_argument(
@@ -38,10 +43,16 @@ def run(parser: ArgumentParser) -> Handler:
         help="time the model compiled by torch.compile, too; MODE: max-autotune, …",
     )
     parser.add_argument(
-        "--repeats", type=int, default=10, help="bare calls to time (default: %(default)s)"
+        "--repeats", type=int, default=REPEATS, help="bare calls to time (default: %(default)s)"
     )
     parser.add_argument(
-        "--warmup", type=int, default=3, help="calls before them (default: %(default)s)"
+        "--warmup", type=int, default=WARMUP, help="calls before them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--traces",
+        type=int,
+        default=TRACES,
+        help="calls to trace, as many of them as two seconds take (default: %(default)s)",
     )
     parser.add_argument(
         "--ceilings", metavar="FILE", help="written by flopprof ceilings -o; goes before all others"
@@ -53,17 +64,12 @@ def run(parser: ArgumentParser) -> Handler:
 
     def handle(args: Namespace) -> int:
         from flopprof.ceilings.ceiling import load_ceilings
-        from flopprof.cli.model import contain
-        from flopprof.errors import UsageError
+        from flopprof.cli.options import contain, settings_of
         from flopprof.files import check_target
         from flopprof.model import names_code
         from flopprof.model.detect import detect
 
-        for name, least in (("repeats", 1), ("warmup", 1)):
-            value = getattr(args, name)
-            if value < least:
-                raise UsageError(f"--{name} is {value}", remedy=f"give at least {least}")
-        check_threads(args.threads)
+        settings = settings_of(args)
         name = Path(args.model).stem
         if names_code(args.model):
             name = args.model.rpartition(":")[2]
@@ -75,12 +81,18 @@ def run(parser: ArgumentParser) -> Handler:
         check_target(target, force=args.force)
         if (code := contain(args, target)) is not None:
             return code
-        return deliver(args, target, lambda progress: _profile(args, progress))
+
+        def profile(progress: Progress) -> "Run":
+            from flopprof.api import run_profile
+
+            return run_profile(args.model, None, None, settings, progress)
+
+        return deliver(args, target, profile)
 
     return handle
 
 
-def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:  # type: ignore[name-defined]  # noqa: F821
+def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:
     """Make a run, write it with chart and report into `target`, and print it."""
     from flopprof.errors import UsageError
     from flopprof.files import check_target, real_path, writing
@@ -126,29 +138,3 @@ def _source(target: Path) -> str | None:
     with suppress(FlopprofError):
         return read_provenance(target).source.file
     return None
-
-
-def _profile(args: Namespace, progress: Progress) -> "Run":  # type: ignore[name-defined]  # noqa: F821
-    from flopprof.api import profile
-    from flopprof.cli.model import load, training
-    from flopprof.devices import find_device
-
-    progress("loading torch")
-    device = find_device(args.device)
-    progress(f"loading {args.model}")
-    loaded, inputs, origin = load(args, device=device.torch_device)
-    return profile(
-        loaded.model,
-        inputs,
-        train=training(args),
-        device=device.torch_device,
-        threads=args.threads,
-        repeats=args.repeats,
-        warmup=args.warmup,
-        tf32=args.tf32,
-        autocast=args.autocast,
-        compile=args.compile,
-        ceilings=args.ceilings or True,
-        origin=origin,
-        progress=progress,
-    )

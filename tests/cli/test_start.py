@@ -47,7 +47,7 @@ def test_a_subcommand_imports_no_other():
     modules = imported("check", "--help")
 
     assert "flopprof.cli.check" in modules
-    assert not {"flopprof.cli.run", "flopprof.cli.inspect", "flopprof.cli.model"} & modules
+    assert not {"flopprof.cli.run", "flopprof.cli.inspect", "flopprof.cli.options"} & modules
 
 
 @pytest.mark.parametrize(

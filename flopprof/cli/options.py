@@ -1,20 +1,27 @@
-"""Arguments and loading that the subcommands on a model file share."""
+"""Arguments that the subcommands on a model share, and the settings that they make."""
 
-import math
 from argparse import ArgumentParser, Namespace
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flopprof.cli import answer_stream
 from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
-    from flopprof.capture.call import Inputs
-    from flopprof.capture.describe import Origin
-    from flopprof.capture.training import Training
-    from flopprof.model import Loaded
-    from flopprof.model.trusted import Trust
+    from flopprof.settings import Settings
+
+# Settings that only some subcommands have arguments for.
+_MEASURING = (
+    "device",
+    "threads",
+    "repeats",
+    "warmup",
+    "traces",
+    "ceilings",
+    "tf32",
+    "autocast",
+    "compile",
+)
 
 
 def add_model_arguments(parser: ArgumentParser) -> None:
@@ -91,6 +98,33 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def settings_of(args: Namespace) -> "Settings":
+    """Return the settings that the arguments say.
+
+    Raises:
+        UsageError: One of them is refused.
+    """
+    from flopprof.model.trusted import Trust
+    from flopprof.settings import Settings
+
+    given = {name: getattr(args, name) for name in _MEASURING if hasattr(args, name)}
+    if given.get("ceilings") is None:
+        given.pop("ceilings", None)
+    trusted = args.trust or args.trust_sha256
+    return Settings(
+        arch=args.arch,
+        strict=args.strict,
+        dtype=args.dtype,
+        formulas=args.formulas,
+        trust=Trust(args.trust_sha256, contained=True) if trusted else False,
+        input=args.input,
+        train=args.train,
+        loss=args.loss,
+        optimizer=args.optimizer,
+        **given,
+    )
+
+
 def contain(args: Namespace, output: Path | None = None) -> int | None:
     """Run the command in a child process if the file is trusted; None if it is to be run here.
 
@@ -102,9 +136,6 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
     memory_bytes = parse_bytes(args.memory_limit)
     if not args.time_limit > 0:
         raise UsageError(f"--time-limit is {args.time_limit}", remedy="give seconds, such as 600")
-    for option, given in (("loss", args.loss), ("optimizer", args.optimizer != "sgd")):
-        if given and not args.train:
-            raise UsageError(f"--{option} is given without --train", remedy="add --train")
     if not (args.trust or args.trust_sha256) or is_contained():
         return None
     announce(Path(args.model), args.trust_sha256)
@@ -117,85 +148,3 @@ def contain(args: Namespace, output: Path | None = None) -> int | None:
     )
     print(printed, end="", file=answer_stream(), flush=True)
     return exit_code
-
-
-def _trust(args: Namespace) -> "Trust | bool":
-    from flopprof.model.trusted import Trust
-
-    if not (args.trust or args.trust_sha256):
-        return False
-    return Trust(args.trust_sha256, contained=True)
-
-
-def load(args: Namespace, *, device: str, meta: bool = False) -> "tuple[Loaded, Inputs, Origin]":
-    """Return the model, its inputs and where they come from.
-
-    Raises:
-        FlopprofError: The file, the architecture or the input is not usable.
-    """
-    from flopprof.capture.call import SEED, Inputs, guess_input
-    from flopprof.capture.describe import Origin
-    from flopprof.formulas.external import load_formulas
-    from flopprof.model import load_model
-    from flopprof.model.inputs import make_inputs, parse_input
-    from flopprof.provenance import Alternative
-
-    if args.formulas:
-        load_formulas(args.formulas)
-    specs = [parse_input(text) for text in args.input or []]
-    loaded = load_model(
-        args.model,
-        arch=args.arch,
-        trust=_trust(args),
-        device=device,
-        dtype=args.dtype,
-        meta=meta,
-        strict=args.strict,
-    )
-    source = "--input"
-    if not specs:
-        hint, source = loaded.input_hint, f"canonical for {loaded.architecture}"
-        if hint is None:
-            hint, source = guess_input(loaded.model), "rule: what its first layer takes"
-        if hint is None:
-            raise UsageError(
-                f"nothing says which input {loaded.architecture} takes",
-                remedy="give its shape, such as --input 1x3x224x224",
-            )
-        specs = [parse_input(text) for text in hint.split()]
-    where = next((str(t.device) for t in loaded.model.parameters()), "cpu") if meta else device
-    specs = [replace(s, dtype=loaded.dtype) if s.dtype == "float32" else s for s in specs]
-    positional, named = make_inputs(specs, device=where, dtype=args.dtype, seed=SEED)
-    origin = Origin(
-        architecture=loaded.architecture,
-        architecture_source="--arch" if args.arch else loaded.recognised_by,
-        alternatives=tuple(
-            Alternative(
-                architecture=other.name, input=other.input or None, gflops=other.gflops or math.nan
-            )
-            for other in loaded.alternatives
-        ),
-        file=f"{loaded.source} {args.model}",
-        weights=loaded.weights,
-        input_source=source,
-        warnings=loaded.warnings,
-    )
-    return loaded, Inputs(positional, named), origin
-
-
-def training(args: Namespace) -> "Training | bool":
-    """Return how the model is trained; False where it is not."""
-    from flopprof.capture.training import Training
-    from flopprof.model.usercode import find_function, foreign_code
-
-    if not args.train:
-        return False
-    if not args.loss:
-        return Training(None, args.optimizer)
-    loss = find_function(args.loss, "--loss")
-
-    def guarded(output: Any) -> Any:
-        with foreign_code(f"--loss {args.loss}, given the model's output,"):
-            return loss(output)
-
-    return Training(guarded, args.optimizer)

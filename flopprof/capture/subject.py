@@ -1,0 +1,164 @@
+"""A model ready to be called: itself, its inputs, and where both come from."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flopprof.capture.call import SEED, Inputs, as_inputs, guess_input
+from flopprof.capture.describe import Origin
+from flopprof.capture.training import Training
+from flopprof.errors import UsageError
+from flopprof.model.inputs import make_inputs, parse_input
+from flopprof.provenance import Alternative
+from flopprof.settings import Settings
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from flopprof.model import Loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a pass is about.
+
+    Attributes:
+        model: The module, in eval mode where it was loaded.
+        inputs: What it is called with.
+        origin: Where the two come from, if not from Python.
+    """
+
+    model: "nn.Module"
+    inputs: Inputs
+    origin: Origin = field(default_factory=Origin)
+
+
+def find_subject(
+    what: Any,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    meta: bool = False,
+) -> Subject:
+    """Return the subject that `what` names: a module, a path, code such as "torchvision:resnet50".
+
+    Args:
+        what: A module, a subject, or what the command line takes for MODEL.
+        inputs: Its inputs, as for `count_flops`; None for what settings or architecture say.
+        kwargs: Its keyword inputs.
+        settings: How it is found.
+        device: Where a file's model is put.
+        meta: Whether a file's model has shapes only.
+
+    Raises:
+        FlopprofError: The file, the architecture or the input is not usable.
+    """
+    if settings.formulas:
+        from flopprof.formulas.external import load_formulas
+
+        load_formulas(settings.formulas)
+    if isinstance(what, Subject):
+        return what
+    if not isinstance(what, str | Path):
+        specs = settings.input_specs
+        given = " ".join(specs) if inputs is None and specs else inputs
+        return Subject(what, as_inputs(given, kwargs, what))
+    from flopprof.model import load_model
+
+    loaded = load_model(
+        what,
+        arch=settings.arch,
+        trust=settings.trust,
+        device=device,
+        dtype=settings.dtype,
+        meta=meta,
+        strict=settings.strict,
+    )
+    where = "meta" if meta else device
+    if inputs is not None or kwargs:
+        found = as_inputs(inputs, kwargs, loaded.model).to(where)
+        source = "given"
+    else:
+        found, source = _inputs_of_file(loaded, settings, where)
+    origin = Origin(
+        architecture=loaded.architecture,
+        architecture_source="--arch" if settings.arch else loaded.recognised_by,
+        alternatives=tuple(
+            Alternative(
+                architecture=other.name,
+                input=other.input or None,
+                gflops=other.gflops or math.nan,
+            )
+            for other in loaded.alternatives
+        ),
+        file=f"{loaded.source} {what}",
+        weights=loaded.weights,
+        input_source=source,
+        warnings=loaded.warnings,
+    )
+    return Subject(loaded.model, found, origin)
+
+
+def _inputs_of_file(loaded: "Loaded", settings: Settings, device: str) -> tuple[Inputs, str]:
+    """Return inputs for a loaded model, and where they come from."""
+    texts = settings.input_specs
+    source = "--input"
+    if not texts:
+        hint = loaded.input_hint
+        source = f"canonical for {loaded.architecture}"
+        if hint is None:
+            hint = guess_input(loaded.model)
+            source = "rule: what its first layer takes"
+        if hint is None:
+            raise UsageError(
+                f"nothing says which input {loaded.architecture} takes",
+                remedy="give its shape, such as --input 1x3x224x224",
+            )
+        texts = hint.split()
+    specs = [parse_input(text) for text in texts]
+    specs = [
+        replace(spec, dtype=loaded.dtype) if spec.dtype == "float32" else spec for spec in specs
+    ]
+    if device == "meta":
+        device = next((str(tensor.device) for tensor in loaded.model.parameters()), "cpu")
+    positional, named = make_inputs(specs, device=device, dtype=settings.dtype, seed=SEED)
+    return Inputs(positional, named), source
+
+
+def training_of(settings: Settings) -> Training | None:
+    """Return how a call trains; None where it does not.
+
+    Raises:
+        UsageError: `train` says nothing of the kind, or the loss is not to be found.
+    """
+    train = settings.train
+    if isinstance(train, bool):
+        return Training(_loss(settings), settings.optimizer) if train else None
+    if isinstance(train, Training):
+        return train
+    if callable(train):
+        return Training(step=train)
+    raise UsageError(
+        f"train is {train!r}",
+        remedy="give True, a flopprof.Training, or a function of the model and its inputs",
+    )
+
+
+def _loss(settings: Settings) -> Callable[[Any], Any] | None:
+    """Return the loss function; one of the user's file says whose it is when it raises."""
+    if not isinstance(settings.loss, str):
+        return settings.loss
+    from flopprof.model.usercode import find_function, foreign_code
+
+    name = settings.loss
+    loss = find_function(name, "--loss")
+
+    def guarded(output: Any) -> Any:
+        with foreign_code(f"--loss {name}, given the model's output,"):
+            return loss(output)
+
+    return guarded

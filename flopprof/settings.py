@@ -1,0 +1,149 @@
+"""How a model is found, called and measured: one set of options, checked once."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from flopprof.errors import UsageError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flopprof.capture.training import Train
+    from flopprof.model.trusted import Trust
+
+Progress = Callable[[str], None]
+"""Called with the name of each stage as it begins."""
+
+AUTOCASTS = ("bfloat16", "float16")
+REPEATS = 10
+WARMUP = 3
+TRACES = 5
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings`, as keyword arguments of the front doors."""
+
+    arch: str | None
+    strict: bool
+    dtype: str | None
+    formulas: str | Path | None
+    trust: "bool | Trust"
+    input: str | Sequence[str] | None
+    train: "Train"
+    loss: "str | Callable[[Any], Tensor] | None"
+    optimizer: str
+    device: str | None
+    threads: int | None
+    repeats: int
+    warmup: int
+    traces: int
+    ceilings: bool | str | Path
+    tf32: bool
+    autocast: str | None
+    compile: bool | str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How a model is found, called and measured.
+
+    Attributes:
+        arch: Code for a file's weights: "torchvision:NAME", "timm:NAME", "FILE.py:BUILD";
+            recognised from their keys and shapes unless given.
+        strict: Whether to choose no architecture where weights fit several that count differently.
+        dtype: Element type to cast the model and its inputs to.
+        formulas: File with formulas for ops and modules of one's own.
+        trust: Whether the file may run code when it is loaded.
+        input: Specs of the inputs, "1x3x224x224" or ["ids=1x128:int64:0-999", …]; the
+            architecture's own unless given.
+        train: Whether to take a training step: forward, loss (the sum of the outputs), backward
+            and an SGD step; or a `Training` that says which loss and optimizer; or a function of
+            model and inputs that takes a whole step of one's own: accumulation, scaler, EMA.
+        loss: With `train`: maps the output to a scalar, a function or "FILE.py:FUNCTION"; the sum
+            of the outputs unless given.
+        optimizer: With `train`: sgd, momentum, adam, adamw or none.
+        device: "cpu", "cuda", "cuda:1", "auto"; the model's own, or the CPU for a file.
+        threads: CPU threads for the passes; torch's own setting unless given.
+        repeats: Bare calls that are timed.
+        warmup: Calls before them.
+        traces: Calls that are traced, as many of them as two seconds take.
+        ceilings: Whether to find the device's ceilings (measured once on a CPU, for the dtypes of
+            this run, then cached); or a ceilings file, whose entries go before all others.
+        tf32: Whether float32 products on a GPU may round to TF32; torch's own setting unless so.
+        autocast: Element type that `torch.autocast` runs products in: bfloat16 or float16.
+        compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
+            FLOPs and sites are those of the eager call: the mathematics is the same.
+    """
+
+    arch: str | None = None
+    strict: bool = False
+    dtype: str | None = None
+    formulas: str | Path | None = None
+    trust: "bool | Trust" = False
+    input: str | Sequence[str] | None = None
+    train: "Train" = False
+    loss: "str | Callable[[Any], Tensor] | None" = None
+    optimizer: str = "sgd"
+    device: str | None = None
+    threads: int | None = None
+    repeats: int = REPEATS
+    warmup: int = WARMUP
+    traces: int = TRACES
+    ceilings: bool | str | Path = True
+    tf32: bool = False
+    autocast: str | None = None
+    compile: bool | str = False
+
+    def __post_init__(self) -> None:
+        """Refuse what no call can be run with; options are spelled as the command line does.
+
+        Raises:
+            UsageError: A number is out of range, an autocast is not known, or an option of
+                training is given without it.
+        """
+        _check_least("repeats", self.repeats, 1)
+        _check_least("warmup", self.warmup, 0)
+        _check_least("traces", self.traces, 1)
+        cores = os.cpu_count() or 1
+        if self.threads is not None and not 1 <= self.threads <= cores:
+            problem = f"--threads is {self.threads}"
+            raise UsageError(problem, remedy=f"give 1 to {cores}, the cores here")
+        if self.autocast is not None and self.autocast not in AUTOCASTS:
+            problem = f"autocast knows no {self.autocast!r}"
+            raise UsageError(problem, remedy="give bfloat16 or float16")
+        if not self.train and self.loss is not None:
+            raise UsageError("--loss is given without --train", remedy="add --train")
+        if not self.train and self.optimizer != "sgd":
+            raise UsageError("--optimizer is given without --train", remedy="add --train")
+
+    @classmethod
+    def of(cls, options: Options) -> "Settings":
+        """Return the settings that these options make.
+
+        Raises:
+            UsageError: There is no such option, or its value is refused.
+        """
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(set(options) - known):
+            problem = f"there is no option {unknown[0]!r}"
+            raise UsageError(problem, remedy=f"there are: {', '.join(sorted(known))}")
+        return cls(**options)
+
+    @property
+    def input_specs(self) -> list[str]:
+        """The specs of the inputs, one each; none where the architecture's own are wanted."""
+        if isinstance(self.input, str):
+            return self.input.split()
+        return list(self.input or ())
+
+
+def silent(_stage: str) -> None:
+    """Show no progress."""
+
+
+def _check_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise UsageError(f"--{name} is {value}", remedy=f"give at least {least}")
