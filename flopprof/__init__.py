@@ -1,7 +1,13 @@
 """Count a PyTorch model's FLOPs, measure them, and say which part of the answer is missing."""
 
-from typing import TYPE_CHECKING, Any
+import sys
 
+# `python -m flopprof` imports this file first, with the current folder first on sys.path: a
+# typing.py that lies beside a downloaded model would be imported in place of Python's own.
+if sys.argv[:1] == ["-m"] and "flopprof" in sys.orig_argv and not sys.flags.safe_path:
+    del sys.path[0]
+
+TYPE_CHECKING = False  # as checkers of types take it: typing itself costs time here
 if TYPE_CHECKING:
     from flopprof.api import count_flops, load, profile
     from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
@@ -44,7 +50,7 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name on first use: `import flopprof` costs nothing, torch waits."""
     if name not in _HOMES:
         raise AttributeError(f"module 'flopprof' has no attribute {name!r}")

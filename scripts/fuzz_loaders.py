@@ -3,8 +3,8 @@
 usage: python scripts/fuzz_loaders.py [--count N] [--seed S] [--seconds T]
 
 Every file of the tests' corpus, good, odd and hostile, is changed at random and read as `flopprof
-inspect` reads it, in this process. What may come of it is a description or a LoadError or
-UsageError. Prints how many came to what, the slowest, and the memory; exits with 1, and leaves the
+inspect` reads it, in this process. What may come of it is a description or a LoadError,
+RefusedError or UsageError. Prints how many came to what, the slowest, and the memory; exits with 1, and leaves the
 file behind, at the first that came to anything else.
 """
 
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from flopprof.cli.inspect import _found  # noqa: E402
-from flopprof.errors import LoadError, UsageError  # noqa: E402
+from flopprof.errors import LoadError, RefusedError, UsageError  # noqa: E402
 from flopprof.model.contents import read_contents  # noqa: E402
 from flopprof.model.detect import detect  # noqa: E402
 from tests.model.mutations import mutate, mutate_inside, originals  # noqa: E402
@@ -90,7 +90,7 @@ def read(path: Path) -> str:
         kind = detect(path)
         contents = read_contents(path, kind) if kind.is_readable else None
         return str(_found(path, kind, contents)["kind"])
-    except (LoadError, UsageError) as error:
+    except (LoadError, RefusedError, UsageError) as error:
         if not (error.problem.isprintable() and error.remedy):
             raise RuntimeError(f"not fit to be printed: {error.problem!r}") from error
         return type(error).__name__
