@@ -63,6 +63,7 @@ def assemble(
         trace: The recorded trace, gzipped.
     """
     timed = not isinstance(provenance, CountProvenance)
+    described = provenance.device
     sites, ops = reconcile(
         witnesses.module_calls,
         witnesses.ops,
@@ -74,6 +75,7 @@ def assemble(
         timed=timed,
         waited_us=witnesses.waited_us,
         others=witnesses.others,
+        cache_bytes=float(max(described.l2_bytes or 0, described.l3_bytes or 0)),
     )
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)

@@ -41,7 +41,35 @@ def generated(call: OpCall) -> Work | None:
         except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError):
             work = None  # it takes other arguments than its operands
         flops += work.vector_flops if work else prod(sizes)
-    return Work(0, flops, sum(prod(call.shape(i)) * call.itemsize_of(i) for i in tensors))
+    moved = sum(_elements_moved(call, i, named, prod(sizes)) * call.itemsize_of(i) for i in tensors)
+    return Work(0, flops, moved)
+
+
+_GATHERS = re.compile(r"aten::(index|gather|take|embedding|nll_loss|scatter|put|select_scatter)")
+_PARTS = frozenset(
+    f"aten::{name}"
+    for name in ("select", "slice", "narrow", "split", "split_with_sizes", "unbind", "chunk")
+)
+
+
+def _elements_moved(call: OpCall, index: int, named: tuple[str, ...], space: int) -> int:
+    """Return the elements of an operand that are moved; a gather takes one for each it makes."""
+    whole = prod(call.shape(index))
+    return min(whole, space) if any(map(_GATHERS.match, named)) else whole
+
+
+def knows_bytes(call: OpCall) -> bool:
+    """Return whether it is known how much of its operands a generated kernel moves.
+
+    Not where a view of a part is among its ops and an operand is larger than what it runs over: it
+    may read that part, or several.
+    """
+    found = GENERATED.match(call.op)
+    sizes = [n for i in range(len(call.shapes)) if (n := call.integer(i)) is not None]
+    if found is None or not sizes or not _PARTS & set(named_ops(found[1])):
+        return True
+    tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
+    return all(prod(call.shape(i)) <= prod(sizes) for i in tensors)
 
 
 @cache

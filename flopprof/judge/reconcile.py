@@ -64,6 +64,7 @@ def reconcile(
     timed: bool = True,
     waited_us: float = 0.0,
     others: Sequence[TracedCall] = (),
+    cache_bytes: float = math.nan,
 ) -> Reconciled:
     """Return the sites: every op, hidden stretch and uncalled work with a verdict; and whose ops.
 
@@ -78,6 +79,7 @@ def reconcile(
         timed: False for a pure count: no times, no hidden rows, no coverage.
         waited_us: How long the call's thread had no core, though it was ready.
         others: More traced calls of the same model and input: times are medians over all.
+        cache_bytes: Size of the device's largest cache; NaN where it is not known.
     """
     MODULE_CALLS.check(module_calls)
     OPS.check(ops)
@@ -95,7 +97,9 @@ def reconcile(
     if on_device:
         name_kernels(grouped, ops, kernels)
     sites = _with_rows(grouped, rows)
-    sites, order = _finish(sites, rooflines, dtype=dtype, timed=timed, on_device=on_device)
+    sites, order = _finish(
+        sites, rooflines, dtype=dtype, timed=timed, on_device=on_device, cache_bytes=cache_bytes
+    )
     rank = np.argsort(order)  # where each group went
     site_of = np.full(len(ops), -1)
     site_of[walked["op_id"]] = rank[number]
@@ -359,6 +363,7 @@ def _finish(
     dtype: str,
     timed: bool,
     on_device: bool,
+    cache_bytes: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the columns of SITES with shares, rates and bounds, most time first; that order."""
     if not timed:
@@ -369,7 +374,14 @@ def _finish(
         sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
         sites["intensity_flops_per_byte"] = sites["flops"] / moved
     by_kernel = sites.pop("by_kernel")
-    apply_rooflines(sites, rooflines, dtype, by_kernel=by_kernel, on_device=on_device)
+    apply_rooflines(
+        sites,
+        rooflines,
+        dtype,
+        by_kernel=by_kernel,
+        on_device=on_device,
+        cache_bytes=cache_bytes,
+    )
     named = [np.unique(sites[c], return_inverse=True)[1] for c in _ORDER]
     order = np.lexsort((*named, -sites["flops"], -sites["time_us"]))
     sites = {name: values[order] for name, values in sites.items()}

@@ -11,6 +11,7 @@ import pandas as pd
 
 from flopprof.tables import codes
 
+LARGEST_CACHE_BYTES = 2**28  # MI300X: 256 MiB; what is larger fits no device's cache
 TOLERANCE = 1.05
 """× the roof: a rate up to this is no contradiction; measured ceilings repeat within about that."""
 
@@ -158,8 +159,12 @@ def apply_rooflines(
     *,
     by_kernel: np.ndarray,
     on_device: bool,
+    cache_bytes: float = math.nan,
 ) -> None:
-    """Fill unit, attainable rate, efficiency, bound and `flops_at_most` from the ceilings."""
+    """Fill unit, attainable rate, efficiency, bound and `flops_at_most` from the ceilings.
+
+    `cache_bytes` is the size of the device's largest cache; NaN where it is not known.
+    """
     by_class = main_units(sites["matmul_flops"], sites["vector_flops"])
     sites["unit"] = np.where(by_kernel == "vector", "vector", by_class).astype(object)
     roof = site_roofline(sites, rooflines).at(sites["intensity_flops_per_byte"])
@@ -169,13 +174,14 @@ def apply_rooflines(
     peaks = peaks_of(rooflines[rooflines["valid"]])
     likely = np.select(
         [
+            (sites["bound"] == "memory") & _may_be_cached(sites, cache_bytes),
             sites["bound"] == "memory",
             np.full(len(sites["bound"]), not on_device),
             by_kernel == "fast",
             sites["kind"] == "attention",
             (sites["dtype"] == "float32") & (("tfloat32", "tensor") in peaks),
         ],
-        ["memory", "busy", "fast", "causal", "tf32"],
+        ["cache", "memory", "busy", "fast", "causal", "tf32"],
         "clock",
     )
     for row in np.flatnonzero(is_above(sites["efficiency_frac"])):
@@ -188,8 +194,19 @@ def apply_rooflines(
     sites["flops_at_most"] = np.where(unknown, most, sites["flops"])
 
 
+def _may_be_cached(sites: dict[str, np.ndarray], cache_bytes: float) -> np.ndarray:
+    """Return whether what one call moves fits the device's cache, or the largest there is."""
+    known = cache_bytes > 0
+    fits: np.ndarray = sites["min_bytes"] / sites["calls"] <= (
+        cache_bytes if known else LARGEST_CACHE_BYTES
+    )
+    return fits
+
+
 _ABOVE_ROOF = {
-    "memory": "; above the memory roof: its operands fit a cache",
+    "cache": "; above the memory roof: its operands fit a cache",
+    "memory": "; above the memory roof, and no cache holds its operands: it moves less than is "
+    "counted, or the ceiling is of another device",
     "busy": "; above the compute roof: the ceiling was measured on a slower or busier clock",
     "fast": "; above the compute roof: Winograd and FFT kernels multiply less than is counted",
     "causal": "; above the compute roof: a causal kernel skips half of the scores that are counted",

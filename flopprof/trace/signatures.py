@@ -10,6 +10,7 @@ import orjson
 from flopprof import dtypes
 from flopprof.formulas import COMPILED, OpCall, Work, kind_of
 from flopprof.formulas.external import find_op_formula
+from flopprof.formulas.generated import knows_bytes
 from flopprof.units import safe_text, shapes_text
 
 _REMEMBERED = 100_000  # signatures kept for later traces, of no more than a few hundred bytes each
@@ -127,6 +128,7 @@ def _evaluate(
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
     known_bytes = bool(tensors) and source != "torch" and parsed[:1] != ("TensorList",)
+    known_bytes = known_bytes and (source != "generated" or knows_bytes(call))
     return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
 
 

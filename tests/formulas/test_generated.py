@@ -3,7 +3,7 @@
 import pytest
 
 from flopprof.formulas import OpCall, load_op_formulas
-from flopprof.formulas.generated import generated
+from flopprof.formulas.generated import generated, knows_bytes
 
 load_op_formulas()
 
@@ -58,3 +58,26 @@ def test_moving_alone_counts_nothing():
 @pytest.mark.parametrize("name", ["triton_tem_fused_mm_3", "triton_poi_fused_nothing_known_3"])
 def test_what_its_name_does_not_tell_is_not_determined(name):
     assert generated(call(name, [(8,)], ["float32"], [8])) is None
+
+
+@pytest.mark.parametrize("name", ["embedding", "index", "gather", "nll_loss_forward"])
+def test_a_gather_reads_one_element_of_its_table_for_each_that_it_makes(name):
+    # 16 rows of 64 out of 50,000: indices 16·8 B, read and written 16·64·4 B each.
+    found = work(
+        call(
+            f"triton_poi_fused_{name}_2",
+            [(16,), (50_000, 64), (16, 64)],
+            ["int64", "float32", "float32"],
+            [1024],
+        )
+    )
+
+    assert found.min_bytes == 16 * 8 + 2 * 1024 * 4
+
+
+def test_how_much_a_part_of_a_larger_operand_moves_is_not_known():
+    part = call("triton_poi_fused_add_select_4", [(8, 64), (64,)], ["float32"] * 2, [64])
+    whole = call("triton_poi_fused_add_select_4", [(64,), (64,)], ["float32"] * 2, [64])
+
+    assert not knows_bytes(part)
+    assert knows_bytes(whole)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 
 from flopprof.elsewhere import analyse_traces
+from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import OVERHEAD_FRAC, TOLERANCE, Roofline, is_above
 from flopprof.report.chart.data import chart_data
 from flopprof.report.perfetto import annotate_trace
+from flopprof.tables import MODULE_CALLS, ROOFLINES
+from flopprof.trace.read import read_trace
 from tests.events import kernel, launch, op, with_shapes, write_trace
 
 H100 = {"id": 0, "name": "NVIDIA H100 80GB HBM3", "numSms": 132, "computeMajor": 9}
@@ -131,3 +134,34 @@ def test_rooflines_hold_many_sites_at_once():
     roof = roofline.at(np.array([2.0, 2.0]))
 
     assert list(roof.bound(np.array([1e11, 1e11]))) == ["memory", ""]
+
+
+@pytest.mark.parametrize(
+    ("side", "cache_bytes", "cached"),
+    [
+        (10_000, math.nan, False),  # 1.2 GB: no device has such a cache
+        (1_000, math.nan, True),  # 12 MB: this one's is not known
+        (1_000, 50e6, True),
+        (1_000, 6e6, False),
+        (10_000, 50e6, False),
+    ],
+)
+def test_only_what_fits_the_devices_cache_is_said_to_fit_one(tmp_path, side, cache_bytes, cached):
+    shapes = {"Input Dims": [[side, side], [side, side], []],
+              "Input type": ["float", "float", "Scalar"], "Concrete Inputs": ["", "", "1"]}  # fmt: skip
+    roof = {
+        "dtype": "float32", "unit": "vector", "memory_level": "HBM", "peak_flops_per_s": 1e15,
+        "peak_bytes_per_s": 1e9, "ridge_flops_per_byte": 1e6, "kind": "user", "valid": True,
+    }  # fmt: skip
+    event = with_shapes(op("aten::add", 0, 10), shapes)
+    path = write_trace(tmp_path / "t.json", event, launch(1, 2), kernel(1, 20, 15))
+    trace = read_trace(path)
+
+    sites = reconcile(
+        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, ROOFLINES.from_rows([roof]),
+        dtype="float32", cache_bytes=cache_bytes,
+    ).sites  # fmt: skip
+
+    # 12 B an element in 15 µs is above 1 GB/s either way.
+    assert "above the memory roof" in sites["reason"][0]
+    assert ("fit a cache" in sites["reason"][0]) == cached
