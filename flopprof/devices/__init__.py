@@ -54,7 +54,7 @@ device = DEVICES.register
 
 
 def find_device(name: str) -> Device:
-    """Return the device called `name`: "cpu", "cuda", "cuda:1", or "auto" for CUDA if there is any.
+    """Return the device called `name`: "cpu", "cuda", "cuda:1", "xpu", or "auto": CUDA or CPU.
 
     Raises:
         UsageError: There is no such device here, or its kind is not supported.
@@ -69,6 +69,6 @@ def find_device(name: str) -> Device:
     if kind is not None:
         return kind(wanted)
     raise UsageError(
-        f"the device {name!r} is not supported yet, CPU and CUDA/ROCm are",
-        remedy="--device cpu, cuda, cuda:1 or auto",
+        f"the device {name!r} is not supported yet, CPU, CUDA/ROCm and XPU are",
+        remedy="--device cpu, cuda, cuda:1, xpu or auto",
     )

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from flopprof.devices import find_device
+from flopprof.devices import DEVICES, Device, find_device
 from flopprof.devices.cpu import CpuDevice, cache_bytes, free_memory_bytes
 from flopprof.devices.cuda import CudaDevice, why_no_cuda
 from flopprof.errors import UsageError
+from flopprof.registry import import_all
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,9 +48,9 @@ def test_the_cpu_describes_itself():
     assert readings == {}
 
 
-@pytest.mark.parametrize("name", ["xpu", "mps", "xpu:1", "tpu", "gpu", ""])
+@pytest.mark.parametrize("name", ["mps", "tpu", "gpu", "xpu:", ""])
 def test_other_devices_are_not_supported_yet(name):
-    with pytest.raises(UsageError, match="not supported yet, CPU and CUDA/ROCm are") as caught:
+    with pytest.raises(UsageError, match="not supported yet, CPU, CUDA/ROCm and XPU are") as caught:
         find_device(name)
     assert "--device cpu" in caught.value.remedy
 
@@ -217,3 +218,20 @@ def test_this_machine_has_free_memory():
     described = find_device("cpu").describe()
 
     assert 0 < (find_device("cpu").free_bytes() or 0) <= described["memory_bytes"]
+
+
+def test_an_intel_gpu_that_is_not_there_is_a_usage_error():
+    if torch.xpu.is_available():
+        pytest.skip("there is an Intel GPU")
+
+    for name in ("xpu", "xpu:1", "XPU"):
+        with pytest.raises(UsageError, match="torch finds no Intel GPU"):
+            find_device(name)
+
+
+def test_every_kind_of_device_answers_the_protocol():
+    import_all("flopprof.devices")
+    wanted = {name for name in vars(Device) if not name.startswith("_")}
+
+    for kind, cls in DEVICES.items():
+        assert wanted <= set(dir(cls)), kind
