@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from flopprof.formulas import MODULE_FORMULAS, Work
 
 CLEAN = frozenset(("free", "agrees", "formula_only"))
-WORKED_S = 0.03  # hidden work takes so long; a clean look-alike a hundredth
+WORKED_S = 0.03  # hidden work takes so long
 
 
 class Calls(nn.Module):
@@ -113,11 +113,6 @@ def _python(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def _sleeping(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
     time.sleep(WORKED_S)
     return x + 1
-
-
-def _napping(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    time.sleep(WORKED_S / 100)
-    return x.view(-1)
 
 
 def _ctypes(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -340,7 +335,6 @@ def clean() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
         "integers": (Calls(lambda m, i: (i + 1) * 2 - i), (ids,)),
         "booleans": (Calls(lambda m, i: i.bool() & (i == 0)), (ids,)),
         "casts": (Calls(lambda m, x: x.double().to(torch.bfloat16).float()), (x,)),
-        "short_sleep": (Calls(_napping), (x,)),
         "short_python": (Calls(lambda m, x: sum(range(100)) and x.clone()), (x,)),
         "child_of_child": (
             nn.Sequential(nn.Sequential(nn.Linear(8, 8)), nn.Sequential(nn.ReLU())), (x,)),

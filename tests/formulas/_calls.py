@@ -54,13 +54,18 @@ def places(op: str, *wanted: str) -> list[int]:
     """Return where PyTorch's schema of `op` has each argument; 99 where it has none.
 
     A wanted argument may go by several names, "attn_mask|attn_bias". Of overloads, the first one
-    that is not given the memory of its results.
+    that is not given the memory of its results. Ask `is_op` first whether this torch has the op.
     """
     schemas = torch._C._jit_get_schemas_for_operator(op)
     schemas = [s for s in schemas if not s.overload_name.endswith(("out", "grad_input"))]
     names = [argument.name for argument in schemas[0].arguments]
     found = ([names.index(n) for n in name.split("|") if n in names] for name in wanted)
     return [indices[0] if indices else 99 for indices in found]
+
+
+def is_op(op: str) -> bool:
+    """Say whether the torch that is installed has `op`; formulas know older and newer ones too."""
+    return bool(torch._C._jit_get_schemas_for_operator(op))
 
 
 def ones(*shape: int) -> torch.Tensor:
