@@ -4,6 +4,7 @@ import math
 import subprocess
 import sys
 import time
+from functools import cache
 from types import SimpleNamespace
 from typing import Any
 
@@ -688,11 +689,18 @@ def apart(one, other):
     return False
 
 
+@cache
+def glyphs_box(text, weight, size):
+    """The lower left and the upper right corner of a text's glyphs, in points."""
+    font = FontProperties(family="DejaVu Sans Mono", weight=weight, size=size)
+    outline = TextPath((0, 0), text, prop=font).vertices
+    return outline.min(axis=0), outline.max(axis=0)
+
+
 def ink(text, renderer, scale):
     """The corners of what a text covers, in pixels: its glyphs' box, turned as it is turned."""
-    font = FontProperties(family="DejaVu Sans Mono", weight=text.get_weight(), size=text.get_size())
-    outline = TextPath((0, 0), text.get_text(), prop=font).vertices
-    (left, low), (right, high) = outline.min(axis=0), outline.max(axis=0)
+    box = glyphs_box(text.get_text(), text.get_weight(), text.get_size())
+    (left, low), (right, high) = box
     x, y = text.get_transform().transform(text.get_position())
     angle = math.radians(text.get_rotation())
     if angle:

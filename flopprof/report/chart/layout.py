@@ -6,6 +6,7 @@ What is in the way is an array of discs (x, y, radius); a text or a line is a ro
 import math
 from collections.abc import Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ Floats = npt.NDArray[np.float64]
 TEXT = 8.0  # points: still read at half size
 FONT = "DejaVu Sans Mono"  # comes with matplotlib; columns align, widths are known
 LETTER = 0.61  # width of a letter over its size, rounded up
+
+TOGETHER = 32  # lines compared with discs at once: neighbours, which are near few of them
 
 
 @lru_cache(maxsize=1)
@@ -51,11 +54,30 @@ def cover(start: Floats, end: Floats, radius: float) -> Floats:
 
 def count_hits(starts: Floats, ends: Floats, discs: Floats, radius: float) -> Floats:
     """Return how many discs each line, `radius` wide on both sides, touches."""
+    hits = np.zeros(len(starts))
+    reach = discs[:, 2] + radius
+    for first in range(0, len(starts), TOGETHER):
+        some = slice(first, first + TOGETHER)
+        near = _within_reach(starts[some], ends[some], discs, reach)
+        hits[some] = _count_near_hits(starts[some], ends[some], discs[near], reach[near])
+    return hits
+
+
+def _within_reach(starts: Floats, ends: Floats, discs: Floats, reach: Floats) -> npt.NDArray[Any]:
+    """Return which discs may touch any of the lines: they touch the box around them all."""
+    low = np.minimum(starts.min(axis=0), ends.min(axis=0))
+    high = np.maximum(starts.max(axis=0), ends.max(axis=0))
+    x, y = discs[:, 0], discs[:, 1]
+    beside = (x < low[0] - reach) | (x > high[0] + reach)
+    return np.asarray(~(beside | (y < low[1] - reach) | (y > high[1] + reach)))
+
+
+def _count_near_hits(starts: Floats, ends: Floats, discs: Floats, reach: Floats) -> Floats:
     x, y = (ends - starts).T[:, :, None]
     from_x, from_y = discs[:, 0] - starts[:, :1], discs[:, 1] - starts[:, 1:]
     part = np.clip((from_x * x + from_y * y) / np.maximum(x * x + y * y, 1e-9), 0, 1)
     distance = np.hypot(from_x - part * x, from_y - part * y)
-    return np.asarray((distance < discs[:, 2] + radius).sum(axis=1), dtype=np.float64)
+    return np.asarray((distance < reach).sum(axis=1), dtype=np.float64)
 
 
 def place_text(
