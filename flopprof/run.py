@@ -46,7 +46,8 @@ class Totals:
         vector_flops: All other FLOPs that were counted, and lower bounds of others.
         flops: The sum of both: a lower bound where coverage is below 1.
         flops_at_most: Upper bound: unknown and hidden time at the matmul ceiling; NaN without one.
-        coverage_frac: Share of time spent in sites whose FLOPs are known; NaN in a pure count.
+        coverage_frac: Share of time spent in sites whose FLOPs are known, times the share of FLOPs
+            that the trace has where hooks counted work that is not in it; NaN in a pure count.
         coverage_calls_frac: Share of op calls whose FLOPs are known; NaN without any.
         wall_us: Median time of a bare call; NaN in a pure count.
     """
@@ -73,17 +74,20 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
         sum(map(int, known[c])) + int(sites[f"{c}_at_least"].sum())
         for c in ("matmul_flops", "vector_flops")
     )
-    unknown = sites[sites["flops"].isna() & (sites["verdict"] != "not_run")]
+    unknown = sites[sites["flops"].isna()]
     extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
     time_us = sites["time_us"].sum(min_count=1)
-    called = sites.loc[sites["verdict"] != "not_run", "calls"].sum()
+    called = sites["calls"].sum()
     covered_us = known["time_us"].sum(min_count=1) if len(known) else 0.0
+    flops = matmul + vector
+    missing = sites.loc[sites["verdict"] == "not_run", "hook_flops"].sum()
+    there_frac = flops / (flops + missing) if missing > 0 else 1.0
     return Totals(
         matmul_flops=matmul,
         vector_flops=vector,
-        flops=matmul + vector,
+        flops=flops,
         flops_at_most=exact + extra,
-        coverage_frac=covered_us / time_us if time_us > 0 else math.nan,
+        coverage_frac=covered_us / time_us * there_frac if time_us > 0 else math.nan,
         coverage_calls_frac=known["calls"].sum() / called if called else math.nan,
         wall_us=wall_us,
     )

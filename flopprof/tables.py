@@ -24,6 +24,9 @@ VERDICTS = tuple(
 LOSS = "(loss)"
 """The module path of a training step's loss, which is outside the model."""
 
+STOPPED = "flopprof-stopped"
+"""What a trace holds inside an op at which activation checkpointing ended a recomputation."""
+
 AHEAD_OF_TIME = "inductor::aot_compiled"
 """The op that is a call of a program by AOTInductor, whose own ops no profiler sees."""
 

@@ -14,8 +14,9 @@ from torch._C._profiler import _RecordFunctionFast  # 1.2 µs; record_function t
 from torch._library.custom_ops import OPDEFS
 from torch._ops import OpOverload
 from torch.nn.modules import module as base
+from torch.utils import checkpoint
 
-from flopprof.tables import AHEAD_OF_TIME
+from flopprof.tables import AHEAD_OF_TIME, STOPPED
 
 T = TypeVar("T")
 
@@ -123,7 +124,7 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
     def leave(named: _RecordFunctionFast, *_call: object) -> None:
         named.__exit__(None, None, None)
 
-    with quiet_about_hooks(), _calls_named(), watch_modules(model, enter, leave):
+    with quiet_about_hooks(), _calls_named(), _stops_named(), watch_modules(model, enter, leave):
         yield
 
 
@@ -154,6 +155,29 @@ def _calls_named() -> Iterator[None]:
             cleanup.callback(setattr, program, "__call__", run)
             program.__call__ = ranged
         yield
+
+
+@contextmanager
+def _stops_named() -> Iterator[None]:
+    """Have a trace show at which op checkpointing stops: that op began and does no work.
+
+    It raises, inside the op that saves the last tensor that the backward pass needs.
+    """
+    stop = getattr(checkpoint, "_StopRecomputationError", None)
+    if stop is None or "__init__" in vars(stop):
+        yield
+        return
+
+    def raised(self: Exception, *args: object) -> None:
+        Exception.__init__(self, *args)
+        with _RecordFunctionFast(STOPPED):
+            pass
+
+    stop.__init__ = raised
+    try:
+        yield
+    finally:
+        del stop.__init__
 
 
 @contextmanager

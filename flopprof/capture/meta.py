@@ -1,5 +1,6 @@
 """Run a model on the meta device quickly: the shapes of each distinct op call are found once."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,10 +9,12 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flopprof.formulas import FREE_OPS, LOOKS_BELOW, OP_FORMULAS, load_op_formulas
+from flopprof.formulas import FREE_OPS, LOOKS_BELOW, OP_FORMULAS, OpCall, load_op_formulas
+from flopprof.formulas.ops._elements import scalar_type
 
 _Shape = tuple[Any, ...]
 _META = DispatchKeySet(DispatchKey.Meta)
+_NUMBER_OF_DTYPE = {scalar_type(number): number for number in range(16)}
 _MOST_KNOWN = 100_000  # calls: about 100 MB
 # Default dtype → call → what it returns. Kept: the next count of like layers finds it here.
 _KNOWN: dict[torch.dtype, dict[_Shape, tuple[type, list[_Shape]]]] = {}
@@ -30,7 +33,9 @@ class ShapesOnce(TorchDispatchMode):
         self._known = _KNOWN.setdefault(torch.get_default_dtype(), {})
         if len(self._known) > _MOST_KNOWN:
             self._known.clear()
-        self._traits: dict[OpOverload, tuple[bool, bool]] = {}
+        self._traits: dict[OpOverload, _Traits] = {}
+        self._settled: set[_Shape] = set()  # calls whose FLOPs the op's formula knows
+        self._open: set[_Shape] = set()  # calls whose FLOPs are those of the ops inside
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: _Shape = (), kwargs: dict[str, Any] | None = None
@@ -39,41 +44,112 @@ class ShapesOnce(TorchDispatchMode):
         traits = self._traits.get(func)
         if traits is None:
             traits = self._traits[func] = _traits(func)
-        is_whole, is_functional = traits
-        if not is_whole:
+        if traits.is_composite:  # they come here under inference_mode only
+            with self:
+                return func.decompose(*args, **kwargs)
+        if not traits.is_whole:
             return _call_on_meta(func, args, kwargs)
         key = None
-        if is_functional:
+        if traits.is_functional or not traits.is_free:
             try:
                 key = (func, _key(args), _key(tuple(kwargs.items())))
-                known = self._known.get(key)
+                repeated = self._known.get(key) if traits.is_functional else None
+                is_open = key in self._open
             except TypeError:  # an argument that is no shape, or cannot be looked up
-                key = known = None
-            if known is not None:
-                kind, results = known
+                key = repeated = None
+                is_open = not traits.is_free
+            if repeated is not None:
+                kind, results = repeated
                 made = [torch.empty_strided(s, t, dtype=d, device="meta") for s, t, d in results]
                 return made[0] if kind is Tensor else kind(made)
+            if is_open or not (traits.is_free or self._settles(key, func, args, kwargs)):
+                return _call_on_meta(func, args, kwargs)
         torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
         try:
             result = func(*args, **kwargs)
         finally:
             torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
         made = [result] if type(result) is Tensor else result
-        if key is not None and type(made) in (tuple, list) and all(map(_is_plain, made)):
+        can_repeat = traits.is_functional and type(made) in (tuple, list)
+        if key is not None and can_repeat and all(map(_is_plain, made)):
             shapes = [(r.shape, r.stride(), r.dtype) for r in made]
             self._known[key] = type(result), shapes
         return result
 
+    def _settles(
+        self, key: _Shape | None, func: OpOverload, args: _Shape, kwargs: dict[str, Any]
+    ) -> bool:
+        """Return whether the op's formula knows this call; else the ops inside it count."""
+        if key in self._settled:
+            return True
+        try:
+            formula = OP_FORMULAS.require(func._schema.name)
+            is_known = formula(_recorded(func, args, kwargs)) is not None
+        except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError):
+            is_known = False  # as the trace's reader takes it
+        if key is not None:
+            (self._settled if is_known else self._open).add(key)
+        return is_known
 
-def _traits(func: OpOverload) -> tuple[bool, bool]:
-    """Return whether nothing inside the op is of interest, and whether it only makes results."""
-    name, schema = func._schema.name, func._schema
+
+@dataclass(frozen=True, slots=True)
+class _Traits:
+    """What decides how an op is run.
+
+    Attributes:
+        is_composite: It only calls other ops.
+        is_whole: Nothing inside is of interest where its FLOPs are known.
+        is_free: It has none.
+        is_functional: It only makes its results.
+    """
+
+    is_composite: bool
+    is_whole: bool
+    is_free: bool
+    is_functional: bool
+
+
+def _traits(func: OpOverload) -> _Traits:
+    schema = func._schema
+    name = schema.name
     formula = OP_FORMULAS.get(name)
     is_range = name.startswith("profiler::")  # begins or ends in it, and is to be recorded
-    is_known = name in FREE_OPS or (formula is not None and name not in LOOKS_BELOW)
-    is_whole = is_known and not is_range
+    is_free = name in FREE_OPS
+    is_known = is_free or (formula is not None and name not in LOOKS_BELOW)
     aliases = any(a.alias_info for a in (*schema.arguments, *schema.returns))
-    return is_whole, is_whole and not aliases and torch.Tag.data_dependent_output not in func.tags
+    return _Traits(
+        is_composite=not (is_free or is_range) and func._can_decompose(),
+        is_whole=is_known and not is_range,
+        is_free=is_free,
+        is_functional=not aliases and torch.Tag.data_dependent_output not in func.tags,
+    )
+
+
+def _recorded(func: OpOverload, args: _Shape, kwargs: dict[str, Any]) -> OpCall:
+    """Return the call as the profiler would record it."""
+    given = []
+    for index, argument in enumerate(func._schema.arguments):
+        if index < len(args):
+            given.append(args[index])
+        elif argument.name in kwargs:
+            given.append(kwargs[argument.name])
+        else:
+            given.append(argument.default_value)
+    shapes, kinds, values = zip(*map(_recorded_argument, given), strict=True)
+    return OpCall(func._schema.name, shapes=shapes, dtypes=kinds, values=values)
+
+
+def _recorded_argument(value: Any) -> tuple[Any, str, str]:
+    """Return shape, type and text of an argument."""
+    if isinstance(value, Tensor):
+        return tuple(value.shape), str(value.dtype).removeprefix("torch."), ""
+    if isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value):
+        return tuple(tuple(t.shape) for t in value if isinstance(t, Tensor)), "TensorList", ""
+    if isinstance(value, list | tuple):
+        return (), "ScalarList", str(list(value))
+    if isinstance(value, torch.dtype):
+        return (), "Scalar", str(_NUMBER_OF_DTYPE.get(str(value).removeprefix("torch."), ""))
+    return (), "" if value is None else "Scalar", "" if value is None else str(value)
 
 
 def _call_on_meta(func: OpOverload, args: _Shape, kwargs: dict[str, Any]) -> Any:

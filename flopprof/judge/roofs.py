@@ -186,11 +186,12 @@ def apply_rooflines(
     )
     for row in np.flatnonzero(is_above(sites["efficiency_frac"])):
         sites["reason"][row] += _ABOVE_ROOF[likely[row]]
-    unknown = np.isnan(sites["flops"]) & (sites["verdict"] != "not_run")
+    unknown = np.isnan(sites["flops"])
     by_time = sites["time_us"] / 1e6 * peaks.get((dtype, "tensor"), math.nan)
     least = sites["matmul_flops_at_least"] + sites["vector_flops_at_least"]
     most = np.ceil(np.fmin(by_time, sites["flops_at_most"]))
     most = np.where(most < least, least, most)  # a ceiling that is too low bounds nothing
+    most = np.where(sites["verdict"] == "not_run", sites["hook_flops"], most)
     sites["flops_at_most"] = np.where(unknown, most, sites["flops"])
 
 

@@ -10,7 +10,11 @@ from flopprof.judge.walk import OpFacts
 from flopprof.tables import AHEAD_OF_TIME, LOSS
 
 OWN_NAMESPACES = frozenset(
-    "aten prim prims quantized mkldnn onednn inductor stored c10d _c10d_functional autograd".split()  # noqa: SIM905
+    (
+        *("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "stored"),
+        *("autograd", "c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd"),
+        *("_dtensor", "fsdp", "symm_mem"),
+    )
 )
 """Namespaces of PyTorch's own ops; an op from any other is an `extension`."""
 

@@ -4,8 +4,10 @@ An op above a transform of torch.func, a sharded tensor or any other tensor subc
 with the shapes that its caller sees; what ran is recorded below it, with other FLOPs.
 """
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from flopprof.formulas import OpCall, Work
 from flopprof.trace.signatures import Signature
@@ -36,6 +38,10 @@ class _Below:
         self.vector_flops += flops[1]
         self.ops += 1
         self.other_shapes = self.other_shapes or other_shapes
+
+
+KEEPS_RESULT = frozenset(json.loads(Path(__file__).with_name("keeps_result.json").read_text()))
+"""Ops that save what they return, for their derivative; by scripts/make_keeps_result.py."""
 
 
 def is_exact(work: Work | None) -> bool:
@@ -92,6 +98,24 @@ def outer_views(
         if own and below.matmul_flops != own[0]:
             differing.append(node)
     return with_ancestors(differing, parents)
+
+
+def unfinished(
+    stopped: Iterable[int],
+    labels: Sequence[int],
+    parents: Sequence[int],
+    signatures: Sequence[Signature],
+) -> set[int]:
+    """Return the ops that a stop inside an op left without, or with a part of, their work.
+
+    An op that saves its result was stopped behind its work, and is no such op; those around are.
+    """
+    left = []
+    for node in stopped:
+        op = signatures[labels[node]].op
+        kept = op in KEEPS_RESULT or op.removesuffix("_") in KEEPS_RESULT
+        left.append(parents[node] if kept else node)
+    return with_ancestors(left, parents)
 
 
 def _is_passed_on(outer: OpCall, inner: OpCall) -> bool:

@@ -24,12 +24,16 @@ _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv"
 # Host events that are no ops, unless they launch kernels themselves: their time is host overhead.
 _NO_OP = re.compile(
     r"autograd::engine::|torch::autograd::|Optimizer\.|ProfilerStep#|TorchDynamo|CompiledFunction|"
-    r"## Call |\w+Backward\d*$|DistributedDataParallel|"
+    r"## Call |\w+Backward\d*$|DistributedDataParallel|FSDP::|FullyShardedDataParallel|"
+    r"torch(\.[\w.]+)?::|c10d::check_for_nan|"  # PyTorch's own: torch::distributed::…
     r"(?!.*::|triton_|(graph_\d+_)?cpp_fused_|Torch-Compiled Region)"  # no namespace, nor generated
 )
 _TRITON_ARGS = ("kernel_hash", "kernel_file", "kernel_backend")
 # Annotations that name no part of a model: collectives, compiled graphs, the profiler itself.
-_NO_PLACE = re.compile(r"nccl:|gloo:|## Call |PyTorch Profiler|Profiler|DataLoader|enumerate\(")
+_NO_PLACE = re.compile(
+    r"nccl:|gloo:|## Call |PyTorch Profiler|Profiler|DataLoader|enumerate\(|FSDP::|"
+    r"(FullyShardedDataParallel|DistributedDataParallel|DataParallel)\.|torch(\.[\w.]+)?::"
+)
 
 
 @dataclass(slots=True)

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flopprof.tables import GAPS
-from flopprof.trace.counting import is_exact, outer_views
+from flopprof.tables import GAPS, STOPPED
+from flopprof.trace.counting import is_exact, outer_views, unfinished
 from flopprof.trace.events import OP, RANGE, Events
 
 LONGEST_PATH = 1000  # letters of a module's path; annotations nested deeper share the outer's
@@ -42,6 +42,7 @@ class Tree:
         self.rows = np.full(size, -1)
         self.kernel_ops = array("q")
         self.in_tf32: set[int] = set()  # nodes with a kernel that multiplies in TF32
+        self.stopped: list[int] = []  # ops at which a recomputation ended
         self.promoted: set[int] = set()  # ops only because they launched kernels
         self.module_types: dict[str, str] = {}
         self.gaps: list[tuple[str, int, float, float, str]] = []
@@ -93,6 +94,8 @@ class Tree:
         ]
         exact = [is_exact(signature.work) for signature in self.found.signatures]
         passed = outer_views(labels, self.op_parent, self.found.signatures)
+        stopped = [*self.stopped, *self._childless_recomputations(labels)]
+        passed |= unfinished(stopped, labels, self.op_parent, self.found.signatures)
         inside = [False] * len(labels)  # a counted op
         for node, label in enumerate(labels):
             parent = self.op_parent[node]
@@ -101,6 +104,30 @@ class Tree:
             inside[node] = parent >= 0 and inside[parent]
             if exact[label] and not inside[node] and node not in passed:
                 self.counted[node] = inside[node] = True
+
+    def _childless_recomputations(self, labels: list[int]) -> list[int]:
+        """Return the recomputed ops that called nothing, where the same call before called ops.
+
+        So a trace recorded elsewhere on a CPU shows where checkpointing stopped.
+        """
+        if self.stopped or "backward" not in self.phase or len(self.found.kernels[0]):
+            return []
+        calls_ops = [False] * len(labels)
+        for node, label in enumerate(labels):
+            if label >= 0 and self.found.signatures[label].op != "aten::detach":
+                parent = self.op_parent[node]
+                if parent >= 0:
+                    calls_ops[parent] = True
+        like = {
+            label
+            for node, label in enumerate(labels)
+            if label >= 0 and calls_ops[node] and self.phase[node] == "forward"
+        }
+        return [
+            node
+            for node, label in enumerate(labels)
+            if label in like and not calls_ops[node] and self.phase[node] != "forward"
+        ]
 
     def _close(self, stack: list[int], node: int, cursor: list[float], last_op: str) -> None:
         """Leave what ended before `node` begins, or is of another thread; all for -1."""
@@ -136,7 +163,9 @@ class Tree:
 
     def _enter_range(self, node: int, around: int) -> None:
         name = self.names[self.label[node]]
-        if self.phase[node] == "backward":  # activation checkpointing calls the module again
+        # Activation checkpointing calls the module again. A user's annotation is no such call.
+        names_modules = self.found.has_ranges or bool(self.found.python_modules)
+        if self.phase[node] == "backward" and names_modules:
             self.phase[node] = "recompute"
         if self.found.has_ranges:
             self.path[node] = name
@@ -156,6 +185,8 @@ class Tree:
                 self.path[node] = forward_of[self.sequence[node]][0]
         elif name.startswith("Optimizer.step"):
             self.phase[node] = "optimizer"
+        elif name == STOPPED and self.op_parent[node] >= 0:
+            self.stopped.append(self.op_parent[node])
 
     def gaps_frame(self) -> pd.DataFrame:
         """Return the gaps as a table, less what ops of other threads fill of them."""

@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 import flopprof
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
+from flopprof.run import add_up
 from flopprof.tables import GAPS, KERNELS, MODULE_CALLS, OPS, ROOFLINES
 
 
@@ -357,6 +358,15 @@ def test_what_hooks_counted_and_nothing_ran_is_not_run():
 
     assert set(sites["verdict"]) == {"functional", "not_run"}
     assert sites.loc[sites["verdict"] == "not_run", "flops"].isna().all()
+
+
+def test_a_layer_that_did_not_run_is_missing_in_bound_and_coverage():
+    totals = add_up(judge(call_row(240, 24), [op_row(call_id=-1)]), math.nan)
+
+    # The one op has 264 FLOPs, and the hook counted 264 more that nothing ran.
+    assert (totals.flops, totals.flops_at_most) == (264, 528)
+    assert totals.coverage_calls_frac == 0.5
+    assert totals.coverage_frac == 0.5
 
 
 def test_an_extra_op_beside_the_modules_own_is_functional():

@@ -128,3 +128,64 @@ def test_a_complex_product_by_real_ones_counts_as_the_complex_one(tmp_path):
 
     # 4·5·6 complex multiply-adds of eight FLOPs.
     assert run.totals.matmul_flops == 960
+
+
+def test_an_annotation_inside_a_custom_backward_is_no_recomputation(tmp_path):
+    annotation = op("my scale", 20, 40) | {"cat": "user_annotation"}
+    run = analysed(
+        tmp_path,
+        op("autograd::engine::evaluate_function: MyFunctionBackward", 0, 100),
+        op("MyFunctionBackward", 10, 80),
+        annotation,
+        shaped("aten::mm", 30, 10, [4, 5], [5, 6]),
+    )
+
+    assert run.ops.set_index("op").loc["aten::mm", "phase"] == "backward"
+    assert run.by_phase()["phase"].tolist() == ["backward"]
+
+
+def test_a_module_called_inside_a_backward_is_a_recomputation(tmp_path):
+    module = op("nn.Module: Linear_0", 20, 40) | {"cat": "python_function"}
+    run = analysed(
+        tmp_path,
+        op("autograd::engine::evaluate_function: CheckpointFunctionBackward", 0, 100),
+        op("CheckpointFunctionBackward", 10, 80),
+        module,
+        shaped("aten::mm", 30, 10, [4, 5], [5, 6]),
+    )
+
+    assert run.by_phase()["phase"].tolist() == ["recompute"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.distributed.ddp.reducer::copy_bucket_to_grad",
+        "torch.distributed.ddp.reducer::search_unused_parameters",
+        "torch::distributed::reducer::mul_out",
+        "torch::distributed::reducer::copy_",
+        "torch::distributed::autograd::backward",
+        "torch::jit::InterpreterStateImpl::run",
+        "FSDP::root_pre_forward",
+        "FullyShardedDataParallel._pre_forward",
+    ],
+)
+def test_a_range_of_pytorchs_own_is_no_op_and_what_it_calls_counts(tmp_path, name):
+    run = analysed(
+        tmp_path,
+        op(name, 0, 100),
+        shaped("aten::mul", 10, 50, [4, 5], [4, 5]),
+    )
+
+    assert run.ops["op"].tolist() == ["aten::mul"]
+    assert run.totals.flops == run.totals.flops_at_most == 20
+
+
+def test_an_annotation_of_pytorchs_own_names_no_module(tmp_path):
+    run = analysed(
+        tmp_path,
+        op("FSDP::pre_forward (0)", 0, 100) | {"cat": "user_annotation"},
+        shaped("aten::mul", 10, 50, [4, 5], [4, 5]),
+    )
+
+    assert run.ops["module_path"].tolist() == [""]
