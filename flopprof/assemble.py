@@ -9,13 +9,14 @@ import pandas as pd
 
 from flopprof.judge.hidden import bound_by_all_cores
 from flopprof.judge.reconcile import reconcile
-from flopprof.judge.roofs import roof_doubts
+from flopprof.judge.roofs import roof_doubts, total_doubts
 from flopprof.judge.spread import TracedCall
 from flopprof.provenance import (
     AnyProvenance,
     CallProvenance,
     CountProvenance,
     SavedTotals,
+    TraceProvenance,
     warned,
 )
 from flopprof.run import Run
@@ -90,7 +91,11 @@ def assemble(
                 threads=device.threads,
             )
         provenance = _with_overhead(provenance, witnesses.gaps, sites)
-    warnings = warned([*provenance.warning_texts, *doubts, *roof_doubts(sites)])
+    spent_us = provenance.wall_us
+    if isinstance(provenance, TraceProvenance):
+        spent_us = provenance.trace.device_busy_us
+    doubts = [*doubts, *roof_doubts(sites), *total_doubts(sites, rooflines, spent_us)]
+    warnings = warned([*provenance.warning_texts, *doubts])
     provenance = msgspec.structs.replace(provenance, warnings=warnings)
     run = Run(witnesses.module_calls, ops, witnesses.kernels, rooflines, sites, provenance, trace)
     return _with_totals(run)

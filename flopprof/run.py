@@ -50,6 +50,8 @@ class Totals:
             that the trace has where hooks counted work that is not in it; NaN in a pure count.
         coverage_calls_frac: Share of op calls whose FLOPs are known; NaN without any.
         wall_us: Median time of a bare call; NaN in a pure count.
+        untimed_flops: The part of `flops` that has no time in the trace: launched and not run,
+            captured in a graph, or on the host of a device. No rate is made of it.
     """
 
     matmul_flops: int
@@ -59,6 +61,7 @@ class Totals:
     coverage_frac: float
     coverage_calls_frac: float
     wall_us: float
+    untimed_flops: int
 
     @property
     def flops_per_s(self) -> float:
@@ -90,6 +93,7 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
         coverage_frac=covered_us / time_us * there_frac if time_us > 0 else math.nan,
         coverage_calls_frac=known["calls"].sum() / called if called else math.nan,
         wall_us=wall_us,
+        untimed_flops=int(known.loc[known["time_us"] == 0, "flops"].sum()),
     )
 
 

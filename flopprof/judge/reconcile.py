@@ -19,9 +19,21 @@ from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_rea
 from flopprof.judge.roofs import apply_rooflines, kernel_units
 from flopprof.judge.spread import TracedCall, site_samples, spread, time_per_op_call
 from flopprof.judge.verdicts import HOOKED_PHASES, judge_alone
-from flopprof.judge.walk import TEXTS, OpFacts, Walked, settle_glue, times_of, walk_ops
+from flopprof.judge.walk import (
+    TEXTS,
+    OpFacts,
+    Walked,
+    settle_glue,
+    times_of,
+    walk_ops,
+    without_kernels,
+)
 from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS, Column, tuples
 
+_NO_KERNEL = "none"
+_NOT_TIMED = (
+    "; no kernel of it is in the trace: it was recorded or captured and not run, or ran on the host"
+)
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 _ORDER = ("input_shapes", "op", "module_path")  # of sites of equal time and FLOPs, the last first
 
@@ -87,6 +99,7 @@ def reconcile(
     walked, owner = _timed_ops(ops, kernels, timed=timed, on_device=on_device)
     types = dict(tuples(module_calls, ("module_path", "module_type")))
     verdicts = _judge(walked, module_calls, types, never_called)
+    verdicts.reason[walked.named("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
     grouped, number = _grouped(walked, verdicts, types)
     rows = verdicts.not_run
     if timed:
@@ -112,7 +125,10 @@ def _timed_ops(
     """Return the ops that stand for the run, with their times and units, and whose each op is."""
     walked, owner = walk_ops(ops)
     walked.columns["time_us"] = times_of(walked, kernels, timed=timed, on_device=on_device)
-    walked.put("by_kernel", *kernel_units(walked["op_id"], owner, kernels))
+    units, names = kernel_units(walked["op_id"], owner, kernels)
+    if on_device:  # apart from calls that ran: a rate is made of what has device time
+        units = np.where(without_kernels(walked, owner, kernels), len(names), units)
+    walked.put("by_kernel", units, np.append(names, _NO_KERNEL))
     settle_glue(walked)
     if timed:
         bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.tables import codes
+from flopprof.units import duration, percent
 
 LARGEST_CACHE_BYTES = 2**28  # MI300X: 256 MiB; what is larger fits no device's cache
 TOLERANCE = 1.05
@@ -150,6 +151,27 @@ def roof_doubts(sites: pd.DataFrame) -> list[str]:
     why = first["reason"].rpartition("; ")[2]
     return [f"sites above their roof: {len(above)}, by {worst - 1:.0%} at most, such as "
             f"{first['op']}: {why}"]  # fmt: skip
+
+
+def total_doubts(sites: pd.DataFrame, rooflines: pd.DataFrame, spent_us: float) -> list[str]:
+    """Return a warning where all FLOPs together would take longer at the ceilings than they did.
+
+    Args:
+        sites: The table SITES; what has no time does not count.
+        rooflines: The table ROOFLINES.
+        spent_us: How long the device was busy, or the call took; NaN where unknown.
+    """
+    if not len(sites) or not len(rooflines) or not spent_us > 0:
+        return []
+    peaks = site_roofline(sites, rooflines).peak_flops_per_s
+    ran = (sites["time_us"] > 0).to_numpy()
+    least_us = float(np.nansum((sites["flops"].to_numpy() / peaks)[ran]) * 1e6)
+    if not is_above(least_us / spent_us):
+        return []
+    return [
+        f"all FLOPs together are {percent(least_us / spent_us)} of what the ceilings allow in "
+        f"{duration(spent_us)}: a ceiling is too low, or kernels are missing from the trace"
+    ]
 
 
 def apply_rooflines(

@@ -178,6 +178,19 @@ def times_of(walked: Walked, kernels: pd.DataFrame, *, timed: bool, on_device: b
     return np.where(walked["counted"], np.nan_to_num(walked["device_us"]), own)
 
 
+def without_kernels(walked: Walked, owner: np.ndarray, kernels: pd.DataFrame) -> np.ndarray:
+    """Return which of these ops have FLOPs and, of a run on a device, no kernel that did them.
+
+    They were launched and not run, captured in a graph, or ran on the host; or the trace lacks
+    their launches.
+    """
+    mine = kernels[(kernels["kind"] == "compute") & kernels["op_id"].between(0, len(owner) - 1)]
+    count = np.bincount(owner[mine["op_id"].to_numpy()], minlength=len(owner))
+    working = walked["counted"] & (walked["matmul_flops"] + walked["vector_flops"] > 0)
+    idle: np.ndarray = working & (count[walked["op_id"]] == 0)
+    return idle
+
+
 def settle_glue(walked: Walked) -> None:
     """Mark as free what only calls other ops, such as einsum: they are walked for themselves.
 

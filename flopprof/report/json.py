@@ -46,6 +46,7 @@ def to_object(run: Run, files: list[str] | None = None) -> dict[str, Any]:
         "vector_flops": totals.vector_flops,
         "flops": totals.flops,
         "flops_at_most": whole(totals.flops_at_most),
+        "untimed_flops": totals.untimed_flops,
         "coverage_frac": totals.coverage_frac,
         "coverage_calls_frac": totals.coverage_calls_frac,
         "wall_us": provenance.wall_us,

@@ -108,6 +108,11 @@ def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str
         ("FLOPs", _flops(totals)),
         ("", _bounds(totals)),
     ]
+    if len(run.kernels) and totals.untimed_flops:
+        untimed = si(float(totals.untimed_flops), "FLOPs")
+        lines += [
+            ("", f"{untimed} of them without a kernel in the trace: no rate is made of these")
+        ]
     if len(phases := run.by_phase()) > 1:
         lines += [("Phases", _phases(phases))]
     if len(run.kernels):
@@ -139,7 +144,9 @@ def busy_rate(run: Run) -> float:
     if not isinstance(provenance, TraceProvenance):
         return math.nan
     busy_us = provenance.trace.device_busy_us
-    return run.totals.flops / busy_us * 1e6 if busy_us > 0 else math.nan
+    totals = run.totals
+    timed_flops = totals.flops - totals.untimed_flops
+    return timed_flops / busy_us * 1e6 if busy_us > 0 else math.nan
 
 
 def _compiled(provenance: CallProvenance, flops: float) -> list[tuple[str, str]]:

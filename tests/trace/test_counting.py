@@ -1,8 +1,12 @@
 """Which ops count where an op and what it calls have other shapes (counting rule 4)."""
 
+import json
+import math
+
 import pytest
 
 from flopprof.elsewhere import analyse_traces
+from flopprof.report.summary import busy_rate
 from tests.events import kernel, launch, op, with_shapes, write_trace
 
 
@@ -189,3 +193,85 @@ def test_an_annotation_of_pytorchs_own_names_no_module(tmp_path):
     )
 
     assert run.ops["module_path"].tolist() == [""]
+
+
+def a_product_that_did_not_run():
+    """A bf16 product that was launched without a kernel, then an addition of 5 µs."""
+    big = [4096, 4096]
+    return (
+        shaped("aten::mm", 0, 20, big, big, kind="c10::BFloat16"),
+        launch(1, 5),
+        shaped("aten::add", 30, 20, big, big, kind="c10::BFloat16"),
+        launch(2, 35),
+        kernel(2, 60, 5, "elementwise_kernel"),
+    )
+
+
+H100 = {"deviceProperties": [{"id": 0, "name": "NVIDIA H100 80GB HBM3", "numSms": 132}]}
+
+
+def test_flops_that_did_not_run_stand_apart_and_are_in_no_rate(tmp_path):
+    path = write_trace(tmp_path / "trace.json", *a_product_that_did_not_run(), **H100)
+    run = analyse_traces(path)
+
+    # 4096³ multiply-adds × 2 were recorded; 4096² additions ran in 5 µs: 3.36 TFLOP/s.
+    assert run.totals.untimed_flops == 137_438_953_472
+    assert run.totals.flops == 137_438_953_472 + 16_777_216
+    assert busy_rate(run) == pytest.approx(16_777_216 / 5e-6)
+    site = run.sites.set_index("op").loc["aten::mm"]
+    assert site["time_us"] == 0
+    assert math.isnan(site["achieved_flops_per_s"])
+    assert "no kernel of it is in the trace" in site["reason"]
+    assert "137 GFLOPs of them without a kernel" in run.report("text")
+    assert json.loads(run.report("json"))["untimed_flops"] == 137_438_953_472
+
+
+def test_calls_that_ran_are_a_site_apart_from_those_that_did_not(tmp_path):
+    sizes = [[64, 64], [64, 64]]
+    run = analysed(
+        tmp_path,
+        shaped("aten::mm", 0, 20, *sizes),
+        launch(1, 5),
+        shaped("aten::mm", 30, 20, *sizes),
+        launch(2, 35),
+        kernel(2, 60, 4),
+    )
+
+    # 64³ × 2 = 524,288 in 4 µs.
+    assert sorted(run.sites["calls"]) == [1, 1]
+    rates = run.sites["achieved_flops_per_s"].dropna()
+    assert rates.tolist() == [pytest.approx(524_288 / 4e-6)]
+    assert run.totals.untimed_flops == 524_288
+
+
+def test_work_on_the_host_of_a_device_is_in_no_rate(tmp_path):
+    run = analysed(
+        tmp_path,
+        shaped("aten::mul", 0, 20, [100], [100]),
+        shaped("aten::add", 30, 20, [50], [50]),
+        launch(2, 35),
+        kernel(2, 60, 5),
+    )
+
+    assert run.totals.untimed_flops == 100
+    assert busy_rate(run) == pytest.approx(50 / 5e-6)
+
+
+def test_a_total_above_its_ceiling_is_told_of(tmp_path):
+    big = [4096, 4096]
+    run = analyse_traces(
+        write_trace(
+            tmp_path / "trace.json",
+            shaped("aten::mm", 0, 20, big, big, kind="c10::BFloat16"),
+            launch(1, 5),
+            kernel(1, 60, 5),
+            **H100,
+        )
+    )
+
+    # 137 GFLOPs in 5 µs are 27 PFLOP/s.
+    assert any("all FLOPs together" in warning for warning in run.provenance.warning_texts)
+
+
+def test_a_cpu_trace_has_no_untimed_work(tmp_path):
+    assert analysed(tmp_path, shaped("aten::mul", 0, 20, [100], [100])).totals.untimed_flops == 0
