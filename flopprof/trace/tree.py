@@ -46,6 +46,7 @@ class Tree:
         self.promoted: set[int] = set()  # ops only because they launched kernels
         self.module_types: dict[str, str] = {}
         self.gaps: list[tuple[str, int, float, float, str]] = []
+        self.gap_threads: list[int] = []
         whole = all(value.is_integer() for value in self.start[:1000])
         self.slack = 1.0 if whole else 0.002  # µs: traces of 2021 round, kineto prints ns
 
@@ -151,6 +152,7 @@ class Tree:
             length = until - cursor[node]
             start = cursor[node] - self.origin
             self.gaps.append((self.path[node], self.call[node], start, length, last_op))
+            self.gap_threads.append(self.thread[node])
 
     def _inherit(self, node: int, around: int) -> None:
         is_op = self.role[around] == OP
@@ -196,7 +198,25 @@ class Tree:
         starts, ends = (np.array(edge)[tops] - self.origin for edge in (self.start, self.end))
         start = frame["start_us"].to_numpy()
         waited = np.diff(busy_until(starts, ends, [start, start + frame["duration_us"]]), axis=0)
-        return frame.assign(duration_us=frame["duration_us"] - waited[0])
+        left = frame["duration_us"] - waited[0]
+        return frame.assign(duration_us=left.where(~self._handed_over(frame), 0.0))
+
+    def _handed_over(self, gaps: pd.DataFrame) -> np.ndarray:
+        """Return in which gaps the first module's thread waits for modules that others call.
+
+        What these threads do is in the trace, their own gaps too; their start is no work.
+        """
+        ranges = [n for n, role in enumerate(self.role) if role == RANGE and self.parent[n] < 0]
+        if not ranges or not len(gaps):
+            return np.zeros(len(gaps), dtype=bool)
+        home = self.thread[min(ranges, key=lambda n: self.start[n])]
+        begins = np.sort([self.start[n] - self.origin for n in ranges if self.thread[n] != home])
+        start = gaps["start_us"].to_numpy()
+        within = np.searchsorted(begins, start + gaps["duration_us"].to_numpy()) > np.searchsorted(
+            begins, start
+        )
+        handed: np.ndarray = within & (np.array(self.gap_threads) == home)
+        return handed
 
 
 def busy_until(starts: np.ndarray, ends: np.ndarray, times: Any) -> np.ndarray:

@@ -275,3 +275,33 @@ def test_a_total_above_its_ceiling_is_told_of(tmp_path):
 
 def test_a_cpu_trace_has_no_untimed_work(tmp_path):
     assert analysed(tmp_path, shaped("aten::mul", 0, 20, [100], [100])).totals.untimed_flops == 0
+
+
+def test_waiting_for_modules_on_other_threads_is_no_gap(tmp_path):
+    run = analysed(
+        tmp_path,
+        op("flopprof:", 0, 100_000),
+        op("flopprof:a", 50_000, 10_000, tid=2),
+        shaped("aten::relu", 50_100, 9_800, [10]) | {"tid": 2},
+        op("flopprof:b", 55_000, 10_000, tid=3),
+        shaped("aten::relu", 55_100, 9_800, [10]) | {"tid": 3},
+        shaped("aten::relu", 99_000, 1_000, [10]),
+    )
+
+    # The forward waits 99 ms for two threads, whose own ops are there.
+    assert "hidden" not in set(run.sites["verdict"])
+    assert run.totals.coverage_frac == 1
+
+
+def test_a_gap_beside_other_threads_that_no_module_was_handed_to_is_hidden(tmp_path):
+    run = analysed(
+        tmp_path,
+        op("flopprof:", 0, 100_000),
+        op("flopprof:a", 1_000, 1_000, tid=2),
+        shaped("aten::relu", 1_200, 600, [10]) | {"tid": 2},
+        shaped("aten::relu", 3_000, 1_000, [10]),
+        shaped("aten::relu", 99_000, 1_000, [10]),
+    )
+
+    # From 4 to 99 ms nothing is in the trace.
+    assert run.sites.query("verdict == 'hidden'")["time_us"].tolist() == [95_000]
