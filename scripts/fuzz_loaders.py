@@ -4,8 +4,8 @@ usage: python scripts/fuzz_loaders.py [--count N] [--seed S] [--seconds T]
 
 Every file of the tests' corpus, good, odd and hostile, is changed at random and read as `flopprof
 inspect` reads it, in this process. What may come of it is a description or a LoadError,
-RefusedError or UsageError. Prints how many came to what, the slowest, and the memory; exits with 1, and leaves the
-file behind, at the first that came to anything else.
+RefusedError or UsageError. Prints how many came to what, the slowest, and the memory; exits with 1,
+and leaves the file behind, at the first that came to anything else.
 """
 
 import argparse

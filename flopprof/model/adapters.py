@@ -69,7 +69,7 @@ def _find_base(contents: Contents, name: str) -> Contents | None:
     folder = contents.path
     if contents.config:  # base and adapter in one folder
         return replace(contents, kind="huggingface", tensors={}, shards=())
-    if not name or not safe_text(name, 1000) == name:
+    if not name or safe_text(name, 1000) != name:
         return None
     cached = (_HUB / f"models--{name.replace('/', '--')}" / "snapshots").glob("*")
     places = [Path(name), folder / name, folder.parent / Path(name).name, *sorted(cached)]
