@@ -9,10 +9,9 @@ if sys.argv[:1] == ["-m"] and "flopprof" in sys.orig_argv and not sys.flags.safe
 
 TYPE_CHECKING = False  # as checkers of types take it: typing itself costs time here
 if TYPE_CHECKING:
-    from flopprof.api import count_flops, load, profile
+    from flopprof.api import analyse_traces, count_flops, load, profile
     from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
     from flopprof.capture.training import Training
-    from flopprof.elsewhere import analyse_traces
     from flopprof.errors import FlopprofError
     from flopprof.formulas import module_formula, op_formula
     from flopprof.run import Count, Run
@@ -25,7 +24,7 @@ _HOMES = {
     "FlopsCounter": "flopprof.capture.modules",
     "Run": "flopprof.run",
     "Training": "flopprof.capture.training",
-    "analyse_traces": "flopprof.elsewhere",
+    "analyse_traces": "flopprof.api",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
     "load": "flopprof.api",

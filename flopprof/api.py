@@ -1,15 +1,16 @@
-"""The front doors: `load`, `count_flops`, `profile`; `analyse_traces` is in `elsewhere`.
+"""The four front doors: `load`, `count_flops`, `profile` and `analyse_traces`.
 
-Each takes what the command line takes for MODEL, or a module, and the options of `Settings`.
+The first three take a module, or what the command line takes for MODEL, and options (`Settings`).
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import pandas as pd
 
+import flopprof
 from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.alone import alone
 from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
@@ -18,24 +19,42 @@ from flopprof.capture.describe import (
     describe_source,
     describe_telemetry,
     main_dtype,
+    now,
 )
 from flopprof.capture.foreign import foreign_work
 from flopprof.capture.passes import count_and_trace
 from flopprof.capture.subject import Subject, find_subject, training_of
 from flopprof.capture.watch import Watched, on_device, watch
-from flopprof.errors import FlopprofError, ModelError
+from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.files import real_path
 from flopprof.judge.hidden import hidden_gaps
+from flopprof.judge.walk import owners
 from flopprof.provenance import (
+    COMMAND,
     Called,
     CallProvenance,
     CountProvenance,
     DeviceFacts,
+    Environment,
+    Source,
     Spread,
     Timing,
+    TraceProvenance,
 )
 from flopprof.run import Count, Run
 from flopprof.settings import Options, Progress, Settings, silent
-from flopprof.tables import ROOFLINES
+from flopprof.tables import MODULE_CALLS, ROOFLINES
+from flopprof.trace.ranks import (
+    add_up_ranks,
+    described_gpu,
+    dtype_of_most_work,
+    gpu_of,
+    read_job,
+    together,
+)
+from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.replay import join_capture
+from flopprof.units import file_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +62,6 @@ if TYPE_CHECKING:
     from flopprof.capture.training import Training
     from flopprof.ceilings.ceiling import Ceilings
     from flopprof.devices import Device
-    from flopprof.trace.read import Trace
 
 
 def load(
@@ -355,3 +373,65 @@ def _timing(watched: Watched, settings: Settings) -> Timing:
         device_busy_us=watched.trace.info.get("device_busy_us", math.nan),
         observer=watched.observer,
     )
+
+
+def analyse_traces(
+    paths: str | Path | Sequence[str | Path],
+    *,
+    gpu: str | None = None,
+    ceilings: str | Path | None = None,
+    skip_steps: int = 0,
+    capture: str | Path | None = None,
+    progress: Progress = silent,
+) -> Run:
+    """Return the `Run` of one trace, or of several ranks' traces of one job together.
+
+    Ops, kernels and sites of all ranks are added up; `provenance.ranks` has each rank's part. No
+    torch is imported.
+
+    Args:
+        paths: Chrome traces by torch.profiler, `.json` or `.json.gz`.
+        gpu: Name of the GPU whose ceilings count, in place of the one that the trace names.
+        ceilings: A ceilings file, whose entries go before the tables'.
+        skip_steps: How many profiler steps to leave out from the start.
+        capture: The trace of the capture of graphs that are replayed here: their kernels get its
+            ops, by order and name.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        UsageError: No such file, GPU or step.
+        LoadError: A file is no trace, or damaged.
+    """
+    from flopprof.ceilings import ceilings_of_trace
+
+    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if len({real_path(file) for file in files}) < len(files):
+        raise UsageError("one trace is given twice", remedy="give each rank's trace once")
+    replayed = _joined_to(capture, progress)
+    job = read_job(files, skip_steps=skip_steps, replayed=replayed, progress=progress)
+    progress("reconciling")
+    ops, gaps, kernels = together(job.traces)
+    on_gpu = len(kernels) > 0
+    device = gpu_of(job.gpu_trace)
+    limits = ceilings_of_trace(device, gpu, ceilings, on_gpu=on_gpu)
+    provenance = TraceProvenance(
+        source=Source(model=file_text(files[0].name).removesuffix(".gz").removesuffix(".json")),
+        called=Called(dtype=dtype_of_most_work(ops)),
+        device=described_gpu(device, gpu, job.gpu_trace.info["vendors"], on_gpu=on_gpu),
+        environment=Environment(flopprof=flopprof.__version__, date=now(), command=COMMAND.get()),
+        trace=add_up_ranks(job, files),
+        ranks=tuple(sorted(job.ranks, key=lambda rank: rank.rank)),
+        steps=tuple(job.steps),
+    )
+    witnesses = Witnesses(MODULE_CALLS.empty(), ops, gaps, kernels)
+    doubts = [*job.warnings, *limits.warnings]
+    return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
+
+
+def _joined_to(capture: str | Path | None, progress: Progress) -> "Callable[[Trace], Trace]":
+    """Return what gives a replay's kernels the ops of their capture; nothing without one."""
+    if capture is None:
+        return lambda trace: trace
+    progress(f"reading {file_text(Path(capture).name)}")
+    captured = read_trace(capture, as_capture=True)
+    return lambda trace: join_capture(trace, captured, owners(captured.ops))

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flopprof.elsewhere import analyse_traces  # noqa: E402
+from flopprof.api import analyse_traces  # noqa: E402
 from flopprof.errors import FlopprofError  # noqa: E402
 from flopprof.report.perfetto import annotate_trace  # noqa: E402
 from flopprof.trace.read import read_trace  # noqa: E402

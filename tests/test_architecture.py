@@ -13,24 +13,23 @@ PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
 LEVELS = [
     ["__main__"],
     ["cli"],
-    ["api", "elsewhere"],
+    ["api"],
     ["assemble"],
     ["report"],
     ["run"],
     ["judge"],
     ["capture"],
-    ["settings"],
     ["trace", "ceilings"],
     ["devices", "formulas"],
     ["model"],
     ["metafile"],
-    ["tables", "registry", "dtypes", "files", "provenance"],
+    ["tables", "registry", "dtypes", "files", "provenance", "settings"],
     ["units"],
     ["errors"],
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 # `run` offers reports and charts as methods, imported on use; settings name the type `Training`.
-ALLOWED = {("run", "report"), ("settings", "capture")}
+ALLOWED = {("run", "report"), ("settings", "capture"), ("settings", "model")}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torchvision
 
+from flopprof.api import analyse_traces
 from flopprof.cli import main
-from flopprof.elsewhere import analyse_traces
 
 README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -74,12 +74,17 @@ def describe_environment() -> Environment:
 
     return Environment(
         flopprof=flopprof.__version__,
-        date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        date=now(),
         torch=str(torch.__version__),
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         command=COMMAND.get(),
     )
+
+
+def now() -> str:
+    """Return this moment in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def describe_telemetry(readings: dict[str, Any], calls: int) -> Telemetry | None:

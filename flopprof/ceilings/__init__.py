@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 from flopprof.ceilings.ceiling import (
     MAIN,
@@ -14,7 +15,7 @@ from flopprof.ceilings.ceiling import (
 )
 from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.devices import Device
-from flopprof.errors import FlopprofError
+from flopprof.errors import FlopprofError, UsageError
 
 L3 = ("L3", "memory")
 
@@ -78,6 +79,44 @@ def find_ceilings(
     entries = [*user.entries, *by_precedence(entries)]
     notes += () if entries else tables.warnings
     return Ceilings(described, tuple(entries), {**tables.clocks, **user.clocks}, tuple(notes))
+
+
+def ceilings_of_trace(
+    device: dict[str, Any], gpu: str | None, file: str | Path | None, *, on_gpu: bool
+) -> Ceilings:
+    """Return the ceilings of the device that a trace names, or that the user does.
+
+    Args:
+        device: Its properties in the trace.
+        gpu: Name of the GPU whose ceilings count, in place of that.
+        file: A ceilings file, whose entries go before the tables'.
+        on_gpu: Whether the trace has kernels.
+
+    Raises:
+        UsageError: There is no such GPU in the table, or several are called so.
+        LoadError: The file is damaged.
+    """
+    if file is not None:
+        given = load_ceilings(file)
+        tables = ceilings_for_gpu(device) if on_gpu else Ceilings({})
+        doubts = list(given.warnings)
+        theirs = given.device.get("name")
+        if theirs and theirs != device.get("name"):
+            name = device.get("name") or "another device"
+            doubts.append(f"the ceilings of {file} are those of {theirs}, the trace is of {name}")
+        entries = given.entries + tables.entries
+        return Ceilings(device, entries, given.clocks, tuple(doubts))
+    if gpu is not None:
+        found = ceilings_for_gpu({"name": gpu})
+        if not found.entries:
+            raise UsageError(
+                f"no GPU of the table is called {gpu!r}, or several are",
+                remedy="known are: " + found.warnings[0].partition("(known: ")[2].rstrip(")"),
+            )
+        return found
+    if not on_gpu:
+        return Ceilings({}, warnings=("no ceiling is known: give --ceilings FILE",))
+    return ceilings_for_gpu(device)
 
 
 def _read_cache(described: dict[str, object], torch_version: str, notes: list[str]) -> Ceilings:

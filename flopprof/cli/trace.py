@@ -38,8 +38,8 @@ def trace(parser: ArgumentParser) -> Handler:
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
 
     def handle(args: Namespace) -> int:
+        from flopprof.api import analyse_traces
         from flopprof.cli.run import deliver
-        from flopprof.elsewhere import analyse_traces
         from flopprof.errors import UsageError
         from flopprof.trace.foreign import check_is_no_model
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import flopprof
+from flopprof.api import analyse_traces
 from flopprof.capture.training import Training
-from flopprof.elsewhere import analyse_traces
 from tests import planted
 from tests.events import kernel, launch, op, with_shapes, write_trace
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flopprof.elsewhere import analyse_traces
+from flopprof.api import analyse_traces
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import OVERHEAD_FRAC, TOLERANCE, Roofline, is_above
 from flopprof.report.chart.data import chart_data
@@ -147,8 +147,11 @@ def test_rooflines_hold_many_sites_at_once():
     ],
 )
 def test_only_what_fits_the_devices_cache_is_said_to_fit_one(tmp_path, side, cache_bytes, cached):
-    shapes = {"Input Dims": [[side, side], [side, side], []],
-              "Input type": ["float", "float", "Scalar"], "Concrete Inputs": ["", "", "1"]}  # fmt: skip
+    shapes = {
+        "Input Dims": [[side, side], [side, side], []],
+        "Input type": ["float", "float", "Scalar"],
+        "Concrete Inputs": ["", "", "1"],
+    }
     roof = {
         "dtype": "float32", "unit": "vector", "memory_level": "HBM", "peak_flops_per_s": 1e15,
         "peak_bytes_per_s": 1e9, "ridge_flops_per_byte": 1e6, "kind": "user", "valid": True,

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from flopprof.elsewhere import analyse_traces
+from flopprof.api import analyse_traces
 from flopprof.report.summary import busy_rate
 from tests.events import kernel, launch, op, with_shapes, write_trace
 

@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 import pytest
 
-from flopprof.elsewhere import analyse_traces
+from flopprof.api import analyse_traces
 from flopprof.formulas import OP_FORMULAS, OpCall, Work, op_formula
 from flopprof.run import Run
 from flopprof.trace.read import Trace, read_trace

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from flopprof.api import analyse_traces
 from flopprof.capture.record import record_trace
 from flopprof.devices import find_device
-from flopprof.elsewhere import analyse_traces
 from flopprof.errors import FlopprofError, LoadError, UsageError
 from flopprof.judge.reconcile import reconcile
 from flopprof.tables import MODULE_CALLS, ROOFLINES

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from flopprof.api import analyse_traces
 from flopprof.cli import main
-from flopprof.elsewhere import analyse_traces
 from tests.events import ADDMM, LINEAR, kernel, launch, op, with_shapes, write_trace
 
 H100 = {"id": 0, "name": "NVIDIA H100 80GB HBM3"}

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from flopprof.api import analyse_traces
 from flopprof.cli import main
-from flopprof.elsewhere import analyse_traces
 from flopprof.errors import LoadError, UsageError
 from flopprof.trace.read import read_trace
 from flopprof.trace.salvage import Damage

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from flopprof.api import analyse_traces
 from flopprof.cli import main
-from flopprof.elsewhere import analyse_traces
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.report.perfetto import annotate_trace
 from tests.builders import recorded

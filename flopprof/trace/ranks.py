@@ -1,0 +1,275 @@
+"""Several traces of one job, a rank each: read one by one, added up, compared."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pandas as pd
+
+from flopprof.devices.categories import device_kind
+from flopprof.errors import UsageError
+from flopprof.provenance import DeviceFacts, Rank, Step, TraceFacts
+from flopprof.settings import Progress
+from flopprof.tables import KERNELS, OPS
+from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.tree import busy_until
+from flopprof.units import file_text
+
+_STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
+_ADDED = ("kernel_time_us", "device_busy_us", "communication_us", "span_us")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The traces of one job.
+
+    Attributes:
+        traces: One per rank, in the order in which they were given.
+        ranks: What each rank did, by number.
+        steps: The profiler's steps of all ranks.
+        warnings: What makes figures doubtful.
+    """
+
+    traces: list[Trace]
+    ranks: list[Rank]
+    steps: list[Step]
+    warnings: list[str]
+
+    @property
+    def gpu_trace(self) -> Trace:
+        """A trace with kernels, where there is one: a CPU rank does not tell the device."""
+        return next((trace for trace in self.traces if len(trace.kernels)), self.traces[0])
+
+
+def read_job(
+    files: Sequence[Path],
+    *,
+    skip_steps: int,
+    replayed: Callable[[Trace], Trace],
+    progress: Progress,
+) -> Job:
+    """Return the traces in `files`, each a rank.
+
+    Args:
+        files: Trace files, each once.
+        skip_steps: How many profiler steps to leave out from the start.
+        replayed: Gives the kernels of a replay the ops of their capture.
+        progress: Called with the name of each file as it is read.
+
+    Raises:
+        UsageError: There is no such file, or not that many steps.
+        LoadError: A file is no trace, or damaged.
+    """
+    traces: dict[int, Trace] = {}
+    ranks = []
+    steps = []
+    warnings = []
+    for file in files:
+        progress(f"reading {file_text(file.name)}")
+        trace = replayed(read_trace(file))
+        rank = int(trace.info["rank"])
+        if rank in traces:
+            again = f"{file_text(file)} says it is rank {rank} again"
+            rank = max(traces) + 1
+            warnings.append(f"{again}: numbered {rank} here, as if they were ranks of one job")
+            trace.kernels["rank"] = rank
+        if skip_steps:
+            trace = _without_steps(file, trace, skip_steps)
+        traces[rank] = trace
+        ranks.append(_rank(rank, file, trace))
+        steps += [Step(rank=rank, **step) for step in _steps(trace)]
+        warnings += [*trace.info["warnings"], *_doubts(file, trace)]
+    gpus = {str(gpu_of(trace).get("name")) for trace in traces.values() if len(trace.kernels)}
+    if len(gpus) > 1:
+        warnings.append(f"the ranks ran on different devices: {', '.join(sorted(gpus))}")
+    return Job(list(traces.values()), ranks, steps, warnings)
+
+
+def add_up_ranks(job: Job, files: Sequence[Path]) -> TraceFacts:
+    """Return what all ranks did together."""
+    sums = pd.DataFrame([msgspec.structs.asdict(rank) for rank in job.ranks])
+    return TraceFacts(
+        files=tuple(file_text(file) for file in files),
+        origin_us=float(job.traces[0].info["origin_us"]),
+        kernels=int(sums["kernels"].sum()),
+        **{name: float(sums[name].sum(min_count=1)) for name in _ADDED},
+        linked_kernel_frac=_share(sums, "linked_kernels", "kernels"),
+        linked_kernel_time_frac=_share(sums, "linked_kernel_time_us", "kernel_time_us"),
+        communication_frac=_share(sums, "communication_us", "all_kernels_us"),
+        overlap_frac=_share(sums, "overlapped_us", "communication_us"),
+        slowest_rank=_slowest(sums),
+    )
+
+
+def _share(ranks: pd.DataFrame, part: str, whole: str) -> float:
+    return float(ranks[part].sum() / ranks[whole].sum()) if ranks[whole].sum() else math.nan
+
+
+def _slowest(ranks: pd.DataFrame) -> int | None:
+    """Return the rank whose own work took longest: the others wait for it in collectives."""
+    busy = ranks.set_index("rank")["device_busy_us"]
+    if len(busy) < 2 or not busy.max() - busy.min() > _STRAGGLER_FRAC * busy.max():
+        return None
+    return int(busy.idxmax())
+
+
+def _rank(rank: int, file: Path, trace: Trace) -> Rank:
+    """Return what one rank did."""
+    kernels = trace.kernels
+    ops = trace.ops[trace.ops["counted"]]
+    compute = kernels[kernels["kind"] == "compute"]
+    collectives = kernels[kernels["kind"] == "communication"]
+    linked = compute[compute["op_id"] >= 0]
+    busy_us = _union(compute)
+    talking_us = _union(collectives)
+    either_us = _union(kernels[kernels["kind"].isin(("compute", "communication"))])
+    overlapped_us = busy_us + talking_us - either_us
+    times = {
+        "kernel_time_us": float(compute["duration_us"].sum()),
+        "device_busy_us": busy_us,
+        "linked_kernel_time_us": float(linked["duration_us"].sum()),
+        "communication_us": talking_us,
+        "all_kernels_us": either_us,
+        "communication_frac": talking_us / either_us if either_us else math.nan,
+        "overlapped_us": overlapped_us,
+        "overlap_frac": overlapped_us / talking_us if talking_us else math.nan,
+    }
+    return Rank(
+        rank=rank,
+        file=file_text(file),
+        gpu=str(gpu_of(trace).get("name") or "") or None,
+        matmul_flops=float(ops["matmul_flops"].sum()),
+        flops=float((ops["matmul_flops"] + ops["vector_flops"]).sum()),
+        kernels=len(compute),
+        linked_kernels=len(linked),
+        span_us=float(trace.info["span_us"]),
+        **(times if len(kernels) else {}),
+    )
+
+
+def _union(kernels: pd.DataFrame) -> float:
+    start, length = kernels["start_us"].to_numpy(), kernels["duration_us"].to_numpy()
+    return float(busy_until(start, start + length, math.inf))
+
+
+def _steps(trace: Trace) -> list[dict[str, Any]]:
+    """Return the profiler's steps, with what was called in each; its kernels may end later."""
+    rows = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
+    steps = pd.DataFrame(rows, columns=["step", "start_us", "duration_us"])
+    if not rows:
+        return []
+    ops = trace.ops
+    ends = (steps["start_us"] + steps["duration_us"]).to_numpy()
+    at = np.searchsorted(steps["start_us"], ops["start_us"], side="right") - 1
+    at = np.where((at >= 0) & (ops["start_us"] < ends[at]), at, -1)
+    compute = trace.kernels[trace.kernels["kind"] == "compute"].query("op_id >= 0")
+    sums = ops.where(ops["counted"])[["matmul_flops", "vector_flops"]].groupby(at).sum()
+    sums["kernel_time_us"] = compute["duration_us"].groupby(at[compute["op_id"]]).sum()
+    steps = steps.join(sums).fillna(dict.fromkeys(sums, 0.0))
+    if not len(trace.kernels):
+        steps["kernel_time_us"] = math.nan
+    steps["step"] = steps["step"].str.removeprefix("ProfilerStep#")
+    steps["flops"] = steps["matmul_flops"] + steps.pop("vector_flops")
+    return [{str(name): value for name, value in row.items()} for row in steps.to_dict("records")]
+
+
+def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
+    """Return the trace from the step behind the first `skipped` ones; op ids count anew."""
+    steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
+    if len(steps) <= skipped:
+        raise UsageError(
+            f"{file_text(file)} holds {len(steps)} profiler steps; leaving out {skipped} "
+            "leaves none",
+            remedy="give a smaller --skip-steps",
+        )
+    begin = steps[skipped][1]
+    ops = trace.ops
+    kernels = trace.kernels
+    kept = (ops["start_us"] >= begin).to_numpy()
+    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last is for -1
+    ops = ops[kept]
+    linked = number[kernels["op_id"]]
+    stays = (linked >= 0) | ((kernels["op_id"] == -1) & (kernels["start_us"] >= begin))
+    ops = ops.assign(op_id=number[ops["op_id"]], parent_op_id=number[ops["parent_op_id"]])
+    kernels = kernels.assign(op_id=linked)[stays].reset_index(drop=True)
+    gaps = trace.gaps[trace.gaps["start_us"] >= begin]
+    info = {**trace.info, "steps": steps[skipped:]}
+    info["span_us"] -= begin
+    ops = OPS.check(ops.reset_index(drop=True))
+    return Trace(ops, gaps, kernels, trace.module_types, trace.devices, info)
+
+
+def _doubts(file: Path, trace: Trace) -> list[str]:
+    """Return what makes the figures of a trace incomplete."""
+    if not len(trace.ops):
+        remedy = "record it with ProfilerActivity.CPU as well, and record_shapes=True"
+        return [f"{file_text(file)} holds kernels and no ops, so FLOPs are unknown: {remedy}"]
+    no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
+    no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
+    absent = ((trace.info["has_shapes"], no_shapes), (len(trace.kernels), no_kernels))
+    return [f"{file_text(file)} {fact}" for there, fact in absent if not there]
+
+
+def together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Return ops, gaps and kernels of all ranks; ids run on."""
+    if len(traces) == 1:
+        return traces[0].ops, traces[0].gaps, traces[0].kernels
+    firsts = np.cumsum([0, *(len(trace.ops) for trace in traces)])
+    pairs = list(zip(firsts.tolist(), traces, strict=False))
+    ops = pd.concat([_shifted(t.ops, n, "op_id", "parent_op_id") for n, t in pairs])
+    kernels = pd.concat([_shifted(t.kernels, n, "op_id") for n, t in pairs], ignore_index=True)
+    kernels["kernel_id"] = np.arange(len(kernels))
+    gaps = pd.concat([trace.gaps for trace in traces], ignore_index=True)
+    return OPS.check(ops.reset_index(drop=True)), gaps, KERNELS.check(kernels)
+
+
+def _shifted(frame: pd.DataFrame, by: int, *names: str) -> pd.DataFrame:
+    return frame.assign(**{n: frame[n].where(frame[n] < 0, frame[n] + by) for n in names})
+
+
+def gpu_of(trace: Trace) -> dict[str, Any]:
+    """Return the properties of the GPU that ran the kernels; empty where the trace has none.
+
+    ROCm numbers devices of kernels otherwise than in the properties.
+    """
+    used = trace.kernels["device_index"].mode()
+    for device in trace.devices:
+        if len(used) and device.get("id") == used.iloc[0]:
+            return dict(device)
+    alike = len({str(device.get("name")) for device in trace.devices}) == 1
+    return dict(trace.devices[0]) if alike else {}
+
+
+def described_gpu(
+    device: dict[str, Any], gpu: str | None, vendors: list[str], *, on_gpu: bool
+) -> DeviceFacts:
+    """Return what is known of the device that ran the kernels, called as the user calls it."""
+    if not on_gpu:
+        return DeviceFacts(name="the recording machine's CPU", kind="cpu")
+    name = str(device.get("name") or "unknown GPU")
+    kind = device_kind(vendors)
+    if "AMD" in name or device.get("warpSize") == 64:
+        kind = "rocm"
+    return DeviceFacts(
+        name=f"{gpu} (as told)" if gpu else name,
+        kind=kind,
+        sm_count=_whole_number(device.get("numSms")),
+        memory_bytes=_whole_number(device.get("totalGlobalMem")),
+    )
+
+
+def _whole_number(value: Any) -> int | None:
+    return value if type(value) is int else None
+
+
+def dtype_of_most_work(ops: pd.DataFrame) -> str:
+    """Return the element type of most matmul FLOPs, else of most ops."""
+    counted = ops[ops["counted"] & (ops["dtype"].astype("str") != "")]
+    by_dtype = counted.groupby("dtype", observed=True)["matmul_flops"].sum()
+    if len(by_dtype) and by_dtype.max() > 0:
+        return str(by_dtype.idxmax())
+    return str(counted["dtype"].mode().iloc[0]) if len(counted) else "float32"
