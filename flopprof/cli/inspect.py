@@ -3,6 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from collections import Counter
 from collections.abc import Iterable
+from itertools import islice
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from flopprof.model.detect import FileKind
 
 GLOBALS = 8  # named in the text
+FILES = 100_000  # of a folder whose sizes are added up
 
 
 @command("inspect")
@@ -45,18 +47,20 @@ def inspect(parser: ArgumentParser) -> Handler:
 
 def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[str, Any]:
     """Return what is known of the file."""
+    from flopprof.model.configs import text
+    from flopprof.model.pickles import by_risk
     from flopprof.model.recognise import LIBRARIES, alternatives, named_first, recognise
 
     files: Iterable[Path] = contents.shards if contents and contents.shards else (path,)
     if path.is_dir() and not (contents and contents.shards):
-        files = list(path.rglob("*"))
+        files = islice(path.rglob("*"), FILES)
     found: dict[str, Any] = {
         "schema_version": 1,
         "file": str(path),
         "kind": contents.kind if contents else kind.name,
         "what": kind.what,
         "remedy": kind.remedy or None,
-        "size_bytes": sum(file.stat().st_size for file in files if file.is_file()),
+        "size_bytes": sum(map(_size_bytes, files)),
         "files": len(contents.shards) if contents and contents.shards else 1,
     }
     if contents is None:
@@ -73,7 +77,9 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
         "class": contents.top_class or None,
         "wrapper_keys": list(contents.wrapper_keys),
         "metadata": contents.metadata,
-        "globals": list(contents.globals),
+        "beside": contents.beside,
+        "notes": list(contents.notes),
+        "globals": by_risk(contents.globals),
         "dangerous": list(contents.dangerous),
         "runs_code": contents.kind in ("pickled_module", "torchscript", "torch_export"),
         "rebuilds": contents.top_class.startswith(LIBRARIES),
@@ -82,10 +88,20 @@ def _found(path: Path, kind: "FileKind", contents: "Contents | None") -> dict[st
         "alternatives": [
             {"architecture": e.name, "input": e.input or None, "gflops": e.gflops} for e in others
         ],
-        "model_type": contents.config.get("model_type"),
+        "model_type": text(contents.config, "model_type") or None,
+        "diffusers_class": text(contents.config, "_class_name") or None,
+        "adapter_of": text(contents.adapter, "base_model_name_or_path") or None,
         "input": (best.input or None) if match and match.exact and best else None,
         "input_source": "registry" if match and match.exact else None,
     }
+
+
+def _size_bytes(path: Path) -> int:
+    """Return a file's size; 0 for what is none, or may not be looked at."""
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:
+        return 0
 
 
 def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -107,6 +123,8 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("Tensors", ", ".join([held, *(f"{n} {dtype}" for dtype, n in sizes)]))]
     if found["wrapper_keys"]:
         lines += [("Under", ".".join(found["wrapper_keys"]))]
+    lines += [("Beside", f"{n} tensors under {key}") for key, n in found["beside"].items()]
+    lines += [("Note", note) for note in found["notes"]]
     lines += [("Metadata", f"{key} = {value}") for key, value in found["metadata"].items()]
     names = found["globals"]
     if names:
@@ -118,6 +136,10 @@ def _lines(found: dict[str, Any]) -> list[tuple[str, str]]:
         asks = "flopprof rebuilds it from the library's own code, else asks for --trust"
         asks = asks if found["rebuilds"] else "flopprof asks for --trust"
         lines += [("Loading", f"runs code of the file's choice; {asks}")]
+    if found["diffusers_class"]:
+        lines += [("Config", f"_class_name {found['diffusers_class']} (diffusers)")]
+    if found["adapter_of"]:
+        lines += [("Adapter", f"of {found['adapter_of']}")]
     if found["model_type"]:
         lines += [("Config", f"model_type {found['model_type']} (transformers)")]
     if found["architecture"]:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from flopprof.cli import main
 from flopprof.errors import FlopprofError, LoadError, RefusedError, UnknownArchitectureError
 from flopprof.model import load_model
 from flopprof.model.contents import read_contents
@@ -273,3 +274,31 @@ def test_a_folder_of_diffusers_has_its_tensors_and_class(arch, tmp_path):
     with pytest.raises(UnknownArchitectureError, match="diffusers' UNet9DModel with 4 tensors"):
         load_model(folder, meta=True)
     assert load_model(folder, arch=arch).parameters == 23
+
+
+def test_inspecting_tells_what_lies_beside_the_weights(tmp_path, capsys):
+    path = tmp_path / "gan.pth"
+    state = net().state_dict() | {"total_ops": torch.zeros(1, dtype=torch.float64)}
+    other = {f"d.{n}": torch.zeros(2) for n in range(3)}
+    # 10⁶⁰⁰⁰ has more digits than Python turns into text, and JSON knows no infinity.
+    torch.save({"G": state, "D": other, "epoch": 10**6000, "loss": float("inf")}, path)
+
+    assert main(["inspect", str(path)]) == 0
+    said = capsys.readouterr().out
+    assert main(["inspect", str(path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+    assert "Beside    3 tensors under D" in said
+    assert "1 counters that thop left" in said
+    assert found["beside"] == {"D": 3}
+    assert found["metadata"] == {"epoch": "a number of many digits", "loss": "inf"}
+    assert found["tensors"] == 4
+
+
+def test_inspecting_an_adapter_names_its_base(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
+    write_safetensors(tmp_path / "adapter_model.safetensors", net().state_dict())
+
+    assert main(["inspect", str(tmp_path)]) == 0
+
+    assert "Adapter   of someone/base" in capsys.readouterr().out
