@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flopprof.capture.training import Training
     from flopprof.errors import FlopprofError
     from flopprof.formulas import module_formula, op_formula
+    from flopprof.formulas.kernels import kernel_formula
     from flopprof.run import Count, Run
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ _HOMES = {
     "analyse_traces": "flopprof.api",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
+    "kernel_formula": "flopprof.formulas.kernels",
     "load": "flopprof.api",
     "module_formula": "flopprof.formulas",
     "op_formula": "flopprof.formulas",
@@ -42,6 +44,7 @@ __all__ = [
     "analyse_traces",
     "calculate_flops_for_size",
     "count_flops",
+    "kernel_formula",
     "load",
     "module_formula",
     "op_formula",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flopprof.formulas.kernels import kernel_work
 from flopprof.judge.spread import TracedCall, spread
 from flopprof.units import duration, percent, shorten
 
@@ -89,9 +90,38 @@ def kernel_rows(calls: Sequence[TracedCall]) -> list[dict[str, Any]]:
         time_us = group["duration_us"].sum()
         samples = np.array([[time_us, *(other.get(place, math.nan) for other in sums)]])
         whole = {name: values[0] for name, values in spread(samples).items()}
-        row = _hidden_row("(kernels)", len(group), time_us, why)
-        rows.append(row | whole | {"input_shapes": str(place)})
+        row = _hidden_row("(kernels)", len(group), time_us, why) | {"input_shapes": str(place)}
+        if graph == -1:
+            row |= _by_formula(str(place), len(group), why)
+        rows.append(row | whole)
     return rows
+
+
+def _by_formula(kernel: str, launches: int, why: str) -> dict[str, Any]:
+    """Return what the user's formula of a kernel says of its launches; nothing without one."""
+    work, failure = kernel_work(kernel)
+    if work is None:
+        return {"reason": f"{why}; {failure}"} if failure else {}
+    matmul, vector = launches * work.matmul_flops, launches * work.vector_flops
+    row = {"verdict": "extension", "reason": "a kernel without an op; its formula gives the FLOPs"}
+    if work.flops_at_most is not None:
+        return {
+            **row,
+            "reason": "a kernel without an op; its formula bounds the FLOPs",
+            "matmul_flops_at_least": float(matmul),
+            "vector_flops_at_least": float(vector),
+            "flops_at_most": float(launches * work.flops_at_most),
+        }
+    return {
+        **row,
+        "kind": "other",
+        "flops_source": "user",
+        "flops": float(matmul + vector),
+        "matmul_flops": float(matmul),
+        "vector_flops": float(vector),
+        "formula_flops": float(matmul + vector),
+        "min_bytes": float(launches * work.min_bytes) if work.min_bytes else math.nan,
+    }
 
 
 def _orphans(kernels: pd.DataFrame) -> pd.DataFrame:
