@@ -5,7 +5,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from flopprof.devices.categories import category_kind, category_vendor
 from flopprof.formulas import OP_FORMULAS
@@ -94,8 +94,7 @@ class _Rows:
     )
 
 
-@dataclass(slots=True)
-class _Event:
+class _Event(NamedTuple):
     """A complete event whose name, arguments and times are of the right types."""
 
     raw: Mapping[str, Any]
@@ -130,14 +129,17 @@ def take_events(raw: list[Any], events: Events) -> None:
         kind = kinds.get(category)
         if kind is None:
             kind = _new_category(category, events)
+        is_range = name.startswith(PREFIX)
+        if not kind and not is_range:
+            continue
         event = _Event(item, name, args, start, end, length)
-        if name.startswith(PREFIX):
+        if is_range:
             events.has_ranges = True
             label = _number_of(events.names, name.removeprefix(PREFIX))
             rows.hosts.append(_range_row(event, label, events))
         elif kind in _TAKE:
             _TAKE[kind](event, events, rows)
-        elif kind:
+        else:
             _take_kernel(event, kind, events, rows)
     extend(events.hosts, rows.hosts)
     extend(events.launches, rows.launches)
@@ -252,6 +254,8 @@ def _number(value: Any) -> float:
 def _integer(args: Mapping[str, Any], *names: str) -> int:
     for name in names:
         value = args.get(name)
+        if value is None:
+            continue
         if isinstance(value, str) and value.isdecimal() and len(value) < 20:
             value = int(value)
         if type(value) is int:

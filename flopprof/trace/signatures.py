@@ -50,7 +50,8 @@ class Signatures:
         if strides and strides.count([]) == shapes.count([]):
             strides = []  # they change nothing, unless a sparse tensor has a shape and none
         try:
-            key = (name, orjson.dumps((shapes, types, values, strides)))
+            told = shapes or types or values
+            key = (name, orjson.dumps((shapes, types, values, strides)) if told else b"")
         except TypeError:  # lists in lists, deeper than any argument's
             return self.number(name, {})
         number = self._numbers.get(key)
