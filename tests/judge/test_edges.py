@@ -7,12 +7,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from flopprof.elsewhere import analyse_traces
 
 from flopprof.capture.passes import observer_effect
 from flopprof.capture.record import Recording
 from flopprof.cli import main
 from flopprof.devices import find_device
-from flopprof.elsewhere import analyse_traces
 from flopprof.judge.hidden import hidden_gaps
 from flopprof.judge.roofs import kernel_units
 from flopprof.judge.spread import TracedCall
