@@ -290,6 +290,22 @@ def test_a_size_for_a_model_of_words_makes_ids():
     assert calculate_flops_for_size(model, (2, 5)) == 2 * 2 * 5 * 4 * 3 + 2 * 5 * 3
 
 
+def test_a_size_for_a_hugging_face_model_makes_ids():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=64,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+
+    with pytest.warns(UserWarning, match="the count lacks .* flopprof.count_flops sees inside"):
+        flops = calculate_flops_for_size(model, (1, 16))
+
+    # 16 tokens: q, k, v, o 4·2·32·32; MLP 3·2·32·64; head 2·32·64. Attention, norms and activation
+    # are the library's own: what the warning is about.
+    assert flops == 16 * (8_192 + 12_288 + 4_096)
+
+
 def test_a_size_that_a_model_does_not_take_says_so():
     with pytest.raises(UsageError, match="does not take the input 2x5"):
         calculate_flops_for_size(small(), (2, 5))
