@@ -353,6 +353,8 @@ def _refused(inputs: Inputs, error: BaseException) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     # An op on the meta device may be implemented in Python, anywhere in torch: those are left out.
     frames = [f for f in frames if not re.match(r"(torch\b(?!\.nn\.)|flopprof\b)", _module(f))]
+    if not frames:  # such as backward's, which the step calls
+        return ""
     if not (_module(frames[-1]).startswith("torch.nn.") or isinstance(error, AssertionError)):
         return ""
     given = [value for value in frames[-1].f_locals.values() if isinstance(value, torch.Tensor)]
