@@ -477,6 +477,10 @@ def test_a_run_that_replaces_that_of_another_model_says_so(tmp_path, capsys):
         assert call("run", f"{folder}/net.py:net", "--repeats", "1") == 0
 
     assert "held the run of another model" in capsys.readouterr().err
+    assert call("run", "b/net.py:net", "--repeats", "1", "--input", "3x5") == 0
+    assert "another run of this model (input 1x5, now 3x5): replaced" in capsys.readouterr().err
+    assert call("run", "b/net.py:net", "--repeats", "1", "--input", "3x5") == 0
+    assert "held" not in capsys.readouterr().err
 
 
 def test_the_file_that_is_profiled_is_never_replaced(tmp_path, capsys):

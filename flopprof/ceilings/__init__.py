@@ -101,7 +101,8 @@ def ceilings_of_trace(
         tables = ceilings_for_gpu(device) if on_gpu else Ceilings({})
         doubts = list(given.warnings)
         theirs = given.device.get("name")
-        if theirs and theirs != device.get("name"):
+        same_kind = not on_gpu and given.device.get("kind", "cpu") == "cpu"  # a trace names no CPU
+        if theirs and theirs != device.get("name") and not same_kind:
             name = device.get("name") or "another device"
             doubts.append(f"the ceilings of {file} are those of {theirs}, the trace is of {name}")
         entries = given.entries + tables.entries

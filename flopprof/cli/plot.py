@@ -26,7 +26,9 @@ def plot(parser: ArgumentParser) -> Handler:
     parser.add_argument(
         "--group-by", default="op", help="op (default), site, module, kind, or kernel (of a GPU)"
     )
-    parser.add_argument("--level", help="dram (default), l3, …: memory that bounds the rates")
+    parser.add_argument(
+        "--level", help="memory that bounds the rates: dram (default), or another of the run's"
+    )
     parser.add_argument("--size", default="wide", help="wide (default), compact, page (A4)")
     parser.add_argument("--dark", action="store_true", help="light on dark")
 

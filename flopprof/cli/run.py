@@ -3,13 +3,13 @@
 import warnings
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flopprof.cli import Handler, Progress, clean_lines, command, print_json
 
 if TYPE_CHECKING:
+    from flopprof.provenance import AnyProvenance
     from flopprof.run import Run
 
 
@@ -104,8 +104,8 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
             raise UsageError(f"{target} holds {name}, and is replaced", remedy="another -o DIR")
     with Progress() as progress, writing(target, force=args.force) as folder:
         made = make(progress)
-        if (old := _source(target)) and old != made.provenance.source.file:
-            warnings.warn(f"{target} held the run of another model, {old}: replaced", stacklevel=1)
+        if told := _replaced(target, made.provenance):
+            warnings.warn(f"{target} {told}: replaced; -o DIR keeps both", stacklevel=1)
         progress("drawing")
         made.write(folder)
         (folder / "report.html").write_text(made.report("html"), encoding="utf-8")
@@ -130,11 +130,24 @@ def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") ->
     return 0
 
 
-def _source(target: Path) -> str | None:
-    """Return what the run that is saved there, if any, is of."""
+def _replaced(target: Path, now: "AnyProvenance") -> str:
+    """Return what the run at `target`, if any, was of, where that is another; else ''."""
     from flopprof.errors import FlopprofError
+    from flopprof.provenance import TraceProvenance
     from flopprof.run import read_provenance
 
-    with suppress(FlopprofError):
-        return read_provenance(target).source.file
-    return None
+    try:
+        old = read_provenance(target)
+    except FlopprofError:
+        return ""
+    if isinstance(old, TraceProvenance) or isinstance(now, TraceProvenance):
+        files = [p.trace.files if isinstance(p, TraceProvenance) else () for p in (old, now)]
+        return "" if files[0] == files[1] else "held the run of another trace or model"
+    if old.source.file != now.source.file:
+        return f"held the run of another model, {old.source.file}"
+    differ = [
+        f"{name} {getattr(old.called, name)}, now {getattr(now.called, name)}"
+        for name in ("input", "dtype", "train", "autocast", "tf32")
+        if getattr(old.called, name) != getattr(now.called, name)
+    ]
+    return f"held another run of this model ({'; '.join(differ)})" if differ else ""

@@ -87,3 +87,16 @@ def test_the_command_is_recorded_only_where_the_command_line_runs(tmp_path, monk
         assert "SECRET" not in run.report("html")
     recorded = json.loads(Path("t.flopprof/meta.json").read_text())["environment"]["command"]
     assert recorded == "flopprof trace 'a b.json' -o t.flopprof"
+
+
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_ceilings_of_a_cpu_are_not_said_to_be_another_s(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = write_trace(tmp_path / "t.json", with_shapes(op("aten::addmm", 0, 10), ADDMM))
+    ceilings = {"version": 1, "device": {"name": "AMD EPYC", "kind": "cpu"}, "compute": []}
+    for kind, told in (("cpu", False), ("cuda", True)):
+        ceilings["device"] = {"name": "AMD EPYC", "kind": kind}
+        Path("c.json").write_text(json.dumps(ceilings))
+
+        assert main(["trace", str(path), "--ceilings", "c.json", "-o", "t.flopprof"]) == 0
+        assert ("are those of AMD EPYC" in capsys.readouterr().out) == told

@@ -14,7 +14,9 @@ import pandas as pd
 
 from flopprof.errors import UsageError
 from flopprof.judge.roofs import main_units, site_roofline
+from flopprof.provenance import CallProvenance
 from flopprof.tables import ROOFLINES, SITES
+from flopprof.units import duration
 
 if TYPE_CHECKING:
     from flopprof.run import Run
@@ -124,7 +126,10 @@ def chart_data(
         numbers = {key: str(n) for n, key in enumerate(points["key"][:top], start=1)}
     points["label"] = [numbers.get(key, "") for key in points["key"]]
     parts = pd.concat([points[points["label"] == ""].assign(place="rest"), groups[~point | small]])
+    mostly = parts.groupby(["place", "known_by"])["time_us"].sum().groupby("place").idxmax()
     parts = _merge(parts, "place").sort_values("place", key=lambda p: p.map([*PLACES].index))
+    ranks = [mostly[place][1] for place in parts["place"]]
+    parts["known_by"] = np.array(ranks, dtype=np.int64)  # of most of the time
     parts["name"] = parts["place"].map(PLACES) + " (" + parts["sites"].astype(str) + ")"
     parts["label"] = list("abcde"[: len(parts)])
     known = sites[flops.notna()]
@@ -132,22 +137,36 @@ def chart_data(
         moved = known["min_bytes"].where(known["flops"] > 0, known["min_bytes"].fillna(0.0))
         known = known.assign(min_bytes=moved)
     whole = _merge(known if len(known) else sites, lambda _: 0).assign(label="★", place="run")
-    wall_us = run.provenance.wall_us
+    wall_us, which, compiled = _wall(run)
     timed = 0 < wall_us < math.inf
     whole["time_us"] = wall_us if timed else sites["time_us"].sum()
-    whole["name"] = f"whole run ({'wall' if timed else 'op'} time)"
+    whole["name"] = f"whole{which} run ({'wall' if timed else 'op'} time)"
     whole[["share_frac", "ideal_us"]] = math.nan
-    whole["coverage_frac"] = float(known["share_frac"].sum())
+    # As the totals: a sum of shares is not 1 where all is known.
+    whole["coverage_frac"] = known["time_us"].sum() / sites["time_us"].sum()
     return ChartData(
         points=_rates(points),
         merged=_rates(parts[parts["place"] != "rest"]),
         table=_rates(pd.concat([points[points["label"] != ""], parts])),
         run=_rates(whole),
         roofs=_roofs(rooflines, sites[plotted], level),
-        finding=_finding(sites) + (f" ({level})" if level else ""),
+        finding=_finding(sites) + (f" ({level})" if level else "") + compiled,
         coverage_frac=float(whole["coverage_frac"].iloc[0]),
         names={},
     )
+
+
+def _wall(run: "Run") -> tuple[float, str, str]:
+    """Return the wall time that belongs to the points, whose it is, and the compiled one told of.
+
+    The sites of a compiled run are the eager call's.
+    """
+    provenance = run.provenance
+    if not isinstance(provenance, CallProvenance) or not provenance.timing.eager_wall_us:
+        return provenance.wall_us, "", ""
+    eager_us = provenance.timing.eager_wall_us.median
+    told = f"; eager, compiled in {duration(provenance.wall_us)} of {duration(eager_us)}"
+    return eager_us, " eager", told
 
 
 def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple[str, pd.DataFrame]:
