@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from flopprof.elsewhere import analyse_traces
 
+from flopprof.api import analyse_traces
 from flopprof.capture.passes import observer_effect
 from flopprof.capture.record import Recording
 from flopprof.cli import main
