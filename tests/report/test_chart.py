@@ -873,6 +873,27 @@ def test_most_time_far_below_both_roofs_is_told_as_overhead():
     assert finding == "100 % of time is overhead-bound, at 1 % of its roof"
 
 
+@pytest.mark.parametrize(
+    ("p5_us", "p95_us", "told"),
+    [
+        # 60 µs against 40 µs: the ranges 50 to 70 and 30 to 48 are apart, 45 and 48 are not.
+        (50.0, 48.0, "60 % of time is compute-bound"),
+        (45.0, 48.0, "cannot tell what takes most time: 60 % of time is compute-bound, 40 % is"),
+    ],
+)
+def test_a_headline_is_made_only_where_the_spread_of_the_traced_calls_carries_it(
+    p5_us, p95_us, told
+):
+    rows = [
+        site("aten::mm", "a", flops=4e6, min_bytes=1e4, time_us=60.0, kind="matmul")
+        | {"bound": "compute", "time_p5_us": p5_us, "time_p95_us": 70.0, "samples": 5},
+        site("aten::add", "b", flops=4e5, min_bytes=4e5, time_us=40.0)
+        | {"bound": "memory", "time_p5_us": 30.0, "time_p95_us": p95_us, "samples": 5},
+    ]
+
+    assert chart_data(run_of(rows)).finding.startswith(told)
+
+
 def test_of_one_module_the_name_is_the_path_itself():
     # Two sites of one shape in blocks 0 and 1 are "*"; one of block 0 alone is not.
     rows = [

@@ -269,9 +269,20 @@ def _finding(sites: pd.DataFrame) -> str:
         ],
         ("is " + sites["kind"] + ", without a valid ceiling").to_numpy(object),
     )
-    sums = sites.groupby(what)[["share_frac", "time_us", "ideal_us"]].sum()
-    most = sums.loc[sums["share_frac"].idxmax()]
+    least, at_most = sites["time_p5_us"], sites["time_p95_us"]
+    spread = {  # of one traced call, or of a trace from elsewhere, what it says is all there is
+        "least_us": least.fillna(sites["time_us"]),
+        "most_us": at_most.fillna(sites["time_us"]),
+    }
+    columns = ["share_frac", "time_us", "ideal_us", *spread]
+    sums = sites.assign(**spread).groupby(what)[columns].sum()
+    sums = sums.sort_values("share_frac", ascending=False, kind="stable")
+    most = sums.iloc[0]
     text = f"{100 * most['share_frac']:.0f} % of time {most.name}"
+    if len(sums) > 1 and sums["most_us"].iloc[1:].max() > most["least_us"] and least.notna().any():
+        second = sums.iloc[1]
+        also = f"{100 * second['share_frac']:.0f} % {second.name}"
+        return f"cannot tell what takes most time: {text}, {also}, and calls differ by more"
     roof_percent = 100 * most["ideal_us"] / most["time_us"]
     return f"{text}, at {roof_percent:.0f} % of its roof" if "bound" in text else text
 
