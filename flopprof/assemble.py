@@ -19,7 +19,7 @@ from flopprof.provenance import (
     TraceProvenance,
     warned,
 )
-from flopprof.run import Run
+from flopprof.run import Run, Totals
 from flopprof.tables import KERNELS
 from flopprof.trace.read import Trace
 
@@ -97,8 +97,16 @@ def assemble(
     doubts = [*doubts, *roof_doubts(sites), *total_doubts(sites, rooflines, spent_us)]
     warnings = warned([*provenance.warning_texts, *doubts])
     provenance = msgspec.structs.replace(provenance, warnings=warnings)
-    run = Run(witnesses.module_calls, ops, witnesses.kernels, rooflines, sites, provenance, trace)
-    return _with_totals(run)
+    run = Run(
+        module_calls=witnesses.module_calls,
+        ops=ops,
+        kernels=witnesses.kernels,
+        rooflines=rooflines,
+        sites=sites,
+        provenance=provenance,
+        trace=trace,
+    )
+    return run.replaced(provenance=_with_totals(provenance, run.totals))
 
 
 def _with_overhead(
@@ -111,8 +119,7 @@ def _with_overhead(
     return msgspec.structs.replace(provenance, timing=timing)
 
 
-def _with_totals(run: Run) -> Run:
-    totals = run.totals
+def _with_totals(provenance: AnyProvenance, totals: Totals) -> AnyProvenance:
     saved = SavedTotals(
         matmul_flops=totals.matmul_flops,
         vector_flops=totals.vector_flops,
@@ -120,13 +127,4 @@ def _with_totals(run: Run) -> Run:
         flops_at_most=totals.flops_at_most,
         coverage_frac=totals.coverage_frac,
     )
-    provenance = msgspec.structs.replace(run.provenance, totals=saved)
-    return Run(
-        run.module_calls,
-        run.ops,
-        run.kernels,
-        run.rooflines,
-        run.sites,
-        provenance,
-        run.trace,
-    )
+    return msgspec.structs.replace(provenance, totals=saved)

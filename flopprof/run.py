@@ -2,10 +2,11 @@
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -13,28 +14,21 @@ import pandas as pd
 from flopprof import tables
 from flopprof.errors import LoadError, UsageError
 from flopprof.files import writing
-from flopprof.metafile import NewerVersionError, decode, encode
+from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
+from flopprof.saved import NAMES, SavedTables, read_provenance, regular_file
 from flopprof.units import safe_text
+
+if TYPE_CHECKING:
+    from flopprof.report.misses import Missed
 
 SCHEMA_VERSION = 1
 """Version of every JSON object printed; see CHANGELOG.md."""
 
+MAY_BE_LARGE = ("ops", "kernels")
+"""Tables with a row per op or kernel: of a large run they are read when they are asked for."""
+
 _COUNTED = ("matmul_flops", "vector_flops")
-_SAVED = ("module_calls", "ops", "kernels", "rooflines", "sites")
-_AGAIN = "profile the model again with: flopprof run"
-_SIGNED = ("start_us",)
-_UNBOUNDED = (  # nothing was moved, or no time passed
-    *("intensity_flops_per_byte", "ridge_flops_per_byte", "achieved_flops_per_s"),
-    *("attainable_flops_per_s", "efficiency_frac"),
-)
-_KEYS = {"ops": "op_id"}
-_REFERENCES = (
-    ("ops", "parent_op_id", "ops"),
-    ("ops", "site_id", "sites"),
-    ("kernels", "op_id", "ops"),
-    ("module_calls", "parent_call_id", "module_calls"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,27 +91,110 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class Run:
     """One profiling result: tables (pandas DataFrames, see `flopprof.tables`) and provenance.
 
+    The tables are `module_calls`, `ops`, `kernels`, `rooflines` and `sites`. Of a saved run, those
+    that may be large (`MAY_BE_LARGE`) are read when they are first asked for.
+
     Attributes:
         provenance: What the run says of itself; its type says what kind of run this is.
-        trace: The recorded Chrome trace, gzipped; None where there is none.
     """
 
-    module_calls: pd.DataFrame
-    ops: pd.DataFrame
-    kernels: pd.DataFrame
-    rooflines: pd.DataFrame
-    sites: pd.DataFrame
-    provenance: AnyProvenance
-    trace: bytes | None = field(default=None, repr=False)
+    def __init__(
+        self,
+        *,
+        module_calls: pd.DataFrame,
+        ops: "pd.DataFrame | Callable[[], pd.DataFrame]",
+        kernels: "pd.DataFrame | Callable[[], pd.DataFrame]",
+        rooflines: pd.DataFrame,
+        sites: pd.DataFrame,
+        provenance: AnyProvenance,
+        trace: "bytes | Path | None" = None,
+    ) -> None:
+        """Hold the tables; `ops` and `kernels` may be functions that read them.
+
+        Args:
+            module_calls: Table MODULE_CALLS.
+            ops: Table OPS.
+            kernels: Table KERNELS.
+            rooflines: Table ROOFLINES.
+            sites: Table SITES.
+            provenance: What the run says of itself.
+            trace: The recorded Chrome trace, gzipped, or the file that holds it.
+        """
+        self._tables = {
+            "module_calls": module_calls,
+            "ops": ops,
+            "kernels": kernels,
+            "rooflines": rooflines,
+            "sites": sites,
+        }
+        self._trace = trace
+        self.provenance = provenance
+
+    @property
+    def module_calls(self) -> pd.DataFrame:
+        """What the hooks counted: a row per module call."""
+        return self._table("module_calls")
+
+    @property
+    def ops(self) -> pd.DataFrame:
+        """The traced ops: a row per call."""
+        return self._table("ops")
+
+    @property
+    def kernels(self) -> pd.DataFrame:
+        """The kernels, copies and memsets of a device."""
+        return self._table("kernels")
+
+    @property
+    def rooflines(self) -> pd.DataFrame:
+        """The device's ceilings: a row per dtype, unit and memory level."""
+        return self._table("rooflines")
+
+    @property
+    def sites(self) -> pd.DataFrame:
+        """The result: a row per op, module, phase, shapes and dtype, with its verdict."""
+        return self._table("sites")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        table = self._tables[name]
+        if callable(table):
+            table = self._tables[name] = table()
+        return table
+
+    @property
+    def trace(self) -> bytes | None:
+        """The recorded Chrome trace, gzipped; None where there is none."""
+        return self._trace.read_bytes() if isinstance(self._trace, Path) else self._trace
+
+    def replaced(self, **changes: Any) -> "Run":
+        """Return this run with other tables, provenance or trace."""
+        parts = {**self._tables, "provenance": self.provenance, "trace": self._trace, **changes}
+        return Run(**parts)
 
     @property
     def totals(self) -> Totals:
         """Sums over the sites, and the median wall time."""
         return add_up(self.sites, self.provenance.wall_us)
+
+    @property
+    def misses(self) -> "list[Missed]":
+        """What hooks or formulas missed, by verdict: time, bound, reasons, most time first."""
+        from flopprof.report.misses import missed  # a convenience: report sees run, not vice versa
+
+        return missed(self)
+
+    @property
+    def unknown_ops(self) -> list[str]:
+        """Names of the ops, gaps and kernels of which some FLOPs are unknown, most time first."""
+        return [str(op) for op in self.sites.loc[self.sites["flops"].isna(), "op"].unique()]
+
+    @property
+    def uncalled_modules(self) -> list[str]:
+        """Paths of the modules that the call did not reach; empty where no hook watched."""
+        return list(self.provenance.source.never_called)
 
     @property
     def recorded_elsewhere(self) -> bool:
@@ -126,7 +203,7 @@ class Run:
 
     def equals(self, other: "Run") -> bool:
         """Return whether the other run has the same tables, provenance and trace."""
-        same_tables = all(getattr(self, name).equals(getattr(other, name)) for name in _SAVED)
+        same_tables = all(getattr(self, name).equals(getattr(other, name)) for name in NAMES)
         same_words = encode(self.provenance) == encode(other.provenance)
         return same_tables and same_words and self.trace == other.trace
 
@@ -160,7 +237,8 @@ class Run:
             rows.append(row)
         own_names = ["self_" + name for name in names[:4]]
         columns = ["module_path", "module_type", "calls", *own_names, *names]
-        return pd.DataFrame(rows, columns=columns)
+        table = pd.DataFrame(rows, columns=columns)
+        return table if rows else table.astype(dict.fromkeys(columns[2:], float))
 
     def by_op(self) -> pd.DataFrame:
         """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
@@ -193,7 +271,7 @@ class Run:
 
     def write(self, folder: Path) -> None:
         """Write tables, metadata and trace into an existing folder."""
-        for name in _SAVED:
+        for name in NAMES:
             frame: pd.DataFrame = getattr(self, name)
             tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
         if self.trace is not None:
@@ -215,15 +293,22 @@ class Run:
                 remedy="flopprof run MODEL writes one: MODEL.flopprof",
             )
         provenance = read_provenance(folder)
-        frames = {}
-        for name in _SAVED:
-            path = _regular(folder / f"{name}.csv")
-            frames[name] = tables.TABLES[name].read_csv(path)
-        if fault := next(_faults(frames, provenance), ""):
-            raise LoadError(f"{safe_text(folder)} is damaged: {fault}", remedy=_AGAIN)
-        trace = _regular(folder / "trace.json.gz")
-        packed = trace.read_bytes() if trace.exists() else None
-        return cls(**frames, provenance=provenance, trace=packed)
+        saved = SavedTables(folder)
+        parts: dict[str, Any] = {}
+        for name in NAMES:
+            large = name in MAY_BE_LARGE and saved.is_large(name)
+            parts[name] = partial(saved.read, name) if large else saved.read(name)
+        trace = regular_file(folder / "trace.json.gz")
+        parts["trace"] = trace if trace.exists() else None
+        run = cls(**parts, provenance=provenance)
+        before = provenance.totals
+        if before and any(getattr(before, n) != getattr(run.totals, n) for n in _COUNTED):
+            fact = "its sites.csv adds up to other FLOPs than its meta.json"
+            raise LoadError(
+                f"{safe_text(folder)} is damaged: {fact}",
+                remedy="profile the model again with: flopprof run",
+            )
+        return run
 
     def report(self, form: str = "text") -> str:
         """Return the run as a report: "text", "md", "html", "csv" or "json"."""
@@ -274,62 +359,6 @@ class Count(Totals):
     def by_op(self) -> pd.DataFrame:
         """Return calls and FLOPs per op name: see `Run.by_op`."""
         return self.run.by_op()
-
-
-def read_provenance(folder: Path) -> AnyProvenance:
-    """Return the provenance of the run saved in `folder`.
-
-    Raises:
-        LoadError: It holds no run, a damaged one, or one of a newer flopprof.
-    """
-    path = _regular(folder / "meta.json")
-    try:
-        return decode(path.read_bytes())
-    except FileNotFoundError:
-        fact = f"{safe_text(folder)} holds no meta.json, so it is not a run"
-        raise LoadError(fact, remedy=_AGAIN) from None
-    except NewerVersionError as newer:
-        raise LoadError(
-            f"{safe_text(folder)} was written by a newer flopprof ({newer})",
-            remedy="pip install --upgrade flopprof",
-        ) from None
-    except (OSError, ValueError, RecursionError) as error:
-        fact = f"{safe_text(folder)}/meta.json is damaged: {safe_text(error)}"
-        raise LoadError(fact, remedy=_AGAIN) from error
-
-
-def _regular(path: Path) -> Path:
-    """Return `path`; a pipe or folder in the place of a file of a run is refused."""
-    if path.exists() and not path.is_file():
-        raise LoadError(f"{safe_text(path)} is no file, so this is no run", remedy=_AGAIN)
-    return path
-
-
-def _faults(frames: dict[str, pd.DataFrame], provenance: AnyProvenance) -> Iterator[str]:
-    """Yield what in saved tables cannot be: odd numbers, ids that lead nowhere, verdicts, sums."""
-    for name, frame in frames.items():
-        for column in tables.TABLES[name].columns:
-            if column.type == "float" and _is_odd(frame[column.name].to_numpy(), column.name):
-                yield f"{name}.csv holds a {column.name} that is negative or infinite"
-    for name, key in _KEYS.items():
-        if (frames[name][key].to_numpy() != np.arange(len(frames[name]))).any():
-            yield f"{name}.csv does not number its rows by {key}"
-    for name, column_name, other in _REFERENCES:
-        if not frames[name][column_name].between(-1, len(frames[other]) - 1).all():
-            yield f"{name}.csv holds a {column_name} that is not in {other}.csv"
-    if (frames["sites"]["calls"] < 0).any():
-        yield "sites.csv holds a negative number of calls"
-    if odd := {*frames["sites"]["verdict"]} - {*tables.VERDICTS}:
-        yield f"in sites.csv, there is no verdict {safe_text(min(odd))!r}"
-    saved = provenance.totals
-    sums = add_up(frames["sites"], math.nan)
-    if saved and any(getattr(saved, name) != getattr(sums, name) for name in _COUNTED):
-        yield "its sites.csv adds up to other FLOPs than its meta.json"
-
-
-def _is_odd(values: np.ndarray, column: str) -> bool:
-    negative = column not in _SIGNED and bool((values < 0).any())
-    return negative or (column not in _UNBOUNDED and bool(np.isinf(values).any()))
 
 
 def to_json(value: Any) -> Any:

@@ -22,6 +22,7 @@ LEVELS = [
     ["trace", "ceilings"],
     ["devices", "formulas"],
     ["model"],
+    ["saved"],
     ["metafile"],
     ["tables", "registry", "dtypes", "files", "provenance", "settings"],
     ["units"],

@@ -190,3 +190,31 @@ def test_a_run_of_version_1_is_still_read(tmp_path):
     assert provenance.timing.wall_us.median == 50.0
     assert math.isnan(provenance.timing.wall_us.p95)  # null is not known
     assert provenance.warning_texts == ["a doubt"]
+
+
+def test_a_run_explains_itself():
+    run = make_run(never_called=["spare"])
+
+    # The second site, aten::mystery, has no formula.
+    assert [(miss.verdict, [op.op for op in miss.ops]) for miss in run.misses] == [
+        ("unknown", ["aten::mystery"])
+    ]
+    assert run.unknown_ops == ["aten::mystery"]
+    assert run.uncalled_modules == ["spare"]
+
+
+def test_a_large_table_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
+    folder = make_run().save(tmp_path / "x.flopprof")
+    small = (folder / "ops.csv").read_text()
+    monkeypatch.setattr("flopprof.saved.LARGE_BYTES", len(small) - 1)
+    (folder / "ops.csv").write_text(small.replace("op_id", "op_ID"))
+
+    run = Run.load(folder)
+
+    assert run.totals.flops == 528
+    with pytest.raises(LoadError, match="ops"):
+        _ = run.ops
+    # One byte less is no large table: it is read, and refused, at once.
+    monkeypatch.setattr("flopprof.saved.LARGE_BYTES", len(small))
+    with pytest.raises(LoadError, match="ops"):
+        Run.load(folder)

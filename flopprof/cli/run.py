@@ -134,7 +134,7 @@ def _replaced(target: Path, now: "AnyProvenance") -> str:
     """Return what the run at `target`, if any, was of, where that is another; else ''."""
     from flopprof.errors import FlopprofError
     from flopprof.provenance import TraceProvenance
-    from flopprof.run import read_provenance
+    from flopprof.saved import read_provenance
 
     try:
         old = read_provenance(target)

@@ -1,7 +1,6 @@
 """Every report and chart of runs that lack a table's rows, whichever way pandas holds texts."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -40,7 +39,7 @@ def lacking(run: Run, names: tuple[str, ...]) -> Run:
         table, old = TABLES[name], getattr(run, name).head(0 if name in names else 1000)
         frames[name] = table.frame({column: old[column].tolist() for column in table.names})
     provenance = msgspec.structs.replace(run.provenance, totals=None)
-    return replace(run, **frames, provenance=provenance)
+    return run.replaced(**frames, provenance=provenance)
 
 
 def test_the_storage_is_what_the_tables_have(text_storage):

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def test_halves_of_letters_are_shown_escaped(tmp_path, monkeypatch, capsys):
     assert "x\\xff" in capsys.readouterr().err
     run = make_run()
     source = msgspec.structs.replace(run.provenance.source, model=f"ev{HALVES}il")
-    run = replace(run, provenance=msgspec.structs.replace(run.provenance, source=source))
+    run = run.replaced(provenance=msgspec.structs.replace(run.provenance, source=source))
     for form in ("text", "md", "html", "csv"):
         text = write_report(run, form)
         text.encode("utf-8")

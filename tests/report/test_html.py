@@ -5,7 +5,6 @@ import math
 import re
 import shutil
 import subprocess
-from dataclasses import replace
 from html import escape, unescape
 from pathlib import Path
 
@@ -146,7 +145,7 @@ def test_modules_and_kernels_are_added_up():
         {"kernel": name, "kind": kind, "duration_us": us, "start_us": 0.0}
         for name, kind, us in launched
     ]
-    run = replace(make_run(rows), kernels=KERNELS.from_rows(kernels))
+    run = make_run(rows).replaced(kernels=KERNELS.from_rows(kernels))
 
     modules = module_sums(run).set_index("module_path")
 
