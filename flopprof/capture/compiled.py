@@ -11,7 +11,7 @@ import pandas as pd
 
 from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.formulas import GENERATED
-from flopprof.formulas.generated import named_ops
+from flopprof.formulas.generated import ops_in_name
 from flopprof.provenance import GeneratedKernel
 
 if TYPE_CHECKING:
@@ -77,7 +77,8 @@ def warm_up(compiled: Compiled, call: Callable[[], object]) -> None:
     from torch._dynamo.utils import counters
     from torch._inductor import metrics
 
-    breaks, before = counters["graph_break"].copy(), metrics.num_bytes_accessed
+    breaks = counters["graph_break"].copy()
+    before = metrics.num_bytes_accessed
     try:
         with _measuring_bytes():
             for _ in range(_WARM_CALLS):
@@ -123,9 +124,11 @@ def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[GeneratedKernel
         ops: Ops of the compiled call's trace: on a CPU, generated kernels are among them.
         kernels: Its kernels on a GPU.
     """
-    names, times = ops["op"].astype("str"), ops["cpu_us"]
+    names = ops["op"].astype("str")
+    times = ops["cpu_us"]
     if len(kernels):
-        names, times = kernels["kernel"].astype("str"), kernels["duration_us"]
+        names = kernels["kernel"].astype("str")
+        times = kernels["duration_us"]
     generated = names.str.match(GENERATED)
     totals = times[generated].groupby(names[generated]).agg(["size", "sum"])
     return [
@@ -142,4 +145,4 @@ def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[GeneratedKernel
 def _fused_ops(kernel: str) -> list[str]:
     """Return the ops that a generated kernel's name lists."""
     without_number = re.sub(r"_\d+$", "", kernel)
-    return list(named_ops(re.sub(GENERATED, "", without_number)))
+    return list(ops_in_name(re.sub(GENERATED, "", without_number)))

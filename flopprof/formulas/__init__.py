@@ -100,6 +100,10 @@ class OpCall:
             return dtypes.itemsize(self.dtype(index)) is not None
         return bool(self.shape(index))
 
+    def count(self, *indices: int) -> int:
+        """Return how many of the arguments `indices` are tensors."""
+        return len([index for index in indices if self.has(index)])
+
     def itemsize_of(self, index: int) -> int:
         """Return the bytes of one element of argument `index`."""
         return dtypes.itemsize(self.dtype(index)) or self.itemsize

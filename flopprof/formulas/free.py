@@ -31,21 +31,30 @@ def _listed(call: OpCall, *, row: dict[str, str]) -> Work:
 
 def _created(call: OpCall, default: str) -> Work:
     """A tensor made by a size is written; the last four arguments are type, layout, device, pin."""
-    named = len(call.shapes) - 4
-    if named < -3:  # the trace has no shapes
+    type_at = len(call.shapes) - 4
+    if type_at < -3:  # the trace has no shapes
         return Work()
-    sizes = next(filter(None, map(call.integers, range(max(named, 1)))), None)
-    if sizes is None:  # linspace(start, end, steps), eye(n) or (n, m), randperm(n)
-        at = (2,) if "space" in call.op else (0, min(1, named - 1)) if "eye" in call.op else (0,)
-        sizes = tuple(call.integer(index) or 0 for index in at)
-    return Work(min_bytes=prod(sizes) * _itemsize(call, named, default))
+    sizes = next(filter(None, map(call.integers, range(max(type_at, 1)))), None)
+    if sizes is None:
+        places = _places_of_sizes(call.op, type_at)
+        sizes = tuple(call.integer(index) or 0 for index in places)
+    return Work(min_bytes=prod(sizes) * _itemsize(call, type_at, default))
+
+
+def _places_of_sizes(op: str, type_at: int) -> tuple[int, ...]:
+    """Return which arguments are sizes: linspace(start, end, steps), eye(n) or (n, m)."""
+    if "space" in op:
+        return (2,)
+    if "eye" in op:
+        return (0, min(1, type_at - 1))
+    return (0,)
 
 
 def _itemsize(call: OpCall, dtype_at: int, default: str) -> int:
-    """Return the bytes of the type named, else of the first argument's, else of the default."""
+    """Return the bytes of the type asked for, else of the first argument's, else the default's."""
     dtype = scalar_type(call.integer(dtype_at) if dtype_at > 0 else None)
-    known = (dtypes.itemsize(one) for one in (dtype, call.dtype(0), default))
-    return next(filter(None, known), call.itemsize)
+    sizes = (dtypes.itemsize(one) for one in (dtype, call.dtype(0), default))
+    return next(filter(None, sizes), call.itemsize)
 
 
 # Its columns: op; reason; moves: arguments read or written, one that is both twice;
@@ -59,12 +68,16 @@ def arange(call: OpCall) -> Work:
     """`⌈(end − start)/step⌉` numbers of an (end), a (start, end) or a (start, end, step)."""
     if not call.shapes:
         return Work()
-    named = len(call.shapes) - 4 or 3  # four arguments are start, end, step and the output
-    limits = [number(call, index) or 0.0 for index in range(named)]
-    start, end, step = [[0.0, *limits, 1.0], [*limits, 1.0], limits][min(max(named, 1), 3) - 1][:3]
-    default = "float32" if any("." in call.value(i) for i in range(named)) else "int64"
+    type_at = len(call.shapes) - 4 or 3  # four arguments are start, end, step and the output
+    limits = [number(call, index) or 0.0 for index in range(type_at)]
+    if type_at <= 1:
+        limits = [0.0, *limits, 1.0]
+    elif type_at == 2:
+        limits = [*limits, 1.0]
+    start, end, step = limits[:3]
+    default = "float32" if any("." in call.value(i) for i in range(type_at)) else "int64"
     count = max(ceil((end - start) / step), 0) if step else 0
-    return Work(min_bytes=count * _itemsize(call, named, default))
+    return Work(min_bytes=count * _itemsize(call, type_at, default))
 
 
 @free_op(*ops("to _to_copy type_as _autocast_to_full_precision _autocast_to_reduced_precision"))
@@ -87,7 +100,8 @@ def gather(call: OpCall) -> Work:
     """The index read; each element found read and written."""
     at = 2 if call.op in ops("gather index_select take_along_dim") else 1
     index = elements(call, at)
-    shape, axis = call.shape(0), call.integer(1)
+    shape = call.shape(0)
+    axis = call.integer(1)
     row = 1
     if call.op == "aten::embedding":
         row = prod(shape[-1:])
@@ -114,7 +128,8 @@ def repeat(call: OpCall) -> Work:
 @free_op(*ops("replication_pad1d replication_pad2d replication_pad3d _pad_enum _pad_circular"))
 def pad(call: OpCall) -> Work:
     """The input read, the larger output written; paddings come in pairs from the last axis."""
-    sizes, pads = list(call.shape(0)), call.integers(1) or ()
+    sizes = list(call.shape(0))
+    pads = call.integers(1) or ()
     for axis in range(len(pads) // 2):
         sizes[-1 - axis] += pads[2 * axis] + pads[2 * axis + 1]
     return Work(min_bytes=moved_bytes(call, 0) + prod(sizes) * call.itemsize_of(0))

@@ -19,12 +19,9 @@ def generated(call: OpCall) -> Work | None:
     stands in the name once, and what works on reduced axes only is taken for the whole: a figure
     near the truth, and no bound. Products in the name ran before or after.
     """
-    found = GENERATED.match(call.op)
-    sizes = [n for i in range(len(call.shapes)) if (n := call.integer(i)) is not None]
-    if found is None or not sizes:
-        return None
-    named = named_ops(found[1])
-    if not named:
+    fused = _fused_ops(call)
+    sizes = _sizes(call)
+    if not fused or not sizes:
         return None
     tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
     largest = max((prod(call.shape(i)) for i in tensors), default=0)
@@ -33,7 +30,7 @@ def generated(call: OpCall) -> Work | None:
     dtype = next((kind for kind in call.dtypes if is_floating(kind)), "int64")
     space = (tuple(sizes),) * 4
     flops = 0
-    for op in named:
+    for op in fused:
         if kind_of(op) in (*_PRODUCTS, "free"):
             continue
         try:
@@ -41,8 +38,22 @@ def generated(call: OpCall) -> Work | None:
         except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError):
             work = None  # it takes other arguments than its operands
         flops += work.vector_flops if work else prod(sizes)
-    moved = sum(_elements_moved(call, i, named, prod(sizes)) * call.itemsize_of(i) for i in tensors)
+    moved = 0
+    for index in tensors:
+        moved += _elements_moved(call, index, fused, prod(sizes)) * call.itemsize_of(index)
     return Work(0, flops, moved)
+
+
+def _fused_ops(call: OpCall) -> tuple[str, ...]:
+    """Return the ops in a generated kernel's name; none of another's."""
+    match = GENERATED.match(call.op)
+    return ops_in_name(match[1]) if match else ()
+
+
+def _sizes(call: OpCall) -> list[int]:
+    """Return the arguments that are integers."""
+    integers = map(call.integer, range(len(call.shapes)))
+    return [integer for integer in integers if integer is not None]
 
 
 _GATHERS = re.compile(r"aten::(index|gather|take|embedding|nll_loss|scatter|put|select_scatter)")
@@ -52,10 +63,10 @@ _PARTS = frozenset(
 )
 
 
-def _elements_moved(call: OpCall, index: int, named: tuple[str, ...], space: int) -> int:
+def _elements_moved(call: OpCall, index: int, fused: tuple[str, ...], space: int) -> int:
     """Return the elements of an operand that are moved; a gather takes one for each it makes."""
     whole = prod(call.shape(index))
-    return min(whole, space) if any(map(_GATHERS.match, named)) else whole
+    return min(whole, space) if any(map(_GATHERS.match, fused)) else whole
 
 
 def knows_bytes(call: OpCall) -> bool:
@@ -64,26 +75,25 @@ def knows_bytes(call: OpCall) -> bool:
     Not where a view of a part is among its ops and an operand is larger than what it runs over: it
     may read that part, or several.
     """
-    found = GENERATED.match(call.op)
-    sizes = [n for i in range(len(call.shapes)) if (n := call.integer(i)) is not None]
-    if found is None or not sizes or not _PARTS & set(named_ops(found[1])):
+    sizes = _sizes(call)
+    if not sizes or not _PARTS & set(_fused_ops(call)):
         return True
     tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
     return all(prod(call.shape(i)) <= prod(sizes) for i in tensors)
 
 
 @cache
-def named_ops(text: str) -> tuple[str, ...]:
+def ops_in_name(text: str) -> tuple[str, ...]:
     """Return the ops in a kernel's name, longest first: `_to_copy_add` is _to_copy and add."""
-    found = []
+    ops = []
     parts = text.split("_")
     start = 0
     while start < len(parts):
         for end in range(len(parts), start, -1):
             op = "aten::" + "_".join(parts[start:end])
             if op in OP_FORMULAS or op in FREE_OPS:
-                found.append(op)
+                ops.append(op)
                 start = end - 1
                 break
         start += 1
-    return tuple(found)
+    return tuple(ops)

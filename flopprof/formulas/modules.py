@@ -65,8 +65,8 @@ def _argument(call: ModuleCall, index: int, name: str) -> Any:
 
 def _input(call: ModuleCall) -> Tensor:
     """Return the first tensor argument of forward."""
-    named = (call.kwargs.get("input"), *call.kwargs.values())
-    return next(value for value in (*call.args, *named) if isinstance(value, Tensor))
+    values = (*call.args, call.kwargs.get("input"), *call.kwargs.values())
+    return next(value for value in values if isinstance(value, Tensor))
 
 
 def _output(call: ModuleCall) -> Tensor:
@@ -89,14 +89,14 @@ def _nn(names: str, package: str = "torch.nn") -> Callable[[ModuleFormula], Modu
 def _sum(m: Any, terms: str) -> int:
     """Return the sum of `terms` such as "8 weight 3*full": numbers and attributes of a module.
 
-    A flag or size counts as it is, anything else as one: a tensor that is given, a reduction.
+    A flag or size counts as it is, anything else as one: a tensor that is there, a reduction.
     """
     total = 0
     for term in terms.split():
         factor, _, name = term.rpartition("*")
         value = name if name.isdigit() else getattr(m, name, None)
         if name == "reduction" or not isinstance(value, int | str):
-            value = value not in (None, "none")
+            value = 0 if value in (None, "none") else 1
         total += int(factor or 1) * int(value)
     return total
 
@@ -113,7 +113,8 @@ def nothing(_call: ModuleCall) -> Work:
 
 def _of_elements(call: ModuleCall, *, per_element: str, per_row: str = "") -> Work:
     """So much for each element of the first input, and for each of its rows."""
-    m, n = call.module, _elements(_input(call))
+    m = call.module
+    n = _elements(_input(call))
     return Work(vector_flops=_sum(m, per_element) * n + _sum(m, per_row) * _rows(call))
 
 
@@ -136,19 +137,21 @@ def _product(call: ModuleCall, *, per_element: str) -> Work:
         multiply_adds = out.numel() * (m.in_channels // m.groups) * prod(m.kernel_size)
     parts = 2 if out.is_complex() else 1  # a complex multiply-add is 8 FLOPs, an add 2
     bias = m.bias() if callable(m.bias) else m.bias  # packed with the weight: a method unpacks it
-    each = (bias is not None) + _sum(m, per_element)
+    each = _sum(m, per_element)
+    if bias is not None:
+        each += 1
     outputs = out.numel() if out.is_quantized else _elements(out)
     return Work(2 * parts**2 * multiply_adds, parts * outputs * each)
 
 
 def _register(package: str, classes: str, formula: str, per_element: str, per_row: str) -> None:
     """Register a row of modules.csv."""
-    known: dict[str, ModuleFormula] = {
+    formulas: dict[str, ModuleFormula] = {
         "nothing": nothing,
         "product": partial(_product, per_element=per_element),
         "elements": partial(_of_elements, per_element=per_element, per_row=per_row),
     }
-    _nn(classes, package)(known[formula])
+    _nn(classes, package)(formulas[formula])
 
 
 with Path(__file__).with_name("modules.csv").open(encoding="utf-8", newline="") as _file:
@@ -186,10 +189,12 @@ def loss_of_elements(call: ModuleCall) -> Work:
     m: Any = call.module
     if isinstance(m, nn.SmoothL1Loss):
         # |d| < β ? ½d²/β : |d| − ½β: subtract, abs, compare; square, halve, divide; subtract.
-        each, once = "7 reduction" if m.beta else "2 reduction", 0
+        each = "7 reduction" if m.beta else "2 reduction"
+        once = 0
     elif isinstance(m, nn.KLDivLoss):
         # y·(log y − x), or eʸ·(y − x); the batch mean divides the sum once.
-        each, once = "3 reduction", int(m.reduction == "batchmean")
+        each = "3 reduction"
+        once = 1 if m.reduction == "batchmean" else 0
     else:
         # (1 − y)·x − w·logsigmoid x, where p makes w = 1 + (p − 1)·y.
         each = "4 weight 3*pos_weight reduction"
@@ -202,8 +207,12 @@ def stochastic_depth(call: ModuleCall) -> Work:
     """In training, one multiply per element and one division per drawn number; else nothing."""
     m: Any = call.module
     x = _input(call)
-    drawn = len(x) if m.mode == "row" else 1
-    return Work(vector_flops=(x.numel() + drawn * (m.p < 1)) * (m.training and m.p > 0))
+    if not m.training or m.p == 0:
+        return Work()
+    divisions = 0
+    if m.p < 1:
+        divisions = len(x) if m.mode == "row" else 1
+    return Work(vector_flops=x.numel() + divisions)
 
 
 @_nn("Embedding EmbeddingBag")
@@ -215,12 +224,14 @@ def embedding(call: ModuleCall) -> Work | None:
     m: Any = call.module
     if m.max_norm is not None:
         return None
-    each = 1 + (_argument(call, 2, "per_sample_weights") is not None)
-    bag = isinstance(m, nn.EmbeddingBag)
-    return Work(vector_flops=each * _input(call).numel() * m.embedding_dim if bag else 0)
+    if not isinstance(m, nn.EmbeddingBag):
+        return Work()
+    each = 1 if _argument(call, 2, "per_sample_weights") is None else 2
+    return Work(vector_flops=each * _input(call).numel() * m.embedding_dim)
 
 
 def _window(size: Any, dims: int) -> int:
+    """Return the elements of a window: a size for each axis, or one for all."""
     sizes = tuple(size) if isinstance(size, tuple | list) else (size,)
     return prod(sizes * dims if len(sizes) == 1 else sizes)
 
@@ -229,7 +240,12 @@ def _adaptive(x: Tensor, out: Tensor, dims: int) -> int:
     """Return the elements of all windows: those of an axis are ⌊i·in/out⌋ … ⌈(i+1)·in/out⌉."""
     total = prod(x.shape[:-dims]) if _elements(x) else 0
     for size, windows in zip(x.shape[-dims:], out.shape[-dims:], strict=True):
-        total *= sum(-(-(i + 1) * size // windows) - i * size // windows for i in range(windows))
+        covered = 0
+        for i in range(windows):
+            first = i * size // windows
+            end = -(-(i + 1) * size // windows)  # rounded up
+            covered += end - first
+        total *= covered
     return total
 
 
@@ -244,7 +260,8 @@ def _register_pools(dims: int) -> None:
         root; for p = ∞ the input's abs.
         """
         m: Any = call.module
-        norm, each = getattr(m, "norm_type", None), _window(m.kernel_size, dims)
+        norm = getattr(m, "norm_type", None)
+        each = _window(m.kernel_size, dims)
         if norm == -inf:
             return None
         powers = 0 if norm is None else _elements(_input(call))
@@ -265,7 +282,8 @@ for _dims in (1, 2, 3):
 def upsample(call: ModuleCall) -> Work:
     """Per output 3 a lerp: linear 3, bilinear 9, trilinear 21; bicubic 35; nearest none."""
     module: Any = call.module
-    x, out = _input(call), _output(call)
+    x = _input(call)
+    out = _output(call)
     if module.mode == "area":
         return Work(vector_flops=_adaptive(x, out, x.dim() - 2))
     each = {"linear": 3, "bilinear": 9, "trilinear": 21, "bicubic": 35}.get(module.mode, 0)
@@ -286,12 +304,14 @@ def _recurrent(call: ModuleCall, *, kind: str) -> Work:
     gates, vector, biases = _CELLS[kind]
     sequence = _argument(call, 0, "input")
     x = sequence.data if isinstance(sequence, PackedSequence) else sequence
-    layers, directions = getattr(m, "num_layers", 1), 1 + getattr(m, "bidirectional", False)
-    hidden, projected = m.hidden_size, getattr(m, "proj_size", 0)
+    layers = getattr(m, "num_layers", 1)
+    directions = 2 if getattr(m, "bidirectional", False) else 1
+    hidden = m.hidden_size
+    projected = getattr(m, "proj_size", 0)
     handed_on = projected or hidden
     widths = m.input_size + (layers - 1) * directions * handed_on  # summed over the layers
     multiply_adds = gates * hidden * (widths + layers * handed_on) + layers * hidden * projected
-    each = layers * hidden * (vector + biases * bool(m.bias))
+    each = layers * hidden * (vector + biases if m.bias else vector)
     if m.training and getattr(m, "dropout", 0):
         each += 2 * (layers - 1) * handed_on
     steps = x.numel() // m.input_size * directions
@@ -314,35 +334,50 @@ def multihead_attention(call: ModuleCall) -> Work:
     m: Any = call.module
     bound = inspect.signature(nn.MultiheadAttention.forward).bind(m, *call.args, **call.kwargs)
     bound.apply_defaults()
-    given = bound.arguments
-    key, need_weights = given["key"], given["need_weights"]
+    arguments = bound.arguments
+    key = arguments["key"]
+    need_weights = arguments["need_weights"]
     embed = m.embed_dim
-    queries = given["query"].numel() // embed  # batch × length
+    queries = arguments["query"].numel() // embed  # batch × length
     keys = key.numel() // m.kdim  # batch × length
     key_length = key.shape[1 if m.batch_first and key.dim() == 3 else 0]
-    key_length += _sum(m, "bias_k") + bool(m.add_zero_attn)
-    padding = given["key_padding_mask"] is not None
-    # A causal hint stands in for the mask, unless a padding mask or the weights need the tensor.
-    causal = given["is_causal"] and not padding and not need_weights
-    masks = (given["attn_mask"] is not None and not causal) + padding
+    key_length += _sum(m, "bias_k add_zero_attn")
 
     scores = queries * m.num_heads * key_length
     multiply_adds = embed * (2 * queries * (embed + key_length) + keys * (m.kdim + m.vdim))
-    vector = (5 + masks) * scores + (queries * embed if need_weights else scores)
-    vector += scores if need_weights and given["average_attn_weights"] else 0
-    vector += 2 * scores if m.training and m.dropout else 0
-    vector += (queries + 2 * keys) * embed if m.in_proj_bias is not None else 0
-    vector += queries * embed if m.out_proj.bias is not None else 0
+    vector = (5 + _mask_tensors(arguments)) * scores
+    vector += queries * embed if need_weights else scores
+    if need_weights and arguments["average_attn_weights"]:
+        vector += scores
+    if m.training and m.dropout:
+        vector += 2 * scores
+    if m.in_proj_bias is not None:
+        vector += (queries + 2 * keys) * embed
+    if m.out_proj.bias is not None:
+        vector += queries * embed
     return Work(2 * multiply_adds, vector)
+
+
+def _mask_tensors(arguments: dict[str, Any]) -> int:
+    """Return how many masks `MultiheadAttention.forward` adds to the scores, by its arguments."""
+    padding = arguments["key_padding_mask"] is not None
+    mask = arguments["attn_mask"] is not None
+    # A causal hint stands in for the mask, unless a padding mask or the weights need the tensor.
+    hint = arguments["is_causal"] and not padding and not arguments["need_weights"]
+    if mask and not hint:
+        return 2 if padding else 1
+    return 1 if padding else 0
 
 
 @_nn("CosineSimilarity PairwiseDistance")
 def distance(call: ModuleCall) -> Work:
     """‖x₁ − x₂ + ε‖: 4n. x₁·x₂ ÷ (max(‖x₁‖, ε)·max(‖x₂‖, ε)): 2n, norms 4n, 4 per output."""
-    x1, x2 = _argument(call, 0, "x1"), _argument(call, 1, "x2")
+    x1 = _argument(call, 0, "x1")
+    x2 = _argument(call, 1, "x2")
     n = prod(broadcast_shapes(x1.shape, x2.shape))
-    cosine = isinstance(call.module, nn.CosineSimilarity)
-    return Work(vector_flops=6 * n + 4 * _output(call).numel() if cosine else 4 * n)
+    if isinstance(call.module, nn.CosineSimilarity):
+        return Work(vector_flops=6 * n + 4 * _output(call).numel())
+    return Work(vector_flops=4 * n)
 
 
 @_nn("TripletMarginLoss TripletMarginWithDistanceLoss")
@@ -352,20 +387,22 @@ def triplet_margin_loss(call: ModuleCall) -> Work | None:
     A distance is 4n; one that is a module is counted as that module, a function is unknown.
     """
     m: Any = call.module
-    n, swap, function = _input(call).numel(), bool(m.swap), getattr(m, "distance_function", None)
+    function = getattr(m, "distance_function", None)
     if function is not None and not isinstance(function, nn.Module):
         return None
-    distances = (2 + swap) * 4 * n if function is None else 0
-    return Work(vector_flops=distances + (3 + swap + _sum(m, "reduction")) * _rows(call))
+    distances = 3 if m.swap else 2
+    of_distances = distances * 4 * _input(call).numel() if function is None else 0
+    return Work(vector_flops=of_distances + (1 + distances + _sum(m, "reduction")) * _rows(call))
 
 
 @_nn("GaussianNLLLoss")
 def gaussian_nll_loss(call: ModuleCall) -> Work:
     """½·(log v + (x − y)²/v): 5n, and per variance a check, a clamp and a log; + n in full."""
     m: Any = call.module
-    n, variance = _input(call).numel(), _argument(call, 2, "var")
+    n = _input(call).numel()
+    variance = _argument(call, 2, "var")
     variances = variance.numel() if isinstance(variance, Tensor) else n
-    return Work(vector_flops=3 * variances + (5 + bool(m.full) + _sum(m, "reduction")) * n)
+    return Work(vector_flops=3 * variances + (5 + _sum(m, "full reduction")) * n)
 
 
 @_nn("NLLLoss CrossEntropyLoss LinearCrossEntropyLoss")
@@ -376,10 +413,13 @@ def negative_log_likelihood(call: ModuleCall) -> Work | None:
     class probabilities and label smoothing are left out: unknown.
     """
     m: Any = call.module
-    x, target, weighted = _input(call), _argument(call, 1, "target"), _sum(m, "weight")
+    x = _input(call)
+    target = _argument(call, 1, "target")
     if target.is_floating_point() or getattr(m, "label_smoothing", 0):
         return None
-    each = 1 + weighted + _sum(m, "reduction") + (weighted and m.reduction == "mean")
+    each = 1 + _sum(m, "weight reduction")
+    if m.weight is not None and m.reduction == "mean":
+        each += 1
     vector = each * target.numel()
     if isinstance(m, nn.NLLLoss):
         return Work(vector_flops=vector)

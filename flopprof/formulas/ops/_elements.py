@@ -23,9 +23,12 @@ def ops(names: str) -> tuple[str, ...]:
     `max_pool{1,2}d` is aten::max_pool1d and aten::max_pool2d; `relu~`, short for `relu{,_}`, is
     aten::relu and in-place aten::relu_. A name with a capital is that of an autograd function.
     """
-    classes = {name for name in names.split() if name.lstrip("_")[:1].isupper()}
-    full = (n if "::" in n or n in classes else f"aten::{n}" for n in names.split())
-    return tuple(one for name in full for one in _alternatives(name.replace("~", "{,_}")))
+    spelt_out: list[str] = []
+    for name in names.split():
+        whole = "::" in name or name.lstrip("_")[:1].isupper()
+        full = name if whole else f"aten::{name}"
+        spelt_out += _alternatives(full.replace("~", "{,_}"))
+    return tuple(spelt_out)
 
 
 def _alternatives(name: str) -> list[str]:
@@ -33,7 +36,8 @@ def _alternatives(name: str) -> list[str]:
     if not brace:
         return [name]
     choices, _, end = rest.partition("}")
-    return [start + one + more for one in choices.split(",") for more in _alternatives(end)]
+    ends = _alternatives(end)
+    return [f"{start}{choice}{end}" for choice in choices.split(",") for end in ends]
 
 
 def formula_for(
@@ -81,7 +85,7 @@ def numbers(call: OpCall, index: int) -> tuple[float, ...] | None:
         return None
 
 
-def given(call: OpCall, index: int) -> bool:
+def is_given(call: OpCall, index: int) -> bool:
     """Return whether argument `index` is there and not None."""
     return bool(call.dtype(index) or call.value(index) or call.shape(index))
 
@@ -141,21 +145,41 @@ def compute_dtype(call: OpCall, operands: int = 1) -> str:
     one without, and the wider over the narrower. A number, or a 0-d tensor (which may be a
     number in disguise), that alone is floating point makes the default type.
     """
-    found = []
+    ranked = []  # the highest wins
     for index in range(min(operands, len(call.dtypes))):
-        dtype, text = call.dtype(index), call.value(index)
+        dtype = call.dtype(index)
         if dtype == "Scalar":
-            truth = "bool" if text in ("True", "False") else ""
-            dtype = truth or ("float32" if set(text) & set(".en") else "int64")  # 0.5, 1e8, nan
+            dtype = _number_dtype(call.value(index))
         if size := dtypes.itemsize(dtype):
-            rank = 3 if dtypes.is_complex(dtype) else 2 * dtypes.is_floating(dtype)
-            found.append((rank or dtype != "bool", bool(call.shape(index)), size, dtype))
-    if not found:
+            ranked.append((_category(dtype), bool(call.shape(index)), size, dtype))
+    if not ranked:
         return ""
-    rank, dimensions, _, dtype = max(found)
-    if rank >= 2 and not dimensions and any(with_dimensions for _, with_dimensions, *_ in found):
-        return "complex64" if rank == 3 else "float32"
+    category, dimensions, _, dtype = max(ranked)
+    if category >= _FLOAT and not dimensions and any(has_axes for _, has_axes, *_ in ranked):
+        return "complex64" if category == _COMPLEX else "float32"
     return dtype
+
+
+_BOOL = 0
+_INT = 1
+_FLOAT = 2
+_COMPLEX = 3
+
+
+def _category(dtype: str) -> int:
+    """Return where an element type stands in PyTorch's promotion."""
+    if dtypes.is_complex(dtype):
+        return _COMPLEX
+    if dtypes.is_floating(dtype):
+        return _FLOAT
+    return _BOOL if dtype == "bool" else _INT
+
+
+def _number_dtype(text: str) -> str:
+    """Return the element type of a number, by how a trace writes it: 0.5, 1e8, nan."""
+    if text in ("True", "False"):
+        return "bool"
+    return "float32" if set(text) & set(".en") else "int64"
 
 
 def counts(call: OpCall, operands: int = 1) -> bool:
@@ -173,7 +197,7 @@ def additions(call: OpCall, operands: int = 1) -> int:
     """Return the FLOPs of adding two elements: 2 if complex, 1 if real, none of integers."""
     if dtypes.is_complex(compute_dtype(call, operands)):
         return 2
-    return int(counts(call, operands))
+    return 1 if counts(call, operands) else 0
 
 
 def has_unrecorded_number(call: OpCall, operands: int) -> bool:
@@ -183,7 +207,8 @@ def has_unrecorded_number(call: OpCall, operands: int) -> bool:
     """
     if call.values or call.op.endswith("_"):
         return False
-    return any(call.dtype(i) in ("", "Scalar") for i in range(min(operands, len(call.shapes))))
+    places = range(min(operands, len(call.shapes)))
+    return any(call.dtype(index) in ("", "Scalar") for index in places)
 
 
 def vector_work(
@@ -273,7 +298,8 @@ def reduced(
         result: Element type of the result: "" is that of the input.
         at_most: FLOPs per element of the input at most, where values not in the call decide.
     """
-    shape, dims = call.shape(0), call.integers(dims_at)
+    shape = call.shape(0)
+    dims = call.integers(dims_at)
     single = call.integer(dims_at)  # of two arguments only, it is no axis but a type
     if dims is None and single is not None and len(call.shapes) > 2:
         dims = (single,)

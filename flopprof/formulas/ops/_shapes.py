@@ -44,7 +44,10 @@ def formula_with_places(family: str) -> Callable[[FormulaOfPlaces], FormulaOfPla
             mine = (row for names, row in rows if call.op in names)
             return formula(call, next(row for row in mine if count >= row.get("arguments", 0)))
 
-        formula_for(" ".join({name: None for names, _ in rows for name in names}))(of_call)
+        distinct: dict[str, None] = {}  # overloads of an op have a row each
+        for names, _ in rows:
+            distinct |= dict.fromkeys(names)
+        formula_for(" ".join(distinct))(of_call)
         return formula
 
     return add
@@ -80,8 +83,10 @@ def contraction(
     dtype = call.dtype(operands[0])
     add, multiply, both = (2, 6, 8) if is_complex(dtype) else (1, 1, 2)
     integer = itemsize(dtype) is not None and not is_floating(dtype) and not quantised
-    named = None if result_type_at is None else call.integer(result_type_at)
-    result_bytes = _RESULT_BYTES.get(-1 if named is None else named, call.itemsize_of(operands[0]))
+    result_bytes = call.itemsize_of(operands[0])
+    if result_type_at is not None:
+        result_type = call.integer(result_type_at)
+        result_bytes = _RESULT_BYTES.get(-1 if result_type is None else result_type, result_bytes)
     return Work(
         matmul_flops=both * multiply_adds,
         vector_flops=0 if integer else add * adds + multiply * scalings,

@@ -31,20 +31,20 @@ def attention(call: OpCall, at: Places) -> Work | None:
     least = 2 if at["order"] == "heads length" else 3
     if min(map(len, (query, key, value))) < least:
         return None
-    masked = call.has(at["mask"])
-    dropped = 2 * ((number(call, at["dropout"]) or 0) > 0)
+    masks = call.count(at["mask"])
+    dropped = 2 if (number(call, at["dropout"]) or 0) > 0 else 0
 
     def work(scores: int) -> Work:
         outputs = prod(query[:-1]) * value[-1]
         if "backward" in call.op or call.op.endswith("bwd"):
             matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
-            vector = scores * (6 + masked + 2 * dropped) + 2 * outputs
-            ends = at["query"] + 5 + (at["mask"] == at["query"] + 3)
-            read = {*range(ends), at["mask"]}
+            vector = scores * (6 + masks + 2 * dropped) + 2 * outputs
+            operands = 6 if at["mask"] == at["query"] + 3 else 5  # the mask is among them
+            read = {*range(at["query"] + operands), at["mask"]}
             written = prod(query) + prod(key) + prod(value)
         else:
             matmul = 2 * scores * (query[-1] + value[-1])
-            vector = scores * (6 + masked + dropped)
+            vector = scores * (6 + masks + dropped)
             read = {*range(at["query"], at["query"] + 3), at["mask"]}
             written = outputs
         traffic = moved_bytes(call, *read) + written * call.itemsize_of(at["query"])
@@ -54,7 +54,9 @@ def attention(call: OpCall, at: Places) -> Work | None:
     if "lengths" in at and (len(query) == 3 or prod(call.shape(at["lengths"])) > 1):
         if heads_first and len(query) != 3:
             return None
-        queries, heads, keys = prod(query[:-2]), query[-2], prod(key[:-2])
+        queries = prod(query[:-2])
+        heads = query[-2]
+        keys = prod(key[:-2])
         most_queries, most_keys = (call.integer(at["longest"] + side) for side in range(2))
         if len(key) > len(query) and most_keys is None:
             return None
@@ -72,7 +74,8 @@ def attention(call: OpCall, at: Places) -> Work | None:
 @formula_with_places("paged_attention")
 def paged_attention(call: OpCall, at: Places) -> Work | None:
     """One query per sequence, [sequences, heads, width]: it meets one key at least, or the most."""
-    query, longest = call.shape(at["query"]), call.integer(at["longest"])
+    query = call.shape(at["query"])
+    longest = call.integer(at["longest"])
     if len(query) != 3 or longest is None:
         return None
     rows = query[0] * query[1]
@@ -93,14 +96,18 @@ def _multihead(call: OpCall, heads: int, mask_at: int, *, weights: int = 0) -> t
 
     `weights` asked for: the query is scaled instead of the scores; 2 averages the heads, 1 more.
     """
-    query, key = call.shape(0), call.shape(1) or call.shape(0)
+    query = call.shape(0)
+    key = call.shape(1) or call.shape(0)
     embed = query[-1]
-    queries, keys = prod(query[:-1]), prod(key[:-1])
+    queries = prod(query[:-1])
+    keys = prod(key[:-1])
     scores = queries * heads * key[-2]
     matmul = 2 * embed * (2 * queries * embed + 2 * keys * embed + 2 * queries * key[-2])
-    vector = (2 * queries + 2 * keys) * embed + (5 + call.has(mask_at)) * scores
-    vector += queries * embed + (scores if weights == 2 else 0) if weights else scores
-    return matmul, vector, scores
+    biases = (2 * queries + 2 * keys) * embed
+    softmax = (5 + call.count(mask_at)) * scores
+    scale = queries * embed if weights else scores
+    averages = scores if weights == 2 else 0
+    return matmul, biases + softmax + scale + averages, scores
 
 
 @formula_for("_native_multi_head_attention _triton_multi_head_attention")
@@ -110,13 +117,17 @@ def native_multi_head_attention(call: OpCall) -> Work | None:
     (query, key, value, embed_dim, num_head, in-projection 5 6, out-projection 7 8, mask,
     need_weights, average_attn_weights, …).
     """
-    query, heads = call.shape(0), call.integer(4)
+    query = call.shape(0)
+    heads = call.integer(4)
     if len(query) != 3 or heads is None:
         return None
-    needed = call.flag(10) is True
-    weights = 1 + (call.flag(11) is True) if needed else 0
+    weights = 0
+    if call.flag(10) is True:
+        weights = 2 if call.flag(11) is True else 1
     matmul, vector, scores = _multihead(call, heads, 9, weights=weights)
-    written = prod(query) + needed * scores // (heads if weights == 2 else 1)
+    written = prod(query)
+    if weights:
+        written += scores // (heads if weights == 2 else 1)
     inputs = (0,) if call.shape(1) == query else (0, 1, 2)
     moved = moved_bytes(call, *inputs, *range(5, 10)) + written * call.itemsize_of(0)
     return Work(matmul, vector, moved)
@@ -129,10 +140,13 @@ def transformer_encoder_layer(call: OpCall) -> Work | None:
     (src, embed_dim, num_heads, in-projection 3 4, out-projection 5 6, …, norms 10…13,
     feed-forward 14…17, mask 18, …).
     """
-    src, heads = call.shape(0), call.integer(2)
+    src = call.shape(0)
+    heads = call.integer(2)
     if len(src) != 3 or heads is None:
         return None
-    tokens, embed, hidden = prod(src[:-1]), src[-1], call.shape(14)[0]
+    tokens = prod(src[:-1])
+    embed = src[-1]
+    hidden = call.shape(14)[0]
     matmul, vector, _ = _multihead(call, heads, 18)
     # Biases hidden + embed, activation hidden; residual adds 2, layer norms 2·(5 + weight + bias).
     vector += tokens * (2 * hidden + embed + 2 * embed + 2 * 7 * embed)

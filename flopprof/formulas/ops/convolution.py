@@ -21,10 +21,13 @@ from flopprof.formulas.ops._shapes import (
 
 def _per_axis(call: OpCall, at: Places, name: str, dims: int) -> Shape | None:
     """Return a per-axis argument, one number standing for all; None where it is not recorded."""
-    found = call.integers(at[name]) if name in at else (int(name in ("stride", "dilation")),)
-    if found is None or len(found) not in (1, dims):
+    if name in at:
+        sizes = call.integers(at[name])
+    else:
+        sizes = (1,) if name in ("stride", "dilation") else (0,)
+    if sizes is None or len(sizes) not in (1, dims):
         return None
-    return found * dims if len(found) == 1 else found
+    return sizes * dims if len(sizes) == 1 else sizes
 
 
 def _is_transposed(call: OpCall, at: Places) -> bool | None:
@@ -44,7 +47,8 @@ def convolution(call: OpCall, at: Places) -> Work | None:
     factor one more. Left out are activations by name, which is not recorded, and a quantised
     convolution's scaling to and from integers.
     """
-    x, taps = call.shape(at["input"]), call.shape(at["filter"])
+    x = call.shape(at["input"])
+    taps = call.shape(at["filter"])
     dims = len(taps) - 2
     stride = _per_axis(call, at, "stride", dims)
     padding = _per_axis(call, at, "padding", dims)
@@ -63,12 +67,16 @@ def convolution(call: OpCall, at: Places) -> Work | None:
         out = [(i - 1) * s - 2 * p + r + e + 1 for i, s, p, r, e in sizes]
         # [in, out ÷ groups, …], but oneDNN's reordered filters are [out, in ÷ groups, …].
         per_group = taps[1] if taps[0] == x[-dims - 1] else taps[0] // groups
-        channels, multiply_adds = per_group * groups, prod(x) * per_group * prod(taps[2:])
+        channels = per_group * groups
+        multiply_adds = prod(x) * per_group * prod(taps[2:])
     else:
-        out, channels = [(i + 2 * p - r - 1) // s + 1 for i, s, p, r, _ in sizes], taps[0]
+        out = [(i + 2 * p - r - 1) // s + 1 for i, s, p, r, _ in sizes]
+        channels = taps[0]
         multiply_adds = batch * channels * prod(out) * prod(taps[1:])
     written = batch * channels * prod(out)
-    adds = call.has(at["bias"]) + at.get("fused", 0) + (factor(call, at["factor"]) != 1)
+    adds = call.count(at["bias"]) + at.get("fused", 0)
+    if factor(call, at["factor"]) != 1:
+        adds += 1
     return contraction(
         call,
         multiply_adds,
@@ -102,19 +110,35 @@ def convolution_backward(call: OpCall, at: Places) -> Work:
     The bias's is one add per output element. Where the mask is not recorded, at least one product
     is done, at most both and the bias; nor may it be known which way the filter went.
     """
-    grad, x, taps = elements(call, at["grad"]), elements(call, at["input"]), call.shape(2)
+    grad = elements(call, at["grad"])
+    x = elements(call, at["input"])
+    taps = call.shape(2)
     transposed = _is_transposed(call, at)
 
     def work(outputs: int, of_input: bool, of_filter: bool, of_bias: bool = False) -> Work:
-        multiply_adds = outputs * prod(taps[1:]) * (of_input + of_filter)
-        channels = call.shape(at["grad"])[1 - len(taps)]
-        written = x * of_input + prod(taps) * of_filter + channels * of_bias
-        read = (at["grad"], *[at["input"]] * of_filter, *[2] * of_input)
-        return contraction(call, multiply_adds, written, read, adds=grad * of_bias)
+        read = [at["grad"]]
+        written = 0
+        products = 0
+        if of_filter:
+            read.append(at["input"])
+            written += prod(taps)
+            products += 1
+        if of_input:
+            read.append(2)
+            written += x
+            products += 1
+        if of_bias:
+            written += call.shape(at["grad"])[1 - len(taps)]  # the channels
+        multiply_adds = products * outputs * prod(taps[1:])
+        adds = grad if of_bias else 0
+        return contraction(call, multiply_adds, written, tuple(read), adds=adds)
 
-    fewest, most = {None: (min(grad, x), max(grad, x)), True: (x, x), False: (grad, grad)}[
-        transposed
-    ]
+    if transposed is None:
+        fewest = min(grad, x)
+        most = max(grad, x)
+    else:
+        fewest = x if transposed else grad
+        most = fewest
     mask = flags(call, at["mask"])
     if mask is None:
         return bounded(work(fewest, False, True), work(most, True, True, True))
@@ -141,12 +165,12 @@ def backward_input(call: OpCall) -> Work:
 
 def output_shape(call: OpCall) -> Shape | None:
     """Return the shape of what `aten::convolution` returns; None where it is not determined."""
-    x, taps = call.shape(0), call.shape(1)
+    x = call.shape(0)
+    taps = call.shape(1)
     dims = len(taps) - 2
-    per_axis = [call.integers(index) for index in (3, 4, 5)]
     if dims < 1 or len(x) != len(taps) or call.flag(6) is not False:
         return None
-    stride, padding, dilation = ((n or ()) * (dims if len(n or ()) == 1 else 1) for n in per_axis)
+    stride, padding, dilation = (_for_each_axis(call.integers(i), dims) for i in (3, 4, 5))
     if not len(stride) == len(padding) == len(dilation) == dims:
         return None
     sizes = zip(x[2:], taps[2:], stride, padding, dilation, strict=True)
@@ -154,10 +178,17 @@ def output_shape(call: OpCall) -> Shape | None:
     return (x[0], taps[0], *spatial)
 
 
+def _for_each_axis(sizes: Shape | None, dims: int) -> Shape:
+    """Return an argument's numbers, a single one for every axis; `()` where it is not recorded."""
+    if sizes is None:
+        return ()
+    return sizes * dims if len(sizes) == 1 else sizes
+
+
 def of_output(call: OpCall, output: Shape) -> Work:
     """(input, filter, bias, …), whose output's shape is known from elsewhere."""
     written = prod(output)
-    adds = written * call.has(2)
+    adds = written * call.count(2)
     return contraction(call, written * prod(call.shape(1)[1:]), written, (0, 1, 2), adds=adds)
 
 

@@ -25,7 +25,8 @@ def add(call: OpCall) -> Work:
     flops = 2 if complex_numbers else 1
     if operands == 3:
         flops += _product_or_quotient(call, complex_numbers)
-    flops += "relu" in call.op
+    if "relu" in call.op:
+        flops += 1
     if not call.values:
         scaled = flops + (6 if complex_numbers else 1)
         return el.elementwise(call, flops, operands, at_most=scaled)
@@ -54,7 +55,8 @@ def foreach_add(call: OpCall) -> Work:
     No trace tells the lists' type: none on integers at least, those of complex numbers at most.
     """
     last = 3 if "addc" in call.op else 2
-    flops, most = 1, 2
+    flops = 1
+    most = 2
     if last == 3:
         flops += _product_or_quotient(call, False)
         most += _product_or_quotient(call, True)
@@ -62,7 +64,7 @@ def foreach_add(call: OpCall) -> Work:
     if not call.values:
         return el.listed(call, least, flops, most + 6, *range(last), 0)
     scales = el.numbers(call, last) or (el.number(call, last),)
-    if el.given(call, last) and any(scale != 1 for scale in scales):
+    if el.is_given(call, last) and any(scale != 1 for scale in scales):
         flops += 1
         most += 6
     return el.listed(call, least, flops, most, *range(last), 0)
@@ -86,14 +88,16 @@ def clamp(call: OpCall) -> Work:
     """One compare-select for each bound given."""
     if not (call.dtypes or call.values):
         return el.elementwise(call, 1, 3, at_most=2)
-    return el.elementwise(call, el.given(call, 1) + el.given(call, 2), 3)
+    bounds = [index for index in (1, 2) if el.is_given(call, index)]
+    return el.elementwise(call, len(bounds), 3)
 
 
 @el.formula_for("dropout~ alpha_dropout~ feature_dropout~ feature_alpha_dropout~ native_dropout")
 def dropout(call: OpCall) -> Work:
     """In training 2n: mask, scale (of alpha dropout too); in eval 0. Random numbers: 0."""
     training = call.flag(2)
-    return el.elementwise(call, 2 * bool(training), at_most=2 if training is None else None)
+    at_most = 2 if training is None else None
+    return el.elementwise(call, 2 if training else 0, at_most=at_most)
 
 
 @el.formula_for("glu")
@@ -107,7 +111,9 @@ def glu(call: OpCall) -> Work:
 def outer(call: OpCall) -> Work:
     """One product for each pair of elements, a complex one 6."""
     size = el.elements(call, 0) * el.elements(call, 1)
-    each = 6 if is_complex(el.compute_dtype(call, 2)) else el.counts(call, 2)
+    each = 1 if el.counts(call, 2) else 0
+    if is_complex(el.compute_dtype(call, 2)):
+        each = 6
     return el.vector_work(call, each * size, 0, 1, written=size)
 
 
@@ -128,7 +134,9 @@ def distances(call: OpCall) -> Work | None:
         return el.vector_work(call, pairs * (3 * width + 1), 0, written=pairs)
     *other, others, _ = call.shape(1)
     batches = prod(el.broadcast(tuple(batch), tuple(other)))
-    pairs, p, mode = batches * points * others, el.number(call, 2), call.integer(3) or 0
+    pairs = batches * points * others
+    p = el.number(call, 2)
+    mode = call.integer(3) or 0
     by_product = p == 2 and (mode == 1 or (mode == 0 and max(points, others) > _MANY_POINTS))
     if call.op == "aten::_euclidean_dist" or by_product:
         vector_flops = batches * (3 * points + 2 * others) * width + 2 * pairs

@@ -57,8 +57,9 @@ def group_norm(call: OpCall) -> Work:
     A weight and a bias, vectors of equal length, one each.
     """
     size = max(el.elements(call, index) for index in range(len(call.shapes)))
-    vectors = sum(call.has(i) and len(call.shape(i)) == 1 for i in range(len(call.shapes)))
-    return Work(vector_flops=(5 + min(vectors, 2)) * size, min_bytes=2 * size * call.itemsize)
+    vectors = [i for i in range(len(call.shapes)) if call.has(i) and len(call.shape(i)) == 1]
+    flops = (5 + min(len(vectors), 2)) * size
+    return Work(vector_flops=flops, min_bytes=2 * size * call.itemsize)
 
 
 @el.formula_for("_C::rotary_embedding sgl_kernel::rotary_embedding")
@@ -69,7 +70,8 @@ def rotary(call: OpCall) -> Work:
     At most all elements: only the first of a head may be rotated. Positions are integers, and the
     cache of angles is no operand that is rotated: a matrix whose rows are positions.
     """
-    first = 1 if not el.counts(OpCall("", (), 4, (call.dtype(0),))) else 0
+    positions_first = not el.counts(OpCall("", (), 4, (call.dtype(0),)))
+    first = 1 if positions_first else 0
     size = el.elements(call, first) + el.elements(call, first + 1)
     read = (first, first + 1, first, first + 1)
     return el.vector_work(call, 0, *read, at_most=3 * size)
@@ -81,13 +83,13 @@ def dequantize_affine(call: OpCall) -> Work:
 
     The input is of integers that stand for real numbers.
     """
-    return _quantised(call, 1 + call.has(3), 2, 3)
+    return _quantised(call, 1 + call.count(3), 2, 3)
 
 
 @el.formula_for("torchao::quantize_affine")
 def quantize_affine(call: OpCall) -> Work:
     """(input, block sizes, scale, zero point): divide, add the zero point; two clamps."""
-    return _quantised(call, 3 + call.has(3), 2, 3)
+    return _quantised(call, 3 + call.count(3), 2, 3)
 
 
 @el.formula_for("torchao::quantize_affine_float8 torchao::dequantize_affine_float8")
@@ -141,10 +143,12 @@ def embedding_lookup(call: OpCall) -> Work | None:
     Tables may be of several widths, and which one an index is of, its place decides: then at most
     the widest, at least nothing. Two numbers in a row are the sum of the widths and the widest.
     """
-    at = next((i for i in range(len(call.shapes)) if call.integer(i) and call.integer(i + 1)), None)
+    places = range(len(call.shapes))
+    at = next((i for i in places if call.integer(i) and call.integer(i + 1)), None)
     if at is None:
         return None
-    total, widest = call.integer(at) or 0, call.integer(at + 1) or 0
+    total = call.integer(at) or 0
+    widest = call.integer(at + 1) or 0
     tables = el.elements(call, at - 1) - 1  # the widths' offsets
     indices = _first_integers(call, at + (4 if "lookup" in call.op else 2))
     weighted = 2 if "_weighted" in call.op else 1

@@ -19,7 +19,8 @@ def fft(call: OpCall) -> Work | None:
     Scaling by 1/n or 1/√n is left out. Arguments: input, sizes wanted, axes; or input, axes. A real
     input of `fft2` and `fftn` is made complex first.
     """
-    composite, shape = "::fft" in call.op, list(call.shape(0))
+    composite = "::fft" in call.op
+    shape = list(call.shape(0))
     to_real = bool(re.search("irfft|_hfft|c2r", call.op))
     if not call.values or not (composite or call.integers(1)):
         return None
@@ -27,21 +28,30 @@ def fft(call: OpCall) -> Work | None:
     axes = _sizes(call, 2 if composite else 1) or range(-len(sizes or shape), 0)
     if to_real:
         shape[axes[-1]] = (not composite and call.integer(3)) or 2 * (shape[axes[-1]] - 1)
-    for axis, size in zip(axes, sizes, strict=True) if sizes else ():
-        shape[axis] = size if size > 0 else shape[axis]
+    if sizes:
+        for axis, size in zip(axes, sizes, strict=True):
+            shape[axis] = size if size > 0 else shape[axis]
     real_input = not (is_complex(call.dtype(0)) or re.search("c2[cr]", call.op))
     half = to_real or (real_input and not re.search("_i?fft[2n]", call.op))
-    numbers, length = prod(shape), prod(shape[axis] for axis in axes)
+    numbers = prod(shape)
+    length = prod(shape[axis] for axis in axes)
     if re.search("_rfft|ihfft", call.op) or (call.op == "aten::_fft_r2c" and call.flag(3)):
         shape[axes[-1]] = shape[axes[-1]] // 2 + 1  # the others are these, conjugated
-    itemsize = call.itemsize_of(0) * (2 if real_input else 1) // (2 if to_real else 1)
+    itemsize = call.itemsize_of(0)
+    if real_input:
+        itemsize *= 2
+    if to_real:
+        itemsize //= 2
     flops = round((2.5 if half else 5) * numbers * log2(max(length, 1)))
     return Work(vector_flops=flops, min_bytes=el.moved_bytes(call, 0) + prod(shape) * itemsize)
 
 
 def _sizes(call: OpCall, index: int) -> tuple[int, ...]:
-    one = call.integer(index)
-    return call.integers(index) or (() if one is None else (one,))
+    sizes = call.integers(index)
+    if sizes:
+        return sizes
+    size = call.integer(index)
+    return () if size is None else (size,)
 
 
 def _thirds(m: int, n: int, a: int, b: int) -> int:
@@ -74,14 +84,17 @@ _SOLVERS = {
 @el.formula_for(" ".join(_SOLVERS))
 def solve(call: OpCall) -> Work:
     """n²·k for each triangle and k right-hand sides; and LU `2n³/3` where it factorises."""
-    mine = next(parts for names, parts in _SOLVERS.items() if call.op[6:] in names.split())
-    matrix, sides, triangles, factorises = mine
-    a, b = call.shape(matrix), call.shape(sides)
+    solver = next(row for names, row in _SOLVERS.items() if call.op[6:] in names.split())
+    matrix, sides, triangles, factorises = solver
+    a = call.shape(matrix)
+    b = call.shape(sides)
     n = a[-1]
     vectors = len(b) == 1 or (factorises and b == a[:-1])
     batch = prod(el.broadcast(a[:-2], b[:-1] if vectors else b[:-2]))
     unknowns = batch * (n if vectors else prod(b[-2:]))
-    flops = triangles * n * unknowns + factorises * prod(a[:-2]) * _thirds(n, n, 3, -1)
+    flops = triangles * n * unknowns
+    if factorises:
+        flops += prod(a[:-2]) * _thirds(n, n, 3, -1)
     return el.vector_work(call, flops * _multiply_adds(call), matrix, sides, written=unknowns)
 
 

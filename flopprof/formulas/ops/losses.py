@@ -23,11 +23,12 @@ def elementwise_loss(call: OpCall, flops: int, operands: int, reduction_at: int)
     `exp x − t·x`, or `x − t·log(x + ε)`, and Stirling's series.
     """
     if call.op.startswith("aten::binary_cross_entropy"):
-        flops += call.has(2)
+        flops += call.count(2)
     if call.op == "aten::binary_cross_entropy_with_logits":
-        flops += 3 * call.has(3)
+        flops += 3 * call.count(3)
     if call.op == "aten::poisson_nll_loss":
-        flops += (call.flag(2) is False) + 9 * bool(call.flag(3))
+        flops += 1 if call.flag(2) is False else 0
+        flops += 9 if call.flag(3) else 0
     size = el.size_of(call, operands)
     return _reduced(call, flops * size, size, reduction_at, *range(reduction_at))
 
@@ -35,8 +36,9 @@ def elementwise_loss(call: OpCall, flops: int, operands: int, reduction_at: int)
 @el.formula_for("multi_margin_loss")
 def multi_margin_loss(call: OpCall) -> Work:
     """`Σ max(0, (margin − x[t]) + x)/C` of N rows: 3n + 2N; + n where p = 2, + n with weights."""
-    size, items = el.elements(call, 0), el.elements(call, 1)
-    cost = 3 + (el.number(call, 2) == 2) + call.has(4)
+    size = el.elements(call, 0)
+    items = el.elements(call, 1)
+    cost = (4 if el.number(call, 2) == 2 else 3) + call.count(4)
     return _reduced(call, cost * size + 2 * items, items, 5, 0, 1, 4)
 
 
@@ -59,9 +61,11 @@ def triplet_margin_loss(call: OpCall) -> Work | None:
     """
     if not el.is_real(call, 2):
         return None
-    size, swap = el.elements(call, 0), bool(call.flag(6))
+    size = el.elements(call, 0)
     items = prod(call.shape(0)[:-1])
-    return _reduced(call, (8 + 4 * swap) * size + (3 + swap) * items, items, 7, 0, 1, 2)
+    swaps = 1 if call.flag(6) else 0
+    flops = (8 + 4 * swaps) * size + (3 + swaps) * items
+    return _reduced(call, flops, items, 7, 0, 1, 2)
 
 
 @el.formula_for("cosine_embedding_loss")
@@ -72,20 +76,33 @@ def cosine_embedding_loss(call: OpCall) -> Work | None:
     """
     if not el.is_real(call, 2):
         return None
-    size, items = el.elements(call, 0), el.elements(call, 2)
+    size = el.elements(call, 0)
+    items = el.elements(call, 2)
     return _reduced(call, 6 * size + 9 * items, items, 4, 0, 1, 2)
 
 
 @el.formula_for("cosine_similarity")
 def cosine_similarity(call: OpCall) -> Work | None:
     """A dot product 2n, two norms 4n; two maxima with ε, their product and the quotient of each."""
-    axis, size = call.integer(2), el.size_of(call, 2)
+    axis = call.integer(2)
+    size = el.size_of(call, 2)
     if axis is None or not any(call.shapes[:2]):
         return None
-    axis -= max(map(len, call.shapes[:2])) if axis >= 0 else 0  # counted from the last
+    if axis >= 0:
+        axis -= max(map(len, call.shapes[:2]))  # counted from the last
     length = max(shape[axis] for shape in call.shapes[:2] if len(shape) >= -axis)
     items = size // max(length, 1)
     return el.vector_work(call, 6 * size + 4 * items, 0, 1, written=items)
+
+
+_MEAN = 1  # PyTorch's number for this reduction; "none" is 0, "sum" 2
+
+
+def _per_target(call: OpCall) -> int:
+    """Return FLOPs per target: negate; with weights (argument 2) multiply, and sum for a mean."""
+    if not call.has(2):
+        return 1
+    return 3 if call.integer(3) == _MEAN else 2
 
 
 @el.formula_for("nll_loss{,2d}{,_forward} nll_loss_nd")
@@ -94,8 +111,9 @@ def nll_loss(call: OpCall) -> Work:
 
     A weighted mean divides by the sum of the weights: N more.
     """
-    items, means = el.elements(call, 1), call.integer(3) == 1
-    work = _reduced(call, (1 + call.has(2) * (1 + means)) * items, items, 3, 1, 2)
+    items = el.elements(call, 1)
+    flops = items * _per_target(call)
+    work = _reduced(call, flops, items, 3, 1, 2)
     one_score_each = items * call.itemsize_of(0)
     return replace(work, min_bytes=work.min_bytes + one_score_each)
 
@@ -103,7 +121,7 @@ def nll_loss(call: OpCall) -> Work:
 @el.formula_for("nll_loss_backward nll_loss2d_backward")
 def nll_loss_backward(call: OpCall) -> Work:
     """Of each of N targets: the negated gradient over N (with class weights multiplied)."""
-    flops = (1 + call.has(3)) * el.elements(call, 2)
+    flops = (1 + call.count(3)) * el.elements(call, 2)
     return el.vector_work(call, flops, 0, 1, 2, 3)
 
 
@@ -115,16 +133,20 @@ def cross_entropy_loss(call: OpCall) -> Work:
     three operations that blend the two. Targets given as probabilities: multiply, sum, 2n (with
     weights 3n), then negate and mean; smoothing them 2n.
     """
-    size, smooth = el.elements(call, 0), bool(el.number(call, 5))
-    weighted, reduction = call.has(2), call.integer(3)
+    size = el.elements(call, 0)
+    smooth = bool(el.number(call, 5))
+    weights = call.count(2)
     if call.shape(0) == call.shape(1):
         classes_at = min(1, len(call.shape(0)) - 1)
         items = prod(call.shape(0)[:classes_at] + call.shape(0)[classes_at + 1 :])
-        flops = (7 + weighted + 2 * smooth) * size + items
+        flops = (7 + weights) * size + items
+        flops += 2 * size if smooth else 0
     else:
         items = el.elements(call, 1)
-        blend = size + weighted * size + items + (items + 3 if reduction else 3 * items)
-        flops = 5 * size + (1 + weighted * (1 + (reduction == 1))) * items + smooth * blend
+        flops = 5 * size + _per_target(call) * items
+        if smooth:
+            blend = items + 3 if call.integer(3) else 3 * items
+            flops += (1 + weights) * size + items + blend
     return _reduced(call, flops, items, 3, 0, 1, 2)
 
 
@@ -137,14 +159,19 @@ def ctc_loss(call: OpCall) -> Work | None:
     of each score exp, add, subtract, exp, subtract, multiply. A mean divides each sequence's loss
     by its length first.
     """
-    backward = int(call.op.endswith("backward"))
-    inputs, targets = call.integers(2 + backward), call.integers(3 + backward)
+    backward = call.op.endswith("backward")
+    first = 1 if backward else 0  # behind the gradient
+    inputs = call.integers(first + 2)
+    targets = call.integers(first + 3)
     if inputs is None or targets is None:
         return None
-    reduced = (call.integer(5) or 0) % 3 if call.op == "aten::ctc_loss" else 0
-    reduced = (0, 2, 1)[reduced] * len(inputs)  # none, mean, sum
     states = sum(steps * (2 * labels + 1) for steps, labels in zip(inputs, targets, strict=True))
-    scores = el.elements(call, backward)
-    flops = (22 if backward else 13) * states + 6 * backward * scores + reduced
-    written = scores if backward else states
-    return el.vector_work(call, flops, backward, backward + 1, written=written)
+    scores = el.elements(call, first)
+    if backward:
+        flops = 22 * states + 6 * scores
+        return el.vector_work(call, flops, first, first + 1, written=scores)
+    flops = 13 * states
+    if call.op == "aten::ctc_loss":
+        reduction = (call.integer(5) or 0) % 3
+        flops += {0: 0, _MEAN: 2, 2: 1}[reduction] * len(inputs)
+    return el.vector_work(call, flops, first, first + 1, written=states)

@@ -43,10 +43,12 @@ def matmul(call: OpCall) -> Work | None:
 
     Numbers multiply. Sparse operands bound it; the ops below may say more.
     """
-    a, b = call.shape(0), call.shape(1)
+    a = call.shape(0)
+    b = call.shape(1)
     if not a or not b:
         return None
-    left, right = a if len(a) > 1 else (1, *a), b if len(b) > 1 else (*b, 1)
+    left = a if len(a) > 1 else (1, *a)
+    right = b if len(b) > 1 else (*b, 1)
     written = prod(broadcast(left[:-2], right[:-2])) * left[-2] * right[-1]
     work = contraction(call, written * left[-1], written, (0, 1), result_type_at=2)
     if call.op == "aten::_int_mm":
@@ -62,7 +64,8 @@ def _beta_alpha(call: OpCall) -> tuple[float, float]:
     at = [index for index in range(3, len(call.shapes)) if not call.has(index)]
     if len(at) == 3 and not call.op.endswith("_activation"):
         del at[0]
-    beta, alpha, *_ = (*(factor(call, index) for index in at), 1.0, 1.0)
+    beta = factor(call, at[0]) if at else 1.0
+    alpha = factor(call, at[1]) if len(at) > 1 else 1.0
     return beta, alpha
 
 
@@ -72,15 +75,20 @@ def _biased(call: OpCall, multiply_adds: int, written: int, *, products: int = 0
     `products` are the multiplications per output element of a product that contracts nothing.
     """
     beta, alpha = _beta_alpha(call)
-    adds = int(beta != 0) + call.op.endswith("_activation")
-    scalings = products + (beta not in (0, 1)) + (alpha != 1)
+    operands: tuple[int, ...] = (1, 2)
+    adds = 0
+    scalings = products
+    if beta != 0:
+        operands = (1, 2, 0)
+        adds += 1
+    if call.op.endswith("_activation"):
+        adds += 1
+    if beta not in (0, 1):
+        scalings += 1
+    if alpha != 1:
+        scalings += 1
     work = contraction(
-        call,
-        multiply_adds,
-        written,
-        (1, 2, 0) if beta != 0 else (1, 2),
-        adds=adds * written,
-        scalings=scalings * written,
+        call, multiply_adds, written, operands, adds=adds * written, scalings=scalings * written
     )
     return _at_most(call, work)
 
@@ -91,7 +99,8 @@ def addmm(call: OpCall) -> Work:
 
     In `addbmm` the sum over the batch belongs to the contraction.
     """
-    a, b = call.shape(1), call.shape(2)
+    a = call.shape(1)
+    b = call.shape(2)
     rows = a[1] if call.op.startswith("aten::addbmm") else prod(a[:-1])
     columns = b[-1] if len(b) > 1 else 1
     return _biased(call, prod(a) * columns, rows * columns)
@@ -106,11 +115,12 @@ def addr(call: OpCall) -> Work:
 @formula_for("linear inner")
 def linear(call: OpCall) -> Work | None:
     """`x @ wᵀ + bias`: 2·rows·in·out, and with bias rows·out."""
-    x, weight = call.shape(0), call.shape(1)
+    x = call.shape(0)
+    weight = call.shape(1)
     if not x or not weight:
         return None
     written = prod(x[:-1]) * prod(weight[:-1])
-    work = contraction(call, written * x[-1], written, (0, 1, 2), adds=written * call.has(2))
+    work = contraction(call, written * x[-1], written, (0, 1, 2), adds=written * call.count(2))
     return _at_most(call, work)
 
 
@@ -120,14 +130,16 @@ def packed_linear(call: OpCall, at: Places) -> Work | None:
 
     Fused activations (their names are not recorded) and scaling to and from integers are left out.
     """
-    x, weight = call.shape(0), elements(call, at["weight"])
-    positions, written = prod(x[:-1]), prod(x[:-1]) * (weight // max(x[-1], 1))
+    x = call.shape(0)
+    weight = elements(call, at["weight"])
+    positions = prod(x[:-1])
+    written = positions * (weight // max(x[-1], 1))
     return contraction(
         call,
         positions * weight,
         written,
         (0, at["weight"], at["bias"], at["other"]),
-        adds=written * (call.has(at["bias"]) + call.has(at["other"])),
+        adds=written * call.count(at["bias"], at["other"]),
         result_type_at=at["result_type"],
         quantised="result_type" in at,
     )
@@ -140,26 +152,43 @@ def linear_backward(call: OpCall) -> Work | None:
     if wanted is None:
         return None
     of_x, of_weight, of_bias = wanted
-    grad, weight = elements(call, 1), elements(call, 2)
+    grad = elements(call, 1)
+    weight = elements(call, 2)
     width = call.shape(1)[-1]
-    written = elements(call, 0) * of_x + weight * of_weight + width * of_bias
-    multiply_adds = grad * call.shape(2)[-1] * (of_x + of_weight)
-    read = (1, *[0] * (of_weight or of_bias), *[2] * of_x)
-    return contraction(call, multiply_adds, written, read, adds=grad * of_bias)
+    read = [1]
+    written = 0
+    products = 0
+    if of_weight or of_bias:
+        read.append(0)
+    if of_x:
+        read.append(2)
+        written += elements(call, 0)
+        products += 1
+    if of_weight:
+        written += weight
+        products += 1
+    if of_bias:
+        written += width
+    multiply_adds = products * grad * call.shape(2)[-1]
+    return contraction(call, multiply_adds, written, tuple(read), adds=grad if of_bias else 0)
 
 
 @formula_for("dot vdot linalg_vecdot")
 def dot(call: OpCall) -> Work:
     """Σ a·b over one axis of n, the last where none is named: 2n."""
     shape = broadcast(call.shape(0), call.shape(1))
-    depth = shape[-1 if (named := call.integer(2)) is None else named]
+    axis = call.integer(2)
+    depth = shape[-1 if axis is None else axis]
     return contraction(call, prod(shape), prod(shape) // max(depth, 1), (0, 1))
 
 
 @formula_for("tensordot")
 def tensordot(call: OpCall) -> Work | None:
     """2·k·(others of a)·(others of b), k the product of the axes named."""
-    a, b, axes, others = call.shape(0), call.shape(1), call.integers(2), call.integers(3)
+    a = call.shape(0)
+    b = call.shape(1)
+    axes = call.integers(2)
+    others = call.integers(3)
     if axes is None or others is None:
         return None
     summed = [a[axis] for axis in axes]
@@ -173,10 +202,11 @@ def tensordot(call: OpCall) -> Work | None:
 @formula_for("bilinear")
 def bilinear(call: OpCall) -> Work:
     """x₁ᵀ·W·x₂: 2·rows·out·(in₁·in₂ + in₂)."""
-    x, (out, in1, in2) = call.shape(0), call.shape(2)
+    x = call.shape(0)
+    out, in1, in2 = call.shape(2)
     written = prod(x[:-1]) * out
     multiply_adds = written * (in1 + 1) * in2
-    return contraction(call, multiply_adds, written, (0, 1, 2, 3), adds=written * call.has(3))
+    return contraction(call, multiply_adds, written, (0, 1, 2, 3), adds=written * call.count(3))
 
 
 @formula_with_places("scaled")
@@ -188,7 +218,8 @@ def scaled_mm(call: OpCall, at: Places) -> Work:
     what lies behind the last one counts. FP4 packs two elements in one.
     """
     first = at["first"]
-    a, b = call.shape(first), call.shape(first + 1)
+    a = call.shape(first)
+    b = call.shape(first + 1)
     groups = prod(call.shape(at["ends"])) if len(a) == len(b) == 2 else 1
     rows = a[-2] if len(b) == 2 else prod(a[:-1])
     packed = 2 if call.dtype(first).endswith("_x2") else 1
@@ -198,8 +229,8 @@ def scaled_mm(call: OpCall, at: Places) -> Work:
         rows * a[-1] * b[-1] * packed,
         written,
         (first, first + 1, at["bias"]),
-        adds=written * call.has(at["bias"]),
-        scalings=written * ("scaled" in call.op),
+        adds=written * call.count(at["bias"]),
+        scalings=written if "scaled" in call.op else 0,
         result_type_at=at["result_type"],
     )
 
@@ -214,14 +245,17 @@ def weight_int8pack_mm(call: OpCall) -> Work:
 @formula_for("_weight_int4pack_mm _weight_int4pack_mm_for_cpu quantized::int4mm_packed_weight_cpu")
 def weight_int4pack_mm(call: OpCall) -> Work:
     """`x @ wᵀ`, each packed weight shifted and scaled: 2·k·n. Scales are [groups, n, 2]."""
-    (m, k), n = call.shape(0), call.shape(3)[1]
+    m, k = call.shape(0)
+    n = call.shape(3)[1]
     return contraction(call, m * k * n, m * n, (0, 1, 3), adds=k * n, scalings=k * n)
 
 
 @formula_for("_dyn_quant_matmul_4bit")
 def dyn_quant_matmul_4bit(call: OpCall) -> Work | None:
     """2·rows·k·n: (x, packed weight, block size, k, n); scaling is left out."""
-    k, n, positions = call.integer(3), call.integer(4), prod(call.shape(0)[:-1])
+    k = call.integer(3)
+    n = call.integer(4)
+    positions = prod(call.shape(0)[:-1])
     if k is None or n is None:
         return None
     return contraction(call, positions * k * n, positions * n, (0, 1))
@@ -233,20 +267,30 @@ def semi_structured(call: OpCall, at: Places) -> Work:
 
     With their places cuSPARSELt stores 9/16 of the dense matrix, 10/16 of 8-bit elements.
     """
-    stored, dense = elements(call, at["stored"]), call.shape(at["dense"])
+    stored = elements(call, at["stored"])
+    dense = call.shape(at["dense"])
     compressed = call.op == "aten::_cslt_sparse_mm"
     if compressed:
         stored = stored * 8 // (10 if call.itemsize_of(at["stored"]) == 1 else 9)
-    depth, columns = (dense[-1], prod(dense[:-1])) if call.op.endswith("_linear") else dense[-2:]
+    if call.op.endswith("_linear"):
+        depth = dense[-1]
+        columns = prod(dense[:-1])
+    else:
+        depth, columns = dense[-2:]
     written = 2 * stored // depth * columns
-    places = 99 if compressed else at["stored"] + 1
+    read = [at["stored"], at["dense"], at["bias"]]
+    scalings = 0
+    if not compressed:
+        read.append(at["stored"] + 1)  # where the stored values stand
+    elif call.has(3):
+        scalings = written
     return contraction(
         call,
         stored * columns,
         written,
-        (at["stored"], at["dense"], at["bias"], places),
-        adds=written * call.has(at["bias"]),
-        scalings=written * (compressed and call.has(3)),
+        tuple(read),
+        adds=written * call.count(at["bias"]),
+        scalings=scalings,
     )
 
 
@@ -256,7 +300,8 @@ def library_linear(call: OpCall, at: Places) -> Work | None:
 
     n is the last but one size of the weight [n, k], or the last of [k, n] or of its scales.
     """
-    x, weight = call.shape(at["input"]), call.shape(at["weight"])
+    x = call.shape(at["input"])
+    weight = call.shape(at["weight"])
     if len(x) < 2 or len(weight) < 2:
         return None
     written = prod(x[:-1]) * weight[at.get("columns", -2)]
@@ -265,7 +310,7 @@ def library_linear(call: OpCall, at: Places) -> Work | None:
         written * x[-1] * at.get("packed", 1),
         written,
         (at["input"], at["weight"], at["bias"]),
-        adds=written * call.has(at["bias"]),
+        adds=written * call.count(at["bias"]),
     )
 
 

@@ -16,15 +16,16 @@ def batch_norm(call: OpCall) -> Work:
     `training` (instance norm: `use_input_stats`) is argument 5, or 3 without running statistics.
     """
     training = call.flag(5) if call.flag(5) is not None else call.flag(3)
-    size, trained = el.elements(call, 0), 5 + call.has(1) + call.has(2)
+    size = el.elements(call, 0)
+    trained = 5 + call.count(1, 2)
     at_most = trained * size if training is None else None
     return el.vector_work(call, size * (trained if training else 2), 0, 1, 2, 0, at_most=at_most)
 
 
 def _wanted(call: OpCall, index: int, gradients: int) -> list[bool]:
     """Return which gradients the output mask at `index` asks for: all where it is not known."""
-    known = [part.strip() in ("True", "true", "1") for part in call.value(index)[1:-1].split(",")]
-    return known if len(known) == gradients else [True] * gradients
+    mask = [part.strip() in ("True", "true", "1") for part in call.value(index)[1:-1].split(",")]
+    return mask if len(mask) == gradients else [True] * gradients
 
 
 @el.formula_for("native_batch_norm_backward batch_norm_backward _batch_norm_impl_index_backward")
@@ -34,13 +35,20 @@ def batch_norm_backward(call: OpCall) -> Work:
     x̂ = (x − μ)/σ costs 2, g·x̂ 1, the sums of g·x̂ (γ's gradient) and of g (β's) 1 each, and
     `γ/σ·(g − Σg/m − x̂·Σg·x̂/m)` a multiply, two subtracts and a scale, all that is left in eval.
     """
-    first = int(call.op.startswith("aten::_batch_norm_impl"))  # follows the implementation's number
+    impl = call.op.startswith("aten::_batch_norm_impl")
+    first = 1 if impl else 0  # argument 0 is the implementation's number
     x, gamma, beta = _wanted(call, first + 9, 3)
-    train, size = call.flag(first + 7), el.elements(call, first)
-    cost = 1 if train is None else 9 if train and x else x + 4 * gamma + beta
-    moved = (first, first + 1, first + 2, *[first] * x)
-    at_most = 9 * size if train is None else None
-    return el.vector_work(call, size * cost, *moved, at_most=at_most)
+    train = call.flag(first + 7)
+    size = el.elements(call, first)
+    moved = [first, first + 1, first + 2]
+    if x:
+        moved.append(first)
+    if train is None:
+        return el.vector_work(call, size, *moved, at_most=9 * size)
+    cost = (1 if x else 0) + (4 if gamma else 0) + (1 if beta else 0)
+    if train and x:
+        cost = 9
+    return el.vector_work(call, size * cost, *moved)
 
 
 @el.formula_for("native_layer_norm_backward native_group_norm_backward")
@@ -53,9 +61,16 @@ def layer_norm_backward(call: OpCall) -> Work:
     layer = "layer" in call.op
     weight = 5 if layer else 4
     x, gamma, beta = _wanted(call, 7 if layer else 9, 3)
-    gamma, beta = gamma and call.has(weight), beta and (not layer or call.has(6))
-    cost = (9 + call.has(weight)) * x + (2 if x else 4) * gamma + beta
-    return el.vector_work(call, cost * el.elements(call, 0), 0, 1, weight, *[0] * x)
+    moved = [0, 1, weight]
+    cost = 0
+    if x:
+        moved.append(0)
+        cost += 9 + call.count(weight)
+    if gamma and call.has(weight):
+        cost += 2 if x else 4
+    if beta and (not layer or call.has(6)):
+        cost += 1
+    return el.vector_work(call, cost * el.elements(call, 0), *moved)
 
 
 @el.formula_for("_fused_rms_norm_backward")
@@ -65,5 +80,11 @@ def rms_norm_backward(call: OpCall) -> Work:
     g·γ (with weight), x̂ = x/rms, g·x̂, sum, multiply, subtract, scale; γ's: multiply, sum.
     """
     x, gamma = _wanted(call, 5, 2)
-    cost = (6 + call.has(4)) * x + (2 if x else 3) * (gamma and call.has(4))
-    return el.vector_work(call, cost * el.elements(call, 0), 0, 1, 4, *[0] * x)
+    moved = [0, 1, 4]
+    cost = 0
+    if x:
+        moved.append(0)
+        cost += 6 + call.count(4)
+    if gamma and call.has(4):
+        cost += 2 if x else 3
+    return el.vector_work(call, cost * el.elements(call, 0), *moved)

@@ -9,9 +9,13 @@ def _update(call: OpCall, flops: int, lists: int, maximize_at: int, scale_at: in
 
     The gradients (argument 1) are read, the parameters and each further list read and written.
     """
-    flops += bool(call.flag(maximize_at)) + call.has(scale_at)
-    traffic = [index for index in range(lists) for _ in range(1 if index == 1 else 2)]
+    flops += _if_set(call, maximize_at, 1) + call.count(scale_at)
+    traffic = [*range(lists), *(index for index in range(lists) if index != 1)]
     return el.vector_work(call, flops * el.elements(call, 0), *traffic)
+
+
+def _if_set(call: OpCall, flag_at: int, flops: int) -> int:
+    return flops if call.flag(flag_at) else 0
 
 
 @el.formula_for("_fused_adam~ _fused_adamw~")
@@ -24,8 +28,10 @@ def adam(call: OpCall) -> Work | None:
     decay = el.number(call, 9)
     if decay is None:
         return None
-    decayed = (1 if "adamw" in call.op else 2) if decay else 0
-    return _update(call, 13 + decayed + bool(call.flag(11)), 5, 12, 13)
+    flops = 13 + _if_set(call, 11, 1)
+    if decay:
+        flops += 1 if "adamw" in call.op else 2
+    return _update(call, flops, 5, 12, 13)
 
 
 @el.formula_for("_fused_sgd~")
@@ -38,12 +44,18 @@ def sgd(call: OpCall) -> Work | None:
     decay, momentum, dampening = (el.number(call, index) for index in (3, 4, 6))
     if decay is None or momentum is None:
         return None
-    moment = (2 + bool(dampening)) * (not call.flag(9)) + 2 * bool(call.flag(7))
-    return _update(call, 2 + 2 * bool(decay) + moment * bool(momentum), 3, 8, 10)
+    flops = 4 if decay else 2
+    if momentum:
+        flops += _if_set(call, 7, 2)
+        if not call.flag(9):  # the first step
+            flops += 3 if dampening else 2
+    return _update(call, flops, 3, 8, 10)
 
 
 @el.formula_for("_fused_adagrad~")
 def adagrad(call: OpCall) -> Work | None:
     """`s ← s + g·g` 2; `p ← p − r·g/(√s + ε)` 5; decay `g + λp` 2."""
     decay = el.number(call, 6)
-    return None if decay is None else _update(call, 7 + 2 * bool(decay), 3, 8, 9)
+    if decay is None:
+        return None
+    return _update(call, 9 if decay else 7, 3, 8, 9)

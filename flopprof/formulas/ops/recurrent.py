@@ -36,9 +36,10 @@ def recurrent(call: OpCall, at: Places) -> Work | None:
     """
     if call.dtype(1) == "int64":  # batch sizes: all else is one further
         at = Places({role: place + 1 for role, place in at.items() if role != "ops"})
-    backward, quantised = call.op.endswith("backward"), "quantized" in call.op
+    backward = call.op.endswith("backward")
+    quantised = "quantized" in call.op
     directions = 2 if call.flag(at["bidirectional"]) else 1
-    weights = (_packed_weights if quantised else _weights)(call, at, directions)
+    weights = _packed_weights(call, at, directions) if quantised else _weights(call, at)
     matrices = [shape for shape in weights if len(shape) == 2]
     if len(matrices) < 2:
         return None
@@ -48,29 +49,39 @@ def recurrent(call: OpCall, at: Places) -> Work | None:
     # Input and recurrent weights of a cell have gates·H rows; a projection has fewer.
     cells = sum(height == gate_rows for height, _ in matrices) // 2
     biased = call.flag(at["biased"]) or call.has(at["bias"]) or len(weights) > len(matrices)
-    alone, with_bias = (_BACKWARD if backward else _FORWARD)[kind]
-    positions, itemsize = prod(call.shape(0)[:-1]), call.itemsize_of(0)
-    vector = positions * cells * hidden * (alone + with_bias * biased)
+    alone, of_biases = _BACKWARD[kind] if backward else _FORWARD[kind]
+    positions = prod(call.shape(0)[:-1])
+    each = alone + of_biases if biased else alone
+    vector = positions * cells * hidden * each
     if (number(call, at["dropout"]) or 0) > 0 and call.flag(at["training"]):
         vector += 2 * positions * handed_on * (cells - directions)
-    mask = flags(call, at["mask"])
-    of_weights = backward and (mask is None or mask[-1])
+    matmul = 2 * positions * sum(map(prod, matrices))
     stored = sum(map(prod, weights))
-    written = positions * handed_on * directions + stored * of_weights
-    written += prod(call.shape(0)) * backward
-    each_stored = (2 if call.integer(9) == _FLOAT16 else 1) if quantised else itemsize
+    written = positions * handed_on * directions
+    if backward:
+        written += prod(call.shape(0))
+        mask = flags(call, at["mask"])
+        if mask is None or mask[-1]:  # the weights' gradients
+            written += stored
+            matmul *= 2
     states = (at["state"], at["cell"])
-    moved = moved_bytes(call, 0, *states, *states) + written * itemsize + stored * each_stored
-    matmul = 2 * positions * sum(map(prod, matrices)) * (1 + of_weights)
-    return Work(matmul, vector, moved)
+    moved = moved_bytes(call, 0, *states, *states) + written * call.itemsize_of(0)
+    return Work(matmul, vector, moved + stored * _bytes_of_a_weight(call, quantised))
 
 
-def _weights(call: OpCall, at: Places, _directions: int) -> list[Shape]:
+def _bytes_of_a_weight(call: OpCall, quantised: bool) -> int:
+    if not quantised:
+        return call.itemsize_of(0)
+    return 2 if call.integer(9) == _FLOAT16 else 1
+
+
+def _weights(call: OpCall, at: Places) -> list[Shape]:
     """Return the shapes of weights and biases: in a list, or four arguments in a row."""
     listed: tuple[Any, ...] = call.shape(at["weights"])
     if "first_weight" in at:
-        first, given = at["first_weight"], 2 if call.flag(at["biased"]) is False else 4
-        listed = call.shapes[first : first + given]
+        first = at["first_weight"]
+        count = 2 if call.flag(at["biased"]) is False else 4
+        listed = call.shapes[first : first + count]
     return [tuple(shape) for shape in listed if isinstance(shape, tuple | list) and shape]
 
 
@@ -83,16 +94,20 @@ def _packed_weights(call: OpCall, at: Places, directions: int) -> list[Shape]:
     rows = hidden * next(gates for kind, gates in _GATES.items() if kind in call.op)
     more = (call.integer(at["layers"]) or 1) - 1
     widths = [call.shape(0)[-1], *[hidden * directions] * more]
-    return [(rows, size) for width in widths for size in (width, hidden) * directions]
+    shapes: list[Shape] = []
+    for width in widths:
+        for _ in range(directions):
+            shapes += [(rows, width), (rows, hidden)]
+    return shapes
 
 
 @formula_for("_thnn_fused_lstm_cell _thnn_fused_gru_cell")
 def fused_cell(call: OpCall) -> Work:
     """Gates and state of one step, without the products: (gates, gates, cell or state, biases)."""
     lstm = "lstm" in call.op
-    alone, with_bias = _FORWARD["lstm" if lstm else "gru"]
+    alone, of_biases = _FORWARD["lstm" if lstm else "gru"]
     size = prod(call.shape(2))
-    flops = size * (alone + with_bias * call.has(3))
+    flops = size * (alone + of_biases * call.count(3))
     written = (2 if lstm else 1) * size * call.itemsize_of(2)
     return Work(0, flops, moved_bytes(call, *range(5)) + written)
 
@@ -105,8 +120,9 @@ def fused_cell_backward(call: OpCall) -> Work:
     GRU (grad, workspace, biases?); the summing of the bias is left to a sum by `_impl`.
     """
     lstm = "lstm" in call.op
-    alone, with_bias = _CELL_BACKWARD["lstm" if lstm else "gru"]
+    alone, of_biases = _CELL_BACKWARD["lstm" if lstm else "gru"]
     size = prod(call.shape(2 if lstm else 0))
     biased = bool(call.flag(5 if lstm else 2)) and not call.op.endswith("_impl")
     written = (5 if lstm else 7) * size * call.itemsize_of(0)
-    return Work(0, size * (alone + with_bias * biased), moved_bytes(call, *range(5)) + written)
+    each = alone + of_biases if biased else alone
+    return Work(0, size * each, moved_bytes(call, *range(5)) + written)

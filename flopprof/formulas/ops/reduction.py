@@ -11,7 +11,9 @@ from flopprof.formulas.ops import _elements as el
 @el.formula_for("max min")
 def maximum(call: OpCall) -> Work | None:
     """All of a tensor or one of its axes: n; of two tensors: one per output element."""
-    return el.elementwise(call, 1, 2) if call.has(1) else el.reduced(call, int(el.counts(call)), 1)
+    if call.has(1):
+        return el.elementwise(call, 1, 2)
+    return el.reduced(call, 1 if el.counts(call) else 0, 1)
 
 
 @el.formula_for("dist allclose pairwise_distance")
@@ -20,8 +22,10 @@ def dist(call: OpCall) -> Work | None:
 
     On integers and complex numbers the ops that they are composed of count.
     """
+    if not el.is_real(call, 2):
+        return None
     flops = {"aten::dist": 3, "aten::allclose": 6}.get(call.op, 4)
-    return el.vector_work(call, flops * el.size_of(call, 2), 0, 1) if el.is_real(call, 2) else None
+    return el.vector_work(call, flops * el.size_of(call, 2), 0, 1)
 
 
 @el.formula_for("equal")
@@ -33,7 +37,9 @@ def equal(call: OpCall) -> Work:
 @el.formula_for("histc histogram bincount")
 def histogram(call: OpCall) -> Work:
     """Each element's bin, `(x − min)·scale`: 2n; of integers, the adds of their weights."""
-    flops = call.has(1) if call.op == "aten::bincount" else 2 * el.counts(call)
+    flops = 2 if el.counts(call) else 0
+    if call.op == "aten::bincount":
+        flops = call.count(1)
     return el.vector_work(call, flops * el.elements(call, 0), 0, 1)
 
 
@@ -42,8 +48,10 @@ def histogram(call: OpCall) -> Work:
 
 def _axes(call: OpCall, index: int) -> Shape | None:
     """Return argument `index`, one number for each axis that `avg_pool2d` names, or None."""
-    given = call.integers(index)
-    return (given * _dimensions(call) if len(given) == 1 else given) if given else None
+    sizes = call.integers(index)
+    if not sizes:
+        return None
+    return sizes * _dimensions(call) if len(sizes) == 1 else sizes
 
 
 def _dimensions(call: OpCall) -> int:
@@ -59,24 +67,29 @@ def pooled(
     the last window would begin beyond the input and its left padding.
     """
     room = size + 2 * padding - dilation * (window - 1) - 1
-    outputs = -(-room // stride) + 1 if ceil_mode else room // stride + 1
-    return outputs - (ceil_mode and (outputs - 1) * stride >= size + padding)
+    if not ceil_mode:
+        return room // stride + 1
+    steps = -(-room // stride)
+    return steps if steps * stride >= size + padding else steps + 1
 
 
 def _pool_work(call: OpCall, flops: int, outputs: int) -> Work:
     outer = prod(call.shape(0)[: -_dimensions(call)])
-    return el.vector_work(call, outer * flops * el.counts(call), 0, written=outer * outputs)
+    counted = outer * flops if el.counts(call) else 0
+    return el.vector_work(call, counted, 0, written=outer * outputs)
 
 
 @el.formula_for("max_pool{1,2,3}d{,_with_indices} mkldnn_max_pool{2,3}d quantized_max_pool{1,2,3}d")
 @el.formula_for("quantized::max_pool{1,2}d avg_pool{1,2,3}d")
 def pool(call: OpCall) -> Work | None:
     """Arguments: input, window, stride, padding, (of a maximum) dilation, ceil mode."""
-    window, axes = _axes(call, 1), _dimensions(call)
+    window = _axes(call, 1)
+    axes = _dimensions(call)
     if window is None:
         return None
     dilated = "max" in call.op
-    stride, padding = _axes(call, 2) or window, _axes(call, 3) or (0,) * axes
+    stride = _axes(call, 2) or window
+    padding = _axes(call, 3) or (0,) * axes
     dilation = (_axes(call, 4) if dilated else None) or (1,) * axes
     ceil_mode = bool(call.flag(5 if dilated else 4))
     sizes = zip(call.shape(0)[-axes:], window, stride, padding, dilation, strict=True)
@@ -101,7 +114,8 @@ def _adaptive_windows(inputs: Shape, outputs: Shape) -> int:
 def sized_pool(call: OpCall) -> Work | None:
     """As many outputs as asked for: the sum of the real window sizes, or of windows given."""
     fractional = "fractional" in call.op
-    window, outputs = _axes(call, 1), _axes(call, 2 if fractional else 1)
+    window = _axes(call, 1)
+    outputs = _axes(call, 2 if fractional else 1)
     if window is None or outputs is None:
         return None
     adaptive = _adaptive_windows(call.shape(0)[-len(outputs) :], outputs)
@@ -113,8 +127,10 @@ def sized_pool(call: OpCall) -> Work | None:
 @el.formula_for("mkldnn_adaptive_avg_pool2d_backward avg_pool{2,3}d_backward")
 def avg_pool_backward(call: OpCall) -> Work | None:
     """Each gradient is divided once, and added to each element of its window."""
-    gradient, axes = call.shape(0), _dimensions(call)
-    adaptive, window = "adaptive" in call.op, _axes(call, 2)
+    gradient = call.shape(0)
+    axes = _dimensions(call)
+    adaptive = "adaptive" in call.op
+    window = _axes(call, 2)
     adds = prod(window or ()) * prod(gradient)
     if adaptive:
         adds = prod(gradient[:-axes]) * _adaptive_windows(call.shape(1)[-axes:], gradient[-axes:])
@@ -137,14 +153,15 @@ def scatter(call: OpCall) -> Work:
     That is text, which a trace leaves empty; a tensor there is the output.
     """
     plain = call.op in ("aten::scatter", "aten::scatter_")
-    return _adds(call, 2, int(not plain or (len(call.shapes) > 4 and not call.has(4))))
+    adds = not plain or (len(call.shapes) > 4 and not call.has(4))
+    return _adds(call, 2, 1 if adds else 0)
 
 
 @el.formula_for("index_add~ index_reduce~")
 def index_add(call: OpCall) -> Work:
     """One operation per element of the source; two for `index_add` with alpha ≠ 1."""
     scaled = "add" in call.op and call.value(4) not in ("", "1", "1.")
-    return _adds(call, 3, 1 + scaled)
+    return _adds(call, 3, 2 if scaled else 1)
 
 
 @el.formula_for("index_put~ _index_put_impl~ _unsafe_index_put put~")
@@ -157,7 +174,7 @@ def index_put(call: OpCall) -> Work | None:
     anywhere = call.op not in ("aten::put", "aten::put_")  # there as many places as values
     if accumulate and anywhere and el.elements(call, 2) <= 1:
         return None
-    work = _adds(call, 2, int(bool(accumulate)))
+    work = _adds(call, 2, 1 if accumulate else 0)
     if call.values:
         return work
     return replace(work, flops_at_most=el.additions(call) * el.elements(call, 2))
@@ -179,8 +196,10 @@ def embedding_bag(call: OpCall) -> Work:
 
     Bytes: a row per index, and a row per bag.
     """
-    width, indices = call.shape(0)[-1], el.elements(call, 1)
-    rows, flops = indices + el.elements(call, 2), indices * width * (1 + call.has(6))
+    width = call.shape(0)[-1]
+    indices = el.elements(call, 1)
+    rows = indices + el.elements(call, 2)
+    flops = indices * width * (1 + call.count(6))
     return el.vector_work(call, flops, 1, 2, 6, written=rows * width)
 
 
@@ -195,4 +214,4 @@ def embedding_bag_backward(call: OpCall) -> Work:
     size = el.elements(call, index) * call.shape(0)[-1]
     if call.op == "aten::embedding_renorm_":
         return el.vector_work(call, 0, 1, at_most=3 * size)
-    return el.vector_work(call, (1 + weights) * size, 0, index, written=size)
+    return el.vector_work(call, (2 if weights else 1) * size, 0, index, written=size)

@@ -19,17 +19,17 @@ def product(call: OpCall) -> Work:
 
     Arguments, by their shapes: (stored, times each), the result, the bias, (result, factors).
     """
+    multiply_adds = prod(call.shape(0))
     written = prod(call.shape(1))
-    return contraction(
-        call, prod(call.shape(0)), written, (0,), adds=prod(call.shape(2)) * call.has(2),
-        scalings=prod(call.shape(3)) * call.has(3),
-    )  # fmt: skip
+    adds = prod(call.shape(2)) if call.has(2) else 0
+    scalings = prod(call.shape(3)) if call.has(3) else 0
+    return contraction(call, multiply_adds, written, (0,), adds=adds, scalings=scalings)
 
 
 @el.formula_for("stored::softmax stored::softmax_backward stored::sum")
 def each_stored(call: OpCall) -> Work:
     """Of each stored element: softmax 5, its backward 4, a sum 1."""
-    each = _EACH[call.op.partition("::")[2]] * el.counts(call)
+    each = _EACH[call.op.partition("::")[2]] if el.counts(call) else 0
     return el.vector_work(call, each * el.elements(call, 0), 0, 0)
 
 
@@ -37,13 +37,22 @@ def each_stored(call: OpCall) -> Work:
 @el.formula_for("_sparse_softmax_backward_data _sparse_log_softmax_backward_data")
 def stored_unknown(call: OpCall) -> Work:
     """Of each stored element: softmax 5, its backward 4, a sum 1; at most of all elements."""
-    each = 1 if "sum" in call.op else 4 if "backward" in call.op else 5
-    return el.vector_work(call, 0, 0, at_most=each * el.elements(call, 0) * el.counts(call))
+    each = 0
+    if el.counts(call):
+        each = _EACH[_stored_name(call.op)]
+    return el.vector_work(call, 0, 0, at_most=each * el.elements(call, 0))
+
+
+def _stored_name(op: str) -> str:
+    if "sum" in op:
+        return "sum"
+    return "softmax_backward" if "backward" in op else "softmax"
 
 
 @el.formula_for("_sparse_mm_reduce_impl _sparse_sparse_matmul")
 def sparse_product(call: OpCall) -> Work:
     """2 for each stored element and column: at most the dense product."""
-    (rows, depth), columns = call.shape(0), call.shape(1)[-1]
+    rows, depth = call.shape(0)
+    columns = call.shape(1)[-1]
     work = contraction(call, rows * depth * columns, rows * columns, (0, 1))
     return Work(0, 0, work.min_bytes, flops_at_most=work.matmul_flops)

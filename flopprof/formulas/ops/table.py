@@ -69,7 +69,7 @@ def _input(call: OpCall, row: Row) -> Work | None:
             return None
         flops = int(row["complex_flops"])
     integer = dtypes.itemsize(dtype) and not dtypes.is_floating(dtype)
-    flops = 0 if integer else flops + sum(map(call.has, optional))
+    flops = 0 if integer else flops + call.count(*optional)
     return el.vector_work(call, flops * el.elements(call, counted), counted, *others)
 
 
@@ -89,7 +89,10 @@ def _axes(call: OpCall, row: Row) -> Work:
     asked = _asked_for(call, row)
     dtype = el.compute_dtype(asked)
     real = int(row["flops"])
-    flops = int(row["complex_flops"]) if dtypes.is_complex(dtype) else real * el.counts(asked)
+    if dtypes.is_complex(dtype):
+        flops = int(row["complex_flops"])
+    else:
+        flops = real if el.counts(asked) else 0
     bounded = not flops and _may_be_asked_for(call, row)
     work = el.reduced(
         asked, flops, int(row["arguments"]), row["result"], at_most=real if bounded else None

@@ -24,12 +24,12 @@ def _output_size(call: OpCall) -> Shape | None:
     """Return the size asked for, or the input's times the factors asked for, rounded down."""
     if size := call.integers(1):
         return size
-    factors = next(filter(None, (el.numbers(call, i) for i in range(1, len(call.shapes)))), None)
+    lists = (el.numbers(call, index) for index in range(1, len(call.shapes)))
+    factors = next(filter(None, lists), None)
     if factors is None:
         return None
-    return tuple(
-        int(size * by) for size, by in zip(call.shape(0)[-len(factors) :], factors, strict=True)
-    )
+    sizes = call.shape(0)[-len(factors) :]
+    return tuple(int(size * by) for size, by in zip(sizes, factors, strict=True))
 
 
 @el.formula_for("{upsample_nearest,_upsample_nearest_exact}{1,2,3}d{,_backward}")
@@ -45,8 +45,10 @@ def upsample(call: OpCall) -> Work | None:
         return None
     written = prod(size) if backward else prod((*call.shape(0)[:2], *size))
     counted = el.elements(call, 0) if backward else written
-    flops = (_BACKWARD_FLOPS if backward else _FLOPS)[_mode(call)] * counted
-    return el.vector_work(call, flops * el.counts(call), 0, written=written)
+    mode = _mode(call)
+    each = _BACKWARD_FLOPS[mode] if backward else _FLOPS[mode]
+    flops = each * counted if el.counts(call) else 0
+    return el.vector_work(call, flops, 0, written=written)
 
 
 def _antialias_taps(size: int, out: int, support: int) -> int:
@@ -72,15 +74,19 @@ def upsample_antialias(call: OpCall) -> Work | None:
     size = call.integers(1) if backward else _output_size(call)
     if size is None or inputs is None:
         return None
-    (*_, height, width), (out_height, out_width) = inputs, size
+    *_, height, width = inputs
+    out_height, out_width = size
     support = _SUPPORT[_mode(call)]
     taps = height * _antialias_taps(width, out_width, support)
     taps += out_width * _antialias_taps(height, out_height, support)
     sums = 0 if backward else (height + out_height) * out_width
     planes = prod(inputs[:-2])
     result = inputs if backward else (planes, *size)
-    flops = planes * (2 * taps - sums) * el.counts(call)
+    flops = planes * (2 * taps - sums) if el.counts(call) else 0
     return el.vector_work(call, flops, 0, written=prod(result))
+
+
+_GRID_MODES = {0: "bilinear", 1: "nearest", 2: "bicubic"}  # by PyTorch's numbers
 
 
 @el.formula_for("grid_sampler grid_sampler_2d grid_sampler_3d cudnn_grid_sampler")
@@ -91,9 +97,11 @@ def grid_sampler(call: OpCall) -> Work | None:
     """
     mode = 0 if "cudnn" in call.op else call.integer(2)
     axes = len(call.shape(1)) - 2
-    if mode not in (0, 1, 2):
+    if mode not in _GRID_MODES:
         return None
-    cost = ((9 if axes == 2 else 21), 0, 35)[mode]
+    cost = _FLOPS[_GRID_MODES[mode]]
+    if mode == 0 and axes != 2:
+        cost = _FLOPS["trilinear"]
     points = prod(call.shape(1)[:-1])
     outputs = points * call.shape(0)[1]
     aligned = "cudnn" in call.op or bool(call.flag(4))
@@ -110,10 +118,11 @@ def grid_sampler_backward(call: OpCall) -> Work | None:
     differences, lerp 3, multiply, add) 14. Space: 8 taps 16, and 3 × (4 differences, bilinear 9,
     multiply, add) 45.
     """
-    nearest = call.integer(3) == 1
-    if call.integer(3) not in (0, 1):
+    mode = call.integer(3)
+    if mode not in (0, 1):
         return None
-    cost = 1 if nearest else 22 if "2d" in call.op else 61
+    linear = 22 if "2d" in call.op else 61
+    cost = linear if mode == 0 else 1
     return el.vector_work(call, cost * el.elements(call, 0), 0, 1, 2, 1, 2)
 
 
@@ -143,10 +152,12 @@ def deform_conv2d(call: OpCall) -> Work:
     filters, per_group, *kernel = call.shape(1)
     batch, channels, *_ = call.shape(0)
     area = prod(call.shape(2)[-2:])
-    outputs, window = batch * filters * area, prod(kernel)
+    outputs = batch * filters * area
+    window = prod(kernel)
     masked = call.flag(13) is not False and el.elements(call, 3) > 0
     samples = batch * channels * window * area
-    flops = (9 + masked) * samples + el.elements(call, 2) + outputs
+    each = 10 if masked else 9
+    flops = each * samples + el.elements(call, 2) + outputs
     work = el.vector_work(call, flops, 0, 1, 2, 3, 4, written=outputs)
     return replace(work, matmul_flops=2 * outputs * per_group * window)
 
@@ -162,9 +173,10 @@ def _sampled(
     """
     least = maps * prod(grid) * (0 if ratio is None else max(ratio, 1) ** 2)
     most = maps * prod(size + bins - 1 for size, bins in zip(image, grid, strict=True))
-    flops *= el.counts(call)
-    known = ratio is not None and ratio > 0
-    return Work(vector_flops=flops * least, flops_at_most=None if known else flops * most)
+    if not el.counts(call):
+        flops = 0
+    exact = ratio is not None and ratio > 0
+    return Work(vector_flops=flops * least, flops_at_most=None if exact else flops * most)
 
 
 @el.formula_for("torchvision::roi_align torchvision::ps_roi_align torchvision::qroi_align")
@@ -178,8 +190,12 @@ def roi_pool(call: OpCall) -> Work | None:
     if not prod(grid):
         return None
     maps = call.shape(1)[0] * call.shape(0)[1] // (prod(grid) if "::ps" in call.op else 1)
-    ratio = (call.integer(7 if "::q" in call.op else 5) or 0) if "align" in call.op else None
-    work = _sampled(call, 1 if ratio is None else 10, maps, grid, call.shape(0)[-2:], ratio)
+    ratio = None
+    flops = 1
+    if "align" in call.op:
+        ratio = call.integer(7 if "::q" in call.op else 5) or 0
+        flops = 10
+    work = _sampled(call, flops, maps, grid, call.shape(0)[-2:], ratio)
     moved = el.moved_bytes(call, 0, 1) + maps * prod(grid) * call.itemsize_of(0)
     return replace(work, min_bytes=moved)
 
@@ -188,7 +204,8 @@ def roi_pool(call: OpCall) -> Work | None:
 def roi_align_backward(call: OpCall) -> Work:
     """Of each sample: a multiply and an add into 4 taps, and the mean's division."""
     sensitive = "_ps_" in call.op
-    grid, image_at = call.shape(0)[-2:], 7 if sensitive else 5
+    grid = call.shape(0)[-2:]
+    image_at = 7 if sensitive else 5
     sizes = tuple(call.integer(image_at + axis) or 0 for axis in range(4))
     ratio = call.integer(6 if sensitive else 9) or 0
     maps = prod(call.shape(0)[:-2])
