@@ -9,7 +9,7 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flopprof.formulas import FREE_OPS, LOOKS_BELOW, OP_FORMULAS, OpCall, load_op_formulas
+from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, load_op_formulas
 from flopprof.formulas.ops._elements import scalar_type
 
 _Shape = tuple[Any, ...]
@@ -115,7 +115,7 @@ def _traits(func: OpOverload) -> _Traits:
     formula = OP_FORMULAS.get(name)
     is_range = name.startswith("profiler::")  # begins or ends in it, and is to be recorded
     is_free = name in FREE_OPS
-    is_known = is_free or (formula is not None and name not in LOOKS_BELOW)
+    is_known = is_free or (formula is not None and not formula.looks_below)
     aliases = any(a.alias_info for a in (*schema.arguments, *schema.returns))
     return _Traits(
         is_composite=not (is_free or is_range) and func._can_decompose(),

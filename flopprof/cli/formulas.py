@@ -49,29 +49,36 @@ def formulas(parser: ArgumentParser) -> Handler:
 def _entries() -> Iterator[dict[str, Any]]:
     """Yield name, kind, definition and source file of every formula and free op."""
     import flopprof.formulas.modules  # noqa: F401  # registers on import
-    from flopprof.formulas import FREE_OPS, MODULE_FORMULAS, OP_FORMULAS, kind_of, load_op_formulas
+    from flopprof.formulas import FREE_OPS, MODULE_FORMULAS, OP_FORMULAS, load_op_formulas
 
     load_op_formulas()
-    for registry in (OP_FORMULAS, FREE_OPS, MODULE_FORMULAS):
+    for registry in (OP_FORMULAS, FREE_OPS):
         for name, formula in registry.items():
-            kind = "module" if registry is MODULE_FORMULAS else kind_of(name)
-            source = getattr(formula, "func", formula).__module__.replace(".", "/") + ".py"
-            yield {
-                "name": name,
-                "kind": kind,
-                "source": source,
-                "doc": _definition(formula),
-            }
+            yield _entry(name, formula.kind, formula.function)
+    for name, function in MODULE_FORMULAS.items():
+        yield _entry(name, "module", function)
 
 
-def _definition(formula: Any) -> str:
-    """Return what the formula's docstring says, with the figures of its row in a data file."""
+def _entry(name: str, kind: str, function: Any) -> dict[str, Any]:
     import inspect
 
-    formula = inspect.unwrap(formula)
-    given = getattr(formula, "keywords", {})
-    row = {key: str(value) for key, value in given.get("row", given).items() if value}
-    text = inspect.getdoc(getattr(formula, "func", formula)) or "Moves data or views it: 0 FLOPs."
+    function = inspect.unwrap(function)
+    file = getattr(function, "func", function).__module__.replace(".", "/") + ".py"
+    return {"name": name, "kind": kind, "source": file, "doc": _definition(function)}
+
+
+def _definition(function: Any) -> str:
+    """Return what the function's docstring says, with the figures of its row in a data file."""
+    import inspect
+
+    keywords = dict(getattr(function, "keywords", {}))
+    figures_of = keywords.pop("row", None)
+    if figures_of is None:
+        figures_of = keywords
+    else:
+        figures_of = {key: value for key, value in figures_of.items() if key != "kind"}
+    row = {key: str(value) for key, value in figures_of.items() if value}
+    text = inspect.getdoc(getattr(function, "func", function)) or "Moves data or views it: 0 FLOPs."
     if "reason" in row:
         return f"0 FLOPs: {row['reason']}"
     figures = ", ".join(_figure(row[key], key) for key in _FIGURES if key in row)

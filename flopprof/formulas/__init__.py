@@ -2,6 +2,51 @@
 
 Op formulas (`ops/`) and module formulas (`modules.py`) are two witnesses: they share the types
 below and no arithmetic. This file and `ops/` never import torch.
+
+Every formula of an op is a `Formula` in a registry, put there by `op_formula` (or `free_op`): the
+package's own and the user's. What is a list is in data files. In all of them an op without a
+namespace is aten's, `relu~` is relu and in-place relu_, and `max_pool{1,2}d` is both (`ops`); an
+argument is its place in the op's schema, from 0.
+
+ops/per_element.csv: so many FLOPs for each element of something; read by `ops/table.py`.
+    op, kind: Its name; one of `KINDS`.
+    per: What the elements are those of: "output" (of the result, its operands broadcast), "input"
+        (of one argument), "list" (of the tensors in a list), "axes" (of the input, some axes of
+        which go), "loss" (of what the operands broadcast to, and a reduction), "matrix" (not
+        elements but n³ of each n × n matrix).
+    flops: FLOPs per element; "5?2?3" is 5, and one more for each of arguments 2 and 3 given. Of a
+        matrix "a b", or "a b c d" where a, b are with and c, d without vectors: `factorisation`.
+    arguments: The arguments meant. Of an output, how many operands; of an input or a list, the one
+        counted and those read and written besides; of axes, the one with the axes; of a loss, how
+        many operands, and the one with the reduction; of a matrix none.
+    result: Element type of the result, where it is not that of the input: "bool", "int64", …;
+        "float" where integers give floating point, "real" where complex numbers give real ones.
+    dtype_at: The argument that names the type computed in; several where overloads differ.
+    complex_flops: FLOPs per element of complex numbers; empty where they are not known.
+    definition: The operations that `flops` adds up, where they are more than one.
+ops/places.json: where ops have their arguments, by family; a formula takes a family
+    (`formula_with_places`).
+    ops: The names. An op with overloads stands in several rows, those with more arguments first.
+    arguments: The least number of arguments of a call that the row is for.
+    looks_below: 1 where a call that the formula does not determine is what lies below it.
+    order: Of attention, "heads length" or "length heads": which axis of the query comes first.
+    fused, packed, columns: FLOPs per output that are fused to the op; elements in each stored one;
+        the axis of the weight with the outputs.
+    transposed: Where the flag is, or "always".
+    Anything else: an argument's role, such as "query" or "bias", and its place.
+free.csv: ops without FLOPs; read by `free.py`.
+    op, reason: Its name; "view", "copy", "query", "allocation", …
+    moves: The arguments read or written, one that is both twice: these are the bytes.
+    created_dtype: Of a tensor made by a size, the element type where the call names none.
+modules.csv: layers; read by `modules.py`, which shares nothing with what is above.
+    package, classes: Where the classes are imported from; their names.
+    formula: "nothing", "product" (a contraction, from its attributes) or "elements".
+    per_element, per_row: Terms that add up, per element and per row of the input: "8 weight
+        3*full" is 8, one more with a weight, and three more where the attribute `full` is set.
+    because: What the terms stand for.
+composite.json: PyTorch's ops that only call other ops (scripts/make_composite.py).
+trace/keeps_result.json: ops that save what they return (scripts/make_keeps_result.py): the trace
+    reader asks which ops finished before checkpointing stopped a recomputation.
 """
 
 import json
@@ -40,7 +85,7 @@ KINDS = (
     "reduction",
     "other",
 )
-"""Families of formulas: the file of `ops/` that defines one; anything else is "other"."""
+"""What a formula is registered as: what its op is, in the words of the sites' column `kind`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,28 +192,74 @@ class ModuleCall:
 OpFormula = Callable[[OpCall], Work | None]
 ModuleFormula = Callable[[ModuleCall], Work | None]
 
-OP_FORMULAS: Registry[OpFormula] = Registry("op formula")
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Formula:
+    """A registered formula of one op; called, it says what a call does.
+
+    Attributes:
+        name: Dispatcher name of the op, "aten::addmm".
+        function: Maps an `OpCall` to `Work`, or to None where the call does not determine it.
+        kind: One of `KINDS`, or "free".
+        source: Who says so: "formula" (this package), "user", "torch" (its FLOP counter's
+            registry) or "generated" (the name of a generated kernel).
+        looks_below: Whether a call that it does not determine does nothing but call other ops, so
+            that these are counted for themselves and the op is free.
+    """
+
+    name: str
+    function: OpFormula
+    kind: str = "other"
+    source: str = "user"
+    looks_below: bool = False
+
+    def __call__(self, call: OpCall) -> Work | None:
+        """Return what the call does, or None where it does not determine that."""
+        return self.function(call)
+
+
+OP_FORMULAS: Registry[Formula] = Registry("op formula")
 MODULE_FORMULAS: Registry[ModuleFormula] = Registry("module formula")
-FREE_OPS: Registry[OpFormula] = Registry("free op")
+FREE_OPS: Registry[Formula] = Registry("free op")
 
 
-LOOKS_BELOW: set[str] = set()
-"""Ops whose calls, where their formula does not determine them, are what lies below them."""
-
-
-def op_formula(*names: str, looks_below: bool = False) -> Callable[[OpFormula], OpFormula]:
+def op_formula(
+    *names: str, kind: str = "other", source: str = "user", looks_below: bool = False
+) -> Callable[[OpFormula], OpFormula]:
     """Register a formula for the ops `names`, such as "aten::addmm".
 
     The formula maps an `OpCall` to `Work`, or to None where the call does not determine it.
 
     Args:
         names: Dispatcher names.
+        kind: One of `KINDS`.
+        source: "user"; the package's own formulas say "formula".
         looks_below: Whether a call that it does not determine does nothing but call other ops, so
             that these are counted for themselves and the op is free.
+
+    Raises:
+        ValueError: There is no such kind; or, when it is used, a name is taken already.
     """
-    if looks_below:
-        LOOKS_BELOW.update(names)
-    return OP_FORMULAS.register(*names)
+    if kind not in KINDS:
+        raise ValueError(f"there is no kind {kind!r} of formulas; there are {', '.join(KINDS)}")
+
+    def add(function: OpFormula) -> OpFormula:
+        for name in names:
+            OP_FORMULAS.register(name)(Formula(name, function, kind, source, looks_below))
+        return function
+
+    return add
+
+
+def free_op(*names: str, source: str = "user") -> Callable[[OpFormula], OpFormula]:
+    """Register ops that only view, move or allocate, with the bytes they move."""
+
+    def add(function: OpFormula) -> OpFormula:
+        for name in names:
+            FREE_OPS.register(name)(Formula(name, function, "free", source))
+        return function
+
+    return add
 
 
 def module_formula(*names: str) -> Callable[[ModuleFormula], ModuleFormula]:
@@ -178,11 +269,6 @@ def module_formula(*names: str) -> Callable[[ModuleFormula], ModuleFormula]:
     attributes do not determine it.
     """
     return MODULE_FORMULAS.register(*names)
-
-
-def free_op(*names: str) -> Callable[[OpFormula], OpFormula]:
-    """Register ops that only view, move or allocate, with the bytes they move."""
-    return FREE_OPS.register(*names)
 
 
 COMPOSITE_OPS: frozenset[str] = frozenset(
@@ -198,11 +284,12 @@ def load_op_formulas() -> None:
 
 
 def kind_of(op: str) -> str:
-    """Return the family of `op`: one of `KINDS`, "free", or "unknown" where there is no formula."""
-    if op in FREE_OPS:
-        return "free"
+    """Return the kind of `op`: one of `KINDS`, "free", or "unknown" where there is no formula."""
+    formula = FREE_OPS.get(op) or OP_FORMULAS.get(op)
+    return "unknown" if formula is None else formula.kind
+
+
+def looks_below(op: str) -> bool:
+    """Return whether a call that the formula of `op` does not determine only calls other ops."""
     formula = OP_FORMULAS.get(op)
-    if formula is None:
-        return "unknown"
-    family = getattr(formula, "__module__", "").rpartition(".")[2]
-    return family if family in KINDS else "other"
+    return formula is not None and formula.looks_below

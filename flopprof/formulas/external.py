@@ -7,7 +7,15 @@ from typing import Any
 
 from flopprof.errors import UsageError
 from flopprof.files import real_path
-from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, OpFormula, Work, load_op_formulas
+from flopprof.formulas import (
+    FREE_OPS,
+    OP_FORMULAS,
+    Formula,
+    OpCall,
+    OpFormula,
+    Work,
+    load_op_formulas,
+)
 from flopprof.formulas.generated import GENERATED, generated
 from flopprof.model.usercode import import_code
 
@@ -30,16 +38,21 @@ def load_formulas(path: str | Path) -> None:
         _LOADED.add(file)
 
 
-def find_op_formula(op: str) -> tuple[OpFormula | None, str]:
-    """Return the formula of `op`, or None; its source: formula, user, generated, torch, none."""
+def find_op_formula(op: str) -> Formula | None:
+    """Return the formula of `op`, wherever it is from, or None."""
     formula = FREE_OPS.get(op) or OP_FORMULAS.get(op)
     if formula is not None:
-        own = getattr(formula, "func", formula).__module__.startswith("flopprof.")  # or partial
-        return formula, "formula" if own else "user"
+        return formula
     if GENERATED.match(op):
-        return generated, "generated"
-    formula = _torch_formula(op)
-    return formula, "torch" if formula else "none"
+        return Formula(op, generated, source="generated")
+    function = _torch_formula(op)
+    return None if function is None else Formula(op, function, source="torch")
+
+
+def source_of(op: str) -> str:
+    """Return who gives the formula of `op`, as `Formula.source` says it; "none" without one."""
+    formula = find_op_formula(op)
+    return "none" if formula is None else formula.source
 
 
 def _torch_formula(op: str) -> OpFormula | None:

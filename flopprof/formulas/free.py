@@ -10,8 +10,8 @@ from functools import partial
 from math import ceil, prod
 from pathlib import Path
 
-from flopprof import dtypes
-from flopprof.formulas import OpCall, Work, free_op
+from flopprof import dtypes, formulas
+from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops._elements import (
     elements,
     moved_bytes,
@@ -21,6 +21,8 @@ from flopprof.formulas.ops._elements import (
     scalar_type,
     size_of,
 )
+
+free_op = partial(formulas.free_op, source="formula")
 
 
 def _listed(call: OpCall, *, row: dict[str, str]) -> Work:
@@ -57,8 +59,7 @@ def _itemsize(call: OpCall, dtype_at: int, default: str) -> int:
     return next(filter(None, sizes), call.itemsize)
 
 
-# Its columns: op; reason; moves: arguments read or written, one that is both twice;
-# created_dtype: of a tensor made by a size, the element type where none is named.
+# Its columns are explained in `flopprof.formulas`.
 for _row in read_table(Path(__file__).with_name("free.csv")):
     free_op(*ops(_row["op"]))(partial(_listed, row=_row))
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas.external import find_op_formula
+from flopprof.formulas.external import source_of
 from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
 from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason, view_reason
 from flopprof.judge.roofs import apply_rooflines, kernel_units
@@ -317,7 +317,7 @@ def _grouped(
     """
     for row, hook in verdicts.by_hook.items():
         walked["matmul_flops"][row], walked["vector_flops"][row] = hook
-    sources = np.array([find_op_formula(name)[1] for name in walked.names["op"]], dtype=object)
+    sources = np.array([source_of(name) for name in walked.names["op"]], dtype=object)
     code, names = pd.factorize(np.append(sources, ["none", "hook"]))
     source = np.where(np.isnan(walked["matmul_flops"]), code[-2], code[walked["op"]])
     source[list(verdicts.by_hook)] = code[-1]

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from flopprof.formulas import COMPOSITE_OPS, LOOKS_BELOW, OP_FORMULAS
+from flopprof.formulas import COMPOSITE_OPS, OP_FORMULAS, looks_below
 from flopprof.judge.bounds import net_bounds
 from flopprof.tables import codes
 
@@ -118,7 +118,7 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
 
 
 def _only_calls_others(op: str) -> bool:
-    return op in COMPOSITE_OPS or op in LOOKS_BELOW
+    return op in COMPOSITE_OPS or looks_below(op)
 
 
 def _parents_among(ops: pd.DataFrame, rows: np.ndarray) -> np.ndarray:

@@ -140,7 +140,7 @@ def to_rows(groups: list[Missed]) -> list[dict[str, Any]]:
 def _is_bounded(entry: MissedOp) -> bool:
     """Return whether the op has a formula, to which only values are missing."""
     load_op_formulas()
-    return math.isnan(entry.flops) and find_op_formula(entry.op)[0] is not None
+    return math.isnan(entry.flops) and find_op_formula(entry.op) is not None
 
 
 @cache
@@ -178,7 +178,7 @@ def stubs(run: Run) -> str:
     """
     load_op_formulas()
     sites = run.sites[run.sites["flops"].isna() & run.sites["op"].str.contains("::", regex=False)]
-    lacking = [op for op in sites["op"].unique() if find_op_formula(op)[0] is None]
+    lacking = [op for op in sites["op"].unique() if find_op_formula(op) is None]
     lacking = [op for op in lacking if not op.startswith("inductor::")]  # code, another each time
     sites = sites[sites["op"].isin(lacking)]
     if not lacking:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from flopprof import dtypes
-from flopprof.formulas import COMPILED, OpCall, Work, kind_of
+from flopprof.formulas import COMPILED, Formula, OpCall, Work
 from flopprof.formulas.external import find_op_formula
 from flopprof.formulas.generated import knows_bytes
 from flopprof.units import safe_text, shapes_text
@@ -78,11 +78,12 @@ class Signatures:
         """Return the signature, from an earlier trace where its formula is the same."""
         if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
             name = COMPILED
-        same = (*find_op_formula(name), *key)
+        formula = find_op_formula(name)
+        same = (None if formula is None else formula.function, *key)
         signature = _EVALUATED.get(same)
         if signature is None:
             told = len(self.warnings)
-            signature = _evaluate(name, *call, self.warnings)
+            signature = _evaluate(name, formula, *call, self.warnings)
             if told == len(self.warnings) and len(key[1]) <= _LONGEST_KEY:
                 if len(_EVALUATED) >= _REMEMBERED:
                     _EVALUATED.clear()
@@ -96,7 +97,13 @@ def forget_signatures() -> None:
 
 
 def _evaluate(
-    name: str, shapes: Any, types: Any, values: Any, strides: Any, warnings: list[str]
+    name: str,
+    formula: Formula | None,
+    shapes: Any,
+    types: Any,
+    values: Any,
+    strides: Any,
+    warnings: list[str],
 ) -> Signature:
     parsed = tuple(dtypes.parse_dtype(str(kind)) for kind in types)
     tensors = [kind for kind in parsed if dtypes.itemsize(kind)]
@@ -110,7 +117,6 @@ def _evaluate(
         dtypes=parsed,
         values=tuple(str(value) for value in values),
     )
-    formula, source = find_op_formula(name)
     work = None
     if formula is not None:
         try:
@@ -125,7 +131,8 @@ def _evaluate(
                 f"the formula of {name} does not fit {shapes_text(call.shapes)}: "
                 f"{type(error).__name__}: {error}"
             )
-    kind = "other" if source in ("torch", "generated") else kind_of(name)
+    kind = "unknown" if formula is None else formula.kind
+    source = "none" if formula is None else formula.source
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
     known_bytes = bool(tensors) and source != "torch" and parsed[:1] != ("TensorList",)

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import register_flop_formula
 import flopprof
 from flopprof.cli import main
 from flopprof.errors import FlopprofError
-from flopprof.formulas.external import find_op_formula, load_formulas
+from flopprof.formulas import OpCall, Work, kind_of, looks_below, op_formula
+from flopprof.formulas.external import find_op_formula, load_formulas, source_of
 
 
 @torch.library.custom_op("flopproftest::product", mutates_args=())
@@ -47,9 +48,10 @@ def test_a_formula_registered_with_torch_is_picked_up_and_named_as_the_source():
 
 
 def test_torchs_own_formulas_supply_nothing():
-    assert find_op_formula("aten::_no_such_op") == (None, "none")
+    assert find_op_formula("aten::_no_such_op") is None
+    assert source_of("aten::_no_such_op") == "none"
     for own in ("aten::mm", "aten::relu", "aten::view", "aten::softmax", "aten::_foreach_add_"):
-        assert find_op_formula(own)[1] == "formula"
+        assert source_of(own) == "formula"
 
 
 def test_every_formula_says_how_it_is_defined(capsys):
@@ -86,7 +88,49 @@ def test_a_file_of_formulas_is_the_users_and_is_loaded_once(tmp_path):
     load_formulas(path)
     load_formulas(path)
 
-    assert find_op_formula("flopproftest::twice")[1] == "user"
+    assert source_of("flopproftest::twice") == "user"
+
+
+def test_the_kind_of_a_users_formula_is_what_he_says_and_not_his_files_name(tmp_path):
+    path = tmp_path / "attention.py"
+    named = FORMULAS.replace("flopproftest::twice", "flopproftest::thrice")
+    said = '@flopprof.op_formula("flopproftest::scores", kind="reduction")'
+    path.write_text(f"{named}\n{said}\ndef scores(call):\n    return Work()\n")
+
+    load_formulas(path)
+
+    assert kind_of("flopproftest::thrice") == "other"
+    assert kind_of("flopproftest::scores") == "reduction"
+
+
+def test_a_function_that_claims_to_be_of_the_package_is_still_the_users():
+    def four_times(call: OpCall) -> Work:
+        return Work(vector_flops=4)
+
+    four_times.__module__ = "flopprof.formulas.ops.matmul"
+    op_formula("flopproftest::four_times")(four_times)
+
+    formula = find_op_formula("flopproftest::four_times")
+
+    assert formula is not None
+    assert (formula.name, formula.kind, formula.source) == (
+        *("flopproftest::four_times", "other", "user"),
+    )
+    assert not formula.looks_below
+
+
+def test_a_kind_that_there_is_not_is_refused():
+    with pytest.raises(ValueError, match="there is no kind 'matrix'"):
+        op_formula("flopproftest::none", kind="matrix")
+
+
+def test_an_op_whose_padding_may_be_text_looks_below_and_others_do_not():
+    assert looks_below("aten::conv2d")
+    assert looks_below("aten::einsum")
+    assert looks_below("aten::_foreach_exp")
+    assert not looks_below("aten::convolution")
+    assert not looks_below("aten::mm")
+    assert not looks_below("aten::_no_such_op")
 
 
 @pytest.mark.parametrize(

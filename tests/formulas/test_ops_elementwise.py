@@ -218,7 +218,7 @@ def test_broadcast_operands_are_read_once_and_the_result_written_in_full():
     assert work_of(call) == Work(vector_flops=12, min_bytes=(3 + 4 + 12) * 4)
 
 
-def test_the_family_is_the_file_and_not_the_table():
+def test_the_kind_is_what_the_formula_is_registered_as():
     assert kind_of("aten::relu") == "elementwise"
     assert kind_of("aten::_softmax") == "normalisation"
     assert kind_of("aten::sum") == "reduction"

@@ -41,17 +41,18 @@ def _alternatives(name: str) -> list[str]:
 
 
 def formula_for(
-    names: str, family: str = "", *, looks_below: bool = False
+    names: str, *, kind: str, looks_below: bool = False
 ) -> Callable[[OpFormula], OpFormula]:
-    """Register a formula for the ops `names`, which a call without shapes does not determine.
+    """Register a formula of this package, by `op_formula`, for ops whose calls have shapes.
 
-    Nor does one whose first argument has no type: that is how a trace shows a nested tensor, a
-    subclass's tensor, or None. The ops below such a call work on the tensors inside.
+    A call without shapes does not determine it. Nor does one whose first argument has no type: that
+    is how a trace shows a nested tensor, a subclass's tensor, or None. The ops below such a call
+    work on the tensors inside.
 
     Args:
         names: As for `ops`.
-        family: What `kind_of` reports; the file's name unless given.
-        looks_below: Whether calls that the formula does not determine are what lies below them.
+        kind: As for `op_formula`.
+        looks_below: As for `op_formula`.
     """
 
     def add(formula: OpFormula) -> OpFormula:
@@ -60,9 +61,8 @@ def formula_for(
             nested = call.dtypes and not call.dtype(0)
             return None if nested or not call.shapes else formula(call)
 
-        if family:
-            of_shapes.__module__ = f"flopprof.formulas.ops.{family}"
-        op_formula(*ops(names), looks_below=looks_below)(of_shapes)
+        register = op_formula(*ops(names), kind=kind, source="formula", looks_below=looks_below)
+        register(of_shapes)
         return formula
 
     return add

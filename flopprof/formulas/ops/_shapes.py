@@ -32,22 +32,29 @@ Of an op with overloads, those with more `arguments` come first.
 FormulaOfPlaces = Callable[[OpCall, Places], Work | None]
 
 
-def formula_with_places(family: str) -> Callable[[FormulaOfPlaces], FormulaOfPlaces]:
-    """Register a formula for the ops of a family in `places.json`, told where the arguments are."""
+def formula_with_places(family: str, *, kind: str) -> Callable[[FormulaOfPlaces], FormulaOfPlaces]:
+    """Register a formula for the ops of a family in `places.json`, told where the arguments are.
+
+    Args:
+        family: A key of `places.json`.
+        kind: As for `op_formula`.
+    """
 
     def add(formula: FormulaOfPlaces) -> FormulaOfPlaces:
-        rows = [(ops(row["ops"]), row) for row in PLACES[family]]
+        rows: dict[str, list[Places]] = {}
+        for row in PLACES[family]:
+            for name in ops(row["ops"]):
+                rows.setdefault(name, []).append(row)
 
         @wraps(formula)
         def of_call(call: OpCall) -> Work | None:
             count = len(call.shapes)
-            mine = (row for names, row in rows if call.op in names)
-            return formula(call, next(row for row in mine if count >= row.get("arguments", 0)))
+            fitting = (row for row in rows[call.op] if count >= row.get("arguments", 0))
+            return formula(call, next(fitting))
 
-        distinct: dict[str, None] = {}  # overloads of an op have a row each
-        for names, _ in rows:
-            distinct |= dict.fromkeys(names)
-        formula_for(" ".join(distinct))(of_call)
+        for name, overloads in rows.items():
+            looks_below = any("looks_below" in row for row in overloads)
+            formula_for(name, kind=kind, looks_below=looks_below)(of_call)
         return formula
 
     return add

@@ -9,14 +9,17 @@ and the row sums of dO·O 2 per output element. Soft caps, biases made of slopes
 gradient are left out.
 """
 
+from functools import partial
 from math import prod
 
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops._elements import broadcast, formula_for, moved_bytes, number
 from flopprof.formulas.ops._shapes import Places, bounded, formula_with_places
 
+op_formula = partial(formula_for, kind="attention")
 
-@formula_with_places("attention")
+
+@formula_with_places("attention", kind="attention")
 def attention(call: OpCall, at: Places) -> Work | None:
     """Q·Kᵀ and P·V, 2·B·H·Lq·Lk·(E + Ev); per score softmax 5, scale 1, mask 1.
 
@@ -71,7 +74,7 @@ def attention(call: OpCall, at: Places) -> Work | None:
     return work(prod(query[:-1]) * key[1])
 
 
-@formula_with_places("paged_attention")
+@formula_with_places("paged_attention", kind="attention")
 def paged_attention(call: OpCall, at: Places) -> Work | None:
     """One query per sequence, [sequences, heads, width]: it meets one key at least, or the most."""
     query = call.shape(at["query"])
@@ -110,7 +113,7 @@ def _multihead(call: OpCall, heads: int, mask_at: int, *, weights: int = 0) -> t
     return matmul, biases + softmax + scale + averages, scores
 
 
-@formula_for("_native_multi_head_attention _triton_multi_head_attention")
+@op_formula("_native_multi_head_attention _triton_multi_head_attention")
 def native_multi_head_attention(call: OpCall) -> Work | None:
     """2·rows·E·3E, attention 4·B·L²·E, 2·rows·E·E; softmax and scale per score, biases.
 
@@ -133,7 +136,7 @@ def native_multi_head_attention(call: OpCall) -> Work | None:
     return Work(matmul, vector, moved)
 
 
-@formula_for("_transformer_encoder_layer_fwd")
+@op_formula("_transformer_encoder_layer_fwd")
 def transformer_encoder_layer(call: OpCall) -> Work | None:
     """Attention 8·rows·E² + 4·B·L²·E, linears 4·rows·E·F; activation, residual adds, layer norms.
 
@@ -154,7 +157,7 @@ def transformer_encoder_layer(call: OpCall) -> Work | None:
     return Work(matmul + 4 * tokens * embed * hidden, vector, moved)
 
 
-@formula_for("_transform_bias_rescale_qkv")
+@op_formula("_transform_bias_rescale_qkv")
 def transform_bias_rescale_qkv(call: OpCall) -> Work:
     """(query, key and value in one, their bias, heads): the bias 1, and the query's scale 1."""
     n = prod(call.shape(0))

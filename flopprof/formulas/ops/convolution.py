@@ -5,10 +5,11 @@ transposed convolution sends each input element into out_channels ÷ groups × f
 one add per output element.
 """
 
+from functools import partial
 from math import prod
 
-from flopprof.formulas import LOOKS_BELOW, OpCall, Shape, Work
-from flopprof.formulas.ops._elements import elements, formula_for, ops
+from flopprof.formulas import OpCall, Shape, Work
+from flopprof.formulas.ops._elements import elements, formula_for
 from flopprof.formulas.ops._shapes import (
     Places,
     bounded,
@@ -17,6 +18,8 @@ from flopprof.formulas.ops._shapes import (
     flags,
     formula_with_places,
 )
+
+op_formula = partial(formula_for, kind="convolution")
 
 
 def _per_axis(call: OpCall, at: Places, name: str, dims: int) -> Shape | None:
@@ -36,12 +39,12 @@ def _is_transposed(call: OpCall, at: Places) -> bool | None:
     return call.flag(where) if isinstance(where, int) else where == "always"
 
 
-@formula_with_places("convolution")
+@formula_with_places("convolution", kind="convolution")
 def convolution(call: OpCall, at: Places) -> Work | None:
     """2·outputs·(in_channels ÷ groups)·taps, outputs = batch·out_channels·sizes; bias 1 per output.
 
     Transposed, each input meets out_channels ÷ groups × taps. None if stride, padding or dilation
-    is not recorded.
+    is not recorded (a padding in words never is).
 
     A fused relu is one FLOP per output element, and so is the adding of another operand, with a
     factor one more. Left out are activations by name, which is not recorded, and a quantised
@@ -88,11 +91,7 @@ def convolution(call: OpCall, at: Places) -> Work | None:
     )
 
 
-# Padding may be a text, which no trace records.
-LOOKS_BELOW.update(ops("conv{1,2,3}d _convolution_mode"))
-
-
-@formula_for("conv_tbc")
+@op_formula("conv_tbc")
 def conv_tbc(call: OpCall) -> Work | None:
     """[time, batch, in] with filter [taps, in, out]: one axis of stride 1, padded on both ends."""
     (time, batch, _), (taps, channels, width) = call.shapes[:2]
@@ -103,7 +102,7 @@ def conv_tbc(call: OpCall) -> Work | None:
     return contraction(call, written * taps * channels, written, (0, 1, 2), adds=written)
 
 
-@formula_with_places("convolution_backward")
+@formula_with_places("convolution_backward", kind="convolution")
 def convolution_backward(call: OpCall, at: Places) -> Work:
     """The forward's 2·outputs·(in ÷ groups)·taps for each gradient wanted, of input and filter.
 
@@ -145,7 +144,7 @@ def convolution_backward(call: OpCall, at: Places) -> Work:
     return work(most, *mask) if fewest == most else bounded(work(fewest, *mask), work(most, *mask))
 
 
-@formula_with_places("undetermined_convolution")
+@formula_with_places("undetermined_convolution", kind="convolution")
 def undetermined(_call: OpCall, _at: Places) -> None:
     """Not determined by the call.
 
@@ -154,8 +153,8 @@ def undetermined(_call: OpCall, _at: Places) -> None:
     """
 
 
-@formula_for("cudnn_convolution_backward_input mkldnn_convolution_backward_input")
-@formula_for("miopen_convolution_backward_input miopen_depthwise_convolution_backward_input")
+@op_formula("cudnn_convolution_backward_input mkldnn_convolution_backward_input")
+@op_formula("miopen_convolution_backward_input miopen_depthwise_convolution_backward_input")
 def backward_input(call: OpCall) -> Work:
     """The forward's 2·outputs·(in ÷ groups)·taps: (input size, grad_output, filter, …)."""
     written = call.integers(0)  # not recorded: left out of the bytes

@@ -6,14 +6,17 @@ comparison. On integers and booleans they are none.
 """
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 from flopprof.dtypes import is_complex
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
 
+op_formula = partial(el.formula_for, kind="elementwise")
 
-@el.formula_for("add~ sub~ subtract~ rsub _add_relu~ addcmul~ addcdiv~")
+
+@op_formula("add~ sub~ subtract~ rsub _add_relu~ addcmul~ addcdiv~")
 def add(call: OpCall) -> Work:
     """`a + alpha·b`, `a + value·b·c`, `a + value·b/c`: with a product where alpha or value ≠ 1.
 
@@ -48,7 +51,7 @@ def _scaling(call: OpCall, index: int, complex_numbers: bool) -> int:
     return 2 if complex_numbers else 1
 
 
-@el.formula_for("_foreach_add~ _foreach_sub~ _foreach_addcmul~ _foreach_addcdiv~", looks_below=True)
+@op_formula("_foreach_add~ _foreach_sub~ _foreach_addcmul~ _foreach_addcdiv~", looks_below=True)
 def foreach_add(call: OpCall) -> Work:
     """As `add` over lists: a product more where any alpha or value differs from 1.
 
@@ -70,7 +73,7 @@ def foreach_add(call: OpCall) -> Work:
     return el.listed(call, least, flops, most, *range(last), 0)
 
 
-@el.formula_for("div~ divide~ true_divide~")
+@op_formula("div~ divide~ true_divide~")
 def divide(call: OpCall) -> Work:
     """`a/b` in floating point; 11 if complex. Integers asked to round (argument 2) stay integers.
 
@@ -83,7 +86,7 @@ def divide(call: OpCall) -> Work:
     return el.elementwise(call, flops, 2, result="float")
 
 
-@el.formula_for("clamp~ clip~")
+@op_formula("clamp~ clip~")
 def clamp(call: OpCall) -> Work:
     """One compare-select for each bound given."""
     if not (call.dtypes or call.values):
@@ -92,7 +95,7 @@ def clamp(call: OpCall) -> Work:
     return el.elementwise(call, len(bounds), 3)
 
 
-@el.formula_for("dropout~ alpha_dropout~ feature_dropout~ feature_alpha_dropout~ native_dropout")
+@op_formula("dropout~ alpha_dropout~ feature_dropout~ feature_alpha_dropout~ native_dropout")
 def dropout(call: OpCall) -> Work:
     """In training 2n: mask, scale (of alpha dropout too); in eval 0. Random numbers: 0."""
     training = call.flag(2)
@@ -100,14 +103,14 @@ def dropout(call: OpCall) -> Work:
     return el.elementwise(call, 2 if training else 0, at_most=at_most)
 
 
-@el.formula_for("glu")
+@op_formula("glu")
 def glu(call: OpCall) -> Work:
     """`a·σ(b)` of the input's halves: n/2 sigmoids and n/2 products."""
     size = el.elements(call, 0)
     return el.vector_work(call, size, 0, written=size // 2)
 
 
-@el.formula_for("outer ger")
+@op_formula("outer ger")
 def outer(call: OpCall) -> Work:
     """One product for each pair of elements, a complex one 6."""
     size = el.elements(call, 0) * el.elements(call, 1)
@@ -120,7 +123,7 @@ def outer(call: OpCall) -> Work:
 _MANY_POINTS = 25  # beyond them cdist multiplies matrices: ATen/native/Distance.cpp, cdist_impl
 
 
-@el.formula_for("cdist _cdist_forward _euclidean_dist pdist _pdist_forward")
+@op_formula("cdist _cdist_forward _euclidean_dist pdist _pdist_forward")
 def distances(call: OpCall) -> Work | None:
     """Subtract, power, add of each of M coordinates and a root: 3M + 1 for each pair of points.
 
@@ -147,7 +150,7 @@ def distances(call: OpCall) -> Work | None:
     return el.vector_work(call, pairs * (3 * width + 1), 0, 1, written=pairs)
 
 
-@el.formula_for("_cdist_backward")
+@op_formula("_cdist_backward")
 def distances_backward(call: OpCall) -> Work:
     """Subtract, divide by the distance, multiply by the gradient, add: 4M for each pair."""
     flops = 4 * el.elements(call, 0) * call.shape(1)[-1]

@@ -5,52 +5,56 @@ attention are in places.json.
 """
 
 from dataclasses import replace
+from functools import partial
 
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
 
+op_formula = partial(el.formula_for, kind="other")
+norm_formula = partial(el.formula_for, kind="normalisation")
 
-@el.formula_for("_C::silu_and_mul _C::gelu_and_mul _C::gelu_tanh_and_mul")
-@el.formula_for("sgl_kernel::silu_and_mul sgl_kernel::gelu_and_mul sgl_kernel::gelu_tanh_and_mul")
+
+@op_formula("_C::silu_and_mul _C::gelu_and_mul _C::gelu_tanh_and_mul")
+@op_formula("sgl_kernel::silu_and_mul sgl_kernel::gelu_and_mul sgl_kernel::gelu_tanh_and_mul")
 def gated(call: OpCall) -> Work:
     """(output, input of twice its width): of each output an activation and a product."""
     size = min(el.elements(call, 0), el.elements(call, 1))
     return el.vector_work(call, 2 * size, 0, 1)
 
 
-@el.formula_for("_C::rms_norm sgl_kernel::rmsnorm aiter::rms_norm_cu", family="normalisation")
+@norm_formula("_C::rms_norm sgl_kernel::rmsnorm aiter::rms_norm_cu")
 def rms_norm_into(call: OpCall) -> Work:
     """(output, input, weight): square, sum, scale, weight."""
     return el.vector_work(call, 4 * el.elements(call, 1), 0, 1, 2)
 
 
-@el.formula_for("aiter::rms_norm aiter::rmsnorm2d_fwd vllm::rocm_aiter_rms_norm", "normalisation")
-@el.formula_for("vllm::rocm_aiter_rms_norm_impl", family="normalisation")
+@norm_formula("aiter::rms_norm aiter::rmsnorm2d_fwd vllm::rocm_aiter_rms_norm")
+@norm_formula("vllm::rocm_aiter_rms_norm_impl")
 def rms_norm(call: OpCall) -> Work:
     """(input, weight): square, sum, scale, weight."""
     return el.vector_work(call, 4 * el.elements(call, 0), 0, 0, 1)
 
 
-@el.formula_for("_C::fused_add_rms_norm sgl_kernel::fused_add_rmsnorm", family="normalisation")
-@el.formula_for("aiter::fused_add_rms_norm_cu aiter::add_rmsnorm", family="normalisation")
+@norm_formula("_C::fused_add_rms_norm sgl_kernel::fused_add_rmsnorm")
+@norm_formula("aiter::fused_add_rms_norm_cu aiter::add_rmsnorm")
 def add_rms_norm_in_place(call: OpCall) -> Work:
     """(input, residual, weight), both written: their sum 1, and its norm 4."""
     return el.vector_work(call, 5 * el.elements(call, 0), 0, 1, 2, 0, 1)
 
 
-@el.formula_for("aiter::rmsnorm2d_fwd_with_add aiter::rmsnorm2d_fwd_with_add_ck", "normalisation")
+@norm_formula("aiter::rmsnorm2d_fwd_with_add aiter::rmsnorm2d_fwd_with_add_ck")
 def add_rms_norm(call: OpCall) -> Work:
     """(output, input, residual, residual's output, weight): the sum 1, and its norm 4."""
     return el.vector_work(call, 5 * el.elements(call, 1), *range(5))
 
 
-@el.formula_for("vllm::rocm_aiter_rmsnorm2d_fwd_with_add", family="normalisation")
+@norm_formula("vllm::rocm_aiter_rmsnorm2d_fwd_with_add")
 def add_rms_norm_returned(call: OpCall) -> Work:
     """(input, residual, weight), returning both: the sum 1, and its norm 4."""
     return el.vector_work(call, 5 * el.elements(call, 0), 0, 1, 2, 0, 1)
 
 
-@el.formula_for("aiter::groupnorm_run aiter::group_norm aiter::GroupNorm", family="normalisation")
+@norm_formula("aiter::groupnorm_run aiter::group_norm aiter::GroupNorm")
 def group_norm(call: OpCall) -> Work:
     """Mean, subtract, square, sum, scale: 5 of each element of the input, the largest argument.
 
@@ -62,8 +66,8 @@ def group_norm(call: OpCall) -> Work:
     return Work(vector_flops=flops, min_bytes=2 * size * call.itemsize)
 
 
-@el.formula_for("_C::rotary_embedding sgl_kernel::rotary_embedding")
-@el.formula_for("sgl_kernel::apply_rope_pos_ids_cos_sin_cache aiter::rotary_embedding_fwd_impl")
+@op_formula("_C::rotary_embedding sgl_kernel::rotary_embedding")
+@op_formula("sgl_kernel::apply_rope_pos_ids_cos_sin_cache aiter::rotary_embedding_fwd_impl")
 def rotary(call: OpCall) -> Work:
     """Of each element of query and key two products and a sum: `x·cos ± y·sin`.
 
@@ -77,7 +81,7 @@ def rotary(call: OpCall) -> Work:
     return el.vector_work(call, 0, *read, at_most=3 * size)
 
 
-@el.formula_for("torchao::dequantize_affine")
+@op_formula("torchao::dequantize_affine")
 def dequantize_affine(call: OpCall) -> Work:
     """(input, block sizes, scale, zero point): subtract the zero point, where there is one; scale.
 
@@ -86,19 +90,19 @@ def dequantize_affine(call: OpCall) -> Work:
     return _quantised(call, 1 + call.count(3), 2, 3)
 
 
-@el.formula_for("torchao::quantize_affine")
+@op_formula("torchao::quantize_affine")
 def quantize_affine(call: OpCall) -> Work:
     """(input, block sizes, scale, zero point): divide, add the zero point; two clamps."""
     return _quantised(call, 3 + call.count(3), 2, 3)
 
 
-@el.formula_for("torchao::quantize_affine_float8 torchao::dequantize_affine_float8")
+@op_formula("torchao::quantize_affine_float8 torchao::dequantize_affine_float8")
 def float8(call: OpCall) -> Work:
     """(input, scale): a product; quantising, two clamps."""
     return _quantised(call, 1 if "dequantize" in call.op else 3, 1)
 
 
-@el.formula_for("torchao::choose_qparams_affine torchao::choose_scale_float8")
+@op_formula("torchao::choose_qparams_affine torchao::choose_scale_float8")
 def choose_scale(call: OpCall) -> Work:
     """A minimum and a maximum, or the absolute value and a maximum, of each element."""
     return el.vector_work(call, 2 * el.elements(call, 0), 0)
@@ -112,8 +116,8 @@ def _quantised(call: OpCall, flops: int, *read: int) -> Work:
     return replace(work, min_bytes=work.min_bytes + size * wider)
 
 
-@el.formula_for("fbgemm::FP8RowwiseQuantizedToFloat fbgemm::HFP8QuantizedToFloat")
-@el.formula_for("fbgemm::Fused8BitRowwiseQuantizedToFloat")
+@op_formula("fbgemm::FP8RowwiseQuantizedToFloat fbgemm::HFP8QuantizedToFloat")
+@op_formula("fbgemm::Fused8BitRowwiseQuantizedToFloat")
 def rows_to_float(call: OpCall) -> Work:
     """(rows of bytes, their scale at the end of each): a product of each element, at most a shift.
 
@@ -135,8 +139,8 @@ def _names(pattern: str) -> str:
     return " ".join(pattern.replace("OPTIMIZER", name) for name in _OPTIMIZERS.split())
 
 
-@el.formula_for("fbgemm::split_embedding_codegen_forward_{un,}weighted{,_vbe}{,_pt2,_cuda,_cpu}")
-@el.formula_for(_names("fbgemm::split_embedding_codegen_lookup_OPTIMIZER_function{,_pt2,_cpu}"))
+@op_formula("fbgemm::split_embedding_codegen_forward_{un,}weighted{,_vbe}{,_pt2,_cuda,_cpu}")
+@op_formula(_names("fbgemm::split_embedding_codegen_lookup_OPTIMIZER_function{,_pt2,_cpu}"))
 def embedding_lookup(call: OpCall) -> Work | None:
     """Each index looked up adds a row to its bag: one per element, two if weighted.
 
@@ -170,7 +174,7 @@ def _first_integers(call: OpCall, index: int) -> int:
 _MOST_OF_AN_UPDATE = 20  # Adam's 13, LAMB's norms 4, decay 2, the gradient's own sum 1
 
 
-@el.formula_for(
+@op_formula(
     _names("fbgemm::split_embedding_backward_codegen_OPTIMIZER_{un,}weighted_exact{,_vbe}_cuda")
 )
 def embedding_backward(call: OpCall) -> Work | None:

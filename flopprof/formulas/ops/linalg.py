@@ -5,14 +5,17 @@ complex numbers eight.
 """
 
 import re
+from functools import partial
 from math import log2, prod
 
 from flopprof.dtypes import is_complex
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
 
+op_formula = partial(el.formula_for, kind="other")
 
-@el.formula_for("_fft_{c2c,r2c,c2r} fft_{,i,r,ir}fft{,2,n} fft_{h,ih}fft")
+
+@op_formula("_fft_{c2c,r2c,c2r} fft_{,i,r,ir}fft{,2,n} fft_{h,ih}fft")
 def fft(call: OpCall) -> Work | None:
     """`5·N·log₂ n` for N numbers in transforms of n (Cooley-Tukey); real ones half.
 
@@ -81,7 +84,7 @@ _SOLVERS = {
 }
 
 
-@el.formula_for(" ".join(_SOLVERS))
+@op_formula(" ".join(_SOLVERS))
 def solve(call: OpCall) -> Work:
     """n²·k for each triangle and k right-hand sides; and LU `2n³/3` where it factorises."""
     solver = next(row for names, row in _SOLVERS.items() if call.op[6:] in names.split())
@@ -98,7 +101,7 @@ def solve(call: OpCall) -> Work:
     return el.vector_work(call, flops * _multiply_adds(call), matrix, sides, written=unknowns)
 
 
-@el.formula_for("linalg_lstsq")
+@op_formula("linalg_lstsq")
 def lstsq(call: OpCall) -> Work:
     """Householder QR `2n²(m − n/3)`, and of each right-hand side Qᵀb `4mn − 2n²` and R⁻¹ n²."""
     *batch, m, n = call.shape(0)
@@ -109,7 +112,7 @@ def lstsq(call: OpCall) -> Work:
     )
 
 
-@el.formula_for("ormqr")
+@op_formula("ormqr")
 def ormqr(call: OpCall) -> Work:
     """`2nk(2m − k)`: k reflections of an m × n matrix, 4mn each, less as they shrink."""
     reflections = call.shape(1)[-1]

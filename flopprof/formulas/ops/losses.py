@@ -1,10 +1,13 @@
 """Formulas of losses: an elementwise part, and a reduction of n where there is one."""
 
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
+
+op_formula = partial(el.formula_for, kind="other")
 
 
 def _reduced(call: OpCall, flops: int, items: int, reduction_at: int, *read: int) -> Work:
@@ -33,7 +36,7 @@ def elementwise_loss(call: OpCall, flops: int, operands: int, reduction_at: int)
     return _reduced(call, flops * size, size, reduction_at, *range(reduction_at))
 
 
-@el.formula_for("multi_margin_loss")
+@op_formula("multi_margin_loss")
 def multi_margin_loss(call: OpCall) -> Work:
     """`Σ max(0, (margin − x[t]) + x)/C` of N rows: 3n + 2N; + n where p = 2, + n with weights."""
     size = el.elements(call, 0)
@@ -42,7 +45,7 @@ def multi_margin_loss(call: OpCall) -> Work:
     return _reduced(call, cost * size + 2 * items, items, 5, 0, 1, 4)
 
 
-@el.formula_for("multilabel_margin_loss multilabel_margin_loss_forward")
+@op_formula("multilabel_margin_loss multilabel_margin_loss_forward")
 def multilabel_margin_loss(call: OpCall) -> Work:
     """Subtract, add, clamp and sum of every label with every other class: at most C² of each row.
 
@@ -53,7 +56,7 @@ def multilabel_margin_loss(call: OpCall) -> Work:
     return el.vector_work(call, 0, 0, 1, at_most=at_most)
 
 
-@el.formula_for("triplet_margin_loss")
+@op_formula("triplet_margin_loss")
 def triplet_margin_loss(call: OpCall) -> Work | None:
     """Two distances (swap: three) of 4n: subtract, add ε, norm 2; subtract, add, clamp of each.
 
@@ -68,7 +71,7 @@ def triplet_margin_loss(call: OpCall) -> Work | None:
     return _reduced(call, flops, items, 7, 0, 1, 2)
 
 
-@el.formula_for("cosine_embedding_loss")
+@op_formula("cosine_embedding_loss")
 def cosine_embedding_loss(call: OpCall) -> Work | None:
     """Three dot products of 2n; and nine operations on each of the N pairs.
 
@@ -81,7 +84,7 @@ def cosine_embedding_loss(call: OpCall) -> Work | None:
     return _reduced(call, 6 * size + 9 * items, items, 4, 0, 1, 2)
 
 
-@el.formula_for("cosine_similarity")
+@op_formula("cosine_similarity")
 def cosine_similarity(call: OpCall) -> Work | None:
     """A dot product 2n, two norms 4n; two maxima with ε, their product and the quotient of each."""
     axis = call.integer(2)
@@ -105,7 +108,7 @@ def _per_target(call: OpCall) -> int:
     return 3 if call.integer(3) == _MEAN else 2
 
 
-@el.formula_for("nll_loss{,2d}{,_forward} nll_loss_nd")
+@op_formula("nll_loss{,2d}{,_forward} nll_loss_nd")
 def nll_loss(call: OpCall) -> Work:
     """Of each of N targets: negate (with class weights multiply), and their mean.
 
@@ -118,14 +121,14 @@ def nll_loss(call: OpCall) -> Work:
     return replace(work, min_bytes=work.min_bytes + one_score_each)
 
 
-@el.formula_for("nll_loss_backward nll_loss2d_backward")
+@op_formula("nll_loss_backward nll_loss2d_backward")
 def nll_loss_backward(call: OpCall) -> Work:
     """Of each of N targets: the negated gradient over N (with class weights multiplied)."""
     flops = (1 + call.count(3)) * el.elements(call, 2)
     return el.vector_work(call, flops, 0, 1, 2, 3)
 
 
-@el.formula_for("cross_entropy_loss")
+@op_formula("cross_entropy_loss")
 def cross_entropy_loss(call: OpCall) -> Work:
     """Log-softmax 5n; of N targets negate (with weights multiply, and sum the weights), mean.
 
@@ -150,7 +153,7 @@ def cross_entropy_loss(call: OpCall) -> Work:
     return _reduced(call, flops, items, 3, 0, 1, 2)
 
 
-@el.formula_for("ctc_loss _ctc_loss _ctc_loss_backward")
+@op_formula("ctc_loss _ctc_loss _ctc_loss_backward")
 def ctc_loss(call: OpCall) -> Work | None:
     """α of the T·(2S + 1) states of each sequence: 13; backward 22 of each, and 6 of each score.
 

@@ -5,6 +5,7 @@ other than 1; a beta of 0 leaves the bias out. A product with a sparse operand, 
 as a shape without strides, is bounded by the dense one: its stored values are not recorded.
 """
 
+from functools import partial
 from math import isqrt, prod
 
 from flopprof.formulas import OpCall, Work
@@ -19,15 +20,17 @@ from flopprof.formulas.ops._shapes import (
     is_sparse,
 )
 
+op_formula = partial(formula_for, kind="matmul")
 
-@formula_for("einsum chain_matmul linalg_multi_dot _trilinear _foreach_mm", looks_below=True)
-@formula_for("linalg_pinv linalg_matrix_exp linalg_matrix_sqrth linalg_polar", looks_below=True)
-@formula_for("_sparse_mm _sparse_addmm smm hspmm", looks_below=True)
+
+@op_formula("einsum chain_matmul linalg_multi_dot _trilinear _foreach_mm", looks_below=True)
+@op_formula("linalg_pinv linalg_matrix_exp linalg_matrix_sqrth linalg_polar", looks_below=True)
+@op_formula("_sparse_mm _sparse_addmm smm hspmm", looks_below=True)
 def glue(_call: OpCall) -> None:
     """Not determined by the call (no equation is recorded): the products below are counted."""
 
 
-@formula_with_places("linear_of_packed_weight")
+@formula_with_places("linear_of_packed_weight", kind="matmul")
 def packed_weight(_call: OpCall, _at: Places) -> None:
     """Not determined by the call: a trace shows nothing of a weight packed with its bias."""
 
@@ -37,7 +40,7 @@ def _at_most(call: OpCall, work: Work) -> Work:
     return bounded(Work(min_bytes=work.min_bytes), work) if is_sparse(call, 0, 1, 2) else work
 
 
-@formula_for("mm bmm matmul linalg_matmul mv _int_mm quantized::matmul")
+@op_formula("mm bmm matmul linalg_matmul mv _int_mm quantized::matmul")
 def matmul(call: OpCall) -> Work | None:
     """2·m·n·k for [m, k] and [k, n], for each batch, broadcast; vectors 2·k per output element.
 
@@ -93,7 +96,7 @@ def _biased(call: OpCall, multiply_adds: int, written: int, *, products: int = 0
     return _at_most(call, work)
 
 
-@formula_for("addmm~ baddbmm~ addmv~ addbmm~ _addmm_activation sparse_sampled_addmm sspaddmm")
+@op_formula("addmm~ baddbmm~ addmv~ addbmm~ _addmm_activation sparse_sampled_addmm sspaddmm")
 def addmm(call: OpCall) -> Work:
     """`bias + a @ b`, [m, k] and [k, n]: 2·m·n·k, bias m·n, an activation m·n; batches, a vector.
 
@@ -106,13 +109,13 @@ def addmm(call: OpCall) -> Work:
     return _biased(call, prod(a) * columns, rows * columns)
 
 
-@formula_for("addr~")
+@op_formula("addr~")
 def addr(call: OpCall) -> Work:
     """`bias + v ⊗ w`: one product and one add per output, nothing is contracted."""
     return _biased(call, 0, elements(call, 1) * elements(call, 2), products=1)
 
 
-@formula_for("linear inner")
+@op_formula("linear inner")
 def linear(call: OpCall) -> Work | None:
     """`x @ wᵀ + bias`: 2·rows·in·out, and with bias rows·out."""
     x = call.shape(0)
@@ -124,7 +127,7 @@ def linear(call: OpCall) -> Work | None:
     return _at_most(call, work)
 
 
-@formula_with_places("packed_linear")
+@formula_with_places("packed_linear", kind="matmul")
 def packed_linear(call: OpCall, at: Places) -> Work | None:
     """2·rows·in·out: a linear on a weight in a library's format, or of 8 bits; `+ other` 1 each.
 
@@ -145,7 +148,7 @@ def packed_linear(call: OpCall, at: Places) -> Work | None:
     )
 
 
-@formula_for("linear_backward mkldnn_linear_backward")
+@op_formula("linear_backward mkldnn_linear_backward")
 def linear_backward(call: OpCall) -> Work | None:
     """2·rows·in·out for the gradient of x, and of the weight; of the bias one add per output."""
     wanted = flags(call, 3)
@@ -173,7 +176,7 @@ def linear_backward(call: OpCall) -> Work | None:
     return contraction(call, multiply_adds, written, tuple(read), adds=grad if of_bias else 0)
 
 
-@formula_for("dot vdot linalg_vecdot")
+@op_formula("dot vdot linalg_vecdot")
 def dot(call: OpCall) -> Work:
     """Σ a·b over one axis of n, the last where none is named: 2n."""
     shape = broadcast(call.shape(0), call.shape(1))
@@ -182,7 +185,7 @@ def dot(call: OpCall) -> Work:
     return contraction(call, prod(shape), prod(shape) // max(depth, 1), (0, 1))
 
 
-@formula_for("tensordot")
+@op_formula("tensordot")
 def tensordot(call: OpCall) -> Work | None:
     """2·k·(others of a)·(others of b), k the product of the axes named."""
     a = call.shape(0)
@@ -199,7 +202,7 @@ def tensordot(call: OpCall) -> Work | None:
     return contraction(call, prod(a) * columns, prod(a) // depth * columns, (0, 1))
 
 
-@formula_for("bilinear")
+@op_formula("bilinear")
 def bilinear(call: OpCall) -> Work:
     """x₁ᵀ·W·x₂: 2·rows·out·(in₁·in₂ + in₂)."""
     x = call.shape(0)
@@ -209,7 +212,7 @@ def bilinear(call: OpCall) -> Work:
     return contraction(call, multiply_adds, written, (0, 1, 2, 3), adds=written * call.count(3))
 
 
-@formula_with_places("scaled")
+@formula_with_places("scaled", kind="matmul")
 def scaled_mm(call: OpCall, at: Places) -> Work:
     """One scale per output element, where there are scales; a scale per block is left out.
 
@@ -235,14 +238,14 @@ def scaled_mm(call: OpCall, at: Places) -> Work:
     )
 
 
-@formula_for("_weight_int8pack_mm")
+@op_formula("_weight_int8pack_mm")
 def weight_int8pack_mm(call: OpCall) -> Work:
     """2·rows·in·out: `x @ wᵀ` with 8-bit weights, and one scale per output element."""
     (m, k), (n, _) = call.shapes[:2]
     return contraction(call, m * k * n, m * n, (0, 1, 2), scalings=m * n)
 
 
-@formula_for("_weight_int4pack_mm _weight_int4pack_mm_for_cpu quantized::int4mm_packed_weight_cpu")
+@op_formula("_weight_int4pack_mm _weight_int4pack_mm_for_cpu quantized::int4mm_packed_weight_cpu")
 def weight_int4pack_mm(call: OpCall) -> Work:
     """`x @ wᵀ`, each packed weight shifted and scaled: 2·k·n. Scales are [groups, n, 2]."""
     m, k = call.shape(0)
@@ -250,7 +253,7 @@ def weight_int4pack_mm(call: OpCall) -> Work:
     return contraction(call, m * k * n, m * n, (0, 1, 3), adds=k * n, scalings=k * n)
 
 
-@formula_for("_dyn_quant_matmul_4bit")
+@op_formula("_dyn_quant_matmul_4bit")
 def dyn_quant_matmul_4bit(call: OpCall) -> Work | None:
     """2·rows·k·n: (x, packed weight, block size, k, n); scaling is left out."""
     k = call.integer(3)
@@ -261,7 +264,7 @@ def dyn_quant_matmul_4bit(call: OpCall) -> Work | None:
     return contraction(call, positions * k * n, positions * n, (0, 1))
 
 
-@formula_with_places("semi_structured")
+@formula_with_places("semi_structured", kind="matmul")
 def semi_structured(call: OpCall, at: Places) -> Work:
     """2·(stored values, m·k ÷ 2)·n: each stored value meets every column, of a linear every row.
 
@@ -294,7 +297,7 @@ def semi_structured(call: OpCall, at: Places) -> Work:
     )
 
 
-@formula_with_places("library_linear")
+@formula_with_places("library_linear", kind="matmul")
 def library_linear(call: OpCall, at: Places) -> Work | None:
     """A product of a serving or training library: 2·rows·k·n; scaling by blocks is left out.
 
@@ -314,7 +317,7 @@ def library_linear(call: OpCall, at: Places) -> Work | None:
     )
 
 
-@formula_with_places("experts")
+@formula_with_places("experts", kind="matmul")
 def experts(call: OpCall, at: Places) -> Work | None:
     """A mixture's experts: 2·tokens·chosen·k·n for both products of each expert chosen for a token.
 
@@ -329,7 +332,7 @@ def experts(call: OpCall, at: Places) -> Work | None:
     return contraction(call, pairs * packed * (prod(first[1:]) + prod(second[1:])), prod(x), read)
 
 
-@formula_for("tex_ts::te_gemm_ts")
+@op_formula("tex_ts::te_gemm_ts")
 def te_gemm(call: OpCall) -> Work:
     """Of A (0), B (5) and D (10), one being [m, k], [k, n] and [m, n], m·k·n is √(A·B·D)."""
     sizes = [elements(call, index) for index in (0, 5, 10)]

@@ -4,12 +4,16 @@ Terms per channel or row (a root, an update of running statistics) are left out,
 conventions of ARCHITECTURE.md.
 """
 
+from functools import partial
+
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
 
+op_formula = partial(el.formula_for, kind="normalisation")
 
-@el.formula_for("{,native_,cudnn_,miopen_}batch_norm _native_batch_norm_legit{,_functional}")
-@el.formula_for("_batch_norm_impl_index instance_norm")
+
+@op_formula("{,native_,cudnn_,miopen_}batch_norm _native_batch_norm_legit{,_functional}")
+@op_formula("_batch_norm_impl_index instance_norm")
 def batch_norm(call: OpCall) -> Work:
     """On the batch's statistics 5n, + n with weight, + n with bias; on running ones 2n (folded).
 
@@ -28,7 +32,7 @@ def _wanted(call: OpCall, index: int, gradients: int) -> list[bool]:
     return mask if len(mask) == gradients else [True] * gradients
 
 
-@el.formula_for("native_batch_norm_backward batch_norm_backward _batch_norm_impl_index_backward")
+@op_formula("native_batch_norm_backward batch_norm_backward _batch_norm_impl_index_backward")
 def batch_norm_backward(call: OpCall) -> Work:
     """In training 9n, in eval n; where only γ's or β's gradient is wanted 4n and n; see there.
 
@@ -51,7 +55,7 @@ def batch_norm_backward(call: OpCall) -> Work:
     return el.vector_work(call, size * cost, *moved)
 
 
-@el.formula_for("native_layer_norm_backward native_group_norm_backward")
+@op_formula("native_layer_norm_backward native_group_norm_backward")
 def layer_norm_backward(call: OpCall) -> Work:
     """9n, + n with weight, and for its gradient 2n, for the bias's n.
 
@@ -73,7 +77,7 @@ def layer_norm_backward(call: OpCall) -> Work:
     return el.vector_work(call, cost * el.elements(call, 0), *moved)
 
 
-@el.formula_for("_fused_rms_norm_backward")
+@op_formula("_fused_rms_norm_backward")
 def rms_norm_backward(call: OpCall) -> Work:
     """6n, + n with weight, and for its gradient 2n.
 

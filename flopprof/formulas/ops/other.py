@@ -1,7 +1,11 @@
 """Formulas of optimizers that run as one op; the unfused ones are made of elementwise ops."""
 
+from functools import partial
+
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
+
+op_formula = partial(el.formula_for, kind="other")
 
 
 def _update(call: OpCall, flops: int, lists: int, maximize_at: int, scale_at: int) -> Work:
@@ -18,7 +22,7 @@ def _if_set(call: OpCall, flag_at: int, flops: int) -> int:
     return flops if call.flag(flag_at) else 0
 
 
-@el.formula_for("_fused_adam~ _fused_adamw~")
+@op_formula("_fused_adam~ _fused_adamw~")
 def adam(call: OpCall) -> Work | None:
     """13 per parameter p with gradient g, of rates known per step.
 
@@ -34,7 +38,7 @@ def adam(call: OpCall) -> Work | None:
     return _update(call, flops, 5, 12, 13)
 
 
-@el.formula_for("_fused_sgd~")
+@op_formula("_fused_sgd~")
 def sgd(call: OpCall) -> Work | None:
     """`p ← p − r·g` 2; decay `g + λp` 2; momentum and Nesterov's step 2 each.
 
@@ -52,7 +56,7 @@ def sgd(call: OpCall) -> Work | None:
     return _update(call, flops, 3, 8, 10)
 
 
-@el.formula_for("_fused_adagrad~")
+@op_formula("_fused_adagrad~")
 def adagrad(call: OpCall) -> Work | None:
     """`s ← s + g·g` 2; `p ← p − r·g/(√s + ε)` 5; decay `g + λp` 2."""
     decay = el.number(call, 6)

@@ -9,12 +9,15 @@ Backward does two products for each forward one: the gradients of what went in, 
 Per hidden element and step: see `_BACKWARD`.
 """
 
+from functools import partial
 from math import prod
 from typing import Any
 
 from flopprof.formulas import OpCall, Shape, Work
 from flopprof.formulas.ops._elements import formula_for, moved_bytes, number
 from flopprof.formulas.ops._shapes import Places, flags, formula_with_places
+
+op_formula = partial(formula_for, kind="recurrent")
 
 _FLOAT16 = 5  # PyTorch's number for it
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
@@ -27,7 +30,7 @@ _CELL_BACKWARD = {"rnn": (3, 1), "gru": (16, 6), "lstm": (23, 4)}
 _BACKWARD = {"rnn": (4, 1), "gru": (18, 6), "lstm": (24, 4)}
 
 
-@formula_with_places("recurrent")
+@formula_with_places("recurrent", kind="recurrent")
 def recurrent(call: OpCall, at: Places) -> Work | None:
     """2·steps·batch·gates·hidden·(in + hidden) of each layer and direction (gates 4, 3, 1); cells.
 
@@ -101,7 +104,7 @@ def _packed_weights(call: OpCall, at: Places, directions: int) -> list[Shape]:
     return shapes
 
 
-@formula_for("_thnn_fused_lstm_cell _thnn_fused_gru_cell")
+@op_formula("_thnn_fused_lstm_cell _thnn_fused_gru_cell")
 def fused_cell(call: OpCall) -> Work:
     """Gates and state of one step, without the products: (gates, gates, cell or state, biases)."""
     lstm = "lstm" in call.op
@@ -112,8 +115,8 @@ def fused_cell(call: OpCall) -> Work:
     return Work(0, flops, moved_bytes(call, *range(5)) + written)
 
 
-@formula_for("_thnn_fused_lstm_cell_backward_impl _thnn_fused_lstm_cell_backward")
-@formula_for("_thnn_fused_gru_cell_backward")
+@op_formula("_thnn_fused_lstm_cell_backward_impl _thnn_fused_lstm_cell_backward")
+@op_formula("_thnn_fused_gru_cell_backward")
 def fused_cell_backward(call: OpCall) -> Work:
     """The same backward: LSTM (grad, grad of cell, cell before, after, workspace, biases?).
 

@@ -2,13 +2,16 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from math import gcd, prod
 
 from flopprof.formulas import OpCall, Shape, Work
 from flopprof.formulas.ops import _elements as el
 
+op_formula = partial(el.formula_for, kind="reduction")
 
-@el.formula_for("max min")
+
+@op_formula("max min")
 def maximum(call: OpCall) -> Work | None:
     """All of a tensor or one of its axes: n; of two tensors: one per output element."""
     if call.has(1):
@@ -16,7 +19,7 @@ def maximum(call: OpCall) -> Work | None:
     return el.reduced(call, 1 if el.counts(call) else 0, 1)
 
 
-@el.formula_for("dist allclose pairwise_distance")
+@op_formula("dist allclose pairwise_distance")
 def dist(call: OpCall) -> Work | None:
     """Per broadcast element: subtract, norm: 3 (pairwise: and ε, 4); isclose's 6.
 
@@ -28,13 +31,13 @@ def dist(call: OpCall) -> Work | None:
     return el.vector_work(call, flops * el.size_of(call, 2), 0, 1)
 
 
-@el.formula_for("equal")
+@op_formula("equal")
 def equal(call: OpCall) -> Work:
     """One comparison per element, two if complex."""
     return el.vector_work(call, el.additions(call, 2) * el.size_of(call, 2), 0, 1)
 
 
-@el.formula_for("histc histogram bincount")
+@op_formula("histc histogram bincount")
 def histogram(call: OpCall) -> Work:
     """Each element's bin, `(x − min)·scale`: 2n; of integers, the adds of their weights."""
     flops = 2 if el.counts(call) else 0
@@ -79,8 +82,8 @@ def _pool_work(call: OpCall, flops: int, outputs: int) -> Work:
     return el.vector_work(call, counted, 0, written=outer * outputs)
 
 
-@el.formula_for("max_pool{1,2,3}d{,_with_indices} mkldnn_max_pool{2,3}d quantized_max_pool{1,2,3}d")
-@el.formula_for("quantized::max_pool{1,2}d avg_pool{1,2,3}d")
+@op_formula("max_pool{1,2,3}d{,_with_indices} mkldnn_max_pool{2,3}d quantized_max_pool{1,2,3}d")
+@op_formula("quantized::max_pool{1,2}d avg_pool{1,2,3}d")
 def pool(call: OpCall) -> Work | None:
     """Arguments: input, window, stride, padding, (of a maximum) dilation, ceil mode."""
     window = _axes(call, 1)
@@ -109,8 +112,8 @@ def _adaptive_windows(inputs: Shape, outputs: Shape) -> int:
     return prod(size + out - gcd(size, out) for size, out in pairs)
 
 
-@el.formula_for("{,_}adaptive_avg_pool{2,3}d adaptive_avg_pool1d mkldnn_adaptive_avg_pool2d")
-@el.formula_for("adaptive_max_pool{1,2,3}d fractional_max_pool{2,3}d")
+@op_formula("{,_}adaptive_avg_pool{2,3}d adaptive_avg_pool1d mkldnn_adaptive_avg_pool2d")
+@op_formula("adaptive_max_pool{1,2,3}d fractional_max_pool{2,3}d")
 def sized_pool(call: OpCall) -> Work | None:
     """As many outputs as asked for: the sum of the real window sizes, or of windows given."""
     fractional = "fractional" in call.op
@@ -123,8 +126,8 @@ def sized_pool(call: OpCall) -> Work | None:
     return _pool_work(call, sizes, prod(outputs))
 
 
-@el.formula_for("_adaptive_avg_pool{2,3}d_backward adaptive_avg_pool3d_backward")
-@el.formula_for("mkldnn_adaptive_avg_pool2d_backward avg_pool{2,3}d_backward")
+@op_formula("_adaptive_avg_pool{2,3}d_backward adaptive_avg_pool3d_backward")
+@op_formula("mkldnn_adaptive_avg_pool2d_backward avg_pool{2,3}d_backward")
 def avg_pool_backward(call: OpCall) -> Work | None:
     """Each gradient is divided once, and added to each element of its window."""
     gradient = call.shape(0)
@@ -146,7 +149,7 @@ def _adds(call: OpCall, incoming: int, flops: int) -> Work:
     return el.vector_work(call, flops * el.additions(call) * size, *read, written=2 * size)
 
 
-@el.formula_for("scatter~ scatter_add~ scatter_reduce~")
+@op_formula("scatter~ scatter_add~ scatter_reduce~")
 def scatter(call: OpCall) -> Work:
     """One add per element of the index; plain `scatter` only where told to `reduce` (argument 4).
 
@@ -157,14 +160,14 @@ def scatter(call: OpCall) -> Work:
     return _adds(call, 2, 1 if adds else 0)
 
 
-@el.formula_for("index_add~ index_reduce~")
+@op_formula("index_add~ index_reduce~")
 def index_add(call: OpCall) -> Work:
     """One operation per element of the source; two for `index_add` with alpha ≠ 1."""
     scaled = "add" in call.op and call.value(4) not in ("", "1", "1.")
     return _adds(call, 3, 2 if scaled else 1)
 
 
-@el.formula_for("index_put~ _index_put_impl~ _unsafe_index_put put~")
+@op_formula("index_put~ _index_put_impl~ _unsafe_index_put put~")
 def index_put(call: OpCall) -> Work | None:
     """Moves data; with `accumulate` one add per value. A trace does not tell the places.
 
@@ -180,7 +183,7 @@ def index_put(call: OpCall) -> Work | None:
     return replace(work, flops_at_most=el.additions(call) * el.elements(call, 2))
 
 
-@el.formula_for("embedding_backward embedding_dense_backward")
+@op_formula("embedding_backward embedding_dense_backward")
 def embedding_backward(call: OpCall) -> Work:
     """One add per gradient that comes in (into a sparse result none); all rows are written."""
     sparse = call.op == "aten::embedding_backward" and bool(call.flag(5))
@@ -190,7 +193,7 @@ def embedding_backward(call: OpCall) -> Work:
     return el.vector_work(call, el.elements(call, 0), 0, 1, written=written)
 
 
-@el.formula_for("embedding_bag _embedding_bag _embedding_bag_forward_only")
+@op_formula("embedding_bag _embedding_bag _embedding_bag_forward_only")
 def embedding_bag(call: OpCall) -> Work:
     """Sum, mean or maximum of each bag: a row of D operations per index, D more with weights.
 
@@ -203,7 +206,7 @@ def embedding_bag(call: OpCall) -> Work:
     return el.vector_work(call, flops, 1, 2, 6, written=rows * width)
 
 
-@el.formula_for("_embedding_bag_{,dense_,per_sample_weights_}backward embedding_renorm_")
+@op_formula("_embedding_bag_{,dense_,per_sample_weights_}backward embedding_renorm_")
 def embedding_bag_backward(call: OpCall) -> Work:
     """A row of D adds per index; for the weights' gradient a dot product, 2D.
 

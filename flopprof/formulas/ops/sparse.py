@@ -4,16 +4,19 @@ A trace shows the shape that a sparse tensor stands for, not how many elements i
 least, all at most. While counting, `stored::…` is recorded inside such an op, with their number.
 """
 
+from functools import partial
 from math import prod
 
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
 from flopprof.formulas.ops._shapes import contraction
 
+op_formula = partial(el.formula_for, kind="other")
+
 _EACH = {"softmax": 5, "softmax_backward": 4, "sum": 1}
 
 
-@el.formula_for("stored::product")
+@op_formula("stored::product")
 def product(call: OpCall) -> Work:
     """2 for each stored element and row or column that it meets; adds of a bias, factors.
 
@@ -26,15 +29,15 @@ def product(call: OpCall) -> Work:
     return contraction(call, multiply_adds, written, (0,), adds=adds, scalings=scalings)
 
 
-@el.formula_for("stored::softmax stored::softmax_backward stored::sum")
+@op_formula("stored::softmax stored::softmax_backward stored::sum")
 def each_stored(call: OpCall) -> Work:
     """Of each stored element: softmax 5, its backward 4, a sum 1."""
     each = _EACH[call.op.partition("::")[2]] if el.counts(call) else 0
     return el.vector_work(call, each * el.elements(call, 0), 0, 0)
 
 
-@el.formula_for("_sparse_softmax _sparse_log_softmax _sparse_sum _sparse_csr_sum")
-@el.formula_for("_sparse_softmax_backward_data _sparse_log_softmax_backward_data")
+@op_formula("_sparse_softmax _sparse_log_softmax _sparse_sum _sparse_csr_sum")
+@op_formula("_sparse_softmax_backward_data _sparse_log_softmax_backward_data")
 def stored_unknown(call: OpCall) -> Work:
     """Of each stored element: softmax 5, its backward 4, a sum 1; at most of all elements."""
     each = 0
@@ -49,7 +52,7 @@ def _stored_name(op: str) -> str:
     return "softmax_backward" if "backward" in op else "softmax"
 
 
-@el.formula_for("_sparse_mm_reduce_impl _sparse_sparse_matmul")
+@op_formula("_sparse_mm_reduce_impl _sparse_sparse_matmul")
 def sparse_product(call: OpCall) -> Work:
     """2 for each stored element and column: at most the dense product."""
     rows, depth = call.shape(0)

@@ -1,15 +1,6 @@
 """Formulas of the ops in per_element.csv: so many FLOPs for each element of something.
 
-Its columns:
-    op: Name; `relu~` is aten::relu and in-place aten::relu_.
-    family: The file of formulas that it belongs to.
-    per: What the elements are those of: a key of `_PER`, whose functions say more.
-    flops: FLOPs per element; "5?2?3" is 5, and one more for each of arguments 2 and 3 given.
-    arguments: The arguments meant.
-    result: Element type of the result, where it is not that of the input.
-    dtype_at: Where overloads have the argument that names the type computed in, if they have one.
-    complex_flops: FLOPs per element of complex numbers, where known.
-    definition: The operations that `flops` adds up, where they are more than one.
+Its columns are explained in `flopprof.formulas`.
 """
 
 from dataclasses import replace
@@ -130,5 +121,5 @@ _PER = {
 }
 
 for _row in el.read_table(Path(__file__).with_name("per_element.csv")):
-    _register = el.formula_for(_row["op"], family=_row["family"], looks_below=_row["per"] == "list")
+    _register = el.formula_for(_row["op"], kind=_row["kind"], looks_below=_row["per"] == "list")
     _register(partial(_PER[_row["per"]], row=_row))

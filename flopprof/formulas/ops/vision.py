@@ -2,10 +2,13 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from math import prod
 
 from flopprof.formulas import OpCall, Shape, Work
 from flopprof.formulas.ops import _elements as el
+
+op_formula = partial(el.formula_for, kind="other")
 
 # Per output element: a lerp is three FLOPs, bilinear three lerps, trilinear seven; bicubic five
 # sums of four products. Backward, each gradient times a weight is added to each of its taps, two
@@ -32,8 +35,8 @@ def _output_size(call: OpCall) -> Shape | None:
     return tuple(int(size * by) for size, by in zip(sizes, factors, strict=True))
 
 
-@el.formula_for("{upsample_nearest,_upsample_nearest_exact}{1,2,3}d{,_backward}")
-@el.formula_for("upsample_{linear1,bilinear2,trilinear3,bicubic2}d{,_backward}")
+@op_formula("{upsample_nearest,_upsample_nearest_exact}{1,2,3}d{,_backward}")
+@op_formula("upsample_{linear1,bilinear2,trilinear3,bicubic2}d{,_backward}")
 def upsample(call: OpCall) -> Work | None:
     """Nearest 0, linear 3, bilinear 9, trilinear 21, bicubic 35 per output element.
 
@@ -63,7 +66,7 @@ def _antialias_taps(size: int, out: int, support: int) -> int:
     return sum(min(int(c + reach + 0.5), size) - max(int(c - reach + 0.5), 0) for c in centres)
 
 
-@el.formula_for("_upsample_{bilinear,bicubic,lanczos}2d_aa{,_backward}")
+@op_formula("_upsample_{bilinear,bicubic,lanczos}2d_aa{,_backward}")
 def upsample_antialias(call: OpCall) -> Work | None:
     """Along the rows, then the columns: each output a sum of products over its filter's taps.
 
@@ -89,7 +92,7 @@ def upsample_antialias(call: OpCall) -> Work | None:
 _GRID_MODES = {0: "bilinear", 1: "nearest", 2: "bicubic"}  # by PyTorch's numbers
 
 
-@el.formula_for("grid_sampler grid_sampler_2d grid_sampler_3d cudnn_grid_sampler")
+@op_formula("grid_sampler grid_sampler_2d grid_sampler_3d cudnn_grid_sampler")
 def grid_sampler(call: OpCall) -> Work | None:
     """Interpolation of each output element, and each coordinate's way from −1 … 1 to pixels.
 
@@ -109,7 +112,7 @@ def grid_sampler(call: OpCall) -> Work | None:
     return el.vector_work(call, flops, 0, 1, written=outputs)
 
 
-@el.formula_for("grid_sampler_2d_backward grid_sampler_3d_backward")
+@op_formula("grid_sampler_2d_backward grid_sampler_3d_backward")
 def grid_sampler_backward(call: OpCall) -> Work | None:
     """Bilinear 22, trilinear 61, nearest 1 per gradient; bicubic is not derived.
 
@@ -126,7 +129,7 @@ def grid_sampler_backward(call: OpCall) -> Work | None:
     return el.vector_work(call, cost * el.elements(call, 0), 0, 1, 2, 1, 2)
 
 
-@el.formula_for("affine_grid_generator affine_grid_generator_backward")
+@op_formula("affine_grid_generator affine_grid_generator_backward")
 def affine_grid(call: OpCall) -> Work | None:
     """Every point of the base grid with a 1, times θ: (d + 1)·d multiply-adds, forward and back.
 
@@ -142,7 +145,7 @@ def affine_grid(call: OpCall) -> Work | None:
     return replace(work, matmul_flops=2 * points * axes * (axes + 1))
 
 
-@el.formula_for("torchvision::deform_conv2d")
+@op_formula("torchvision::deform_conv2d")
 def deform_conv2d(call: OpCall) -> Work:
     """2·outputs·(in ÷ groups)·taps, of inputs that are sampled first (vector class).
 
@@ -179,8 +182,8 @@ def _sampled(
     return Work(vector_flops=flops * least, flops_at_most=None if exact else flops * most)
 
 
-@el.formula_for("torchvision::roi_align torchvision::ps_roi_align torchvision::qroi_align")
-@el.formula_for("torchvision::roi_pool torchvision::ps_roi_pool")
+@op_formula("torchvision::roi_align torchvision::ps_roi_align torchvision::qroi_align")
+@op_formula("torchvision::roi_pool torchvision::ps_roi_pool")
 def roi_pool(call: OpCall) -> Work | None:
     """Of each sample: bilinear 9 where it aligns, and its part in the mean or maximum.
 
@@ -200,7 +203,7 @@ def roi_pool(call: OpCall) -> Work | None:
     return replace(work, min_bytes=moved)
 
 
-@el.formula_for("torchvision::_roi_align_backward torchvision::_ps_roi_align_backward")
+@op_formula("torchvision::_roi_align_backward torchvision::_ps_roi_align_backward")
 def roi_align_backward(call: OpCall) -> Work:
     """Of each sample: a multiply and an add into 4 taps, and the mean's division."""
     sensitive = "_ps_" in call.op
