@@ -7,6 +7,8 @@ import sys
 if sys.argv[:1] == ["-m"] and "flopprof" in sys.orig_argv and not sys.flags.safe_path:
     del sys.path[0]
 
+from flopprof._version import __version__ as __version__
+
 TYPE_CHECKING = False  # as checkers of types take it: typing itself costs time here
 if TYPE_CHECKING:
     from flopprof.api import analyse_traces, count_flops, load, profile
@@ -16,8 +18,6 @@ if TYPE_CHECKING:
     from flopprof.formulas import module_formula, op_formula
     from flopprof.formulas.kernels import kernel_formula
     from flopprof.run import Count, Run
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Count": "flopprof.run",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import pandas as pd
 
-import flopprof
+from flopprof._version import __version__
 from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.alone import alone
 from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
@@ -418,7 +418,7 @@ def analyse_traces(
         source=Source(model=file_text(files[0].name).removesuffix(".gz").removesuffix(".json")),
         called=Called(dtype=dtype_of_most_work(ops)),
         device=described_gpu(device, gpu, job.gpu_trace.info["vendors"], on_gpu=on_gpu),
-        environment=Environment(flopprof=flopprof.__version__, date=now(), command=COMMAND.get()),
+        environment=Environment(flopprof=__version__, date=now(), command=COMMAND.get()),
         trace=add_up_ranks(job, files),
         ranks=tuple(sorted(job.ranks, key=lambda rank: rank.rank)),
         steps=tuple(job.steps),

@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from flopprof.errors import LoadError
+from flopprof.judge.verdicts import VERDICTS
 from flopprof.metafile import NewerVersionError, decode
 from flopprof.provenance import AnyProvenance
-from flopprof.tables import TABLES, VERDICTS
+from flopprof.tables import TABLES
 from flopprof.units import safe_text
 
 NAMES = ("module_calls", "ops", "kernels", "rooflines", "sites")

@@ -16,11 +16,6 @@ from flopprof.units import safe_text
 ColumnType = Literal["int", "float", "str", "bool"]
 DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
 
-VERDICTS = tuple(
-    "free agrees formula_only disagrees fused opaque functional extension unknown hidden not_run".split()  # noqa: E501, SIM905
-)
-"""The reconciler's conclusions, in order: a site has the first that applies."""
-
 LOSS = "(loss)"
 """The module path of a training step's loss, which is outside the model."""
 

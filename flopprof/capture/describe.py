@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-import flopprof
+from flopprof._version import __version__
 from flopprof.capture.call import Inputs, first_float, home
 from flopprof.provenance import COMMAND, Alternative, Environment, Source, Telemetry
 
@@ -73,7 +73,7 @@ def describe_environment() -> Environment:
     import torch
 
     return Environment(
-        flopprof=flopprof.__version__,
+        flopprof=__version__,
         date=now(),
         torch=str(torch.__version__),
         python=platform.python_version(),

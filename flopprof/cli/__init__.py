@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from typing import Any, NoReturn, TextIO
 
-import flopprof
+from flopprof._version import __version__
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.registry import Registry, import_all
 
@@ -90,9 +90,9 @@ def _version(args: Namespace) -> int:
     except PackageNotFoundError:
         torch = "not installed"
     if args.json:
-        print_json({"flopprof": flopprof.__version__, "torch": torch})
+        print_json({"flopprof": __version__, "torch": torch})
     else:
-        print(f"flopprof {flopprof.__version__} (torch {torch})")
+        print(f"flopprof {__version__} (torch {torch})")
     return 0
 
 

@@ -80,7 +80,7 @@ def check(parser: ArgumentParser) -> Handler:
 
 def _refuse_nonsense(args: Namespace) -> None:
     from flopprof.errors import UsageError
-    from flopprof.tables import VERDICTS
+    from flopprof.judge.verdicts import VERDICTS
 
     for name in ("min_coverage", "max_unknown_frac"):
         value = getattr(args, name)

@@ -18,7 +18,7 @@ from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
 from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason, view_reason
 from flopprof.judge.roofs import apply_rooflines, kernel_units
 from flopprof.judge.spread import TracedCall, site_samples, spread, time_per_op_call
-from flopprof.judge.verdicts import HOOKED_PHASES, judge_alone
+from flopprof.judge.verdicts import HOOKED_PHASES, VERDICTS, judge_alone
 from flopprof.judge.walk import (
     TEXTS,
     OpFacts,
@@ -28,7 +28,7 @@ from flopprof.judge.walk import (
     walk_ops,
     without_kernels,
 )
-from flopprof.tables import MODULE_CALLS, OPS, SITES, VERDICTS, Column, tuples
+from flopprof.tables import MODULE_CALLS, OPS, SITES, Column, tuples
 
 _NO_KERNEL = "none"
 _NOT_TIMED = (

@@ -1,13 +1,27 @@
-"""What the reconciler concludes of one op that no module call settles, and why, in words."""
+"""What the reconciler can conclude, and what of one op that no module call settles, and why."""
 
+import csv
 import math
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from flopprof.formulas import COMPILED_CODE, GENERATED
 from flopprof.judge.reasons import profiler_reason
 from flopprof.judge.walk import OpFacts
 from flopprof.tables import AHEAD_OF_TIME, LOSS
+
+with Path(__file__).with_name("verdicts.csv").open(encoding="utf-8", newline="") as _file:
+    _ROWS = list(csv.DictReader(_file))
+
+VERDICTS = tuple(row["verdict"] for row in _ROWS)
+"""The reconciler's conclusions, in order: a site has the first that applies."""
+
+GOOD = frozenset(row["verdict"] for row in _ROWS if row["good"] == "yes")
+"""Those that are good news: all that is known of the FLOPs fits together."""
+
+MEANINGS = {row["verdict"]: row["meaning"] for row in _ROWS}
+"""Each verdict in a sentence, as README.md has it."""
 
 OWN_NAMESPACES = frozenset(
     (

@@ -73,8 +73,6 @@ def read_contents(path: Path, kind: FileKind) -> Contents:
         RefusedError: It is damaged, and would run code.
     """
     try:
-        if kind.name == "torch_export":  # its graph is JSON, its loader unpickles what lies beside
-            return Contents(path, kind.name, {})
         if kind.name == "pipeline":
             raise _pipeline(path, kind)
         if kind.name in ("sharded", "huggingface", "adapter"):
@@ -86,6 +84,8 @@ def read_contents(path: Path, kind: FileKind) -> Contents:
             )
         if kind.name in ("torch_zip", "torchscript", "torch_legacy", "pickle"):
             return _without_counters(_read_pickled(path, kind.name))
+        if not kind.remedy:  # its loader alone reads it, such as a program by torch.export
+            return Contents(path, kind.name, {})
     except FlopprofError:
         raise
     except Exception as error:  # a hostile stream may raise anything; all mean the same

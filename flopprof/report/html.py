@@ -10,11 +10,12 @@ from typing import Any
 
 import pandas as pd
 
+from flopprof.judge.verdicts import GOOD, MEANINGS
 from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
 from flopprof.report.chart.svg import PALETTES, chart_svg
 from flopprof.report.misses import heading
-from flopprof.report.summary import GOOD, kernel_sums, module_sums, summary
+from flopprof.report.summary import kernel_sums, module_sums, summary
 from flopprof.run import Run
 from flopprof.tables import TABLES
 from flopprof.units import UNKNOWN, clean_text, shown
@@ -99,6 +100,7 @@ def _data(run: Run) -> dict[str, Any]:
     frames = {"sites": run.sites, "modules": module_sums(run), "kernels": kernel_sums(run)}
     return {
         "good": sorted(GOOD),
+        "meanings": MEANINGS,
         "docs": docs | {"self_flops": "FLOPs of the module itself, without those inside it."},
         "empty": {
             "sites": "There are none.",

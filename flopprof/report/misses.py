@@ -11,9 +11,8 @@ import pandas as pd
 
 from flopprof.formulas import load_op_formulas
 from flopprof.formulas.external import find_op_formula
-from flopprof.report.summary import GOOD
+from flopprof.judge.verdicts import GOOD, VERDICTS
 from flopprof.run import Run, whole
-from flopprof.tables import VERDICTS
 from flopprof.units import clean_text, percent, safe_text, shorten, si
 
 PLACES = 5  # modules named of one cause

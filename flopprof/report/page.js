@@ -134,6 +134,7 @@ function addTable(id, rows, isTree) {
         cell.title = row.module_path;
       }
       if (name === "kernel") cell.title = row.kernel;
+      if (name === "verdict") cell.title = DATA.meanings[row.verdict] || "";
       const shown = cellText(row, name);
       if (shown === "–") cell.classList.add("none");
       if (widths.has(name)) cell.style.minWidth = widths.get(name);

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from flopprof.judge.verdicts import VERDICTS
 from flopprof.provenance import (
     Alternative,
     AnyProvenance,
@@ -17,7 +18,6 @@ from flopprof.provenance import (
     TraceProvenance,
 )
 from flopprof.run import Run, Totals
-from flopprof.tables import VERDICTS
 from flopprof.units import (
     UNKNOWN,
     clean_text,
@@ -30,7 +30,6 @@ from flopprof.units import (
     three_digits,
 )
 
-GOOD = frozenset(("free", "agrees", "formula_only"))
 TOP = 15
 # Of telemetry: (unit, its size in the reading's unit).
 _READINGS = dict.fromkeys(("sm_clock_mhz", "memory_clock_mhz"), ("Hz", 1e6))
