@@ -23,6 +23,9 @@ GOOD = frozenset(row["verdict"] for row in _ROWS if row["good"] == "yes")
 MEANINGS = {row["verdict"]: row["meaning"] for row in _ROWS}
 """Each verdict in a sentence, as README.md has it."""
 
+ADVICE = {row["verdict"]: row["advice"] for row in _ROWS if row["advice"]}
+"""What to do about those that are not good news."""
+
 OWN_NAMESPACES = frozenset(
     (
         *("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "stored"),

@@ -1,22 +1,23 @@
 """What hooks or formulas missed, grouped by cause, with what to do about it and formula stubs."""
 
-import csv
 import math
 from dataclasses import asdict, dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from flopprof.formulas import load_op_formulas
 from flopprof.formulas.external import find_op_formula
-from flopprof.judge.verdicts import GOOD, VERDICTS
+from flopprof.judge.verdicts import ADVICE, GOOD, VERDICTS
 from flopprof.run import Run, whole
 from flopprof.units import clean_text, percent, safe_text, shorten, si
 
 PLACES = 5  # modules named of one cause
 SHAPES = 8  # shapes named in one stub
+_ADVICE_IF_BOUNDED = (
+    "Where a formula lacks values only, its bound holds. Record with record_shapes=True and a "
+    "torch that writes Concrete Inputs (2.1 or newer) for more."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +124,7 @@ def heading(run: Run) -> str:
 
 def advice(entry: MissedOp) -> str:
     """Return what to do about a missed op."""
-    return _advice()["bounded" if _is_bounded(entry) else entry.verdict]
+    return _ADVICE_IF_BOUNDED if _is_bounded(entry) else ADVICE[entry.verdict]
 
 
 def to_rows(groups: list[Missed]) -> list[dict[str, Any]]:
@@ -140,12 +141,6 @@ def _is_bounded(entry: MissedOp) -> bool:
     """Return whether the op has a formula, to which only values are missing."""
     load_op_formulas()
     return math.isnan(entry.flops) and find_op_formula(entry.op) is not None
-
-
-@cache
-def _advice() -> dict[str, str]:
-    with (Path(__file__).parent / "advice.csv").open(encoding="utf-8", newline="") as file:
-        return {row["verdict"]: row["advice"] for row in csv.DictReader(file)}
 
 
 def missed_text(run: Run) -> str:
