@@ -90,6 +90,7 @@ def _call(run: Run, provenance: CallProvenance) -> dict[str, Any]:
         "slowdown_frac": timing.slowdown_frac,
         "observer": timing.observer and plain(timing.observer),
         "host_overhead_us": timing.host_overhead_us,
+        "traced_calls": timing.traces,
     }
     if provenance.telemetry:
         result["telemetry"] = plain(provenance.telemetry)

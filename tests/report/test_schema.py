@@ -61,9 +61,10 @@ def test_a_count_fits_the_schema(model, capsys):
 
 @pytest.mark.slow
 def test_a_run_fits_the_schema(model, capsys):
-    found = printed(capsys, "run", *model, "--repeats", "1", "--warmup", "1")
+    found = printed(capsys, "run", *model, "--repeats", "1", "--warmup", "1", "--traces", "2")
 
     assert found["matmul_flops"] == 240
+    assert 1 <= found["traced_calls"] <= 3  # three at least where time is hidden
     assert found.keys() <= DOCUMENTED.keys()
 
 
