@@ -148,6 +148,45 @@ def test_ranks_add_up_and_the_one_that_worked_longest_is_named(tmp_path, capsys)
     assert found["ops"]["aten::addmm"]["calls"] == 4
 
 
+@pytest.mark.parametrize(
+    ("compute_us", "slowest"),
+    [
+        (48.5, None),  # rank 1: 2 × 48.5 + 5 = 102 µs, of which 2 more than rank 0 are 1.96 %
+        (48.6, 1),  # 102.2 µs, of which 2.2 are 2.15 %
+    ],
+)
+def test_a_rank_is_the_slowest_from_2_percent_on(tmp_path, capsys, compute_us, slowest):
+    # Rank 0: two products of 47.5 µs and the orphan of 5 µs are 100 µs.
+    ranks = [small(tmp_path, rank=0, compute_us=47.5, name="r0.json")]
+    ranks.append(small(tmp_path, rank=1, compute_us=compute_us, name="r1.json"))
+
+    assert answer(capsys, *ranks)["slowest_rank"] == slowest
+
+
+@pytest.mark.parametrize(
+    ("at_us", "of_steps"),
+    [
+        (39.0, [2 * MATMUL, MATMUL]),  # the first step is from 0 to 40 µs, the second from 50 on
+        (41.0, [MATMUL, MATMUL]),  # between the two: in none
+        (51.0, [MATMUL, 2 * MATMUL]),
+    ],
+)
+def test_an_op_between_two_steps_is_in_neither(tmp_path, capsys, at_us, of_steps):
+    path = write_trace(
+        tmp_path / "between.json",
+        op("ProfilerStep#1", 0, 40) | {"cat": "user_annotation"},
+        *matmul(0, 1),
+        op("ProfilerStep#2", 50, 40) | {"cat": "user_annotation"},
+        *matmul(70, 2),
+        *(event | {"tid": 2} for event in matmul(at_us, 3)[:1]),  # another thread, beside them
+    )
+
+    found = answer(capsys, path)
+
+    assert [step["matmul_flops"] for step in found["steps"]] == of_steps
+    assert found["matmul_flops"] == 3 * MATMUL
+
+
 def test_two_traces_of_one_rank_are_told_apart_and_one_trace_twice_is_refused(tmp_path):
     first, second = (small(tmp_path, name=name) for name in ("a.json", "b.json"))
 

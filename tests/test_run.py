@@ -154,6 +154,18 @@ def test_metadata_of_another_type_is_damaged(tmp_path, name, value):
         Run.load(folder)
 
 
+def test_an_op_is_of_one_of_the_sites_and_not_of_the_row_behind_the_last(tmp_path):
+    folder = Run.load(Path(__file__).parent / "runs" / "small.flopprof").save(tmp_path / "x")
+    sites = len(pd.read_csv(folder / "sites.csv"))
+    ops = pd.read_csv(folder / "ops.csv", dtype=str, keep_default_na=False)
+
+    ops.assign(site_id=sites - 1).to_csv(folder / "ops.csv", index=False)
+    assert Run.load(folder).ops["site_id"].max() == sites - 1
+    ops.assign(site_id=sites).to_csv(folder / "ops.csv", index=False)
+    with pytest.raises(LoadError, match=r"site_id that is not in sites\.csv"):
+        Run.load(folder)
+
+
 def test_a_verdict_that_is_none_is_damaged(tmp_path):
     folder = make_run().save(tmp_path / "x.flopprof")
     text = (folder / "sites.csv").read_text()

@@ -31,6 +31,42 @@ def test_si_prints_three_digits_with_a_decimal_prefix(value, text):
     assert si(value, "FLOPs") == text
 
 
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (999.0, "999 FLOPs"),
+        (1000.0, "1.00 kFLOPs"),
+        (999_400.0, "999 kFLOPs"),
+        (999_600.0, "1.00 MFLOPs"),  # of three digits, 999.6 is 1000
+    ],
+)
+def test_a_prefix_begins_at_a_thousand_of_three_digits(value, text):
+    assert si(value, "FLOPs") == text
+
+
+@pytest.mark.parametrize(
+    ("us", "text"),
+    [
+        (999.4, "999 µs"),
+        (999.6, "1.00 ms"),
+        (1000.0, "1.00 ms"),
+        (999_400.0, "999 ms"),
+        (999_600.0, "1.00 s"),
+        (1e6, "1.00 s"),
+    ],
+)
+def test_a_unit_of_time_begins_at_a_thousand_of_three_digits(us, text):
+    assert duration(us) == text
+
+
+@pytest.mark.parametrize(
+    ("frac", "text"),
+    [(0.9984, "99.8 %"), (0.9994, "99.9 %"), (0.9996, "99.9 %"), (1.0, "100.0 %")],
+)
+def test_only_all_is_100_percent(frac, text):
+    assert percent(frac) == text
+
+
 def test_percent_never_rounds_up_to_all():
     assert percent(0.99999) == "99.9 %"
     assert percent(1.0) == "100.0 %"

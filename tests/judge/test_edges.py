@@ -57,6 +57,20 @@ def test_a_product_is_of_vector_units_where_most_of_its_kernel_time_is(of_gemv, 
     assert names[number[0]] == unit
 
 
+@pytest.mark.parametrize(("of_winograd", "unit"), [(0.04, ""), (0.06, "fast"), (0.9, "fast")])
+def test_a_product_is_fast_from_a_twentieth_of_its_kernel_time_on(of_winograd, unit):
+    times_us = {"winograd_fwd": 100 * of_winograd, "nvjet": 100 * (1 - of_winograd)}
+    rows = [
+        {"kernel_id": n, "op_id": 0, "kernel": name, "kind": "compute", "duration_us": us}
+        for n, (name, us) in enumerate(times_us.items())
+    ]
+    first = pd.Series([0]).to_numpy()
+
+    number, names = kernel_units(first, first, KERNELS.from_rows(rows))
+
+    assert names[number[0]] == unit
+
+
 @pytest.mark.parametrize(
     ("end_us", "matmul"),
     [

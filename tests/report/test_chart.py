@@ -417,6 +417,37 @@ def test_of_many_small_sites_the_largest_are_still_points():
     assert data.merged["share_frac"].sum() == pytest.approx(0.96)
 
 
+def of_shares(*percents):
+    """Return a run of one product for each of these shares of the time."""
+    rows = [
+        site("aten::mm", f"{n}", flops=4e6, min_bytes=5e4, time_us=100 * percent, kind="matmul")
+        for n, percent in enumerate(percents)
+    ]
+    return run_of(rows)
+
+
+def test_a_point_below_half_a_percent_of_the_time_is_merged_and_one_above_is_drawn():
+    data = chart_data(of_shares(99.0, 0.6, 0.4), group_by="site")
+
+    assert list(data.points["share_frac"]) == pytest.approx([0.99, 0.006])
+    assert list(data.merged["share_frac"]) == pytest.approx([0.004])
+
+
+@pytest.mark.parametrize(
+    ("small", "points"),
+    [
+        (120, 1),  # 120 × 0.4 % are 48 % of the time: merged
+        (130, 40),  # 52 %: the largest of them are drawn, 40 points in all
+    ],
+)
+def test_no_more_than_half_of_the_time_is_merged(small, points):
+    rest = 100 - 0.4 * small
+
+    data = chart_data(of_shares(rest, *[0.4] * small), group_by="site")
+
+    assert len(data.points) == points
+
+
 def test_a_point_lies_at_its_intensity_and_rate_and_knows_its_roof():
     first, second = chart_data(small_run()).points.itertuples()
 

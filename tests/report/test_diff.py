@@ -5,8 +5,10 @@ import math
 import subprocess
 import sys
 
+import pytest
+
 from flopprof.cli import main
-from flopprof.report.diff import compared
+from flopprof.report.diff import compared, compared_text
 from tests.builders import make_run
 
 
@@ -64,6 +66,19 @@ def test_a_run_is_the_same_as_itself_and_the_text_fits(tmp_path, capsys):
     assert "10.0 µs     30.0 µs   × 3.00" in out
     assert max(map(len, out.splitlines()[1:])) <= 100
     assert main(["diff", folders[0], str(tmp_path / "none")]) == 2
+
+
+@pytest.mark.parametrize(
+    ("after_us", "told"),
+    [(51.0, "−49.0 %"), (50.0, "× 0.500"), (199.0, "+99.0 %"), (200.0, "× 2.00")],
+)
+def test_from_twice_or_half_on_a_change_is_told_as_a_ratio(after_us, told):
+    runs = [make_run([row("aten::mm", "a", 100.0, time_us)]) for time_us in (100.0, after_us)]
+
+    text = compared_text(compared(*runs), ("before", "after"))
+
+    [line] = [line for line in text.splitlines() if line.startswith("a mm")]
+    assert told in line
 
 
 def test_no_torch(tmp_path):

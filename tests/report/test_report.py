@@ -10,6 +10,7 @@ import pytest
 
 from flopprof.cli import main
 from flopprof.errors import UsageError
+from flopprof.report.summary import top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES, TABLES
 from tests.builders import make_run
@@ -96,6 +97,25 @@ def test_without_energy_there_is_no_rate_per_joule():
 
     assert json.loads(run.report("json"))["flops_per_j"] is None
     assert "Telemetry not available" in " ".join(run.report("text").split())
+
+
+@pytest.mark.parametrize(("slowdown_frac", "told"), [(0.99, False), (1.01, True)])
+def test_times_are_told_as_too_long_where_tracing_takes_longer_than_the_call(slowdown_frac, told):
+    text = " ".join(make_run(slowdown_frac=slowdown_frac).report("text").split())
+
+    assert f"tracing added {100 * slowdown_frac:+.0f} %" in text
+    assert ("sites' times are too long" in text) == told
+
+
+@pytest.mark.parametrize(("share_frac", "listed"), [(0.004, False), (0.006, True)])
+def test_what_does_no_flops_is_listed_from_half_a_percent_of_the_time_on(share_frac, listed):
+    view = {"op": "aten::view", "phase": "forward", "calls": 1, "verdict": "free", "flops": 0.0}
+    view |= {"matmul_flops": 0.0, "vector_flops": 0.0, "time_us": 1.0}
+    run = make_run([view | {"time_share_frac": share_frac, "reason": ""}])
+
+    _, rows = top_sites(run)
+
+    assert [row[1] for row in rows] == (["view"] if listed else [])
 
 
 HOSTILE = "слой.blöck_" + "very_long_name." * 30 + "<b>|`__x__`[y](z)\\|\n# heading"

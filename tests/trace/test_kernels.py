@@ -226,6 +226,35 @@ def test_external_ids_that_the_correlations_disprove_link_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("said", "op_id"),
+    [
+        ((5, 5), 2),  # one of two launches is where the External id says: half, and trusted
+        ((5, 5, 5), -1),  # one of three
+        ((5, 6, 6), 2),
+    ],
+)
+def test_external_ids_count_where_half_of_the_correlations_confirm_them(tmp_path, said, op_id):
+    # The first launch is in relu (5), the others in neg (6); the last kernel has none.
+    launches = [launch(n, ts) for n, ts in enumerate((2, 22, 24)[: len(said)], start=1)]
+    kernels = [
+        with_shapes(kernel(n, 100 + n, 1), {"External id": external})
+        for n, external in enumerate(said, start=1)
+    ]
+
+    trace = read(
+        tmp_path,
+        op("aten::relu", 0, 10, External_id=5),
+        op("aten::neg", 20, 10, External_id=6),
+        op("aten::abs", 40, 10, External_id=7),
+        *launches,
+        *kernels,
+        with_shapes(kernel(9, 200, 3), {"External id": 7}),
+    )
+
+    assert trace.kernels["op_id"].iloc[-1] == op_id
+
+
+@pytest.mark.parametrize(
     ("launching", "running"),
     [
         ("xpu_runtime", "kernel"),
