@@ -59,6 +59,20 @@ def test_what_the_ops_below_say_exactly_needs_no_bound(tmp_path):
     assert (alone.flops, alone.flops_at_most) == (0, 138)
 
 
+def test_a_bounded_op_with_an_unknown_one_below_it_is_not_free(tmp_path):
+    lists = {"Input Dims": [[[4, 5], [3]], []], "Input type": ["TensorList", "Scalar"],
+             "Concrete Inputs": ["", "2"]}  # fmt: skip
+    outer = with_shapes(op("aten::_foreach_mul", 0, 20), lists)
+
+    sites = judged(tmp_path, outer, op("aten::no_such_op", 1, 5)).set_index("op")
+
+    # As if alone: of integers at least, of complex numbers at most, 6 · (4·5 + 3).
+    bounded = sites.loc["aten::_foreach_mul"]
+    assert bounded["verdict"] == "unknown"
+    assert math.isnan(bounded["flops"])
+    assert bounded["flops_at_most"] == 138
+
+
 def test_a_ceiling_that_is_too_low_bounds_nothing(tmp_path):
     roof = {
         "dtype": "float32", "unit": "tensor", "memory_level": "DRAM", "peak_flops_per_s": 1.0,

@@ -141,14 +141,22 @@ def test_a_plain_op_inside_what_hooks_cannot_enter_is_opaque(module_type):
     assert (verdict, plain) == ("opaque", "functional")
 
 
-@pytest.mark.parametrize(("beside", "code"), [(5, 0), (16, 5)])
+@pytest.mark.parametrize(
+    ("beside", "code"),
+    [
+        ((5, 0), 0),  # ResNet-18 has 122 tensors: 5 of 127 are 4 %
+        ((6, 6), 0),  # 12 of 134 are 9 %
+        ((10, 10), 5),  # 20 of 142 are 14 %, though each prefix is of nine tenths of what has it
+        ((16, 0), 5),
+    ],
+)
 def test_a_model_is_recognised_with_a_tenth_of_other_tensors_beside_it_and_not_with_more(
     tmp_path, capsys, beside, code
 ):
     torchvision = pytest.importorskip("torchvision")
-    # ResNet-18 has 122 tensors: 5 of 127 are 4 %, 16 of 138 are 12 %.
-    state = {f"model.{k}": v for k, v in torchvision.models.resnet18().state_dict().items()}
-    state |= {f"loss.w{number}": torch.zeros(3) for number in range(beside)}
+    state = {f"module.model.{k}": v for k, v in torchvision.models.resnet18().state_dict().items()}
+    state |= {f"module.loss.w{number}": torch.zeros(3) for number in range(beside[0])}
+    state |= {f"other.w{number}": torch.zeros(3) for number in range(beside[1])}
     torch.save(state, tmp_path / "net.pth")
 
     assert main(["count", str(tmp_path / "net.pth")]) == code

@@ -123,6 +123,12 @@ def test_hidden_time_counts_only_if_it_is_there_in_most_traced_calls(having, hid
         assert f"in {having} of 5 traced calls" in gap.reason
 
 
+def test_hidden_time_in_half_of_the_traced_calls_is_not_in_most_of_them():
+    calls = [traced(ops(100.0), *(LONG if n < 2 else ORDINARY)) for n in range(4)]
+
+    assert "hidden" not in set(judged(*calls)["verdict"])
+
+
 def test_hidden_time_that_the_kept_trace_lacks_is_there_if_most_others_have_it():
     calls = [traced(ops(100.0), *ORDINARY), *[traced(ops(100.0), *LONG)] * 2]
 
