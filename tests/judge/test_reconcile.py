@@ -340,6 +340,28 @@ def test_a_linear_whose_subclass_weight_is_scaled_agrees_on_its_product():
     assert set(product["verdict"]) == {"agrees"}
 
 
+@pytest.mark.parametrize("wrong", [0, 1])
+def test_a_site_has_the_worst_verdict_of_its_calls(wrong):
+    calls = pd.concat([call_row(240, 24, call_id=n) for n in (0, 1)], ignore_index=True)
+    rows = [op_row(op_id=n, call_id=n) for n in (0, 1)]
+    rows[wrong]["profiler_flops"] = 120.0
+
+    [site] = judge(calls, rows).itertuples()
+
+    assert (site.calls, site.verdict) == (2, "disagrees")
+    assert "profiler counts 120" in site.reason
+
+
+def test_a_sum_with_an_unknown_part_is_unknown():
+    rows = [op_row(op_id=0), op_row(op_id=1, min_bytes=math.nan)]
+
+    [site] = judge(call_row(480, 48), rows).itertuples()
+
+    assert (site.calls, site.flops) == (2, 528)
+    assert math.isnan(site.min_bytes)  # not the 320 of the one that is known
+    assert math.isnan(site.intensity_flops_per_byte)
+
+
 def test_a_profiler_that_counts_otherwise_disagrees():
     sites = judge(call_row(240, 24), [op_row(profiler_flops=120.0)])
 
