@@ -14,6 +14,7 @@ from math import inf, prod
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, broadcast_shapes, nn
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.rnn import PackedSequence
@@ -410,7 +411,8 @@ def negative_log_likelihood(call: ModuleCall) -> Work | None:
     """Per target −w·x and its reduction; a weighted mean sums the weights.
 
     Cross-entropy first does log-softmax, 5n, and with a linear head the product before that. Its
-    class probabilities and label smoothing are left out: unknown.
+    class probabilities and label smoothing are left out: unknown. So is a head whose options let
+    it make gradients in forward.
     """
     m: Any = call.module
     x = _input(call)
@@ -426,5 +428,7 @@ def negative_log_likelihood(call: ModuleCall) -> Work | None:
     head = getattr(m, "linear", None)
     if head is None:
         return Work(vector_flops=vector + 5 * x.numel())
+    if getattr(m, "options", None) is not None and torch.is_grad_enabled():
+        return None
     logits = x.numel() // head.in_features * head.out_features
     return Work(2 * logits * head.in_features, vector + (5 + _sum(head, "bias")) * logits)

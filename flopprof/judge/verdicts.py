@@ -29,6 +29,7 @@ ADVICE = {row["verdict"]: row["advice"] for row in _ROWS if row["advice"]}
 OWN_NAMESPACES = frozenset(
     (
         *("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "stored"),
+        "torch_nn",
         *("autograd", "c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd"),
         *("_dtensor", "fsdp", "symm_mem"),
     )

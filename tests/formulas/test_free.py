@@ -73,6 +73,7 @@ def test_every_registered_name_is_an_op_of_pytorch():
             "fbgemm",
             "torchao",
             "stored",
+            "torch_nn",
         ),
         *("_Linear", "flopproftest"),
     )

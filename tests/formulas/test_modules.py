@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode
 
+import flopprof
 from flopprof.formulas import MODULE_FORMULAS, ModuleCall, Work
 from flopprof.formulas.modules import canonical_name, find_module_formula
 from tests.formulas._calls import total
@@ -466,6 +467,32 @@ def test_linear_cross_entropy_counts_its_product():
     work = work_of(nn.LinearCrossEntropyLoss(5, 7, bias=True), A, torch.tensor([0, 1, 2]))
 
     assert work == Work(210, 132)
+
+
+@pytest.mark.skipif(not hasattr(nn, "LinearCrossEntropyLoss"), reason="newer than this torch")
+def test_a_chunked_linear_cross_entropy_is_counted_with_its_gradients():
+    from torch.nn.modules.linear_cross_entropy_options import LinearCrossEntropyOptions
+
+    options = LinearCrossEntropyOptions(batch_chunk_size=2)
+    loss = nn.LinearCrossEntropyLoss(5, 7, options=options)
+    x = torch.randn(3, 5)
+    targets = torch.tensor([0, 1, 2])
+
+    count = flopprof.count_flops(loss, (x, targets))
+    called = flopprof.profile(loss, (x, targets), traces=1)
+    trained = flopprof.profile(loss, (x, targets), traces=1, train=True)
+
+    # 3·7 sums of 5; log-softmax 5·21, negate and mean 3 each. The weight's gradient is 7·5 sums of
+    # 3; x wants none.
+    for run in (count.run, called):
+        assert (run.totals.matmul_flops, run.totals.vector_flops) == (210, 111)
+        assert run.totals.flops_at_most == 321
+    assert trained.totals.matmul_flops == 210 + 210
+    chunked = trained.sites[trained.sites["op"].str.startswith("torch_nn::")]
+    # Besides, of the scores' gradient 3 and 4·21.
+    assert list(chunked["vector_flops"]) == [111 + 3 + 84]
+    assert list(chunked["verdict"]) == ["functional"]
+    assert trained.totals.flops_at_most == trained.totals.flops
 
 
 def test_torchvision_layers_are_known():

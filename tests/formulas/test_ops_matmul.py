@@ -359,3 +359,22 @@ def test_tensordot_of_ones_sums_to_its_multiply_adds(summed, data):
 
     assert work is not None
     assert work.matmul_flops == expected
+
+
+def test_a_pseudo_inverse_is_a_decomposition_and_a_product():
+    matrix = torch.randn(6, 4)
+
+    matmul, _ = total(lambda: torch.linalg.pinv(matrix))
+
+    # U [6, 4], S, V [4, 4]: V·S⁻¹ is elementwise, (V·S⁻¹)·Uᵀ has 4·6 sums of 4.
+    assert matmul == 2 * 4 * 6 * 4
+
+
+@pytest.mark.parametrize(("norm", "products"), [(1e-3, 2), (0.5, 3)])
+def test_an_exponential_of_a_matrix_counts_its_products(norm, products):
+    matrix = norm * torch.eye(5)
+
+    matmul, _ = total(lambda: torch.linalg.matrix_exp(matrix))
+
+    # Taylor's polynomial of degree 4 takes two products of 5×5, that of degree 8 three.
+    assert matmul == products * 2 * 125

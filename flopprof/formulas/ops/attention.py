@@ -28,12 +28,14 @@ def attention(call: OpCall, at: Places) -> Work | None:
     Key and value follow the query, backward also output and log-sum-exp. "heads length" is
     [batch, heads, length, width], "length heads" [batch, length, heads, width]. Packed, [tokens,
     heads, width]: at least each query meets one key, at most each meets the longest sequence's, or
-    all. With keys in pages and no longest length, not determined.
+    all. With keys in pages and no longest length, or in tiles, not determined.
     """
     query, key, value = (call.shape(at["query"] + offset) for offset in range(3))
-    least = 2 if at["order"] == "heads length" else 3
-    if min(map(len, (query, key, value))) < least:
+    heads_first = at["order"] == "heads length"
+    if min(map(len, (query, key, value))) < (2 if heads_first else 3):
         return None
+    if not heads_first and max(len(key), len(value)) > 4:
+        return None  # keys in tiles
     masks = call.count(at["mask"])
     dropped = 2 if (number(call, at["dropout"]) or 0) > 0 else 0
 
@@ -53,7 +55,6 @@ def attention(call: OpCall, at: Places) -> Work | None:
         traffic = moved_bytes(call, *read) + written * call.itemsize_of(at["query"])
         return Work(matmul, vector, traffic)
 
-    heads_first = at["order"] == "heads length"
     if "lengths" in at and (len(query) == 3 or prod(call.shape(at["lengths"])) > 1):
         if heads_first and len(query) != 3:
             return None

@@ -7,6 +7,7 @@ attention are in places.json.
 from dataclasses import replace
 from functools import partial
 
+from flopprof import dtypes
 from flopprof.formulas import OpCall, Work
 from flopprof.formulas.ops import _elements as el
 
@@ -54,31 +55,38 @@ def add_rms_norm_returned(call: OpCall) -> Work:
     return el.vector_work(call, 5 * el.elements(call, 0), 0, 1, 2, 0, 1)
 
 
-@norm_formula("aiter::groupnorm_run aiter::group_norm aiter::GroupNorm")
+@norm_formula("aiter::{,_}groupnorm_run")
 def group_norm(call: OpCall) -> Work:
-    """Mean, subtract, square, sum, scale: 5 of each element of the input, the largest argument.
+    """Mean, subtract, square, sum, scale: 5 of each element; weight and bias one each.
 
-    A weight and a bias, vectors of equal length, one each.
+    The first argument is the input, or the output of its shape; weight and bias have one element
+    per channel.
     """
-    size = max(el.elements(call, index) for index in range(len(call.shapes)))
-    vectors = [i for i in range(len(call.shapes)) if call.has(i) and len(call.shape(i)) == 1]
-    flops = (5 + min(len(vectors), 2)) * size
-    return Work(vector_flops=flops, min_bytes=2 * size * call.itemsize)
+    channels = call.shape(0)[1:2]
+    affine = [i for i in range(1, len(call.shapes)) if call.has(i) and call.shape(i) == channels]
+    return el.vector_work(call, (5 + len(affine)) * el.elements(call, 0), 0, 0, *affine)
 
 
 @op_formula("_C::rotary_embedding sgl_kernel::rotary_embedding")
-@op_formula("sgl_kernel::apply_rope_pos_ids_cos_sin_cache aiter::rotary_embedding_fwd_impl")
+@op_formula("sgl_kernel::apply_rope_pos_ids_cos_sin_cache aiter::rotary_embedding_fwd")
+@op_formula("aiter::rope_cached_positions_2c_fwd_impl")
 def rotary(call: OpCall) -> Work:
     """Of each element of query and key two products and a sum: `x·cos ± y·sin`.
 
-    At most all elements: only the first of a head may be rotated. Positions are integers, and the
-    cache of angles is no operand that is rotated: a matrix whose rows are positions.
+    At most all elements: only the first of a head may be rotated. Before them may be positions,
+    which are integers, or in their place two outputs of their shapes.
     """
     positions_first = not el.counts(OpCall("", (), 4, (call.dtype(0),)))
     first = 1 if positions_first else 0
     size = el.elements(call, first) + el.elements(call, first + 1)
     read = (first, first + 1, first, first + 1)
     return el.vector_work(call, 0, *read, at_most=3 * size)
+
+
+@op_formula("aiter::rope_fwd_impl")
+def rotary_of_one(call: OpCall) -> Work:
+    """(output, input, angles): two products and a sum of each element, at most of all."""
+    return el.vector_work(call, 0, 0, 1, at_most=3 * el.elements(call, 1))
 
 
 @op_formula("torchao::dequantize_affine")
@@ -116,6 +124,30 @@ def _quantised(call: OpCall, flops: int, *read: int) -> Work:
     return replace(work, min_bytes=work.min_bytes + size * wider)
 
 
+@op_formula("fbgemm::FloatToFP8RowwiseQuantized fbgemm::quantize_fp8_per_{row,tensor,col}")
+def to_fp8(call: OpCall) -> Work:
+    """Absolute value, maximum and scale of each element, which becomes a byte."""
+    return _to_bytes(call, 3)
+
+
+@op_formula("fbgemm::{Float,Half,FloatOrHalf}ToFused8BitRowwiseQuantized")
+def to_fused_8bit(call: OpCall) -> Work:
+    """Minimum, maximum, subtract and scale of each element, which becomes a byte."""
+    return _to_bytes(call, 4)
+
+
+@op_formula("fbgemm::FloatToHFP8Quantized")
+def to_hfp8(call: OpCall) -> Work:
+    """Each element clamped; below the smallest normal number something is added, too."""
+    size = el.elements(call, 0)
+    return replace(_to_bytes(call, 1), flops_at_most=2 * size)
+
+
+def _to_bytes(call: OpCall, flops: int) -> Work:
+    size = el.elements(call, 0)
+    return Work(vector_flops=flops * size, min_bytes=el.moved_bytes(call, 0) + size)
+
+
 @op_formula("fbgemm::FP8RowwiseQuantizedToFloat fbgemm::HFP8QuantizedToFloat")
 @op_formula("fbgemm::Fused8BitRowwiseQuantizedToFloat")
 def rows_to_float(call: OpCall) -> Work:
@@ -144,8 +176,9 @@ def _names(pattern: str) -> str:
 def embedding_lookup(call: OpCall) -> Work | None:
     """Each index looked up adds a row to its bag: one per element, two if weighted.
 
-    Tables may be of several widths, and which one an index is of, its place decides: then at most
-    the widest, at least nothing. Two numbers in a row are the sum of the widths and the widest.
+    A mean scales each bag. Tables may be of several widths, and which one an index is of, its place
+    decides: then at most the widest, at least nothing. Two numbers in a row are the sum of the
+    widths and the widest; indices, their offsets, the kind of pooling and weights follow.
     """
     places = range(len(call.shapes))
     at = next((i for i in places if call.integer(i) and call.integer(i + 1)), None)
@@ -154,24 +187,39 @@ def embedding_lookup(call: OpCall) -> Work | None:
     total = call.integer(at) or 0
     widest = call.integer(at + 1) or 0
     tables = el.elements(call, at - 1) - 1  # the widths' offsets
-    indices = _first_integers(call, at + (4 if "lookup" in call.op else 2))
-    weighted = 2 if "_weighted" in call.op else 1
-    flops = weighted * indices * widest
-    moved = indices * widest * call.itemsize
+    indices_at = _first_integers(call, at + (4 if "lookup" in call.op else 2))
+    if indices_at is None:
+        return None
+    indices = el.elements(call, indices_at)
+    bags = el.elements(call, indices_at + 1) - 1
+    pooling = call.integer(indices_at + 2)
+    weights_at = indices_at + 3
+    is_weighted = dtypes.is_floating(call.dtype(weights_at))
+    is_weighted = is_weighted and el.elements(call, weights_at) == indices
+    rows = 2 if "_weighted" in call.op or is_weighted else 1
+    flops = rows * indices * widest
+    if pooling == _MEAN:
+        flops += bags * widest
+    if pooling == _NO_POOLING:
+        flops = 0
     if tables * widest == total:
-        return Work(vector_flops=flops, min_bytes=moved)
-    return Work(min_bytes=0, flops_at_most=2 * flops)
+        return Work(vector_flops=flops, min_bytes=indices * widest * call.itemsize)
+    return Work(flops_at_most=flops)
 
 
-def _first_integers(call: OpCall, index: int) -> int:
-    """Return the elements of the first tensor of integers from argument `index` on."""
-    for place in range(index, len(call.shapes)):
-        if call.dtype(place) in ("int64", "int32"):
-            return el.elements(call, place)
-    return 0
+_MEAN = 1  # fbgemm's numbers for kinds of pooling; a sum is 0
+_NO_POOLING = 2
 
 
-_MOST_OF_AN_UPDATE = 20  # Adam's 13, LAMB's norms 4, decay 2, the gradient's own sum 1
+def _first_integers(call: OpCall, index: int) -> int | None:
+    """Return the place of the first tensor of integers from argument `index` on."""
+    places = range(index, len(call.shapes))
+    return next((at for at in places if call.dtype(at) in ("int64", "int32")), None)
+
+
+# LAMB is the dearest: the gradient weighted and summed 2, moments 3 and 4, their corrections 2,
+# root, ε, quotient 3, decay 2, squares of both norms summed 4, step 3; stochastic rounding 1.
+_MOST_OF_AN_UPDATE = 24
 
 
 @op_formula(
@@ -185,5 +233,8 @@ def embedding_backward(call: OpCall) -> Work | None:
     at = next((i for i in range(len(call.shapes)) if call.integer(i)), None)
     if at is None:
         return None
-    indices = _first_integers(call, at + 3)
-    return Work(flops_at_most=_MOST_OF_AN_UPDATE * indices * (call.integer(at) or 0))
+    indices_at = _first_integers(call, at + 3)
+    if indices_at is None:
+        return None
+    updated = el.elements(call, indices_at) * (call.integer(at) or 0)
+    return Work(flops_at_most=_MOST_OF_AN_UPDATE * updated)

@@ -153,6 +153,39 @@ def cross_entropy_loss(call: OpCall) -> Work:
     return _reduced(call, flops, items, 3, 0, 1, 2)
 
 
+_LABEL_TYPES = ("int64", "int32", "uint8")
+
+
+@op_formula("torch_nn::_linear_cross_entropy_batch_chunked{,_no_reduction}")
+def chunked_linear_cross_entropy(call: OpCall) -> Work | None:
+    """The loss of N rows of scores `x @ wᵀ + bias`, n = N·C in all, and the gradients at once.
+
+    A product 2·n·F, bias n, log-softmax 5n, of N targets negate and mean. With gradients N and 4n
+    for that of the scores; for those of x and of w another product each, for that of the bias n.
+    (x, w, targets, bias, class weights, …): not determined with class weights, smoothed labels, and
+    probabilities for targets, nor for versions with other arguments.
+    """
+    reduces = not call.op.endswith("_no_reduction")
+    if len(call.shapes) != (15 if reduces else 9):
+        return None
+    if call.dtype(2) not in _LABEL_TYPES or call.has(4) or (reduces and el.number(call, 7) != 0):
+        return None
+    (rows, width), classes = call.shape(0), call.shape(1)[0]
+    scores = rows * classes
+    flops = (5 + call.count(3)) * scores + (2 if reduces else 1) * rows
+    wanted = [call.flag(index) is True for index in (12, 13, 14)] if reduces else [False] * 3
+    of_x, of_weight, of_bias = wanted
+    if any(wanted):
+        flops += rows + 4 * scores
+    if of_bias:
+        flops += scores
+    products = 1 + wanted[:2].count(True)
+    written = rows * width if of_x else 0
+    written += classes * width if of_weight else 0
+    work = el.vector_work(call, flops, 0, 1, 2, 3, written=written)
+    return replace(work, matmul_flops=2 * scores * width * products)
+
+
 @op_formula("ctc_loss _ctc_loss _ctc_loss_backward")
 def ctc_loss(call: OpCall) -> Work | None:
     """α of the T·(2S + 1) states of each sequence: 13; backward 22 of each, and 6 of each score.
