@@ -19,8 +19,11 @@ def main() -> None:
     ]
     composite: dict[str, bool] = {}
     for name in overloads:
-        op = name.partition(".")[0]
-        composite[op] = composite.get(op, True) and kernel(name, "CompositeImplicitAutograd")
+        op, _, overload = name.partition(".")
+        calls_others = kernel(name, "CompositeImplicitAutograd")
+        if overload.endswith("out") and not kernel(name, "CPU"):  # generated: calls the other
+            calls_others = calls_others or kernel(name, "CompositeExplicitAutograd")
+        composite[op] = composite.get(op, True) and calls_others
     names = sorted(op for op, only in composite.items() if only)
     TARGET.write_text(json.dumps(names, indent=0) + "\n")
     print(f"{len(names)} of {len(composite)} ops, torch {torch.__version__}: {TARGET}")

@@ -292,7 +292,6 @@ def unknown() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
     x = ones(8, 8)
     targets = torch.zeros(8, 8, dtype=torch.int64)
     return {
-        "matrix_exponential": (Calls(lambda m, x: torch.linalg.matrix_exp(x)), (x,)),
         "sparse_product": (Calls(lambda m, x: torch.sparse.mm(x.to_sparse(), x)), (x,)),
         "multilabel_loss": (
             Calls(lambda m, x: F.multilabel_margin_loss(x, targets)), (x,)),

@@ -6,6 +6,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -171,6 +172,9 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, floa
         with _quiet_kineto():
             profiler.start()
         cleanup.callback(_stop, profiler)
+        cleanup.enter_context(warnings.catch_warnings())
+        # Of with_flops, on nested tensors: no concern of the model's.
+        warnings.filterwarnings("ignore", "Failed to save extra arguments for flops")
         device.synchronize()
         waited_s = thread_waited_s()
         start = time.perf_counter()

@@ -129,7 +129,7 @@ def _timed_ops(
     if on_device:  # apart from calls that ran: a rate is made of what has device time
         units = np.where(without_kernels(walked, owner, kernels), len(names), units)
     walked.put("by_kernel", units, np.append(names, _NO_KERNEL))
-    settle_glue(walked)
+    settle_glue(walked, on_device=on_device)
     if timed:
         bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell
         walked = walked.where(walked["counted"] | (walked["time_us"] > 0) | bounded)

@@ -108,10 +108,16 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked = walked.where(rows)
     parents = _parents_among(ops, rows)
     # Whether any op is below, and whether those below account for all that the op does.
-    walked.columns["calls_others"] = np.isin(np.arange(len(rows)), parents)
+    calls_others = np.isin(np.arange(len(rows)), parents)
+    looks_below = walked.named("op", LOOKS_BELOW.__contains__) & ~walked["counted"]
+    if looks_below.any():
+        calls_others &= ~looks_below | _works_below(walked, parents)
+    walked.columns["calls_others"] = calls_others
+    walked.columns["passes_on"] = _passing_on(walked, parents)
     walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
     if not np.isnan(walked["flops_at_most"]).all():
         glue = walked.named("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
+        glue |= walked["passes_on"]
         by_formula = walked["counted"] & walked.named("op", OP_FORMULAS.__contains__)
         walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
     return walked, owner
@@ -127,6 +133,47 @@ def _parents_among(ops: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
     place[rows] = np.arange(len(rows))
     around: np.ndarray = place[ops["parent_op_id"].to_numpy()[rows]]
     return around
+
+
+def _works_below(walked: Walked, parents: np.ndarray) -> np.ndarray:
+    """Return which ops have an op below them that may do FLOPs.
+
+    On the meta device some ops only allocate their result: what they call elsewhere is not there.
+    """
+    is_leaf = ~np.isin(np.arange(len(walked)), parents)
+    works = np.where(walked["counted"], ~walked.named("kind", "free".__eq__), is_leaf)
+    below = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
+    for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
+        if works[row] or below[row]:
+            below[parents[row]] = True
+    return below[:-1]
+
+
+def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:
+    """Return which ops of unknown FLOPs have an op of their own name below them.
+
+    A nested or otherwise subclassed tensor, a mode or another overload called the op again: the
+    innermost one says what ran.
+    """
+    passes_on = np.zeros(len(walked), dtype=bool)
+    unknown = ~walked["counted"] & np.isnan(walked["matmul_flops"])
+    if not (unknown & walked["calls_others"]).any():
+        return passes_on
+    is_looked_for = np.isin(walked["op"], np.unique(walked["op"][unknown])).tolist()
+    names = walked["op"].tolist()
+    below: dict[int, set[int]] = {}  # names of what is below the ops still to come
+    for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
+        mine = below.pop(row, set())
+        passes_on[row] = names[row] in mine
+        if is_looked_for[row]:
+            mine.add(names[row])
+        around = int(parents[row])
+        if around >= 0 and mine:
+            others = below.get(around, set())
+            fewer, more = sorted((mine, others), key=len)
+            more |= fewer  # never the larger into the smaller: deep trees take no square of time
+            below[around] = more
+    return passes_on & unknown
 
 
 def _outer_flops(ops: Walked, parents: np.ndarray) -> np.ndarray:
@@ -191,15 +238,17 @@ def without_kernels(walked: Walked, owner: np.ndarray, kernels: pd.DataFrame) ->
     return idle
 
 
-def settle_glue(walked: Walked) -> None:
+def settle_glue(walked: Walked, *, on_device: bool) -> None:
     """Mark as free what only calls other ops, such as einsum: they are walked for themselves.
 
     An op that has a formula, which does not determine this call, is none without ops below it. One
-    whose FLOPs are known and that is walked, yet not counted, is above the ops that ran.
+    whose FLOPs are known and that is walked, yet not counted, is above the ops that ran. So is one
+    that was called again below itself, but for kernels of its own.
     """
     glue = walked.named("op", _only_calls_others)
     glue &= walked["calls_others"] | ~walked.named("op", OP_FORMULAS.__contains__)
     glue |= walked["settled"] | ~np.isnan(walked["matmul_flops"])
+    glue |= walked["passes_on"] & ~(on_device & (walked["time_us"] > 0))
     glue &= ~walked["counted"] & np.isnan(walked["flops_at_most"])
     names = walked.names["kind"]
     kinds = np.where(glue, len(names), walked["kind"])

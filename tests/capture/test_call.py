@@ -315,6 +315,26 @@ def test_a_nested_tensor_is_counted_alike_with_and_without_time(layout):
     # 3 + 5 rows, 4 outputs of 8 multiply-adds.
     assert count.matmul_flops == run.totals.matmul_flops == 2 * 8 * 4 * 8 == 512
     assert count.run.provenance.called.input == run.provenance.called.input == "nested tensor of 2"
+    # The outer aten::linear, recorded without sizes, only calls itself again on the values.
+    assert count.flops_at_most == run.totals.flops_at_most == 512
+    assert run.totals.coverage_frac == 1
+
+
+def test_ops_on_a_nested_tensor_are_known_by_those_that_they_call_on_its_values():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            self.linear = nn.Linear(8, 4)
+
+        def forward(self, x):
+            return torch.nn.functional.relu(self.linear(self.norm(x))) * 2
+
+    count = flopprof.count_flops(Block(), nested(torch.jagged, 3, 5, width=8))
+
+    # 8 rows: layer norm 7 × 64, bias, relu and product 3 × 32; the layer 2 × 8 × 8 × 4.
+    assert (count.matmul_flops, count.vector_flops) == (512, 448 + 96)
+    assert count.flops_at_most == 512 + 448 + 96
 
 
 def test_what_a_nested_tensor_cannot_do_is_an_error_of_ours():

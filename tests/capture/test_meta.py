@@ -1,10 +1,13 @@
 """Running on the meta device with repeated results, against running each op."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
+import flopprof
 from flopprof.capture.meta import ShapesOnce
 
 
@@ -91,3 +94,15 @@ def test_an_op_of_neither_list_is_recorded_once_with_what_lies_in_it():
 def test_what_cannot_run_without_values_still_raises():
     with ShapesOnce(), pytest.raises((NotImplementedError, RuntimeError)):
         torch.nonzero(meta(3).detach()).tolist()
+
+
+def test_an_op_that_only_allocates_on_the_meta_device_is_unknown_and_no_zero():
+    class Exponential(nn.Module):
+        def forward(self, x):
+            return torch.linalg.matrix_exp(x)
+
+    count = flopprof.count_flops(Exponential(), torch.ones(6, 6))
+
+    # Its products, which the matrix's norm decides, are only seen where there are values.
+    assert math.isnan(count.flops_at_most)
+    assert "unknown" in set(count.run.sites["verdict"])
