@@ -178,7 +178,7 @@ def unchanged(
 ) -> Iterator[Snapshot]:
     """Run the block without gradients and in eval mode, or `training`; then restore all.
 
-    Restored are modes, random state, gradients and buffers, what the inputs hold, and what the
+    Restored are modes, random state, gradients (no call finds any) and buffers, what the inputs hold, and what the
     model's attributes hold; when training, parameters too, from copies. Elsewhere a change of
     parameters is only told of, since copies would take too much memory. What is yielded restores
     inputs, attributes, buffers and random state before each of several calls; what is `held`
@@ -211,6 +211,8 @@ def unchanged(
         try:
             snapshot = Snapshot(model, leaves, device=str(device))
             around = Snapshot.around(model, held)
+            if not training:
+                snapshot.begin_without_gradients(parameters)
             try:
                 yield snapshot
             finally:

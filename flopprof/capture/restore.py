@@ -7,7 +7,7 @@ import inspect
 import io
 import random
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -87,6 +87,16 @@ class Snapshot:
             put_back()
         for tensor in self._tensors:
             tensor.restore(surely=fully)
+
+    def begin_without_gradients(self, parameters: "Sequence[torch.Tensor]") -> None:
+        """Have each call find no gradients: a backward pass inside forward would add to them."""
+
+        def drop_gradients() -> None:
+            for parameter in parameters:
+                parameter.grad = None
+
+        drop_gradients()
+        self._put_back.append(drop_gradients)
 
     def _keep_random_states(self, device: str) -> None:
         import torch

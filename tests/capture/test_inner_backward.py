@@ -130,3 +130,18 @@ def test_counting_agrees_with_profiling():
 
         assert count.matmul_flops == profiled(model, x).totals.matmul_flops
         assert "not_run" not in set(count.run.sites["verdict"])
+
+
+def test_each_call_with_a_backward_pass_inside_is_the_first_and_leaves_the_users_gradients():
+    model = Step()
+    x = torch.ones(2, 8)
+    model(x)
+    before = [parameter.grad.clone() for parameter in model.parameters()]
+
+    count = flopprof.count_flops(model, (x,))
+    run = profiled(model, x)
+
+    # Both count one call that finds no gradients: two parts, the second adds to the first's.
+    assert count.vector_flops == run.totals.vector_flops
+    for parameter, gradient in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter.grad, gradient)
