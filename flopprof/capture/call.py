@@ -178,11 +178,11 @@ def unchanged(
 ) -> Iterator[Snapshot]:
     """Run the block without gradients and in eval mode, or `training`; then restore all.
 
-    Restored are modes, random state, gradients (no call finds any) and buffers, what the inputs hold, and what the
-    model's attributes hold; when training, parameters too, from copies. Elsewhere a change of
-    parameters is only told of, since copies would take too much memory. What is yielded restores
-    inputs, attributes, buffers and random state before each of several calls; what is `held`
-    besides, such as an optimizer, goes on from call to call and is restored at the end.
+    Restored are modes, random state, gradients (no call finds any) and buffers, what the inputs
+    hold, and what the model's attributes hold; when training, parameters too, from copies.
+    Elsewhere a change of parameters is only told of, since copies would take too much memory. What is
+    yielded restores inputs, attributes, buffers and random state before each of several calls; what
+    is `held` besides, such as an optimizer, goes on from call to call and is restored at the end.
 
     Raises:
         UsageError: An input can be read only once.

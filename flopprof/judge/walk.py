@@ -108,11 +108,7 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked = walked.where(rows)
     parents = _parents_among(ops, rows)
     # Whether any op is below, and whether those below account for all that the op does.
-    calls_others = np.isin(np.arange(len(rows)), parents)
-    looks_below = walked.named("op", LOOKS_BELOW.__contains__) & ~walked["counted"]
-    if looks_below.any():
-        calls_others &= ~looks_below | _works_below(walked, parents)
-    walked.columns["calls_others"] = calls_others
+    walked.columns["calls_others"] = _calling_others(walked, parents)
     walked.columns["passes_on"] = _passing_on(walked, parents)
     walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
     if not np.isnan(walked["flops_at_most"]).all():
@@ -135,18 +131,21 @@ def _parents_among(ops: pd.DataFrame, rows: np.ndarray) -> np.ndarray:
     return around
 
 
-def _works_below(walked: Walked, parents: np.ndarray) -> np.ndarray:
-    """Return which ops have an op below them that may do FLOPs.
+def _calling_others(walked: Walked, parents: np.ndarray) -> np.ndarray:
+    """Return which ops have ops below them; of those known by these, which have some that work.
 
-    On the meta device some ops only allocate their result: what they call elsewhere is not there.
+    On the meta device some only allocate their result: what they call elsewhere is not there.
     """
-    is_leaf = ~np.isin(np.arange(len(walked)), parents)
-    works = np.where(walked["counted"], ~walked.named("kind", "free".__eq__), is_leaf)
-    below = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
+    calls_others = np.isin(np.arange(len(walked)), parents)
+    looking = walked.named("op", looks_below) & ~walked["counted"]
+    if not looking.any():
+        return calls_others
+    works = np.where(walked["counted"], ~walked.named("kind", "free".__eq__), ~calls_others)
+    works_below = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
     for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
-        if works[row] or below[row]:
-            below[parents[row]] = True
-    return below[:-1]
+        if works[row] or works_below[row]:
+            works_below[parents[row]] = True
+    return np.where(looking, works_below[:-1], calls_others)
 
 
 def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:
