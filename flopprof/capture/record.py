@@ -169,7 +169,9 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, floa
     )
     _prepare(call)
     with ExitStack() as cleanup:
-        with _quiet_kineto():
+        with _quiet_kineto(), warnings.catch_warnings():
+            # torch 2.10 says so of every profiler; ours has a single cycle.
+            warnings.filterwarnings("ignore", "Warning: Profiler clears events")
             profiler.start()
         cleanup.callback(_stop, profiler)
         cleanup.enter_context(warnings.catch_warnings())
@@ -197,8 +199,15 @@ def _prepare(call: Callable[[], object]) -> None:
 
 
 def _stop(profiler: Any) -> None:
+    import torch
+
+    stopped_by_model = not torch.autograd.profiler._is_profiler_enabled
     with _quiet_kineto():
-        profiler.stop()
+        try:
+            profiler.stop()
+        except RuntimeError:  # of torch 2.10, where nothing is left to stop: the user is told so
+            if not stopped_by_model:
+                raise
 
 
 def _export(profiler: Any, path: Path) -> None:

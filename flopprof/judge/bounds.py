@@ -35,8 +35,9 @@ def net_bounds(
 ) -> dict[str, np.ndarray]:
     """Return the columns `BOUNDS` without what the ops below account for, and `settled`.
 
-    An op is settled, and needs no bound, where all that is below it is known, some of it by
-    formulas, and lies within its bounds.
+    An op is settled, and needs no bound, where it only calls others, all of them are known, some
+    by formulas, and they lie within its bounds. One with work of its own is not: what it calls may
+    be a check of its inputs.
 
     Args:
         columns: Columns of OPS: `counted`, both classes, and `BOUNDS`; a parent comes first.
@@ -56,7 +57,8 @@ def net_bounds(
             exact = float(matmul[row]), float(vector[row])
             inside = _Below(*exact, sum(exact), bool(by_formula[row]))
         elif not math.isnan(net["flops_at_most"][row]):
-            settled[row] = _is_settled(inside, *(float(net[name][row]) for name in BOUNDS))
+            bounds = (float(net[name][row]) for name in BOUNDS)
+            settled[row] = glue[row] and _is_settled(inside, *bounds)
             _take_net(inside, net, row, settled=bool(settled[row]))
         else:
             inside.is_known = inside.is_known and bool(glue[row])

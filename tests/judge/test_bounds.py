@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 
 from flopprof.judge.reconcile import reconcile
 from flopprof.run import add_up
@@ -71,6 +72,45 @@ def test_a_bounded_op_with_an_unknown_one_below_it_is_not_free(tmp_path):
     assert bounded["verdict"] == "unknown"
     assert math.isnan(bounded["flops"])
     assert bounded["flops_at_most"] == 138
+
+
+def test_a_check_that_an_op_calls_is_not_what_the_op_does(tmp_path):
+    # 2 rows of 3 classes: at most 3 labels, each 4 FLOPs with 3 others, their sum 3, a division:
+    # 2 · (4·3·3 + 3 + 1) = 80. The largest target is looked at first: integers, no FLOPs.
+    shapes = {"Input Dims": [[2, 3], [2, 3], []], "Input type": ["float", "long int", "Scalar"],
+              "Concrete Inputs": ["", "", "1"]}  # fmt: skip
+    targets = {"Input Dims": [[2, 3]], "Input type": ["long int"], "Concrete Inputs": [""]}
+    loss = with_shapes(op("aten::multilabel_margin_loss_forward", 0, 20), shapes)
+    check = with_shapes(op("aten::max", 1, 5), targets)
+
+    sites = judged(tmp_path, loss, check)
+
+    assert dict(zip(sites["op"], sites["verdict"], strict=True)) == {
+        "aten::multilabel_margin_loss_forward": "unknown",
+        "aten::max": "free",
+    }
+    assert (add_up(sites, math.nan).flops, add_up(sites, math.nan).flops_at_most) == (0, 80)
+
+
+@pytest.mark.parametrize("name", ["aten::_fancy", "mine::_fancy"])
+def test_an_unknown_op_that_a_mode_passed_on_is_one_call(tmp_path, name):
+    shapes = {"Input Dims": [[4, 5]], "Input type": ["float"]}
+    outer = with_shapes(op(name, 0, 10), shapes)
+    inner = with_shapes(op(name, 1, 8), shapes)
+
+    sites = judged(tmp_path, outer, inner)
+
+    unknown = sites[sites["flops"].isna()]
+    assert unknown["calls"].tolist() == [1]
+
+
+def test_an_unknown_op_that_calls_itself_on_a_part_is_several_calls(tmp_path):
+    outer = with_shapes(op("mine::_fancy", 0, 10), {"Input Dims": [[4]], "Input type": ["float"]})
+    inner = with_shapes(op("mine::_fancy", 1, 8), {"Input Dims": [[2]], "Input type": ["float"]})
+
+    sites = judged(tmp_path, outer, inner)
+
+    assert sites["flops"].isna().tolist() == [True, True]
 
 
 def test_a_ceiling_that_is_too_low_bounds_nothing(tmp_path):

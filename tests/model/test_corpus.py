@@ -119,7 +119,7 @@ def legacy_truncated(path):
 
 
 def scripted(path):
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.script(net()).save(path)
 
 

@@ -460,7 +460,7 @@ def test_a_pickled_module_needs_trust(wrap, small, tmp_path):
 
 def test_torchscript_needs_trust(tmp_path):
     original, path = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval(), tmp_path / "m.pt"
-    with pytest.warns(FutureWarning):
+    with pytest.warns((FutureWarning, DeprecationWarning)):
         torch.jit.script(original).save(path)
 
     with pytest.raises(RefusedError, match="a TorchScript archive, and loading it runs its code"):

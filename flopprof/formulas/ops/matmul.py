@@ -24,10 +24,15 @@ op_formula = partial(formula_for, kind="matmul")
 
 
 @op_formula("einsum chain_matmul linalg_multi_dot _trilinear _foreach_mm", looks_below=True)
-@op_formula("linalg_pinv linalg_matrix_exp linalg_matrix_sqrth linalg_polar", looks_below=True)
+@op_formula("linalg_pinv linalg_matrix_sqrth linalg_polar", looks_below=True)
 @op_formula("_sparse_mm _sparse_addmm smm hspmm", looks_below=True)
 def glue(_call: OpCall) -> None:
     """Not determined by the call (no equation is recorded): the products below are counted."""
+
+
+@op_formula("linalg_matrix_exp")
+def matrix_exponential(_call: OpCall) -> None:
+    """Not determined by the call: values decide the series, whose sums of powers run in no op."""
 
 
 @formula_with_places("linear_of_packed_weight", kind="matmul")
