@@ -17,8 +17,8 @@ M = torch.eye(6).expand(2, 6, 6) + 0.1
 
 
 def outermost_of(run: Callable[[], Any]) -> Work | None:
-    # An older torchvision records the op that it passes on, too.
-    work, *_ = [w for c, w in counted(roots(run)) if c.op.startswith("torchvision::")]
+    # An older torchvision records the op that it passes on, too: what ran is last.
+    *_, work = [w for c, w in counted(roots(run)) if c.op.startswith("torchvision::")]
     return work
 
 
@@ -169,7 +169,7 @@ def test_backward_of_roi_align(ratio: int, least: int, most: int | None) -> None
     y = ops.roi_align(x, boxes, 3, sampling_ratio=ratio)
 
     # 72 gradients into 4 taps: multiply, add; and the mean's division.
-    work, *_ = [
+    *_, work = [
         w
         for c, w in counted(roots(lambda: y.backward(torch.ones_like(y))))
         if c.op.endswith("_roi_align_backward") and w
