@@ -47,9 +47,10 @@ def formulas(parser: ArgumentParser) -> Handler:
 
 
 def _entries() -> Iterator[dict[str, Any]]:
-    """Yield name, kind, definition and source file of every formula and free op."""
+    """Yield name, kind, definition and source file of every formula."""
     import flopprof.formulas.modules  # noqa: F401  # registers on import
     from flopprof.formulas import FREE_OPS, MODULE_FORMULAS, OP_FORMULAS, load_op_formulas
+    from flopprof.formulas.kernels import KERNEL_FORMULAS
 
     load_op_formulas()
     for registry in (OP_FORMULAS, FREE_OPS):
@@ -57,6 +58,8 @@ def _entries() -> Iterator[dict[str, Any]]:
             yield _entry(name, formula.kind, formula.function)
     for name, function in MODULE_FORMULAS.items():
         yield _entry(name, "module", function)
+    for name, of_kernel in KERNEL_FORMULAS.items():
+        yield _entry(name, "kernel", of_kernel)
 
 
 def _entry(name: str, kind: str, function: Any) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def _definition(function: Any) -> str:
     else:
         figures_of = {key: value for key, value in figures_of.items() if key != "kind"}
     row = {key: str(value) for key, value in figures_of.items() if value}
-    text = inspect.getdoc(getattr(function, "func", function)) or "Moves data or views it: 0 FLOPs."
+    text = inspect.getdoc(getattr(function, "func", function)) or "It says nothing of itself."
     if "reason" in row:
         return f"0 FLOPs: {row['reason']}"
     figures = ", ".join(_figure(row[key], key) for key in _FIGURES if key in row)

@@ -81,6 +81,25 @@ def twice(call):
 """
 
 
+def test_formulas_lists_kernels_and_claims_nothing_of_a_formula_without_a_docstring(
+    tmp_path, capsys
+):
+    path = tmp_path / "listed.py"
+    path.write_text(
+        "import flopprof\nfrom flopprof.formulas import Work\n"
+        '@flopprof.op_formula("listed_lib::bare")\n'
+        "def bare(call):\n    return Work(vector_flops=7)\n"
+        '@flopprof.kernel_formula("listed_lib_kernel")\n'
+        'def kernel(call):\n    """Seven a launch."""\n    return Work(vector_flops=7)\n'
+    )
+
+    assert main(["formulas", "listed_lib", "--formulas", str(path)]) == 0
+
+    bare, kernel = capsys.readouterr().out.splitlines()
+    assert bare.split(maxsplit=1) == ["listed_lib::bare", "It says nothing of itself."]
+    assert kernel.split(maxsplit=1) == ["listed_lib_kernel", "Seven a launch."]
+
+
 def test_a_file_of_formulas_is_the_users_and_is_loaded_once(tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(FORMULAS)
