@@ -54,7 +54,7 @@ def test_run_does_the_whole_job(resnet18, capsys):
     assert (folder / "roofline.png").read_bytes().startswith(b"\x89PNG")
     for word in ("Model", "Input", "Device", "MACs", "Time", "Coverage", "verdict", "functional"):
         assert word in out
-    assert max(map(len, out.splitlines())) <= 100
+    assert max(map(len, out.splitlines())) <= 120  # where there is no terminal
     assert "\x1b" not in err  # no progress display where stderr is no terminal
 
     # A second run replaces the first; report and plot work from the folder alone.
