@@ -84,6 +84,11 @@ def shapes_text(shapes: Iterable[Any]) -> str:
     return ", ".join(parts)
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a count with its noun: "1 site", "2 sites"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def shorten(text: str, width: int) -> str:
     """Return `text` cut in the middle to at most `width` columns of a terminal."""
     if columns(text) <= width:

@@ -21,6 +21,8 @@ from flopprof.units import (
 KEYS = ["op", "module_path", "phase"]
 _TOTALS = ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac", "wall_us")
 _SUMS = ["calls", "flops", "time_us"]
+_SIDES = ("before", "after")
+_PLACE_COLUMNS = 48  # of a terminal, for a site's module and op
 
 
 def compared(before: Run, after: Run) -> dict[str, Any]:
@@ -30,35 +32,34 @@ def compared(before: Run, after: Run) -> dict[str, Any]:
     Each has `calls`, `flops` and `time_us` as (before, after), None where the run has no such site,
     NaN where unknown; and `change`: added, removed, changed (calls or FLOPs), or same.
     """
-    pairs = {name: [getattr(run.totals, name) for run in (before, after)] for name in _TOTALS}
-    totals = {
-        name: [whole(v) if "flops" in name else v for v in two] for name, two in pairs.items()
-    }
-    sums = [
-        _sums(run.sites).add_suffix(f"_{side}")
-        for run, side in zip((before, after), _SIDES, strict=True)
-    ]
-    none = dict.fromkeys(("calls_before", "calls_after"), 0)
-    joined = sums[0].join(sums[1], how="outer").fillna(none)
-    moved = {c: joined[f"{c}_after"].fillna(0) - joined[f"{c}_before"].fillna(0) for c in _SUMS}
-    order = pd.DataFrame({c: moved[c].abs() for c in ("time_us", "flops")})
-    sites = []
-    for key in order.sort_values(["time_us", "flops"], ascending=False, kind="stable").index:
-        row = joined.loc[key]
-        there = [row["calls_before"] > 0, row["calls_after"] > 0]
-        values = {
-            c: [
-                float(row[f"{c}_{side}"]) if has else None
-                for side, has in zip(_SIDES, there, strict=True)
-            ]
-            for c in _SUMS
+    totals = {name: [_total(run, name) for run in (before, after)] for name in _TOTALS}
+    earlier = _sums(before.sites).add_suffix("_before")
+    later = _sums(after.sites).add_suffix("_after")
+    joined = earlier.join(later, how="outer").fillna({"calls_before": 0, "calls_after": 0})
+    moved = pd.DataFrame(
+        {
+            name: (joined[f"{name}_after"].fillna(0) - joined[f"{name}_before"].fillna(0)).abs()
+            for name in ("time_us", "flops")
         }
-        named = dict(zip(KEYS, map(str, key), strict=True))
-        sites.append(named | {"change": _change(there, values)} | values)
-    return {"totals": totals, "sites": sites}
+    )
+    order = moved.sort_values(["time_us", "flops"], ascending=False, kind="stable").index
+    return {"totals": totals, "sites": [_site(key, joined.loc[key]) for key in order]}
 
 
-_SIDES = ("before", "after")
+def _total(run: Run, name: str) -> Any:
+    value = getattr(run.totals, name)
+    return whole(value) if "flops" in name else value
+
+
+def _site(key: tuple[Any, ...], row: "pd.Series[float]") -> dict[str, Any]:
+    """Return a site as `compared` lists it."""
+    is_there = {side: bool(row[f"calls_{side}"] > 0) for side in _SIDES}
+    values = {
+        name: [float(row[f"{name}_{side}"]) if is_there[side] else None for side in _SIDES]
+        for name in _SUMS
+    }
+    place = dict(zip(KEYS, map(str, key), strict=True))
+    return place | {"change": _change(is_there, values)} | values
 
 
 def _sums(sites: pd.DataFrame) -> pd.DataFrame:
@@ -67,9 +68,11 @@ def _sums(sites: pd.DataFrame) -> pd.DataFrame:
     return groups.agg(lambda values: values.sum(skipna=False))
 
 
-def _change(there: list[bool], values: dict[str, list[float | None]]) -> str:
-    if not all(there):
-        return "added" if there[1] else "removed"
+def _change(is_there: dict[str, bool], values: dict[str, list[float | None]]) -> str:
+    if not is_there["after"]:
+        return "removed"
+    if not is_there["before"]:
+        return "added"
     return "same" if all(_equal(*values[c]) for c in ("calls", "flops")) else "changed"
 
 
@@ -77,29 +80,36 @@ def _equal(a: float | None, b: float | None) -> bool:
     return a == b or (a != a and b != b)  # both unknown
 
 
-def compared_text(found: dict[str, Any], names: tuple[str, str], top: int = 15) -> str:
-    """Return what `compared` found as text of at most 100 columns."""
+def compared_text(comparison: dict[str, Any], names: tuple[str, str], top: int = 15) -> str:
+    """Return what `compared` says as text of at most 100 columns."""
     lines = [f"{safe_text(names[0])} → {safe_text(names[1])}", ""]
-    shown = {"wall_us": duration, "coverage_frac": percent}
-    for name, (before, after) in found["totals"].items():
-        said = [shown.get(name, _count)(float(v)) for v in (before, after)]
-        lines.append(f"{name:14}{said[0]:>16}{said[1]:>16}   {_ratio(before, after)}")
-    changes = [site["change"] for site in found["sites"]]
-    counts = {what: changes.count(what) for what in ("same", "changed", "added", "removed")}
-    lines += ["", "sites: " + ", ".join(f"{n} {what}" for what, n in counts.items()), ""]
-    for site in found["sites"][:top]:
-        where, name = clean_text(site["module_path"] or "(model)"), clean_text(site["op"])
-        place = f"{where} {name.removeprefix('aten::')}"
-        timed = any(value == value and value is not None for value in site["time_us"])
-        name, form = ("time_us", duration) if timed else ("flops", _count)
-        two = [UNKNOWN if value is None else form(value) for value in site[name]]
-        place = shorten(place, 48)
-        pad = " " * (48 - columns(place))
-        change = f"{two[0]:>12}{two[1]:>12}   {_ratio(*site[name])}"
-        lines.append(f"{place}{pad}{change:36} {site['change']}".rstrip())
-    if len(found["sites"]) > top:
-        lines.append(f"… and {len(found['sites']) - top} sites more: see --json")
+    forms = {"wall_us": duration, "coverage_frac": percent}
+    for name, (before, after) in comparison["totals"].items():
+        form = forms.get(name, _count)
+        values = f"{form(float(before)):>16}{form(float(after)):>16}"
+        lines.append(f"{name:14}{values}   {_ratio(before, after)}")
+    sites = comparison["sites"]
+    changes = [site["change"] for site in sites]
+    counts = [f"{changes.count(kind)} {kind}" for kind in ("same", "changed", "added", "removed")]
+    lines += ["", "sites: " + ", ".join(counts), ""]
+    lines += map(_site_line, sites[:top])
+    if len(sites) > top:
+        lines.append(f"… and {len(sites) - top} sites more: see --json")
     return "\n".join(lines) + "\n"
+
+
+def _site_line(site: dict[str, Any]) -> str:
+    """Return a site's place, its time before and after (its FLOPs where none is known), change."""
+    module = clean_text(site["module_path"] or "(model)")
+    op = clean_text(site["op"]).removeprefix("aten::")
+    place = shorten(f"{module} {op}", _PLACE_COLUMNS)
+    pad = " " * (_PLACE_COLUMNS - columns(place))
+    is_timed = any(value is not None and value == value for value in site["time_us"])
+    before, after = site["time_us"] if is_timed else site["flops"]
+    form = duration if is_timed else _count
+    texts = [UNKNOWN if value is None else form(value) for value in (before, after)]
+    values = f"{texts[0]:>12}{texts[1]:>12}   {_ratio(before, after)}"
+    return f"{place}{pad}{values:36} {site['change']}".rstrip()
 
 
 def _count(value: float) -> str:

@@ -23,9 +23,9 @@ class Macs:
     @classmethod
     def of(cls, sites: pd.DataFrame) -> "Macs":
         """Return the figures of a run's sites, those that are known."""
-        known = sites[sites["matmul_flops"].notna()]
-        attention = known[known["kind"] == "attention"]
-        macs = sum(map(int, known["matmul_flops"])) // 2
+        counted = sites[sites["matmul_flops"].notna()]
+        attention = counted[counted["kind"] == "attention"]
+        macs = sum(map(int, counted["matmul_flops"])) // 2
         return cls(macs, macs - sum(map(int, attention["matmul_flops"])) // 2)
 
     def text(self) -> str:

@@ -2,12 +2,14 @@
 
 import re
 
+import pandas as pd
+
 from flopprof.report import report_format
-from flopprof.report.misses import heading, missed
+from flopprof.report.misses import Missed, heading, missed
 from flopprof.report.summary import kernel_sums, module_sums, summary, top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES
-from flopprof.units import clean_text, duration, percent, shorten, si
+from flopprof.units import clean_text, counted, duration, percent, shorten, si
 
 TOP = 30  # sites and kernels listed
 EXAMPLES = 3  # ops named of one verdict
@@ -37,40 +39,61 @@ def markdown_report(run: Run) -> str:
     lines += [f"- **{name}**: {docs[name]}" for name in header]
     lines += ["", "## What was missed", "", _cell(heading(run))]
     for group in missed(run):
-        sites = f"{group.sites} site{'s' * (group.sites != 1)}"
-        flops = f"{si(group.known_flops, 'FLOPs')} known"
-        flops += f", at most {si(group.flops_at_most, 'FLOPs')}"
-        share = percent(group.time_frac)
-        lines += ["", f"- **{group.verdict}**: {sites}, {share} of the time, {flops}"]
-        for entry in group.ops[:EXAMPLES]:
-            place = entry.modules[0] or "(model)"
-            name = entry.op.removeprefix("aten::")
-            lines.append(f"  - {_cell(place)}: {_cell(name)}: {_cell(entry.reason)}")
-        if len(group.ops) > EXAMPLES:
-            more = len(group.ops) - EXAMPLES
-            lines.append(f"  - and {more} op{'s' * (more != 1)} more")
-    header = ["module", "type", "calls", "own FLOPs", "FLOPs with all inside", "its time", "FLOP/s"]
-    rows = [
-        [
-            *(module.module_path or "(model)", module.module_type, str(module.calls)),
-            *(si(module.self_flops, ""), "≥ " * (module.unknown_sites > 0) + si(module.flops, "")),
-            *(duration(module.time_us), si(module.achieved_flops_per_s, "")),
-        ]
-        for module in module_sums(run).itertuples(index=False)
-    ]
-    lines += ["", "## Modules", "", *_table(header, rows)]
+        lines += _missed_lines(group)
+    lines += ["", "## Modules", "", *_modules(run)]
     kernels = kernel_sums(run)
     if len(kernels):
-        rows = [
-            [
-                *(shorten(kernel.kernel, 100), kernel.kind, str(kernel.calls)),
-                *(duration(kernel.time_us), percent(kernel.time_share_frac)),
-            ]
-            for kernel in kernels.head(TOP).itertuples(index=False)
-        ]
-        lines += ["", f"## Kernels: {len(rows)} of {len(kernels)} by time", ""]
-        lines += _table(["kernel", "kind", "calls", "time", "share"], rows)
+        top = kernels.head(TOP)
+        lines += ["", f"## Kernels: {len(top)} of {len(kernels)} by time", "", *_kernels(top)]
     return "\n".join(lines) + "\n"
+
+
+def _missed_lines(group: Missed) -> list[str]:
+    """Return a verdict's part of the list of what was missed."""
+    sites = counted(group.sites, "site")
+    share = percent(group.time_frac)
+    flops = f"{si(group.known_flops, 'FLOPs')} known, at most {si(group.flops_at_most, 'FLOPs')}"
+    lines = ["", f"- **{group.verdict}**: {sites}, {share} of the time, {flops}"]
+    for entry in group.ops[:EXAMPLES]:
+        place = entry.modules[0] or "(model)"
+        name = entry.op.removeprefix("aten::")
+        lines.append(f"  - {_cell(place)}: {_cell(name)}: {_cell(entry.reason)}")
+    if len(group.ops) > EXAMPLES:
+        more = counted(len(group.ops) - EXAMPLES, "op")
+        lines.append(f"  - and {more} more")
+    return lines
+
+
+def _modules(run: Run) -> list[str]:
+    header = ["module", "type", "calls", "own FLOPs", "FLOPs with all inside", "its time", "FLOP/s"]
+    rows = []
+    for module in module_sums(run).itertuples(index=False):
+        flops = si(module.flops, "")
+        row = [
+            module.module_path or "(model)",
+            module.module_type,
+            str(module.calls),
+            si(module.self_flops, ""),
+            f"≥ {flops}" if module.unknown_sites > 0 else flops,
+            duration(module.time_us),
+            si(module.achieved_flops_per_s, ""),
+        ]
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _kernels(kernels: pd.DataFrame) -> list[str]:
+    rows = []
+    for kernel in kernels.itertuples(index=False):
+        row = [
+            shorten(kernel.kernel, 100),
+            kernel.kind,
+            str(kernel.calls),
+            duration(kernel.time_us),
+            percent(kernel.time_share_frac),
+        ]
+        rows.append(row)
+    return _table(["kernel", "kind", "calls", "time", "share"], rows)
 
 
 def _table(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -10,7 +10,7 @@ from flopprof.formulas import load_op_formulas
 from flopprof.formulas.external import find_op_formula
 from flopprof.judge.verdicts import ADVICE, GOOD, VERDICTS
 from flopprof.run import Run, whole
-from flopprof.units import clean_text, percent, safe_text, shorten, si
+from flopprof.units import clean_text, counted, percent, safe_text, shorten, si
 
 PLACES = 5  # modules named of one cause
 SHAPES = 8  # shapes named in one stub
@@ -67,20 +67,21 @@ def missed(run: Run) -> list[Missed]:
     for verdict in reversed(VERDICTS):  # of equal time, the worse first
         sites = bad[bad["verdict"] == verdict]
         if len(sites):
-            by_op = sites.groupby("op", sort=False, observed=True)
-            ops = [_missed_op(verdict, str(op), group) for op, group in by_op]
-            groups.append(
-                Missed(
-                    verdict,
-                    sites=len(sites),
-                    calls=int(sites["calls"].sum()),
-                    time_frac=float(sites["time_share_frac"].sum(min_count=1)),
-                    known_flops=float(sites["flops"].sum(min_count=1)),
-                    flops_at_most=float(sites["flops_at_most"].sum(skipna=False)),
-                    ops=ops,
-                )
-            )
+            groups.append(_missed_verdict(verdict, sites))
     return sorted(groups, key=lambda group: -_number(group.time_frac))
+
+
+def _missed_verdict(verdict: str, sites: pd.DataFrame) -> Missed:
+    by_op = sites.groupby("op", sort=False, observed=True)
+    return Missed(
+        verdict,
+        sites=len(sites),
+        calls=int(sites["calls"].sum()),
+        time_frac=float(sites["time_share_frac"].sum(min_count=1)),
+        known_flops=float(sites["flops"].sum(min_count=1)),
+        flops_at_most=float(sites["flops_at_most"].sum(skipna=False)),
+        ops=[_missed_op(verdict, str(op), group) for op, group in by_op],
+    )
 
 
 def _missed_op(verdict: str, op: str, group: pd.DataFrame) -> MissedOp:
@@ -112,7 +113,7 @@ def heading(run: Run) -> str:
     if lacking.any():
         share = run.sites.loc[lacking, "time_share_frac"].sum(min_count=1)
         of_time = f" ({percent(share)} of the time)" if share == share else ""
-        sites = f"{lacking.sum()} site{'s' * (int(lacking.sum()) != 1)}"
+        sites = counted(int(lacking.sum()), "site")
         text = f"The count is not complete: the FLOPs of {sites}{of_time} are not known."
         return f"{text} What the {by_whom} missed:"
     if not groups:
@@ -150,12 +151,12 @@ def missed_text(run: Run) -> str:
         share = percent(group.time_frac)
         lines += ["", f"{group.verdict}: {group.calls} calls, {share} of the time"]
         for entry in group.ops:
-            counted = si(entry.flops, "FLOPs")
+            flops = si(entry.flops, "FLOPs")
             if math.isnan(entry.flops):
-                counted = f"FLOPs unknown, at most {si(entry.flops_at_most, 'FLOPs')}"
+                flops = f"FLOPs unknown, at most {si(entry.flops_at_most, 'FLOPs')}"
             share = percent(entry.time_frac)
             name = shorten(entry.op, 60)
-            lines.append(f"  {name}: {entry.calls} calls, {share} of the time, {counted}")
+            lines.append(f"  {name}: {entry.calls} calls, {share} of the time, {flops}")
             places = [path or "(model)" for path in entry.modules]
             more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
             lines.append(f"    in {', '.join(places[:PLACES])}{more}")
@@ -179,23 +180,29 @@ def stubs(run: Run) -> str:
         return ""
     parts = ["from flopprof import op_formula", "from flopprof.formulas import OpCall, Work", ""]
     for number, (op, group) in enumerate(sites.groupby("op", sort=False, observed=True)):
-        seen = list(dict.fromkeys(zip(group["input_shapes"], group["dtype"], strict=True)))
-        notes = [f"    {shapes or 'no tensor'} ({dtype or '?'})" for shapes, dtype in seen[:SHAPES]]
-        notes = [_plain(note) for note in notes]
-        if len(seen) > SHAPES:
-            notes.append(f"    and {len(seen) - SHAPES} more")
-        named = "".join(c if c.isascii() and c.isalnum() else "_" for c in str(op))
-        parts += [
-            f"\n@op_formula({str(op)!r})",
-            f"def formula_{number}_{named}(call: OpCall) -> Work | None:",
-            f'    """{_plain(str(op))}: say here what it computes. Shapes seen:\n',
-            *notes,
-            '    """',
-            "    # call.shape(0), call.integer(1), call.itemsize, … are the arguments.",
-            "    # return Work(matmul_flops=…, vector_flops=…, min_bytes=…)",
-            "    return None\n",
-        ]
+        parts += _stub(str(op), number, group)
     return "\n".join(parts)
+
+
+def _stub(op: str, number: int, sites: pd.DataFrame) -> list[str]:
+    """Return the lines of a formula of `op` to fill in, with the shapes of its sites."""
+    seen = list(dict.fromkeys(zip(sites["input_shapes"], sites["dtype"], strict=True)))
+    notes = [
+        _plain(f"    {shapes or 'no tensor'} ({dtype or '?'})") for shapes, dtype in seen[:SHAPES]
+    ]
+    if len(seen) > SHAPES:
+        notes.append(f"    and {len(seen) - SHAPES} more")
+    name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in op)
+    return [
+        f"\n@op_formula({op!r})",
+        f"def formula_{number}_{name}(call: OpCall) -> Work | None:",
+        f'    """{_plain(op)}: say here what it computes. Shapes seen:\n',
+        *notes,
+        '    """',
+        "    # call.shape(0), call.integer(1), call.itemsize, … are the arguments.",
+        "    # return Work(matmul_flops=…, vector_flops=…, min_bytes=…)",
+        "    return None\n",
+    ]
 
 
 def _plain(text: str) -> str:

@@ -4,7 +4,7 @@ import gzip
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, NamedTuple, cast
 
 import numpy as np
 import orjson
@@ -71,14 +71,20 @@ def _op_facts(run: Run) -> pd.DataFrame:
 
 
 _SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "roof", "verdict"]
+_COUNTS = ("FLOPs", "FLOPs at most", "bytes")
+_LARGEST = 1 << 63  # that JSON's readers take as an integer
 
 
 def _facts(columns: dict[str, list[Any]], row: int) -> dict[str, Any]:
     """Return what is known of an op; counts as integers."""
-    values = {name: column[row] for name, column in columns.items()}
-    known = {name: v for name, v in values.items() if v == v and v != ""}
-    whole = [n for n in ("FLOPs", "FLOPs at most", "bytes") if known.get(n, 1 << 63) < 1 << 63]
-    return known | {name: int(known[name]) for name in whole}
+    facts = {}
+    for name, column in columns.items():
+        value = column[row]
+        if value != value or value == "":  # not known
+            continue
+        is_whole = name in _COUNTS and value < _LARGEST
+        facts[name] = int(value) if is_whole else value
+    return facts
 
 
 def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
@@ -88,30 +94,27 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
     """
     columns = {name: ops[name].tolist() for name in _SHOWN}
     keys = zip(ops["thread"].astype("str"), ops["start_us"], ops["cpu_us"], ops["op"], strict=True)
-    by_op = {key: row for row, key in enumerate(keys)}
+    row_of = {key: row for row, key in enumerate(keys)}
     computing = run.kernels[run.kernels["kind"] == "compute"]
     launches = (computing[c] for c in ("start_us", "duration_us", "correlation_id"))
-    by_kernel = dict(zip(zip(*launches, strict=True), computing["op_id"].tolist(), strict=True))
-    owner, names = ops["owner"].tolist(), ops["op"].tolist()
-    origin = _origin_us(run)
+    op_of_kernel = dict(zip(zip(*launches, strict=True), computing["op_id"].tolist(), strict=True))
+    owner = ops["owner"].tolist()
+    names = ops["op"].tolist()
+    origin_us = _origin_us(run)
 
     def write(event: dict[str, Any]) -> None:
         start, length = event.get("ts"), event.get("dur", 0)
         if not isinstance(start, int | float) or not isinstance(length, int | float):
             return
-        name, args = str(event.get("name", "")), event.get("args")
-        if name.startswith("Torch-Compiled Region"):
-            name = COMPILED
+        start_us = float(start) - origin_us
+        cpu_us = float(start) + float(length) - float(start)  # rounded as the reader does
+        row = row_of.get((_thread(event), start_us, cpu_us, _op_name(event)))
+        args = event.get("args")
         args = args if isinstance(args, dict) else {}
-        where = f"{event.get('pid')}/{event.get('tid')}"
-        start, end = float(start), float(start) + float(length)
-        row = by_op.get((where, start - origin, end - start, name))
         if row is not None:
             event["args"] = args | _facts(columns, row)
             return
-        launch = args.get("correlation", -1)
-        launch = int(launch) if str(launch).isdecimal() else -1
-        op = by_kernel.get((start - origin, float(length), launch))
+        op = op_of_kernel.get((start_us, float(length), _launch(args)))
         if op == -1:
             event["args"] = args | {"verdict": "hidden"}
         elif op is not None:
@@ -120,34 +123,68 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
     return write
 
 
+def _thread(event: dict[str, Any]) -> str:
+    """Return the thread of an event as the table of ops has it."""
+    return f"{event.get('pid')}/{event.get('tid')}"
+
+
+def _op_name(event: dict[str, Any]) -> str:
+    """Return the op that an event is of, as the table of ops has it."""
+    name = str(event.get("name", ""))
+    return COMPILED if name.startswith("Torch-Compiled Region") else name
+
+
+def _launch(args: dict[str, Any]) -> int:
+    """Return the correlation id of a kernel's event; -1 where it tells none."""
+    launch = str(args.get("correlation", -1))
+    return int(launch) if launch.isdecimal() else -1
+
+
+class _Stretches(NamedTuple):
+    """What ran and how fast: times and lengths in µs, and FLOP/s, NaN where not known."""
+
+    start_us: np.ndarray
+    length_us: np.ndarray
+    flops_per_s: np.ndarray
+
+
+def _stretches(run: Run, ops: pd.DataFrame) -> _Stretches:
+    """Return the kernels at the rate of their ops; the counted ops where there are none."""
+    if not len(run.kernels):
+        counted = ops[ops["owner"] == ops["op_id"]]
+        columns = (counted[name].to_numpy() for name in ("start_us", "cpu_us", "FLOP/s"))
+        return _Stretches(*columns)
+    busy = run.kernels[run.kernels["kind"] == "compute"]
+    owner = np.append(ops["owner"].to_numpy(), -1)[busy["op_id"]]  # the last is for -1
+    rate = np.append(ops["FLOP/s"].to_numpy(dtype=float), math.nan)[owner]
+    return _Stretches(busy["start_us"].to_numpy(), busy["duration_us"].to_numpy(), rate)
+
+
 def _counters(run: Run, ops: pd.DataFrame) -> list[dict[str, Any]]:
     """Return the counter events: what runs at each time, averaged over `BINS` parts of the run."""
-    busy, origin = run.kernels.query("kind == 'compute'"), _origin_us(run)
-    if len(run.kernels):
-        owner = np.append(ops["owner"].to_numpy(), -1)[busy["op_id"]]  # the last is for -1
-        rate = np.append(ops["FLOP/s"].to_numpy(dtype=float), math.nan)[owner]
-        start, length = busy["start_us"].to_numpy(), busy["duration_us"].to_numpy()
-    else:
-        counted = ops[ops["owner"] == ops["op_id"]]
-        rate, start, length = (counted[c].to_numpy() for c in ("FLOP/s", "start_us", "cpu_us"))
-    if not len(start) or not (start + length).max() > start.min():
+    start_us, length_us, rate = _stretches(run, ops)
+    end_us = start_us + length_us
+    if not len(start_us) or not end_us.max() > start_us.min():
         return []
-    edges = np.linspace(start.min(), (start + length).max(), BINS + 1)
-    known = ~np.isnan(rate)
+    edges = np.linspace(start_us.min(), end_us.max(), BINS + 1)
 
     def over(weight: np.ndarray) -> np.ndarray:
         """Return the weight of what runs, integrated over each part."""
-        until = _ramps(start, weight, edges) - _ramps(start + length, weight, edges)
+        until = _ramps(start_us, weight, edges) - _ramps(end_us, weight, edges)
         part: np.ndarray = np.maximum(np.diff(until), 0.0)
         return part
 
-    flops = over(np.where(known, rate, 0.0)) / np.diff(edges)
-    every, covered = over(np.ones(len(start))), over(known.astype(float))
-    share = 100 * np.divide(covered, every, out=np.zeros(BINS), where=every > 0)
+    is_known = ~np.isnan(rate)
+    flops_per_s = over(np.where(is_known, rate, 0.0)) / np.diff(edges)
+    busy = over(np.ones(len(start_us)))
+    covered = over(is_known.astype(float))
+    coverage = 100 * np.divide(covered, busy, out=np.zeros(BINS), where=busy > 0)
+    times_us = (edges + _origin_us(run)).tolist()
+    tracks = {"FLOP/s": flops_per_s, "coverage %": np.minimum(coverage, 100.0)}
     return [
-        {"ph": "C", "pid": "flopprof", "name": name, "ts": ts + origin, "args": {name: value}}
-        for name, values in (("FLOP/s", flops), ("coverage %", np.minimum(share, 100.0)))
-        for ts, value in zip(edges.tolist(), [*values.tolist(), 0.0], strict=True)  # and ends
+        {"ph": "C", "pid": "flopprof", "name": name, "ts": time_us, "args": {name: value}}
+        for name, values in tracks.items()
+        for time_us, value in zip(times_us, [*values.tolist(), 0.0], strict=True)  # and ends
     ]
 
 

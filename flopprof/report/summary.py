@@ -13,6 +13,7 @@ from flopprof.provenance import (
     CountProvenance,
     Rank,
     Spread,
+    Step,
     Telemetry,
     TraceFacts,
     TraceProvenance,
@@ -31,10 +32,15 @@ from flopprof.units import (
 )
 
 TOP = 15
-# Of telemetry: (unit, its size in the reading's unit).
-_READINGS = dict.fromkeys(("sm_clock_mhz", "memory_clock_mhz"), ("Hz", 1e6))
-_READINGS |= {"power_w": ("W", 1.0), "temperature_c": ("°C", 1.0), "energy_j": ("J", 1.0)}
-_READINGS |= {"peak_memory_bytes": ("B", 1.0)}
+# Of telemetry: the unit shown, and how many of it the unit of the reading is.
+_READINGS = {
+    "sm_clock_mhz": ("Hz", 1e6),
+    "memory_clock_mhz": ("Hz", 1e6),
+    "power_w": ("W", 1.0),
+    "temperature_c": ("°C", 1.0),
+    "energy_j": ("J", 1.0),
+    "peak_memory_bytes": ("B", 1.0),
+}
 ALTERNATIVES = 6  # other architectures that a report names
 TELLING_SLOWDOWN = 1.0  # of a bare call: from here on tracing is most of what a site's time is
 STEPS = 8  # steps and ranks that a report lists
@@ -67,7 +73,8 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         ("FLOPs", _flops(totals)),
     ]
     lines += [("", _bounds(totals))]
-    if len(phases := run.by_phase()) > 1:
+    phases = run.by_phase()
+    if len(phases) > 1:
         lines += [("Phases", _phases(phases))]
     if isinstance(provenance, CallProvenance) and is_timed(run):
         lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
@@ -83,15 +90,18 @@ def _summary(run: Run) -> list[tuple[str, str]]:
 
 def _alternatives(others: tuple[Alternative, ...]) -> list[tuple[str, str]]:
     """Return what else the weights may be: recognition looks at keys and shapes alone."""
-    named = [
-        f"{other.architecture} ({si(other.gflops * 1e9, 'FLOPs')} at {other.input})"
-        if other.gflops > 0
-        else other.architecture
-        for other in others
-    ]
-    more = f" and {len(named) - ALTERNATIVES} more" if len(named) > ALTERNATIVES else ""
-    text = f"{', '.join(named[:ALTERNATIVES])}{more}: equal keys and shapes; --arch decides"
-    return [("Or", text)] if named else []
+    if not others:
+        return []
+    names = ", ".join(map(_alternative, others[:ALTERNATIVES]))
+    if len(others) > ALTERNATIVES:
+        names += f" and {len(others) - ALTERNATIVES} more"
+    return [("Or", f"{names}: equal keys and shapes; --arch decides")]
+
+
+def _alternative(other: Alternative) -> str:
+    if not other.gflops > 0:
+        return other.architecture
+    return f"{other.architecture} ({si(other.gflops * 1e9, 'FLOPs')} at {other.input})"
 
 
 def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str]]:
@@ -99,7 +109,6 @@ def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str
     totals = run.totals
     facts = provenance.trace
     ranks = provenance.ranks
-    steps = provenance.steps
     several = f" and {len(ranks) - 1} more: {len(ranks)} ranks" if len(ranks) > 1 else ""
     lines = [
         ("Trace", facts.files[0] + several),
@@ -112,7 +121,8 @@ def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str
         lines += [
             ("", f"{untimed} of them without a kernel in the trace: no rate is made of these")
         ]
-    if len(phases := run.by_phase()) > 1:
+    phases = run.by_phase()
+    if len(phases) > 1:
         lines += [("Phases", _phases(phases))]
     if len(run.kernels):
         text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
@@ -125,16 +135,23 @@ def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str
     else:
         text += "there are no kernels"
     lines += [("Coverage", text), *_ranks(ranks, facts)]
+    lines += _steps(provenance.steps, several_ranks=len(ranks) > 1)
+    lines += [("Verdicts", _verdicts(run))]
+    return lines + [("Warning", text) for text in provenance.warning_texts]
+
+
+def _steps(steps: tuple[Step, ...], *, several_ranks: bool) -> list[tuple[str, str]]:
+    """Return a line per step, the first of them."""
+    lines = []
     for step in steps[:STEPS]:
         rate = step.flops / step.kernel_time_us * 1e6 if step.kernel_time_us > 0 else math.nan
-        text = f"rank {step.rank}, " if len(ranks) > 1 else ""
+        text = f"rank {step.rank}, " if several_ranks else ""
         text += f"{step.step}: {duration(step.duration_us)}, {si(step.flops, 'FLOPs')}, "
         text += f"kernels {duration(step.kernel_time_us)}, {si(rate, 'FLOP/s')}"
         lines.append(("Step", text))
     if len(steps) > STEPS:
         lines.append(("", f"and {len(steps) - STEPS} steps more: see --json"))
-    lines += [("Verdicts", _verdicts(run))]
-    return lines + [("Warning", text) for text in provenance.warning_texts]
+    return lines
 
 
 def busy_rate(run: Run) -> float:
@@ -290,8 +307,8 @@ def _rate(run: Run, flops_per_s: float) -> str:
     if roof is None or math.isnan(roof.peak_flops_per_s):
         if len(run.rooflines) and run.rooflines["peak_flops_per_s"].notna().any():
             dtype = run.provenance.called.dtype
-            known = ", ".join(dict.fromkeys(run.rooflines["dtype"]))
-            return f"{rate}; the device has no ceiling for {dtype} products (it has for {known})"
+            dtypes = ", ".join(dict.fromkeys(run.rooflines["dtype"]))
+            return f"{rate}; the device has no ceiling for {dtype} products (it has for {dtypes})"
         return f"{rate}; no ceiling is known for this device"
     if not roof.valid:
         return f"{rate}; the {roof.dtype} matmul ceiling was measured on a busy machine: no share"

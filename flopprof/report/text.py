@@ -9,9 +9,10 @@ from flopprof.report import report_format
 from flopprof.report.misses import Missed, heading, missed
 from flopprof.report.summary import summary, top_sites
 from flopprof.run import Run
-from flopprof.units import clean_text, columns, percent, shorten, shorten_path, si
+from flopprof.units import clean_text, columns, counted, percent, shorten, shorten_path, si
 
-ELSEWHERE, NARROWEST = 120, 80  # columns; below the latter the numbers alone do not fit
+ELSEWHERE = 120  # columns
+NARROWEST = 80  # columns; below it the numbers alone do not fit
 EXAMPLES = 3  # ops named of one verdict
 _NUMERIC = frozenset(("calls", "FLOPs", "time", "FLOP/s", "FLOP/B", "roof"))
 
@@ -44,7 +45,7 @@ def text_report(run: Run) -> str:
 
 
 def _missed_lines(group: Missed, width: int) -> list[str]:
-    sites = f"{group.sites} site{'s' * (group.sites != 1)}"
+    sites = counted(group.sites, "site")
     share = percent(group.time_frac)
     lines = [f"  {group.verdict}: {sites}, {share} of the time, {si(group.known_flops, 'FLOPs')}"]
     for entry in group.ops[:EXAMPLES]:
@@ -57,8 +58,8 @@ def _missed_lines(group: Missed, width: int) -> list[str]:
             subsequent_indent="      ",
         )
     if len(group.ops) > EXAMPLES:
-        more = len(group.ops) - EXAMPLES
-        lines.append(f"    … and {more} op{'s' * (more != 1)} more: flopprof misses DIR")
+        more = counted(len(group.ops) - EXAMPLES, "op")
+        lines.append(f"    … and {more} more: flopprof misses DIR")
     return lines
 
 

@@ -21,8 +21,8 @@ from flopprof.formulas import KINDS
 from flopprof.report.chart import draw_figure, plot_roofline, write_points
 from flopprof.report.chart.compare import compare_data
 from flopprof.report.chart.data import chart_data
-from flopprof.report.chart.draw import COLOURS, SERIES, SIZES
 from flopprof.report.chart.layout import spread
+from flopprof.report.chart.sheet import COLOURS, SERIES, SIZES
 from flopprof.run import Run
 from flopprof.tables import KERNELS, OPS, ROOFLINES, SITES, TABLES
 from tests.builders import provenance_of

@@ -15,8 +15,9 @@ from flopprof.errors import UsageError
 from flopprof.files import replacing
 from flopprof.provenance import CallProvenance, known_facts
 from flopprof.report.chart.compare import compare_data
-from flopprof.report.chart.data import ChartData, chart_data
-from flopprof.report.chart.draw import KNOWN_BY, SIZES, draw
+from flopprof.report.chart.data import KNOWN_BY, ChartData, chart_data
+from flopprof.report.chart.draw import draw
+from flopprof.report.chart.sheet import SIZES
 from flopprof.report.csv import for_people
 from flopprof.units import si
 
@@ -46,12 +47,12 @@ def _provenance(run: "Run") -> tuple[str, str]:
         provenance.called.dtype,
         provenance.device.name or "device name unknown",
     ]
-    known = known_facts(provenance.device, "device")
+    values = known_facts(provenance.device, "device")
     if isinstance(provenance, CallProvenance) and provenance.telemetry:
-        known |= known_facts(provenance.telemetry)
+        values |= known_facts(provenance.telemetry)
     environment = known_facts(provenance.environment)
-    known |= {name: environment[name] for name in _VERSIONS if name in environment}
-    facts = [_fact(name, value) for name, value in known.items()]
+    values |= {name: environment[name] for name in _VERSIONS if name in environment}
+    facts = [_fact(name, value) for name, value in values.items()]
     wanted = ("threads", "driver", "clock", "power limit", "throttling", "torch", "date")
     missing = [name for name in wanted if not any(name in fact for fact in facts)]
     facts.append(f"not recorded: {', '.join(missing) or 'nothing'}")
@@ -143,9 +144,13 @@ def draw_figure(
         raise UsageError(f"there is no size {size!r}", remedy=f"use {', '.join(SIZES)}")
     data = _select(run, select)
     runs = run.values() if isinstance(run, Mapping) else [run]
-    subtitles, captions = zip(*map(_provenance, runs), strict=True)
     heads = [f"{letter} {name}: " for letter, name in data.names.items()] or [""]
-    above, below = ([*map("".join, zip(heads, t, strict=True))] for t in (subtitles, captions))
+    above = []
+    below = []
+    for head, one in zip(heads, runs, strict=True):
+        subtitle, caption = _provenance(one)
+        above.append(head + subtitle)
+        below.append(head + caption)
     sources = dict.fromkeys(part for text in data.roofs["source"] for part in text.split("; "))
     below.append(f"Ceilings: {'; '.join(sources) or 'unknown'}. {_BYTES}")
     with _settings():

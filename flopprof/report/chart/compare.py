@@ -7,7 +7,7 @@ import pandas as pd
 
 from flopprof.errors import UsageError
 from flopprof.report.chart.data import ChartData, chart_data
-from flopprof.report.chart.draw import SERIES
+from flopprof.report.chart.sheet import SERIES
 from flopprof.units import duration, si
 
 if TYPE_CHECKING:
@@ -28,28 +28,30 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     shares = everything.groupby("key", sort=False)["share_frac"].sum()
     shares = shares.sort_values(ascending=False, kind="stable")[:top]
     numbers = {str(key): str(n) for n, key in enumerate(shares.index, start=1)}
-    found = {s: chart_data(runs[names[s]], **select, numbers=numbers) for s in names}
+    charts = {
+        letter: chart_data(runs[name], **select, numbers=numbers) for letter, name in names.items()
+    }
     frames: dict[str, pd.DataFrame] = {}
     for part in ("points", "merged", "table", "run", "roofs"):
-        parts = [getattr(data, part).assign(series=series) for series, data in found.items()]
+        parts = [getattr(data, part).assign(series=series) for series, data in charts.items()]
         frames[part] = pd.concat(parts, ignore_index=True)
-    points, table, roofs = frames["points"], frames["table"], frames["roofs"]
+    points = frames["points"]
     points["head"] = ~points.duplicated("key", keep="last")  # where the arrows end
+    table = frames["table"]
     order = table["label"].where(table["label"].str.isdigit(), "999").astype(int)
-    frames["table"] = table.assign(label=table["label"] + table["series"], order=order)
-    frames["table"] = frames["table"].sort_values(["order", "series"], kind="stable")
+    table = table.assign(label=table["label"] + table["series"], order=order)
+    frames["table"] = table.sort_values(["order", "series"], kind="stable")
     frames["run"]["label"] += frames["run"]["series"]
+    roofs = frames["roofs"]
     differ = roofs.groupby(["unit", "name", "kind"])["value"].transform("nunique") > 1
     roofs["name"] = (roofs["series"] + " ").where(differ, "") + roofs["name"]
     frames["roofs"] = roofs.drop_duplicates(["unit", "name", "kind"], ignore_index=True)
     models = {run.provenance.source.model for run in runs.values()}
     then = " → " if len(models) == 1 else " | "  # of different models none is a step to the next
-    times, rates = (
-        then.join(text(value) for value in frames["run"][column])
-        for column, text in (("time_us", duration), ("achieved_flops_per_s", _rate))
-    )
+    times = then.join(map(duration, frames["run"]["time_us"]))
+    rates = then.join(map(_rate, frames["run"]["achieved_flops_per_s"]))
     finding = f"{then.join(names.values())}: {times}, {rates}"
-    covered = min(data.coverage_frac for data in found.values())
+    covered = min(data.coverage_frac for data in charts.values())
     return ChartData(**frames, finding=finding, coverage_frac=covered, names=names)
 
 

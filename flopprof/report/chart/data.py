@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,6 +36,16 @@ PLACES = {
     "no_bytes": "FLOPs known, bytes unknown",
 }
 """Where time is that has no mark of its own, and what the table calls it."""
+
+KNOWN_BY = (
+    "all sources agree",
+    "formula, profiler",
+    "formula only",
+    "estimated",
+    "sources disagree",
+    "unknown",
+)
+"""How FLOPs are known, best first; from the third on nothing confirms them."""
 
 MANY = 40  # points drawn where more than half of the time would be merged into "other"
 SMALL_FRAC = 0.005  # of time: a smaller mark would be a speck; merged into "other"
@@ -85,88 +95,145 @@ def chart_data(
     sites = sites[sites["time_us"] > 0].sort_values(["time_us", "site_id"], ascending=[False, True])
     if not len(sites):
         raise UsageError("the run has no times, so no rates", remedy="flopprof run MODEL has both")
-    flops, verdict = sites["flops"], sites["verdict"]
-    confirmed = sites["profiler_flops"] == sites["matmul_flops"]
-    estimated = sites["flops_source"] == "generated"
-    sites = sites.assign(
-        dtype=sites["dtype"].map(_dtype_label),
-        place=np.select(
-            [flops.isna(), flops == 0, ~(sites["min_bytes"] > 0)],
-            ["unknown", "free", "no_bytes"],
-            "point",
-        ),
-        share_frac=sites["time_us"] / sites["time_us"].sum(),
-        ideal_us=flops / sites["attainable_flops_per_s"] * 1e6,
-        known_by=np.select(
-            [flops.isna(), verdict == "agrees", verdict == "disagrees", estimated, confirmed],
-            [5, 0, 4, 3, 1],
-            2,
-        ),
-        sites=1,
-        kernel=sites.get("kernel", ""),
-    )
-    plotted = sites["place"] == "point"
-    number = sites.groupby(GROUPS[group_by]).ngroup()
-    groups = _merge(sites, number.where(plotted, sites["place"]))
-    path, op = groups["module_path"], groups["op"].str.removeprefix("aten::")
-    op += (" (" + groups["phase"] + ")").where(groups["phase"] != "forward", "")
-    module = path.replace("", "(the model itself)")
-    names = {"module": module, "kind": groups["kind"], "kernel": groups["kernel"]}
-    groups["name"] = names.get(group_by, (path + " · " + op).str.strip(" ·"))
-    groups["key"] = groups["name"] + groups.groupby("name").cumcount().astype(str)
-    point = groups["place"] == "point"
-    alike = groups["name"].where(point).duplicated(keep=False) & point
-    groups["name"] += (" " + groups["input_shapes"]).where(alike, "").str.rstrip()
-    small = point & (groups["share_frac"] < SMALL_FRAC)
-    if groups.loc[small, "share_frac"].sum() > 0.5:  # nearly all: show the largest of it
-        small &= point.cumsum() > MANY
-    groups["place"] = groups["place"].mask(small, "other")
-    points = groups[point & ~small].reset_index(drop=True)
+    sites = _with_places(sites)
+    points, elsewhere = _divided(_named_groups(sites, group_by))
     if numbers is None:
         numbers = {key: str(n) for n, key in enumerate(points["key"][:top], start=1)}
     points["label"] = [numbers.get(key, "") for key in points["key"]]
-    parts = pd.concat([points[points["label"] == ""].assign(place="rest"), groups[~point | small]])
-    mostly = parts.groupby(["place", "known_by"])["time_us"].sum().groupby("place").idxmax()
-    parts = _merge(parts, "place").sort_values("place", key=lambda p: p.map([*PLACES].index))
-    ranks = [mostly[place][1] for place in parts["place"]]
-    parts["known_by"] = np.array(ranks, dtype=np.int64)  # of most of the time
-    parts["name"] = parts["place"].map(PLACES) + " (" + parts["sites"].astype(str) + ")"
-    parts["label"] = list("abcde"[: len(parts)])
-    known = sites[flops.notna()]
-    if len(known):  # what moves bytes unknown and does no FLOPs leaves intensity an upper bound
-        moved = known["min_bytes"].where(known["flops"] > 0, known["min_bytes"].fillna(0.0))
-        known = known.assign(min_bytes=moved)
-    whole = _merge(known if len(known) else sites, lambda _: 0).assign(label="★", place="run")
-    wall_us, which, compiled = _wall(run)
-    timed = 0 < wall_us < math.inf
-    whole["time_us"] = wall_us if timed else sites["time_us"].sum()
-    whole["name"] = f"whole{which} run ({'wall' if timed else 'op'} time)"
-    whole[["share_frac", "ideal_us"]] = math.nan
-    # As the totals: a sum of shares is not 1 where all is known.
-    whole["coverage_frac"] = known["time_us"].sum() / sites["time_us"].sum()
+    labelled = points["label"] != ""
+    parts = _parts(pd.concat([points[~labelled].assign(place="rest"), elsewhere]))
+    timing = _wall(run)
+    whole = _whole_run(sites, timing)
+    at_level = f" ({level})" if level else ""
     return ChartData(
         points=_rates(points),
         merged=_rates(parts[parts["place"] != "rest"]),
-        table=_rates(pd.concat([points[points["label"] != ""], parts])),
+        table=_rates(pd.concat([points[labelled], parts])),
         run=_rates(whole),
-        roofs=_roofs(rooflines, sites[plotted], level),
-        finding=_finding(sites) + (f" ({level})" if level else "") + compiled,
+        roofs=_roofs(rooflines, sites[sites["place"] == "point"], level),
+        finding=_finding(sites) + at_level + timing.compiled,
         coverage_frac=float(whole["coverage_frac"].iloc[0]),
         names={},
     )
 
 
-def _wall(run: "Run") -> tuple[float, str, str]:
-    """Return the wall time that belongs to the points, whose it is, and the compiled one told of.
+def _with_places(sites: pd.DataFrame) -> pd.DataFrame:
+    """Add where each site is shown, how its FLOPs are known, and what is summed up of it."""
+    flops = sites["flops"]
+    unknown = flops.isna()
+    conditions = [unknown, flops == 0, ~(sites["min_bytes"] > 0)]
+    return sites.assign(
+        dtype=sites["dtype"].map(_dtype_label),
+        place=np.select(conditions, ["unknown", "free", "no_bytes"], "point"),
+        share_frac=sites["time_us"] / sites["time_us"].sum(),
+        ideal_us=flops / sites["attainable_flops_per_s"] * 1e6,
+        known_by=_known_by(sites),
+        sites=1,
+        kernel=sites.get("kernel", ""),
+    )
 
-    The sites of a compiled run are the eager call's.
+
+def _known_by(sites: pd.DataFrame) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """Return, for each site, the rank in `KNOWN_BY` of how its FLOPs are known."""
+    verdict = sites["verdict"]
+    cases = {  # the first that holds
+        "unknown": sites["flops"].isna(),
+        "all sources agree": verdict == "agrees",
+        "sources disagree": verdict == "disagrees",
+        "estimated": sites["flops_source"] == "generated",
+        "formula, profiler": sites["profiler_flops"] == sites["matmul_flops"],
+    }
+    ranks = [KNOWN_BY.index(name) for name in cases]
+    return np.select([*cases.values()], ranks, KNOWN_BY.index("formula only"))
+
+
+def _named_groups(sites: pd.DataFrame, group_by: str) -> pd.DataFrame:
+    """Return a row for each point, and one for each place of the sites that are none.
+
+    Their `key` tells points of equal names apart; it is the same in other runs of the model.
     """
+    plotted = sites["place"] == "point"
+    number = sites.groupby(GROUPS[group_by]).ngroup()
+    groups = _merge(sites, number.where(plotted, sites["place"]))
+    path = groups["module_path"]
+    op = groups["op"].str.removeprefix("aten::")
+    op += (" (" + groups["phase"] + ")").where(groups["phase"] != "forward", "")
+    names = {
+        "module": path.replace("", "(the model itself)"),
+        "kind": groups["kind"],
+        "kernel": groups["kernel"],
+    }
+    groups["name"] = names.get(group_by, (path + " · " + op).str.strip(" ·"))
+    groups["key"] = groups["name"] + groups.groupby("name").cumcount().astype(str)
+    point = groups["place"] == "point"
+    alike = groups["name"].where(point).duplicated(keep=False) & point
+    groups["name"] += (" " + groups["input_shapes"]).where(alike, "").str.rstrip()
+    return groups
+
+
+def _divided(groups: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the points to draw, and all other groups, those too small to draw among them."""
+    point = groups["place"] == "point"
+    small = point & (groups["share_frac"] < SMALL_FRAC)
+    if groups.loc[small, "share_frac"].sum() > 0.5:  # nearly all: show the largest of it
+        small &= point.cumsum() > MANY
+    drawn = point & ~small
+    elsewhere = groups.assign(place=groups["place"].mask(small, "other"))[~drawn]
+    return groups[drawn].reset_index(drop=True), elsewhere
+
+
+def _parts(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return one row per place of what has no label, in the order of `PLACES`."""
+    time_us = rows.groupby(["place", "known_by"])["time_us"].sum()
+    most = time_us.groupby("place").idxmax()
+    parts = _merge(rows, "place")
+    parts = parts.sort_values("place", key=lambda places: places.map([*PLACES].index))
+    ranks = [most[place][1] for place in parts["place"]]
+    parts["known_by"] = np.array(ranks, dtype=np.int64)  # of most of the time
+    parts["name"] = parts["place"].map(PLACES) + " (" + parts["sites"].astype(str) + ")"
+    parts["label"] = list("abcde"[: len(parts)])
+    return parts
+
+
+class _Timing(NamedTuple):
+    """The wall time that belongs to the points, and what is said of it."""
+
+    wall_us: float
+    which: str = ""  # " eager", where the run has a compiled time too
+    compiled: str = ""  # that time, as the finding tells it
+
+
+def _whole_run(sites: pd.DataFrame, timing: _Timing) -> pd.DataFrame:
+    """Return the one row of the whole run: all FLOPs that are known, over wall time."""
+    counted = sites[sites["flops"].notna()]
+    if len(counted):  # what moves bytes unknown and does no FLOPs leaves intensity an upper bound
+        min_bytes = counted["min_bytes"]
+        min_bytes = min_bytes.where(counted["flops"] > 0, min_bytes.fillna(0.0))
+        counted = counted.assign(min_bytes=min_bytes)
+    whole = _merge(counted if len(counted) else sites, lambda _: 0)
+    is_timed = 0 < timing.wall_us < math.inf
+    time_us = timing.wall_us if is_timed else sites["time_us"].sum()
+    kind = "wall" if is_timed else "op"
+    return whole.assign(
+        label="★",
+        place="run",
+        time_us=time_us,
+        name=f"whole{timing.which} run ({kind} time)",
+        share_frac=math.nan,
+        ideal_us=math.nan,
+        # As the totals: a sum of shares is not 1 where all is known.
+        coverage_frac=counted["time_us"].sum() / sites["time_us"].sum(),
+    )
+
+
+def _wall(run: "Run") -> _Timing:
+    """Return the wall time of the run; the sites of a compiled one are the eager call's."""
     provenance = run.provenance
     if not isinstance(provenance, CallProvenance) or not provenance.timing.eager_wall_us:
-        return provenance.wall_us, "", ""
+        return _Timing(provenance.wall_us)
     eager_us = provenance.timing.eager_wall_us.median
     told = f"; eager, compiled in {duration(provenance.wall_us)} of {duration(eager_us)}"
-    return eager_us, " eager", told
+    return _Timing(eager_us, " eager", told)
 
 
 def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple[str, pd.DataFrame]:
@@ -175,10 +242,11 @@ def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple
     levels = {name.upper(): name for name in usable["memory_level"]}
     for main, same in (("DRAM", "HBM"), ("HBM", "DRAM")):
         levels.setdefault(main, levels.get(same, ""))
-    if not (name := levels.get(level.upper())):
-        known = ", ".join(sorted(filter(None, {*levels.values()}))) or "none"
+    name = levels.get(level.upper())
+    if not name:
+        its_levels = ", ".join(sorted(filter(None, {*levels.values()}))) or "none"
         problem = f"no bandwidth of {level} is known for this run"
-        raise UsageError(problem, remedy=f"its memory levels: {known}")
+        raise UsageError(problem, remedy=f"its memory levels: {its_levels}")
     units = sites["unit"].where(
         sites["unit"] != "", main_units(sites["matmul_flops"], sites["vector_flops"])
     )
@@ -223,8 +291,8 @@ def _merge(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
 
 def _most_telling(reasons: Iterable[str]) -> str:
     """Return the first reason that says why a part is above its roof, else the first."""
-    found = list(reasons)
-    return next((reason for reason in found if "; above the " in reason), found[0])
+    every = list(reasons)
+    return next((reason for reason in every if "; above the " in reason), every[0])
 
 
 def _rates(rows: pd.DataFrame) -> pd.DataFrame:
@@ -241,50 +309,46 @@ def _rates(rows: pd.DataFrame) -> pd.DataFrame:
 def _path_pattern(paths: Iterable[str]) -> str:
     """Return one text for several module paths: `layer1.*.conv1|conv2`."""
     levels = [{*level} for level in zip_longest(*(path.split(".") for path in {*paths}))]
-    return ".".join(
-        "*"
-        if len(level) > 2 or None in level or (len(level) == 2 and "0" in level)
-        else "|".join(sorted(level))
-        for level in levels
-    )
+    parts = []
+    for level in levels:
+        is_list = len(level) == 2 and "0" in level  # two of a list's modules
+        if len(level) > 2 or None in level or is_list:
+            parts.append("*")
+        else:
+            parts.append("|".join(sorted(level)))
+    return ".".join(parts)
 
 
 def _finding(sites: pd.DataFrame) -> str:
     """Return what most of the time goes to, in a few words."""
-    place, bound = sites["place"], sites["bound"]
-    what = np.select(
-        [
-            place == "free",
-            place == "unknown",
-            bound == "memory",
-            bound == "compute",
-            bound == "overhead",
-        ],
-        [
-            "only moves data",
-            "has unknown FLOPs",
-            "is memory-bound",
-            "is compute-bound",
-            "is overhead-bound",
-        ],
-        ("is " + sites["kind"] + ", without a valid ceiling").to_numpy(object),
-    )
-    least, at_most = sites["time_p5_us"], sites["time_p95_us"]
+    bound = sites["bound"]
+    cases = {
+        "only moves data": sites["place"] == "free",
+        "has unknown FLOPs": sites["place"] == "unknown",
+        "is memory-bound": bound == "memory",
+        "is compute-bound": bound == "compute",
+        "is overhead-bound": bound == "overhead",
+    }
+    no_ceiling = "is " + sites["kind"] + ", without a valid ceiling"
+    behaviour = np.select([*cases.values()], [*cases], no_ceiling.to_numpy(object))
     spread = {  # of one traced call, or of a trace from elsewhere, what it says is all there is
-        "least_us": least.fillna(sites["time_us"]),
-        "most_us": at_most.fillna(sites["time_us"]),
+        "least_us": sites["time_p5_us"].fillna(sites["time_us"]),
+        "most_us": sites["time_p95_us"].fillna(sites["time_us"]),
     }
     columns = ["share_frac", "time_us", "ideal_us", *spread]
-    sums = sites.assign(**spread).groupby(what)[columns].sum()
+    sums = sites.assign(**spread).groupby(behaviour)[columns].sum()
     sums = sums.sort_values("share_frac", ascending=False, kind="stable")
     most = sums.iloc[0]
     text = f"{100 * most['share_frac']:.0f} % of time {most.name}"
-    if len(sums) > 1 and sums["most_us"].iloc[1:].max() > most["least_us"] and least.notna().any():
+    repeated = sites["time_p5_us"].notna().any()
+    if repeated and len(sums) > 1 and sums["most_us"].iloc[1:].max() > most["least_us"]:
         second = sums.iloc[1]
         also = f"{100 * second['share_frac']:.0f} % {second.name}"
         return f"cannot tell what takes most time: {text}, {also}, and calls differ by more"
+    if "bound" not in text:
+        return text
     roof_percent = 100 * most["ideal_us"] / most["time_us"]
-    return f"{text}, at {roof_percent:.0f} % of its roof" if "bound" in text else text
+    return f"{text}, at {roof_percent:.0f} % of its roof"
 
 
 def _roofs(rooflines: pd.DataFrame, plotted: pd.DataFrame, level: str | None) -> pd.DataFrame:
@@ -311,7 +375,7 @@ def _roofs(rooflines: pd.DataFrame, plotted: pd.DataFrame, level: str | None) ->
     )[rows["dtype"].isin(shares.index) & (rows["unit"] == unit)]
     names = {"memory_level": "name", "peak_bytes_per_s": "value"}
     chosen = rows["memory_level"] == level if level else main
-    memory = rows.rename(columns=names).assign(order=1.0 - chosen, unit="B/s")
+    memory = rows.rename(columns=names).assign(order=np.where(chosen, 0.0, 1.0), unit="B/s")
     memory = memory[main | chosen | solid]
     columns = ["unit", "name", "value", "kind", "origin", "solid", "source", "order", "rank"]
     roofs = pd.concat([flat[columns], memory[columns]])

@@ -36,7 +36,8 @@ def spread(
     centres: Sequence[float], widths: Sequence[float], low: float, high: float
 ) -> list[float]:
     """Return new centres, in the given order's places, so that no two intervals overlap."""
-    result, order = list(centres), sorted(range(len(centres)), key=lambda i: centres[i])
+    result = list(centres)
+    order = sorted(range(len(centres)), key=lambda i: centres[i])
     for index in order:  # away from low, then those pushed beyond high back
         result[index] = max(result[index], low + widths[index] / 2)
         low = result[index] + widths[index] / 2
@@ -67,14 +68,16 @@ def _within_reach(starts: Floats, ends: Floats, discs: Floats, reach: Floats) ->
     """Return which discs may touch any of the lines: they touch the box around them all."""
     low = np.minimum(starts.min(axis=0), ends.min(axis=0))
     high = np.maximum(starts.max(axis=0), ends.max(axis=0))
-    x, y = discs[:, 0], discs[:, 1]
+    x = discs[:, 0]
+    y = discs[:, 1]
     beside = (x < low[0] - reach) | (x > high[0] + reach)
     return np.asarray(~(beside | (y < low[1] - reach) | (y > high[1] + reach)))
 
 
 def _count_near_hits(starts: Floats, ends: Floats, discs: Floats, reach: Floats) -> Floats:
     x, y = (ends - starts).T[:, :, None]
-    from_x, from_y = discs[:, 0] - starts[:, :1], discs[:, 1] - starts[:, 1:]
+    from_x = discs[:, 0] - starts[:, :1]
+    from_y = discs[:, 1] - starts[:, 1:]
     part = np.clip((from_x * x + from_y * y) / np.maximum(x * x + y * y, 1e-9), 0, 1)
     distance = np.hypot(from_x - part * x, from_y - part * y)
     return np.asarray((distance < reach).sum(axis=1), dtype=np.float64)
@@ -98,7 +101,8 @@ def place_along(
     start: Floats, end: Floats, text: str, size: float, discs: Floats
 ) -> tuple[Floats, Floats]:
     """Return centre and discs of a text beside a line, as near its start as is free."""
-    length, half = math.dist(start, end), LETTER * size * len(text) / 2 + 8
+    length = math.dist(start, end)
+    half = LETTER * size * len(text) / 2 + 8
     step = (end - start) / length
     along = np.arange(min(half, length / 2), max(length - half, length / 2) + 1, 4.0)
     above = np.array([step[1], -step[0]])

@@ -6,8 +6,8 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from flopprof.report.chart import _settings, draw_figure
-from flopprof.report.chart.data import chart_data
-from flopprof.report.chart.draw import DARK, KNOWN_BY, LIGHT
+from flopprof.report.chart.data import KNOWN_BY, chart_data
+from flopprof.report.chart.sheet import DARK, LIGHT
 from flopprof.units import clean_text, percent, si, three_digits
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def chart_svg(run: "Run") -> str:
     titles = _tooltips(run)
     return re.sub(
         r'<g id="([\w-]+)">',
-        lambda found: found[0] + titles.get(found[1], ""),
+        lambda match: match[0] + titles.get(match[1], ""),
         svg,
     )
 
