@@ -47,16 +47,9 @@ def find_ceilings(
     import torch
 
     described = device.describe()
-    on_cpu = described["kind"] == "cpu"
     user = Ceilings({}) if user_file is None else load_ceilings(user_file)
-    notes = list(user.warnings)
-    if user.device.get("name", described["name"]) != described["name"]:
-        notes.append(f"{user_file} is of {user.device['name']}, and this is {described['name']}")
-    threads = [place.get("threads") for place in (user.device, described)]
-    if None not in threads and threads[0] != threads[1]:
-        notes.append(
-            f"{user_file} was measured with {threads[0]} threads, and here are {threads[1]}"
-        )
+    notes = [*user.warnings, *_doubts(user, user_file, described)]
+    on_cpu = described["kind"] == "cpu"
     tables = Ceilings({}) if on_cpu else ceilings_for_gpu(described)
     kept = _read_cache(described, torch.__version__, notes)
     measured: list[Ceiling] = []
@@ -66,19 +59,40 @@ def find_ceilings(
         have = user.resolved.keys() | (set() if refresh else kept.resolved.keys())
         missing = [key for key in keys_to_measure(described, dtypes) if key not in have]
         measured = measure_ceilings(device, missing, notes=notes, progress=progress)
-    if any(entry.valid for entry in measured):
-        new = tuple(entry for entry in measured if entry.valid)
-        kept = Ceilings(described, tuple(Ceilings({}, new + kept.entries).resolved.values()))
+    valid = tuple(entry for entry in measured if entry.valid)
+    doubtful = [entry for entry in measured if not entry.valid]
+    if valid:
+        kept = Ceilings(described, tuple(Ceilings({}, valid + kept.entries).resolved.values()))
         _write_cache(torch.__version__, kept, notes)
-    busy = [f"{e.name} {e.unit.replace('tensor', 'matmul')}" for e in measured if not e.valid]
-    notes += [f"measured on a busy machine: {name}" for name in busy]
-    entries = [*kept.entries, *(e for e in measured if not e.valid), *tables.entries]
+    for entry in doubtful:
+        name = f"{entry.name} {entry.unit.replace('tensor', 'matmul')}"
+        notes.append(f"measured on a busy machine: {name}")
+    entries = _with_telling_levels([*kept.entries, *doubtful, *tables.entries])
+    entries = [*user.entries, *by_precedence(entries)]
+    if not entries:
+        notes += tables.warnings
+    return Ceilings(described, tuple(entries), {**tables.clocks, **user.clocks}, tuple(notes))
+
+
+def _doubts(user: Ceilings, file: str | Path | None, described: dict[str, Any]) -> list[str]:
+    """Return in what the user's ceilings are of another device than this."""
+    doubts = []
+    name = user.device.get("name", described["name"])
+    if name != described["name"]:
+        doubts.append(f"{file} is of {name}, and this is {described['name']}")
+    then = user.device.get("threads")
+    now = described.get("threads")
+    if then is not None and now is not None and then != now:
+        doubts.append(f"{file} was measured with {then} threads, and here are {now}")
+    return doubts
+
+
+def _with_telling_levels(entries: list[Ceiling]) -> list[Ceiling]:
+    """Return the entries without an L3 no faster than the memory behind it: it held no array."""
     levels = Ceilings({}, tuple(entries)).resolved
     if L3 in levels and MAIN in levels and levels[L3].per_s < 1.2 * levels[MAIN].per_s:
-        entries.remove(levels[L3])  # no faster than the memory behind it: the arrays were not in it
-    entries = [*user.entries, *by_precedence(entries)]
-    notes += () if entries else tables.warnings
-    return Ceilings(described, tuple(entries), {**tables.clocks, **user.clocks}, tuple(notes))
+        return [entry for entry in entries if entry is not levels[L3]]
+    return entries
 
 
 def ceilings_of_trace(
@@ -97,27 +111,31 @@ def ceilings_of_trace(
         LoadError: The file is damaged.
     """
     if file is not None:
-        given = load_ceilings(file)
-        tables = ceilings_for_gpu(device) if on_gpu else Ceilings({})
-        doubts = list(given.warnings)
-        theirs = given.device.get("name")
-        same_kind = not on_gpu and given.device.get("kind", "cpu") == "cpu"  # a trace names no CPU
-        if theirs and theirs != device.get("name") and not same_kind:
-            name = device.get("name") or "another device"
-            doubts.append(f"the ceilings of {file} are those of {theirs}, the trace is of {name}")
-        entries = given.entries + tables.entries
-        return Ceilings(device, entries, given.clocks, tuple(doubts))
+        return _of_trace_and_file(device, file, on_gpu=on_gpu)
     if gpu is not None:
-        found = ceilings_for_gpu({"name": gpu})
-        if not found.entries:
+        ceilings = ceilings_for_gpu({"name": gpu})
+        if not ceilings.entries:
             raise UsageError(
                 f"no GPU of the table is called {gpu!r}, or several are",
-                remedy="known are: " + found.warnings[0].partition("(known: ")[2].rstrip(")"),
+                remedy="known are: " + ceilings.warnings[0].partition("(known: ")[2].rstrip(")"),
             )
-        return found
+        return ceilings
     if not on_gpu:
         return Ceilings({}, warnings=("no ceiling is known: give --ceilings FILE",))
     return ceilings_for_gpu(device)
+
+
+def _of_trace_and_file(device: dict[str, Any], file: str | Path, *, on_gpu: bool) -> Ceilings:
+    """Return the user's ceilings, then the tables', of the device that a trace names."""
+    user = load_ceilings(file)
+    tables = ceilings_for_gpu(device) if on_gpu else Ceilings({})
+    doubts = list(user.warnings)
+    theirs = user.device.get("name")
+    same_kind = not on_gpu and user.device.get("kind", "cpu") == "cpu"  # a trace names no CPU
+    if theirs and theirs != device.get("name") and not same_kind:
+        name = device.get("name") or "another device"
+        doubts.append(f"the ceilings of {file} are those of {theirs}, the trace is of {name}")
+    return Ceilings(device, user.entries + tables.entries, user.clocks, tuple(doubts))
 
 
 def _read_cache(described: dict[str, object], torch_version: str, notes: list[str]) -> Ceilings:

@@ -20,7 +20,9 @@ KINDS = ("user", "measured", "datasheet", "formula")
 MAIN_MEMORY = ("HBM", "DRAM")
 Key = tuple[str, str]
 MAIN: Key = ("main", "memory")
+# Parts of the file: the names there of a ceiling's name and rate, and what units it may have.
 _PARTS = {"compute": ("dtype", "flops_per_s"), "memory": ("level", "bytes_per_s")}
+_UNITS = {"compute": ("tensor", "vector"), "memory": ("memory",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +74,10 @@ class Ceilings:
     @property
     def resolved(self) -> dict[Key, Ceiling]:
         """The ceiling that counts for each key."""
-        found: dict[Key, Ceiling] = {}
+        counting: dict[Key, Ceiling] = {}
         for entry in self.entries:
-            found.setdefault(entry.key, entry)
-        return found
+            counting.setdefault(entry.key, entry)
+        return counting
 
     @property
     def measured_at(self) -> str:
@@ -85,26 +87,13 @@ class Ceilings:
 
     def rooflines(self) -> pd.DataFrame:
         """Return the table ROOFLINES: each compute ceiling over each memory level."""
-        found = self.resolved
-        memories = [entry for entry in found.values() if entry.unit == "memory"]
-        if MAIN not in found:
+        resolved = self.resolved
+        peaks = [entry for entry in resolved.values() if entry.unit != "memory"]
+        memories = [entry for entry in resolved.values() if entry.unit == "memory"]
+        if MAIN not in resolved:
             memories.append(Ceiling("DRAM", "memory", math.nan, source="unknown"))
         return ROOFLINES.from_rows(
-            [
-                asdict(peak)  # its unit, kind and clock
-                | {
-                    "dtype": peak.name,
-                    "memory_level": memory.name,
-                    "peak_flops_per_s": peak.per_s,
-                    "peak_bytes_per_s": memory.per_s,
-                    "ridge_flops_per_byte": peak.per_s / memory.per_s,
-                    "valid": peak.valid and memory.valid,
-                    "source": f"{peak.source}; {memory.name}: {memory.source}",
-                }
-                for memory in memories
-                for peak in found.values()
-                if peak.unit != "memory"
-            ]
+            [_roofline(peak, memory) for memory in memories for peak in peaks]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -123,6 +112,19 @@ class Ceilings:
             "valid": all(entry.valid for entry in self.resolved.values()),
             "warnings": list(self.warnings),
         }
+
+
+def _roofline(peak: Ceiling, memory: Ceiling) -> dict[str, Any]:
+    """Return a row of ROOFLINES: a compute ceiling over a memory level."""
+    return asdict(peak) | {  # its unit, kind and clock
+        "dtype": peak.name,
+        "memory_level": memory.name,
+        "peak_flops_per_s": peak.per_s,
+        "peak_bytes_per_s": memory.per_s,
+        "ridge_flops_per_byte": peak.per_s / memory.per_s,
+        "valid": peak.valid and memory.valid,
+        "source": f"{peak.source}; {memory.name}: {memory.source}",
+    }
 
 
 def by_precedence(entries: Iterable[Ceiling]) -> tuple[Ceiling, ...]:
@@ -161,22 +163,23 @@ def load_ceilings(path: str | Path) -> Ceilings:
             f"{path} cannot be read: {error.strerror}", remedy="flopprof ceilings -o ceilings.json"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        fault = f"it has no {error}" if isinstance(error, KeyError) else str(error)
         raise LoadError(
-            f"{path} is not a ceilings file: {what}",
+            f"{path} is not a ceilings file: {fault}",
             remedy="write one to start from: flopprof ceilings -o ceilings.json",
         ) from error
 
 
 def _entry(part: str, values: dict[str, Any]) -> Ceiling:
     name, rate = _PARTS[part]
-    known = {key: values[key] for key in ("kind", "source", "clock", "valid") if key in values}
-    unit, measurement = values.get("unit", part), dict(values.get("measurement", {}))
+    optional = {key: values[key] for key in ("kind", "source", "clock", "valid") if key in values}
+    unit = values.get("unit", part)
+    measurement = dict(values.get("measurement", {}))
     per_s: Any = values[rate]
     if not isinstance(per_s, int | float) or not 0 < per_s < math.inf:
         raise ValueError(f"{rate} of {values[name]!r} is {per_s!r}, not a positive number")
-    entry = Ceiling(str(values[name]), unit, float(per_s), **known, measurement=measurement)
-    if entry.kind not in KINDS or unit not in {"compute": ("tensor", "vector")}.get(part, (part,)):
+    entry = Ceiling(str(values[name]), unit, float(per_s), **optional, measurement=measurement)
+    if entry.kind not in KINDS or unit not in _UNITS[part]:
         raise ValueError(f"{entry.name!r} has the kind {entry.kind!r} and the unit {unit!r}")
     return entry
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flopprof.ceilings.ceiling import Ceiling, Ceilings
+from flopprof.ceilings.ceiling import Ceiling, Ceilings, Key
 
 Row = dict[str, str]
 
@@ -29,31 +29,46 @@ def ceilings_for_gpu(properties: Mapping[str, Any]) -> Ceilings:
     facts = {_ALIASES.get(key, key): value for key, value in properties.items()}
     if "computeMajor" in facts:
         facts["capability"] = f"{facts['computeMajor']}.{facts.get('computeMinor', 0)}"
-    sms, bits = facts.get("sm_count"), facts.get("bus_bits")
     row = _find(facts)
     if row and _is_whole(row, facts):
-        source, clock = row["source"], _clock(row)
-        per_s, bits = float(row["mem_bw_gbs"]) * 1e9, int(row["bus_bits"])
-        entries = _compute(_peaks(row), "datasheet", source, clock)
-        entries.append(_memory(bits, per_s, "datasheet", source))
-        return Ceilings(facts, tuple(entries), {"datasheet": clock})
-    entries = []
-    if row and sms and re.search(" MIG |MI300", facts["name"]):
-        # A partition of a board runs at the board's clock: its share of FLOPs is that of the SMs.
-        rates = {column: sms / int(row["sm_count"]) * rate for column, rate in _peaks(row).items()}
-        source = f"{sms} of the {row['sm_count']} SMs of {row['name']}"
-        entries = _compute(rates, "formula", source, _clock(row))
-    elif sms and facts.get("clock_mhz"):
-        arch, per_clk = _architecture(facts)
-        rates = {column: n * sms * facts["clock_mhz"] * 1e6 for column, n in per_clk.items()}
-        # The reported clock may exceed the datasheet's boost.
-        source = f"FLOPs per clock of {arch} × SMs × reported clock: an upper bound"
-        entries = _compute(rates, "formula", source, f"{facts['clock_mhz']:.0f} MHz, reported")
+        return _of_datasheet(row, facts)
+    entries = _compute_by_formula(row, facts)
+    bits = facts.get("bus_bits")
     if entries and bits and facts.get("memory_clock_mhz"):
         # Two transfers per cycle of the clock that the driver reports, for HBM and GDDR alike.
         per_s = 2e6 * facts["memory_clock_mhz"] * bits / 8
         entries.append(_memory(bits, per_s, "formula", "memory clock × bus width"))
-    return Ceilings(facts, tuple(entries), {}, () if entries else (_unknown(facts),))
+    return Ceilings(facts, tuple(entries), warnings=() if entries else (_unknown(facts),))
+
+
+def _of_datasheet(row: Row, facts: dict[str, Any]) -> Ceilings:
+    """Return the ceilings of a board that is whole."""
+    source = row["source"]
+    clock = _clock(row)
+    bytes_per_s = float(row["mem_bw_gbs"]) * 1e9
+    entries = _compute(_peaks(row), "datasheet", source, clock)
+    entries.append(_memory(int(row["bus_bits"]), bytes_per_s, "datasheet", source))
+    return Ceilings(facts, tuple(entries), {"datasheet": clock})
+
+
+def _compute_by_formula(row: Row | None, facts: dict[str, Any]) -> list[Ceiling]:
+    """Return the compute ceilings of what is no whole board of the table, by its SMs."""
+    sms = facts.get("sm_count")
+    if not sms:
+        return []
+    if row and re.search(" MIG |MI300", facts["name"]):
+        # A partition of a board runs at the board's clock: its share of FLOPs is that of the SMs.
+        rates = {column: sms / int(row["sm_count"]) * rate for column, rate in _peaks(row).items()}
+        source = f"{sms} of the {row['sm_count']} SMs of {row['name']}"
+        return _compute(rates, "formula", source, _clock(row))
+    clock_mhz = facts.get("clock_mhz")
+    if not clock_mhz:
+        return []
+    arch, per_clk = _architecture(facts)
+    rates = {column: n * sms * clock_mhz * 1e6 for column, n in per_clk.items()}
+    # The reported clock may exceed the datasheet's boost.
+    source = f"FLOPs per clock of {arch} × SMs × reported clock: an upper bound"
+    return _compute(rates, "formula", source, f"{clock_mhz:.0f} MHz, reported")
 
 
 def peak_rows() -> tuple[Row, ...]:
@@ -84,14 +99,17 @@ def _find(facts: dict[str, Any]) -> Row | None:
 
 def _alike(facts: dict[str, Any]) -> list[Row]:
     """Return the boards that have as many SMs and as much memory as a device without a name."""
-    sms, memory_bytes = facts.get("sm_count"), facts.get("memory_bytes")
+    sms = facts.get("sm_count")
+    memory_bytes = facts.get("memory_bytes")
     if not sms or not memory_bytes:
         return []
-    rows = [row for row in peak_rows() if row["memory_gib"] and sms == int(row["sm_count"])]
-    ratios = [memory_bytes / 2**30 / float(row["memory_gib"]) for row in rows]
-    return [
-        row for row, ratio in zip(rows, ratios, strict=True) if abs(ratio - 1) <= _MEMORY_TOLERANCE
-    ]
+    rows = []
+    for row in peak_rows():
+        if row["memory_gib"] and sms == int(row["sm_count"]):
+            ratio = memory_bytes / 2**30 / float(row["memory_gib"])
+            if abs(ratio - 1) <= _MEMORY_TOLERANCE:
+                rows.append(row)
+    return rows
 
 
 def _fitting(facts: dict[str, Any]) -> list[Row]:
@@ -106,21 +124,29 @@ def _fitting(facts: dict[str, Any]) -> list[Row]:
 
 
 def _is_whole(row: Row, facts: dict[str, Any]) -> bool:
-    sms, bits = facts.get("sm_count"), facts.get("bus_bits")
+    """Return whether a device is the board itself: no part of it, and none with another bus."""
+    sms = facts.get("sm_count")
+    bits = facts.get("bus_bits")
     same_bus = not bits or abs(bits / float(row["bus_bits"]) - 1) < _BUS_TOLERANCE
-    typed = sms is None and "capability" not in facts
-    return (typed or sms == int(row["sm_count"])) and same_bus
+    is_typed = sms is None and "capability" not in facts  # by a person: the name alone
+    return (is_typed or sms == int(row["sm_count"])) and same_bus
 
 
 def _peaks(row: Row) -> dict[str, float]:
     """Return FLOP/s by column."""
-    known = {name: tflops for name, tflops in row.items() if name.startswith("peak_") and tflops}
-    return {name[len("peak_") : -len("_tflops")]: float(known[name]) * 1e12 for name in known}
+    peaks = {}
+    for name, tflops in row.items():
+        if name.startswith("peak_") and tflops:
+            column = name.removeprefix("peak_").removesuffix("_tflops")
+            peaks[column] = float(tflops) * 1e12
+    return peaks
 
 
 def _clock(row: Row) -> str:
-    vector, tensor = row["boost_mhz"], row["tensor_boost_mhz"]
-    return f"boost {vector} MHz" + (f", tensor {tensor} MHz" if tensor != vector else "")
+    clock = f"boost {row['boost_mhz']} MHz"
+    if row["tensor_boost_mhz"] != row["boost_mhz"]:
+        clock += f", tensor {row['tensor_boost_mhz']} MHz"
+    return clock
 
 
 def _architecture(facts: dict[str, Any]) -> tuple[str, dict[str, float]]:
@@ -131,12 +157,12 @@ def _architecture(facts: dict[str, Any]) -> tuple[str, dict[str, float]]:
 
 
 def _compute(rates: dict[str, float], kind: str, source: str, clock: str) -> list[Ceiling]:
-    found: dict[tuple[str, str], Ceiling] = {}
+    ceilings: dict[Key, Ceiling] = {}
     for row in _read("peak_columns.csv"):
         if rate := rates.get(row["column"]):
             ceiling = Ceiling(row["dtype"], row["unit"], rate, kind, source, clock)
-            found.setdefault(ceiling.key, ceiling)
-    return list(found.values())
+            ceilings.setdefault(ceiling.key, ceiling)
+    return list(ceilings.values())
 
 
 def _memory(bits: int, per_s: float, kind: str, source: str) -> Ceiling:
@@ -145,14 +171,15 @@ def _memory(bits: int, per_s: float, kind: str, source: str) -> Ceiling:
 
 def _unknown(facts: dict[str, Any]) -> str:
     sms = f" with {facts['sm_count']} SMs" if facts.get("sm_count") else ""
-    if len(several := _fitting(facts)) > 1:
-        named = ", ".join(row["name"] for row in several)
-        return f"{facts['name']!r} may be any of {named}: give --gpu NAME or --ceilings FILE"
+    several = _fitting(facts)
+    if len(several) > 1:
+        names = ", ".join(row["name"] for row in several)
+        return f"{facts['name']!r} may be any of {names}: give --gpu NAME or --ceilings FILE"
     if alike := _alike(facts):
-        named = " or ".join(row["name"] for row in alike)
+        names = " or ".join(row["name"] for row in alike)
         return (
             f"no ceiling is known for the GPU {facts.get('name', '')!r}{sms} and "
-            f"{facts['memory_bytes'] / 1e9:.0f} GB; {named} has as many and as much: if it is "
+            f"{facts['memory_bytes'] / 1e9:.0f} GB; {names} has as many and as much: if it is "
             f"one, give --gpu '{alike[0]['name']}'"
         )
     return (

@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from flopprof import dtypes
 from flopprof.ceilings.ceiling import MAIN, Ceiling, Key
 from flopprof.devices import Device
-from flopprof.units import percent, si
+from flopprof.units import counted, percent, si
 
 FLOATS = ("float32", "bfloat16", "float64", "float16")
 PRODUCTS = (*FLOATS, "int8", "float8_e4m3fn", "tfloat32")
@@ -79,7 +79,7 @@ def search(
     """
     active = candidates_for(rate)
     calls: dict[str, list[Call]] = defaultdict(list)
-    needed = -math.inf if threads is None else BUSY_BELOW * threads
+    least_cpu = -math.inf if threads is None else BUSY_BELOW * threads
     best_then = 0.0
     start = checked = clock()
     while True:
@@ -88,33 +88,53 @@ def search(
         now = clock()
         if now - checked < PATIENCE_S:
             continue
-        label = max(calls, key=lambda name: max(calls[name]))
-        quiet, per_s, cpu_over_wall = max((cpu >= needed, rate, cpu) for rate, cpu in calls[label])
-        steady = np.mean([cpu >= needed for _, cpu in calls[label]]) > 0.5  # or better may come
-        settled = quiet and steady and per_s < GAIN * best_then and now - start >= MINIMUM_S
+        best = _best(calls, least_cpu)
+        improves = best.per_s >= GAIN * best_then
+        settled = best.is_quiet and best.is_steady and not improves and now - start >= MINIMUM_S
         if settled or now - start >= limit_s:
             break
-        best_then, checked = per_s, now
-        if per_s > 2 * rate:
-            rate, active = per_s, []  # the old ones' memory is free before the new ones are made
-            active = candidates_for(per_s)
+        best_then = best.per_s
+        checked = now
+        if best.per_s > 2 * rate:
+            rate = best.per_s
+            active = []  # the old ones' memory is free before the new ones are made
+            active = candidates_for(rate)
         else:  # only what may still win is worth more turns
             active = sorted(active, key=lambda c: max(calls[c.label]), reverse=True)
             active = active[: max(4, len(active) // 2)]
-    spread = map(float, np.percentile([rate for rate, _ in calls[label]], (5, 50, 95)))
-    return {
-        "shape": label,
-        "best_per_s": per_s,
-        **dict(zip(("p5_per_s", "median_per_s", "p95_per_s"), spread, strict=True)),
-        "calls": len(calls[label]),
+    p5, median, p95 = np.percentile([rate for rate, _ in calls[best.label]], (5, 50, 95))
+    details: dict[str, Any] = {
+        "shape": best.label,
+        "best_per_s": best.per_s,
+        "p5_per_s": float(p5),
+        "median_per_s": float(median),
+        "p95_per_s": float(p95),
+        "calls": len(calls[best.label]),
         "seconds": now - start,
-        "valid": quiet,
-        **(
-            {}
-            if threads is None
-            else {"threads": threads, "cpu_over_wall": cpu_over_wall / threads}
-        ),
+        "valid": best.is_quiet,
     }
+    if threads is not None:
+        details |= {"threads": threads, "cpu_over_wall": best.cpu_over_wall / threads}
+    return details
+
+
+class _Best(NamedTuple):
+    """The best call of the fastest candidate, a quiet one if it has any."""
+
+    label: str
+    per_s: float
+    cpu_over_wall: float
+    is_quiet: bool
+    is_steady: bool  # most of its calls are quiet: else better ones may come
+
+
+def _best(calls: dict[str, list[Call]], least_cpu: float) -> _Best:
+    """Return the best call so far; one with `least_cpu` or more CPU time over wall is quiet."""
+    label = max(calls, key=lambda name: max(calls[name]))
+    quiet = [call for call in calls[label] if call[1] >= least_cpu]
+    per_s, cpu_over_wall = max(quiet or calls[label])
+    is_steady = 2 * len(quiet) > len(calls[label])
+    return _Best(label, per_s, cpu_over_wall, bool(quiet), is_steady)
 
 
 def _turn(
@@ -127,10 +147,12 @@ def _turn(
     calls = []
     begun = end = clock()
     while end - begun < TURN_S:
-        start, cpu_start = clock(), cpu_clock()
+        start = clock()
+        cpu_start = cpu_clock()
         candidate.call()
         synchronize()
-        cpu_s, end = cpu_clock() - cpu_start, clock()
+        cpu_s = cpu_clock() - cpu_start
+        end = clock()
         seconds = max(end - start, 1e-9)
         calls.append((candidate.work / seconds, cpu_s / seconds))
     return calls
@@ -157,48 +179,86 @@ def measure_ceilings(
     """Return measured ceilings of those `keys` that run at a usual rate; `notes` says why not."""
     import torch
 
-    described, place = device.describe(), device.torch_device
-    threads = described["threads"] if described["kind"] == "cpu" else None
-    keys, budget_bytes = list(keys), memory_budget(device)
+    described = device.describe()
+    keys = list(keys)
+    budget_bytes = memory_budget(device)
     sizes = array_sizes(described, budget_bytes)
-    makers: dict[str, Callable[..., list[Candidate]]] = {
-        "tensor": matmul_candidates,
-        "vector": vector_candidates,
-        "memory": memory_candidates,
-    }
-    found: list[Ceiling] = []
     tf32 = torch.backends.cuda.matmul
+    ceilings: list[Ceiling] = []
     with ExitStack() as cleanup:
         cleanup.enter_context(torch.no_grad())
         cleanup.callback(setattr, tf32, "fp32_precision", tf32.fp32_precision)
         for number, (name, unit) in enumerate(keys, start=1):
             tf32.fp32_precision = "tf32" if name == "tfloat32" else "ieee"
-            if unit == "tensor" and (reason := why_not_matmul(name, place, device.synchronize)):
+            reason = ""
+            if unit == "tensor":
+                reason = why_not_matmul(name, device.torch_device, device.synchronize)
+            elif name == MAIN[0]:
+                reason = why_not_memory(described, sizes[name])
+            if reason:
                 notes.append(reason)
                 continue
-            if name == MAIN[0] and (reason := why_not_memory(described, sizes[name])):
-                notes.append(reason)
-                continue
-            what = {"main": "main memory", "tensor": "matmul"}
-            text = f"measuring the ceiling of {what.get(name, name)} {what.get(unit, unit)}"
-            progress(f"{text.removesuffix(' memory')}, {number} of {len(keys)}")
-            details = search(
-                partial(makers[unit], sizes.get(name, name), place, most_bytes=budget_bytes),
-                rate=math.inf if unit == "memory" else FIRST_RATE,
-                limit_s=min(LIMIT_S, ALL_S / len(keys)),
-                threads=threads,
-                synchronize=device.synchronize,
-            )
-            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-            details |= {"torch": torch.__version__, "time": now}
-            if unit == "memory":
-                details["array_bytes"] = sizes[name]
-            level, valid = "DRAM" if name == MAIN[0] else name, details.pop("valid")
-            source = f"measured {now[:10]}, {details['shape']}"
-            source += f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
-            per_s = details["best_per_s"]
-            found.append(Ceiling(level, unit, per_s, "measured", source, "", valid, details))
-    return found
+            progress(f"measuring the ceiling of {_title(name, unit)}, {number} of {len(keys)}")
+            limit_s = min(LIMIT_S, ALL_S / len(keys))
+            array_bytes = sizes[name] if unit == "memory" else 0
+            limits = _Limits(limit_s, budget_bytes, array_bytes)
+            ceilings.append(_measured(device, (name, unit), described, limits))
+    return ceilings
+
+
+class _Limits(NamedTuple):
+    """What one measurement may take."""
+
+    seconds: float
+    memory_bytes: int
+    array_bytes: int  # of each array; 0 but for a memory
+
+
+def _title(name: str, unit: str) -> str:
+    """Return how people call a ceiling: "main memory", "L3", "float32 matmul"."""
+    if unit == "memory":
+        return "main memory" if name == MAIN[0] else name
+    return f"{name} matmul" if unit == "tensor" else f"{name} {unit}"
+
+
+def _measured(device: Device, key: Key, described: dict[str, Any], limits: _Limits) -> Ceiling:
+    """Measure one ceiling."""
+    import torch
+
+    name, unit = key
+    threads = described["threads"] if described["kind"] == "cpu" else None
+    makers: dict[str, Callable[..., list[Candidate]]] = {
+        "tensor": matmul_candidates,
+        "vector": vector_candidates,
+        "memory": memory_candidates,
+    }
+    subject = limits.array_bytes if unit == "memory" else name
+    candidates_for = partial(
+        makers[unit], subject, device.torch_device, most_bytes=limits.memory_bytes
+    )
+    details = search(
+        candidates_for,
+        rate=math.inf if unit == "memory" else FIRST_RATE,
+        limit_s=limits.seconds,
+        threads=threads,
+        synchronize=device.synchronize,
+    )
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    details |= {"torch": torch.__version__, "time": now}
+    if unit == "memory":
+        details["array_bytes"] = limits.array_bytes
+    source = f"measured {now[:10]}, {details['shape']}"
+    if threads:
+        source += f", {counted(threads, 'thread')}"
+    return Ceiling(
+        "DRAM" if name == MAIN[0] else name,
+        unit,
+        details["best_per_s"],
+        kind="measured",
+        source=source,
+        valid=details.pop("valid"),
+        measurement=details,
+    )
 
 
 def memory_budget(device: Device) -> int:
@@ -274,7 +334,8 @@ def vector_candidates(
     from torch.nn.functional import group_norm, interpolate
 
     kind = getattr(torch, dtype)
-    one, zero = (torch.full((32,), value, dtype=kind, device=device) for value in (1.0, 0.0))
+    one = torch.ones(32, dtype=kind, device=device)
+    zero = torch.zeros(32, dtype=kind, device=device)
 
     def bilinear(x: torch.Tensor) -> torch.Tensor:
         return interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear")
@@ -282,11 +343,7 @@ def vector_candidates(
     ops: dict[str, tuple[int, int, Callable[[torch.Tensor], torch.Tensor]]] = {
         "sum": (1, 1, torch.sum),
         "group_norm": (7, 1, lambda x: group_norm(x, 8, one, zero)),
-        "bilinear": (
-            36,
-            4,
-            lambda x: interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear"),
-        ),
+        "bilinear": (36, 4, bilinear),
     }  # FLOPs per element, elements returned per element, the op
     most = most_bytes / 2 / kind.itemsize
     sizes: list[tuple[str, int]] = []
@@ -338,12 +395,14 @@ def array_sizes(described: dict[str, Any], budget_bytes: float = math.inf) -> di
     Not L1 and L2: a call that stays in them takes some microseconds, one of them torch's own (an
     EPYC's L2 came out at 88 GB/s, its L3 at 94).
     """
-    l2, l3 = described.get("l2_bytes") or 0, described.get("l3_bytes") or 0
-    least = CPU_ARRAY_BYTES if described["kind"] == "cpu" else GPU_ARRAY_BYTES
-    most = min((described.get("memory_bytes") or 2**33) // 8, budget_bytes / 3)
-    sizes = {MAIN[0]: int(min(max(4 * l2, 4 * l3, least), most))}
-    if l3 >= 4 * l2 > 0:
-        sizes["L3"] = int((l2 * l3) ** 0.5) // 3  # three arrays, between L2 and L3
+    l2_bytes = described.get("l2_bytes") or 0
+    l3_bytes = described.get("l3_bytes") or 0
+    least_bytes = CPU_ARRAY_BYTES if described["kind"] == "cpu" else GPU_ARRAY_BYTES
+    most_bytes = min((described.get("memory_bytes") or 2**33) // 8, budget_bytes / 3)
+    main_bytes = max(4 * l2_bytes, 4 * l3_bytes, least_bytes)
+    sizes = {MAIN[0]: int(min(main_bytes, most_bytes))}
+    if l3_bytes >= 4 * l2_bytes > 0:
+        sizes["L3"] = int((l2_bytes * l3_bytes) ** 0.5) // 3  # three arrays, between L2 and L3
     return sizes
 
 
@@ -352,14 +411,18 @@ def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
 
     generator = torch.Generator(device).manual_seed(0)  # the user's random state stays as it is
     # Random values: a GPU draws less power on constants, and then clocks higher.
-    a, b = (torch.randn(s, generator=generator, device=device) for s in ((m, k), (k, n)))
-    label, work = f"mm {m}x{k}x{n}", 2.0 * m * k * n
+    a = torch.randn((m, k), generator=generator, device=device)
+    b = torch.randn((k, n), generator=generator, device=device)
+    label = f"mm {m}x{k}x{n}"
+    work = 2.0 * m * k * n
     kind = getattr(torch, "float32" if dtype == "tfloat32" else dtype)
     if dtype == "int8":
-        a, b = a.mul(30).to(kind), b.mul(30).to(kind)
-        return Candidate(label, work, partial(torch._int_mm, a, b))
+        return Candidate(
+            label, work, partial(torch._int_mm, a.mul(30).to(kind), b.mul(30).to(kind))
+        )
     if dtype.startswith("float8"):
-        a, b = a.to(kind), b.t().to(kind, memory_format=torch.contiguous_format).t()
+        a = a.to(kind)
+        b = b.t().to(kind, memory_format=torch.contiguous_format).t()
         one = torch.ones((), device=device)
         call = partial(torch._scaled_mm, a, b, one, one, out_dtype=torch.bfloat16)
         return Candidate(label, work, call)
@@ -370,15 +433,18 @@ def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
 def _convolution(dtype: str, work: float) -> Candidate:
     import torch
 
-    channels, filter_size = 64, 3
+    channels = 64
+    filter_size = 3
     size = max(1, round((work / 2 / (channels * filter_size) ** 2) ** 0.5))  # of the output
     generator = torch.Generator().manual_seed(0)
-    shapes = (1, channels, size + 2, size + 2), (channels, channels, filter_size, filter_size)
     x, filters = (
         torch.randn(shape, generator=generator)
         .to(getattr(torch, dtype))
         .to(memory_format=torch.channels_last)
-        for shape in shapes
+        for shape in (
+            (1, channels, size + 2, size + 2),
+            (channels, channels, filter_size, filter_size),
+        )
     )
     flops = 2.0 * (size * channels * filter_size) ** 2
     label = f"conv2d 3x3 of 1x{channels}x{size + 2}x{size + 2}"
