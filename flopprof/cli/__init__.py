@@ -21,7 +21,9 @@ from flopprof.registry import Registry, import_all
 
 Handler = Callable[[Namespace], int]
 COMMANDS: Registry[Callable[[ArgumentParser], Handler]] = Registry("subcommand")
-INTERRUPTED, BUG = 130, 70
+INTERRUPTED = 130
+OUT_OF_MEMORY = 6
+BUG = 70
 _answer: TextIO | None = None  # where the one JSON object goes
 
 
@@ -119,7 +121,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         except MemoryError:
             remedy = "try a smaller input or batch"
-            return _fail("there is not enough memory", remedy, 6, as_json=as_json)
+            return _fail("there is not enough memory", remedy, OUT_OF_MEMORY, as_json=as_json)
         except Exception as error:
             import traceback
 
@@ -144,7 +146,7 @@ def _run(arguments: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError):
             raise
         if error.filename is not None:
-            raise _named(error) or error from error
+            raise _refusal(error) or error from error
         _discard_output()
         raise UsageError(
             f"stdout cannot be written: {str(error.strerror).lower()}",
@@ -153,7 +155,7 @@ def _run(arguments: Sequence[str]) -> int:
     return code
 
 
-def _named(error: OSError) -> UsageError | None:
+def _refusal(error: OSError) -> UsageError | None:
     """Return what the system refused of a path that the user may have named; None for a bug."""
     from flopprof.files import is_refusal
 
@@ -190,8 +192,9 @@ def _discard_output() -> None:
 def _answering(as_json: bool) -> Iterator[None]:
     """With `as_json`, keep stdout for the one object: what a model prints goes to stderr."""
     global _answer
-    own, real = sys.stdout, sys.stdout is not None and sys.stdout is sys.__stdout__
-    if as_json and real:  # code in C and C++ writes to the descriptor itself
+    own = sys.stdout
+    is_real = own is not None and own is sys.__stdout__
+    if as_json and is_real:  # code in C and C++ writes to the descriptor itself
         own.flush()
         own = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)

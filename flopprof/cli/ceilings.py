@@ -12,7 +12,7 @@ from flopprof.cli import Handler, Progress, check_threads, clean_lines, command,
 from flopprof.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
-    from flopprof.ceilings.ceiling import Ceilings
+    from flopprof.ceilings.ceiling import Ceiling, Ceilings
 
 
 @command("ceilings")
@@ -42,15 +42,15 @@ def ceilings(parser: ArgumentParser) -> Handler:
             except LoadError as error:
                 problem = f"{path} is there already, and is no ceilings file"
                 raise UsageError(problem, remedy="give another name, or --force") from error
-        found = _find(args)
+        its_ceilings = _find(args)
         if path:
-            save_ceilings(path, found)
+            save_ceilings(path, its_ceilings)
         if args.json:
-            print_json(_to_object(found))
+            print_json(_to_object(its_ceilings))
             return 0
-        for text in found.warnings:
+        for text in its_ceilings.warnings:
             warnings.warn(text, stacklevel=1)
-        print("\n".join(map(clean_lines, _table(found))))
+        print("\n".join(map(clean_lines, _table(its_ceilings))))
         if path:
             print(clean_lines(path))
         return 0
@@ -59,30 +59,39 @@ def ceilings(parser: ArgumentParser) -> Handler:
 
 
 def _find(args: Namespace) -> "Ceilings":
-    from flopprof.ceilings import find_ceilings
     from flopprof.ceilings.ceiling import Ceilings
 
     dtypes = [_dtype(name) for name in args.dtypes] if args.dtypes else None
-    if args.gpu is not None:
-        from flopprof.ceilings.datasheet import ceilings_for_gpu
+    every = _of_device(args, dtypes) if args.gpu is None else _of_gpu(args.gpu)
+    entries = every.entries
+    if dtypes:
+        entries = tuple(e for e in entries if e.unit == "memory" or e.name in dtypes)
+    return Ceilings(every.device, entries, every.clocks, every.warnings)
 
-        found = ceilings_for_gpu({"name": args.gpu})
-        if not found.entries:
-            raise UsageError(found.warnings[0], remedy="name one of those, or part of its name")
-    else:
-        with Progress() as progress:
-            progress("loading torch")
-            import torch
 
-            from flopprof.devices import find_device
+def _of_gpu(name: str) -> "Ceilings":
+    from flopprof.ceilings.datasheet import ceilings_for_gpu
 
-            device = find_device(args.device)
-            if args.threads is not None:
-                check_threads(args.threads)
-                torch.set_num_threads(args.threads)
-            found = find_ceilings(device, refresh=args.refresh, dtypes=dtypes, progress=progress)
-    kept = [e for e in found.entries if not dtypes or e.unit == "memory" or e.name in dtypes]
-    return Ceilings(found.device, tuple(kept), found.clocks, found.warnings)
+    every = ceilings_for_gpu({"name": name})
+    if not every.entries:
+        raise UsageError(every.warnings[0], remedy="name one of those, or part of its name")
+    return every
+
+
+def _of_device(args: Namespace, dtypes: list[str] | None) -> "Ceilings":
+    from flopprof.ceilings import find_ceilings
+
+    with Progress() as progress:
+        progress("loading torch")
+        import torch
+
+        from flopprof.devices import find_device
+
+        device = find_device(args.device)
+        if args.threads is not None:
+            check_threads(args.threads)
+            torch.set_num_threads(args.threads)
+        return find_ceilings(device, refresh=args.refresh, dtypes=dtypes, progress=progress)
 
 
 def _dtype(name: str) -> str:
@@ -90,11 +99,11 @@ def _dtype(name: str) -> str:
     from flopprof.ceilings.measure import PRODUCTS
 
     full = re.sub(r"^fp(?=\d)", "float", re.sub(r"^(b|t)f(?=\d)", r"\1float", name.lower()))
-    found = [dtype for dtype in PRODUCTS if dtype.split("_")[0] == full or dtype == full]
-    if not found:
-        problem = f"there are no ceilings of {name!r}"
-        raise UsageError(problem, remedy=f"use one of {', '.join(PRODUCTS)}")
-    return found[0]
+    for dtype in PRODUCTS:
+        if full in (dtype, dtype.partition("_")[0]):
+            return dtype
+    problem = f"there are no ceilings of {name!r}"
+    raise UsageError(problem, remedy=f"use one of {', '.join(PRODUCTS)}")
 
 
 def _age_s(taken: str) -> float:
@@ -106,63 +115,78 @@ def _age_s(taken: str) -> float:
     return (datetime.datetime.now(datetime.UTC) - then.astimezone()).total_seconds()
 
 
-def _to_object(found: "Ceilings") -> dict[str, Any]:
+def _to_object(ceilings: "Ceilings") -> dict[str, Any]:
     """Return the content of the file, each ceiling with its age and whether it counts; roofs."""
     from flopprof.run import SCHEMA_VERSION, to_json
 
-    content, counts = found.to_json(), {id(e) for e in found.resolved.values()}
-    memory = [entry for entry in found.entries if entry.unit == "memory"]
-    compute = [entry for entry in found.entries if entry.unit != "memory"]
+    content = ceilings.to_json()
+    counting = {id(entry) for entry in ceilings.resolved.values()}
+    memory = [entry for entry in ceilings.entries if entry.unit == "memory"]
+    compute = [entry for entry in ceilings.entries if entry.unit != "memory"]
     for rows, entries in ((content["compute"], compute), (content["memory"], memory)):
         for row, entry in zip(rows, entries, strict=True):
-            row |= {"counts": id(entry) in counts}
-            row |= {"age_s": _age_s(entry.measurement.get("time", ""))}
-    roofs = found.rooflines().to_dict("records")
-    shown: dict[str, Any] = to_json(
-        {"schema_version": SCHEMA_VERSION, "rooflines": roofs, **content}
-    )
+            row["counts"] = id(entry) in counting
+            row["age_s"] = _age_s(entry.measurement.get("time", ""))
+    roofs = ceilings.rooflines().to_dict("records")
+    answer = {"schema_version": SCHEMA_VERSION, "rooflines": roofs, **content}
+    shown: dict[str, Any] = to_json(answer)
     return shown
 
 
-def _table(found: "Ceilings") -> list[str]:
+_HEADINGS = ("Ceiling", "Unit", "Value", "Ridge, FLOP/B", "Origin", "Valid", "Age", "Source")
+_LONG = 50  # letters of a source that is said once, below the table
+
+
+def _table(ceilings: "Ceilings") -> list[str]:
     """Return one line per ceiling, those that count first of their name, for people."""
     from flopprof.ceilings.ceiling import MAIN
     from flopprof.report.text import aligned
+    from flopprof.units import counted
+
+    resolved = ceilings.resolved
+    bytes_per_s = resolved[MAIN].per_s if MAIN in resolved else math.nan
+    order = {key: rank for rank, key in enumerate(resolved)}
+    counting = {id(entry) for entry in resolved.values()}
+    long_sources: dict[str, int] = {}
+    rows = [_HEADINGS]
+    for entry in sorted(ceilings.entries, key=lambda e: (e.unit == "memory", order[e.key])):
+        source = ", ".join(filter(None, (entry.source, entry.clock)))
+        if len(source) > _LONG:
+            number = long_sources.setdefault(source, 1 + len(long_sources))
+            source = f"[{number}]"
+        name = entry.name if id(entry) in counting else f"({entry.name})"
+        rows.append((name, *_cells(entry, bytes_per_s), source))
+    lines = aligned(rows)
+    if len(counting) < len(ceilings.entries):
+        lines.append("(…) gives way to the line before it")
+    lines += [f"[{number}] {source}" for source, number in long_sources.items()]
+    heading = ceilings.device.get("name") or "GPU"
+    threads = ceilings.device.get("threads")
+    if threads:
+        heading += f", {counted(threads, 'thread')}"
+    return [heading, "", *lines]
+
+
+def _cells(entry: "Ceiling", bytes_per_s: float) -> tuple[str, str, str, str, str, str]:
+    """Return unit, value, ridge over that bandwidth, origin, whether it is valid, and age."""
     from flopprof.units import si, three_digits
 
-    name, threads = found.device.get("name") or "GPU", found.device.get("threads")
-    bandwidth = found.resolved[MAIN].per_s if MAIN in found.resolved else math.nan
-    order = {key: rank for rank, key in enumerate(found.resolved)}
-    counts = {id(entry) for entry in found.resolved.values()}
-    sources: dict[str, int] = {}
-    rows = [("Ceiling", "Unit", "Value", "Ridge, FLOP/B", "Origin", "Valid", "Age", "Source")]
-    for entry in sorted(found.entries, key=lambda e: (e.unit == "memory", order[e.key])):
-        memory = entry.unit == "memory"
-        source = ", ".join(filter(None, (entry.source, entry.clock)))
-        long = len(source) > 50
-        if long:  # said once, below
-            number = sources.setdefault(source, 1 + len(sources))
-        rows.append(
-            (
-                entry.name if id(entry) in counts else f"({entry.name})",
-                {"tensor": "matmul"}.get(entry.unit, entry.unit),
-                si(entry.per_s, "B/s" if memory else "FLOP/s"),
-                "" if memory else three_digits(entry.per_s / bandwidth),
-                entry.kind,
-                "yes" if entry.valid else "no: busy",
-                _age(_age_s(entry.measurement.get("time", ""))),
-                f"[{number}]" if long else source,
-            )
-        )
-    lines = aligned(rows)
-    also = ["(…) gives way to the line before it"] if len(counts) < len(found.entries) else []
-    notes = [f"[{number}] {source}" for source, number in sources.items()]
-    threads = f", {threads} thread{'s' if threads > 1 else ''}" if threads else ""
-    return [f"{name}{threads}", "", *lines, *also, *notes]
+    is_memory = entry.unit == "memory"
+    return (
+        "matmul" if entry.unit == "tensor" else entry.unit,
+        si(entry.per_s, "B/s" if is_memory else "FLOP/s"),
+        "" if is_memory else three_digits(entry.per_s / bytes_per_s),
+        entry.kind,
+        "yes" if entry.valid else "no: busy",
+        _age(_age_s(entry.measurement.get("time", ""))),
+    )
 
 
 def _age(seconds: float) -> str:
     """Return an age for people; "–" where it is not known."""
-    scales = (("days", 86400), ("h", 3600), ("min", 60), ("s", 1))
-    found = (f"{seconds / scale:.0f} {unit}" for unit, scale in scales if seconds >= 2 * scale)
-    return "–" if math.isnan(seconds) else next(found, "now")
+    if math.isnan(seconds):
+        return "–"
+    for unit, scale in (("days", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 2 * scale:
+            return f"{seconds / scale:.0f} {unit}"
+    return "now"

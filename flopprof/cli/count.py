@@ -27,7 +27,7 @@ def count(parser: ArgumentParser) -> Handler:
         settings = settings_of(args)
         if (code := contain(args)) is not None:
             return code
-        from flopprof.api import run_count
+        from flopprof.api import run_count  # which imports torch
         from flopprof.report.json import to_object
         from flopprof.report.macs import Macs
 

@@ -18,11 +18,11 @@ def diff(parser: ArgumentParser) -> Handler:
         from flopprof.report.diff import compared, compared_text
         from flopprof.run import SCHEMA_VERSION, Run, to_json
 
-        found = compared(Run.load(args.before), Run.load(args.after))
+        comparison = compared(Run.load(args.before), Run.load(args.after))
         if args.json:
-            print_json(to_json({"schema_version": SCHEMA_VERSION, **found}))
+            print_json(to_json({"schema_version": SCHEMA_VERSION, **comparison}))
         else:
-            print(compared_text(found, (args.before, args.after)), end="")
+            print(compared_text(comparison, (args.before, args.after)), end="")
         return 0
 
     return handle

@@ -26,20 +26,20 @@ def formulas(parser: ArgumentParser) -> Handler:
         if args.formulas:
             load_formulas(args.formulas)
         every = list(_entries())
-        exact = [e for e in every if e["name"] == args.name]
-        found = exact or [e for e in every if not args.name or args.name in e["name"]]
-        if not found:
+        exact = [entry for entry in every if entry["name"] == args.name]
+        asked = exact or [entry for entry in every if not args.name or args.name in entry["name"]]
+        if not asked:
             raise UsageError(
                 f"there is no formula for {args.name!r}",
                 remedy="write one: @flopprof.op_formula(NAME), and give its file to --formulas",
             )
         if args.json:
-            print_json({"schema_version": SCHEMA_VERSION, "formulas": found})
+            print_json({"schema_version": SCHEMA_VERSION, "formulas": asked})
         elif exact:
             for entry in exact:
                 print(f"{entry['name']} ({entry['kind']}, {entry['source']})\n{entry['doc']}")
         else:
-            for entry in found:
+            for entry in asked:
                 print(f"{entry['name']:40} {entry['doc'].partition(chr(10))[0]}")
         return 0
 
@@ -87,7 +87,8 @@ def _definition(function: Any) -> str:
     figures = ", ".join(_figure(row[key], key) for key in _FIGURES if key in row)
     because = f" ({row['definition']})" if "definition" in row else ""
     if row.get("per") == "matrix":  # its numbers are factors of n³ and the like, thirds of them
-        figures, because = row["definition"], ""
+        figures = row["definition"]
+        because = ""
     return f"{figures}{because}: {text[0].lower()}{text[1:]}" if figures else text
 
 
@@ -98,4 +99,5 @@ def _figure(text: str, key: str) -> str:
     least, *optional = text.split("?")
     also = f", 1 more for each of arguments {' and '.join(optional)} given" if optional else ""
     per = key.replace("flops", "").replace("_", " ")
-    return f"{least} FLOP{'s' * (least != '1')} {per}".rstrip() + also
+    unit = "FLOP" if least == "1" else "FLOPs"
+    return f"{least} {unit} {per}".rstrip() + also

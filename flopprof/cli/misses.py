@@ -29,7 +29,7 @@ def misses(parser: ArgumentParser) -> Handler:
             _write_stub(Path(args.stub), source, force=args.force)
         if args.json:
             totals = run.totals
-            found = {
+            answer = {
                 "schema_version": SCHEMA_VERSION,
                 "flops": totals.flops,
                 "flops_at_most": whole(totals.flops_at_most),
@@ -38,7 +38,7 @@ def misses(parser: ArgumentParser) -> Handler:
                 "misses": to_rows(missed(run)),
                 "stub": source,
             }
-            print_json(to_json(found))
+            print_json(to_json(answer))
         else:
             print(missed_text(run))
             if source and not args.stub:

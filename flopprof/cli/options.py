@@ -26,9 +26,13 @@ _MEASURING = (
 
 def add_model_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that say which model and which input."""
-    from flopprof.capture.call import SEED
-    from flopprof.model.trusted import MEMORY_LIMIT, TIME_LIMIT_S
+    _add_architecture(parser)
+    _add_input(parser)
+    _add_training(parser)
+    _add_trust(parser)
 
+
+def _add_architecture(parser: ArgumentParser) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -45,6 +49,11 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="choose no architecture where weights fit several that count differently",
     )
+
+
+def _add_input(parser: ArgumentParser) -> None:
+    from flopprof.capture.call import SEED
+
     parser.add_argument(
         "--input",
         action="append",
@@ -59,6 +68,9 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--formulas", metavar="FILE.py", help="file with formulas for your own ops and modules"
     )
+
+
+def _add_training(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--train",
         action="store_true",
@@ -74,6 +86,11 @@ def add_model_arguments(parser: ArgumentParser) -> None:
         default="sgd",
         help="with --train: sgd (default), momentum, adam, adamw, none",
     )
+
+
+def _add_trust(parser: ArgumentParser) -> None:
+    from flopprof.model.trusted import MEMORY_LIMIT, TIME_LIMIT_S
+
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -98,6 +115,46 @@ def add_model_arguments(parser: ArgumentParser) -> None:
     )
 
 
+def add_measuring_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say on what device and how often the model is called."""
+    from flopprof.settings import AUTOCASTS, REPEATS, TRACES, WARMUP
+
+    parser.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one (default)"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own setting)")
+    parser.add_argument("--tf32", action="store_true", help="on a GPU: TF32 in float32 products")
+    parser.add_argument(
+        "--autocast",
+        metavar="DTYPE",
+        choices=AUTOCASTS,
+        help="run under torch.autocast: bfloat16 or float16",
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        const="default",
+        default=False,
+        metavar="MODE",
+        help="time the model compiled by torch.compile, too; MODE: max-autotune, …",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=REPEATS, help="bare calls to time (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--warmup", type=int, default=WARMUP, help="calls before them (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--traces",
+        type=int,
+        default=TRACES,
+        help="calls to trace, as many of them as two seconds take (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ceilings", metavar="FILE", help="written by flopprof ceilings -o; goes before all others"
+    )
+
+
 def settings_of(args: Namespace) -> "Settings":
     """Return the settings that the arguments say.
 
@@ -107,9 +164,9 @@ def settings_of(args: Namespace) -> "Settings":
     from flopprof.model.trusted import Trust
     from flopprof.settings import Settings
 
-    given = {name: getattr(args, name) for name in _MEASURING if hasattr(args, name)}
-    if given.get("ceilings") is None:
-        given.pop("ceilings", None)
+    measuring = {name: getattr(args, name) for name in _MEASURING if hasattr(args, name)}
+    if measuring.get("ceilings") is None:
+        measuring.pop("ceilings", None)
     trusted = args.trust or args.trust_sha256
     return Settings(
         arch=args.arch,
@@ -121,7 +178,7 @@ def settings_of(args: Namespace) -> "Settings":
         train=args.train,
         loss=args.loss,
         optimizer=args.optimizer,
-        **given,
+        **measuring,
     )
 
 

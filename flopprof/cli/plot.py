@@ -39,10 +39,10 @@ def plot(parser: ArgumentParser) -> Handler:
 
         if args.top < 0:
             raise UsageError(f"--top is {args.top}", remedy="give 0 or more")
-        named = {Path(path).stem: path for path in args.runs}
-        if len(named) < len(args.runs):  # batch1/net.flopprof, batch8/net.flopprof
-            named = {path: path for path in args.runs}
-        runs = {name: Run.load(path) for name, path in named.items()}
+        folders = {Path(path).stem: path for path in args.runs}
+        if len(folders) < len(args.runs):  # batch1/net.flopprof, batch8/net.flopprof
+            folders = {path: path for path in args.runs}
+        runs = {name: Run.load(folder) for name, folder in folders.items()}
         paths = plot_roofline(
             runs if len(runs) > 1 else next(iter(runs.values())),
             args.output or ["roofline.png"],

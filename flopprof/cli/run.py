@@ -1,16 +1,13 @@
 """`flopprof run`: the whole job on one model file."""
 
-import warnings
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flopprof.cli import Handler, Progress, clean_lines, command, print_json
 
 if TYPE_CHECKING:
-    from flopprof.provenance import AnyProvenance
-    from flopprof.run import Run
+    from flopprof.report.folder import Saved
 
 
 @command("run")
@@ -19,44 +16,10 @@ def run(parser: ArgumentParser) -> Handler:
 
     example: flopprof run resnet18.pth --arch torchvision:resnet18
     """
-    from flopprof.cli.options import add_model_arguments
-    from flopprof.settings import AUTOCASTS, REPEATS, TRACES, WARMUP
+    from flopprof.cli.options import add_measuring_arguments, add_model_arguments
 
     add_model_arguments(parser)
-    parser.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one (default)"
-    )
-    parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own setting)")
-    parser.add_argument("--tf32", action="store_true", help="on a GPU: TF32 in float32 products")
-    parser.add_argument(
-        "--autocast",
-        metavar="DTYPE",
-        choices=AUTOCASTS,
-        help="run under torch.autocast: bfloat16 or float16",
-    )
-    parser.add_argument(
-        "--compile",
-        nargs="?",
-        const="default",
-        default=False,
-        metavar="MODE",
-        help="time the model compiled by torch.compile, too; MODE: max-autotune, …",
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=REPEATS, help="bare calls to time (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--warmup", type=int, default=WARMUP, help="calls before them (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--traces",
-        type=int,
-        default=TRACES,
-        help="calls to trace, as many of them as two seconds take (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ceilings", metavar="FILE", help="written by flopprof ceilings -o; goes before all others"
-    )
+    add_measuring_arguments(parser)
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="folder to write (default: MODEL's stem + .flopprof)"
     )
@@ -66,88 +29,44 @@ def run(parser: ArgumentParser) -> Handler:
         from flopprof.ceilings.ceiling import load_ceilings
         from flopprof.cli.options import contain, settings_of
         from flopprof.files import check_target
-        from flopprof.model import names_code
-        from flopprof.model.detect import detect
+        from flopprof.model import model_name
+        from flopprof.report.folder import folder_of_model, save_run
 
         settings = settings_of(args)
-        name = Path(args.model).stem
-        if names_code(args.model):
-            name = args.model.rpartition(":")[2]
-        else:
-            detect(Path(args.model))  # what is no file is said before the long work
-        target = Path(args.output or f"{name}.flopprof")
+        # What is wrong with the arguments is said before the long work.
+        name = model_name(args.model)
+        target = Path(args.output) if args.output else folder_of_model(name)
         if args.ceilings:
-            load_ceilings(args.ceilings)  # what is wrong with it is said before the long work
+            load_ceilings(args.ceilings)
         check_target(target, force=args.force)
         if (code := contain(args, target)) is not None:
             return code
+        from flopprof.api import run_profile  # which imports torch
 
-        def profile(progress: Progress) -> "Run":
-            from flopprof.api import run_profile
-
-            return run_profile(args.model, None, None, settings, progress)
-
-        return deliver(args, target, profile)
+        with Progress() as progress:
+            saved = save_run(
+                lambda: run_profile(args.model, None, None, settings, progress),
+                target,
+                sources=[args.model],
+                force=args.force,
+                progress=progress,
+            )
+        print_saved(saved, as_json=args.json)
+        return 0
 
     return handle
 
 
-def deliver(args: Namespace, target: Path, make: "Callable[[Progress], Run]") -> int:
-    """Make a run, write it with chart and report into `target`, and print it."""
-    from flopprof.errors import UsageError
-    from flopprof.files import check_target, real_path, writing
+def print_saved(saved: "Saved", *, as_json: bool) -> None:
+    """Print a run, and where its chart and its report are."""
+    from flopprof.report.folder import CHART, PAGE
+    from flopprof.report.json import to_object
 
-    check_target(target, force=args.force)
-    for name in getattr(args, "files", None) or [args.model]:
-        source = real_path(name)
-        if real_path(target) in (source, *source.parents):
-            raise UsageError(f"{target} holds {name}, and is replaced", remedy="another -o DIR")
-    with Progress() as progress, writing(target, force=args.force) as folder:
-        made = make(progress)
-        if told := _replaced(target, made.provenance):
-            warnings.warn(f"{target} {told}: replaced; -o DIR keeps both", stacklevel=1)
-        progress("drawing")
-        made.write(folder)
-        (folder / "report.html").write_text(made.report("html"), encoding="utf-8")
-        try:
-            made.plot_roofline(folder / "roofline.png")
-        except Exception as error:  # what was measured is not lost for want of a picture
-            if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
-                raise
-            warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
-        (folder / "report.md").write_text(made.report("md"), encoding="utf-8")
-        names = sorted(path.name for path in folder.iterdir())
-    files = [str(target / name) for name in names]
-    if args.json:
-        from flopprof.report.json import to_object
-
-        print_json(to_object(made, files))
-    else:
-        print(made.report("text"))
-        for label, name in (("Chart", "roofline.png"), ("Report", "report.html")):
-            if name in names:
-                print(f"{label:8}{clean_lines(target / name)}")
-    return 0
-
-
-def _replaced(target: Path, now: "AnyProvenance") -> str:
-    """Return what the run at `target`, if any, was of, where that is another; else ''."""
-    from flopprof.errors import FlopprofError
-    from flopprof.provenance import TraceProvenance
-    from flopprof.saved import read_provenance
-
-    try:
-        old = read_provenance(target)
-    except FlopprofError:
-        return ""
-    if isinstance(old, TraceProvenance) or isinstance(now, TraceProvenance):
-        files = [p.trace.files if isinstance(p, TraceProvenance) else () for p in (old, now)]
-        return "" if files[0] == files[1] else "held the run of another trace or model"
-    if old.source.file != now.source.file:
-        return f"held the run of another model, {old.source.file}"
-    differ = [
-        f"{name} {getattr(old.called, name)}, now {getattr(now.called, name)}"
-        for name in ("input", "dtype", "train", "autocast", "tf32")
-        if getattr(old.called, name) != getattr(now.called, name)
-    ]
-    return f"held another run of this model ({'; '.join(differ)})" if differ else ""
+    if as_json:
+        print_json(to_object(saved.run, [str(path) for path in saved.files]))
+        return
+    print(saved.run.report("text"))
+    for label, name in (("Chart", CHART), ("Report", PAGE)):
+        path = saved.folder / name
+        if path in saved.files:
+            print(f"{label:8}{clean_lines(path)}")

@@ -2,7 +2,6 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
-from typing import Any
 
 from flopprof.cli import Handler, Progress, command
 
@@ -14,10 +13,57 @@ def trace(parser: ArgumentParser) -> Handler:
     Several files are ranks of one job.
     example: flopprof trace trace.json.gz -o trace.flopprof
     """
+    _add_arguments(parser)
+
+    def handle(args: Namespace) -> int:
+        from flopprof.api import analyse_traces
+        from flopprof.cli.run import print_saved
+        from flopprof.formulas.external import load_formulas
+        from flopprof.report.folder import folder_of_trace, save_run
+        from flopprof.report.perfetto import annotate_trace
+        from flopprof.trace.foreign import check_is_no_model
+
+        _refuse_nonsense(args)
+        for name in [*args.files, *filter(None, [args.capture])]:
+            check_is_no_model(Path(name))
+        if args.annotate:
+            _check_annotated(args)
+        if args.formulas:
+            load_formulas(args.formulas)
+        with Progress() as progress:
+            saved = save_run(
+                lambda: analyse_traces(
+                    args.files,
+                    gpu=args.gpu,
+                    ceilings=args.ceilings,
+                    skip_steps=args.skip_steps,
+                    capture=args.capture,
+                    progress=progress,
+                ),
+                Path(args.output) if args.output else folder_of_trace(args.files[0]),
+                sources=args.files,
+                force=args.force,
+                progress=progress,
+            )
+        print_saved(saved, as_json=args.json)
+        if args.annotate:
+            with Progress() as progress:
+                progress(f"writing {args.annotate}")
+                annotate_trace(args.files[0], args.annotate, saved.run)
+        return 0
+
+    return handle
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("files", nargs="+", metavar="FILE", help="trace .json or .json.gz")
-    known = parser.add_mutually_exclusive_group()
-    known.add_argument("--gpu", metavar="NAME", help="ceilings of this GPU, such as H100 SXM5 80GB")
-    known.add_argument("--ceilings", metavar="FILE", help="ceilings of your own, before the tables")
+    limits = parser.add_mutually_exclusive_group()
+    limits.add_argument(
+        "--gpu", metavar="NAME", help="ceilings of this GPU, such as H100 SXM5 80GB"
+    )
+    limits.add_argument(
+        "--ceilings", metavar="FILE", help="ceilings of your own, before the tables"
+    )
     parser.add_argument("--formulas", metavar="FILE.py", help="file with formulas of your own")
     parser.add_argument(
         "--skip-steps", type=int, default=0, metavar="N", help="leave out the first N steps"
@@ -37,52 +83,14 @@ def trace(parser: ArgumentParser) -> Handler:
     )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
 
-    def handle(args: Namespace) -> int:
-        from flopprof.api import analyse_traces
-        from flopprof.cli.run import deliver
-        from flopprof.errors import UsageError
-        from flopprof.trace.foreign import check_is_no_model
 
-        if args.skip_steps < 0:
-            raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
-        if args.annotate and len(args.files) > 1:
-            raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
-        for name in [*args.files, *filter(None, [args.capture])]:
-            check_is_no_model(Path(name))
-        if args.annotate:
-            _check_annotated(args)
-        if args.formulas:
-            from flopprof.formulas.external import load_formulas
+def _refuse_nonsense(args: Namespace) -> None:
+    from flopprof.errors import UsageError
 
-            load_formulas(args.formulas)
-
-        made: list[Any] = []
-
-        def make(progress: Progress) -> Any:
-            run = analyse_traces(
-                args.files,
-                gpu=args.gpu,
-                ceilings=args.ceilings,
-                skip_steps=args.skip_steps,
-                capture=args.capture,
-                progress=progress,
-            )
-            made.append(run)
-            return run
-
-        name = Path(args.files[0]).name
-        for suffix in (".gz", ".json", ".trace", ".pt"):
-            name = name.removesuffix(suffix)
-        code = deliver(args, Path(args.output or f"{name}.flopprof"), make)
-        if args.annotate:
-            from flopprof.report.perfetto import annotate_trace
-
-            with Progress() as progress:
-                progress(f"writing {args.annotate}")
-                annotate_trace(args.files[0], args.annotate, made[0])
-        return code
-
-    return handle
+    if args.skip_steps < 0:
+        raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
+    if args.annotate and len(args.files) > 1:
+        raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
 
 
 def _check_annotated(args: Namespace) -> None:

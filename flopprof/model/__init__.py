@@ -103,6 +103,18 @@ def names_code(path: str | Path) -> bool:
     return bool(CODE.fullmatch(str(path))) and not Path(path).exists()
 
 
+def model_name(model: str | Path) -> str:
+    """Return what runs of a model are called after: its file's stem, or the name in its code.
+
+    Raises:
+        UsageError: It is no file, or none that may be read.
+    """
+    if names_code(model):
+        return str(model).rpartition(":")[2]
+    detect(Path(model))
+    return Path(model).stem
+
+
 def _leave(trust: bool | Trust) -> Trust | None:
     if isinstance(trust, Trust):
         return trust

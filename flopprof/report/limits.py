@@ -1,0 +1,146 @@
+"""Hold a run against limits, as `flopprof check` does: one rule each, and JUnit XML of them."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flopprof.errors import UsageError
+from flopprof.judge.verdicts import VERDICTS
+from flopprof.run import Run
+from flopprof.units import UNKNOWN, clean_text, percent, si
+
+
+class Rule(NamedTuple):
+    """One limit, its value in the run, and how that breaks it: '' where it holds."""
+
+    name: str
+    value: float
+    broken: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a run must keep to; None where there is no limit.
+
+    Attributes:
+        min_coverage_frac: Least share of time whose FLOPs are known.
+        max_unknown_frac: Largest share of time whose FLOPs are not.
+        max_gflops: Most FLOPs, in 10⁹; those that are unknown count with their bound.
+        allow_unknown: Whether FLOPs that are unknown pass `max_gflops`.
+        no_verdicts: Verdicts that no site may have.
+    """
+
+    min_coverage_frac: float | None = None
+    max_unknown_frac: float | None = None
+    max_gflops: float | None = None
+    allow_unknown: bool = False
+    no_verdicts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raise `UsageError` where a limit is none."""
+        fractions = {
+            "--min-coverage": self.min_coverage_frac,
+            "--max-unknown-frac": self.max_unknown_frac,
+        }
+        for option, value in fractions.items():
+            if value is not None and not 0 <= value <= 1:
+                remedy = "give a fraction between 0 and 1: 0.95"
+                raise UsageError(f"{option} is {value}", remedy=remedy)
+        if self.max_gflops is not None and not self.max_gflops >= 0:
+            raise UsageError(f"--max-gflops is {self.max_gflops}", remedy="give 0 or more")
+        for verdict in self.no_verdicts:
+            if verdict not in VERDICTS:
+                remedy = "known: " + ", ".join(VERDICTS)
+                raise UsageError(f"there is no verdict {verdict!r}", remedy=remedy)
+
+
+def judge_limits(run: Run, limits: Limits) -> list[Rule]:
+    """Return the rules that there are limits for, each judged: what is not known holds no rule.
+
+    Raises:
+        UsageError: There is no limit.
+    """
+    rules = _coverage_rules(run, limits)
+    if limits.max_gflops is not None:
+        name = f"--max-gflops {limits.max_gflops:g}"
+        rules.append(Rule(name, float(run.totals.flops) / 1e9, _too_much(name, run, limits)))
+    for verdict in dict.fromkeys(limits.no_verdicts):
+        rules.append(_verdict_rule(run, verdict))
+    if not rules:
+        raise UsageError("no rule was given", remedy="flopprof check --help lists them")
+    return rules
+
+
+def _coverage_rules(run: Run, limits: Limits) -> list[Rule]:
+    rules = []
+    covered = run.totals.coverage_frac
+    whole = "time"
+    if math.isnan(covered):  # a pure count
+        covered = run.totals.coverage_calls_frac
+        whole = "calls"
+    unknown = 1 - covered
+    if limits.min_coverage_frac is not None:
+        name = f"--min-coverage {limits.min_coverage_frac:g}"
+        holds = covered >= limits.min_coverage_frac
+        fact = f"{name}: FLOPs are known for {percent(covered)} of the {whole}"
+        rules.append(Rule(name, covered, "" if holds else fact))
+    if limits.max_unknown_frac is not None:
+        name = f"--max-unknown-frac {limits.max_unknown_frac:g}"
+        holds = unknown <= limits.max_unknown_frac
+        fact = f"{name}: FLOPs are unknown for {percent(unknown)} of the {whole}"
+        rules.append(Rule(name, unknown, "" if holds else fact))
+    return rules
+
+
+def _too_much(name: str, run: Run, limits: Limits) -> str:
+    """Return how the run's FLOPs break the limit: by what was counted, or by what may be more."""
+    limit_flops = (limits.max_gflops or 0.0) * 1e9
+    least = float(run.totals.flops)
+    most = float(run.totals.flops_at_most)
+    if not least <= limit_flops:
+        return f"{name}: the run does at least {si(least, 'FLOPs')}"
+    if limits.allow_unknown or most <= limit_flops:
+        return ""
+    bound = "their number has no bound" if math.isnan(most) else f"at most {si(most, 'FLOPs')}"
+    return (
+        f"{name}: {si(least, 'FLOPs')} were counted and some are unknown ({bound}); "
+        "--allow-unknown lets them pass"
+    )
+
+
+def _verdict_rule(run: Run, verdict: str) -> Rule:
+    """Return the rule that no site has this verdict."""
+    name = f"--no-verdict {verdict}"
+    sites = run.sites[run.sites["verdict"] == verdict]
+    if not len(sites):
+        return Rule(name, 0.0, "")
+    first = sites.iloc[0]
+    place = f"{first['op']} in {first['module_path'] or 'the model'}"
+    share = percent(sites["time_share_frac"].sum(min_count=1))
+    reason = " ".join(first["reason"].split())
+    fact = f"{name}: {len(sites)} sites ({share} of the time), such as {place}: {reason}"
+    return Rule(name, float(len(sites)), clean_text(fact))
+
+
+def note_on_unknown(run: Run, limits: Limits) -> str:
+    """Return what a limit on the FLOPs cannot promise, where some are unknown."""
+    totals = run.totals
+    if limits.max_gflops is None or totals.flops_at_most == totals.flops:
+        return ""
+    most = si(totals.flops_at_most, "FLOPs").replace(UNKNOWN, "unknown")
+    return f"; counted {si(float(totals.flops), 'FLOPs')}, with what is unknown at most {most}"
+
+
+def junit(name: str, rules: list[Rule]) -> str:
+    """Return the rules as a JUnit test suite in XML: one test case each, of the run `name`."""
+    from xml.etree import ElementTree as Xml
+
+    failures = len([rule for rule in rules if rule.broken])
+    counts = {"tests": str(len(rules)), "failures": str(failures), "errors": "0"}
+    suite = Xml.Element("testsuite", {"name": "flopprof check", **counts})
+    for rule in rules:
+        case = Xml.SubElement(suite, "testcase", classname=clean_text(name), name=rule.name)
+        if rule.broken:
+            Xml.SubElement(case, "failure", message=rule.broken, type="rule").text = rule.broken
+    Xml.indent(suite)
+    return Xml.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
