@@ -20,12 +20,7 @@ STILL_LONG = {
     "assemble.assemble",
     "capture.subject.find_subject",
     "capture.watch.watch",
-    "ceilings.measure.search",
-    "cli.options.add_model_arguments",
-    "cli.run.run",
-    "cli.trace.trace",
     "judge.verdicts.judge_alone",
-    "report.chart.data.chart_data",
     "trace.read._ops_frame",
 }
 """Functions to be split; none may be added."""
