@@ -102,15 +102,22 @@ def search(
         else:  # only what may still win is worth more turns
             active = sorted(active, key=lambda c: max(calls[c.label]), reverse=True)
             active = active[: max(4, len(active) // 2)]
-    p5, median, p95 = np.percentile([rate for rate, _ in calls[best.label]], (5, 50, 95))
+    return _details(best, calls[best.label], now - start, threads)
+
+
+def _details(
+    best: "_Best", calls: Sequence[Call], seconds: float, threads: int | None
+) -> dict[str, Any]:
+    """Return what a search says of its best candidate and that one's calls."""
+    p5, median, p95 = np.percentile([rate for rate, _ in calls], (5, 50, 95))
     details: dict[str, Any] = {
         "shape": best.label,
         "best_per_s": best.per_s,
         "p5_per_s": float(p5),
         "median_per_s": float(median),
         "p95_per_s": float(p95),
-        "calls": len(calls[best.label]),
-        "seconds": now - start,
+        "calls": len(calls),
+        "seconds": seconds,
         "valid": best.is_quiet,
     }
     if threads is not None:
