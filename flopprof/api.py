@@ -4,7 +4,7 @@ The first three take a module, or what the command line takes for MODEL, and opt
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -28,6 +28,7 @@ from flopprof.capture.watch import Watched, on_device, watch
 from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.files import real_path
 from flopprof.judge.hidden import hidden_gaps
+from flopprof.judge.spread import TracedCall
 from flopprof.judge.walk import owners
 from flopprof.provenance import (
     COMMAND,
@@ -205,7 +206,7 @@ def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
         environment=describe_environment(),
     )
     doubts += [*foreign_work(subject.model), *trace.info["warnings"]]
-    witnesses = Witnesses(module_calls, *as_call(trace))
+    witnesses = Witnesses(module_calls, [as_call(trace)])
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 
@@ -318,10 +319,10 @@ def run_profile(
         ),
         compiled=watched.compiled[0] if watched.compiled else None,
     )
-    others = [as_call(trace) for trace in watched.others]
-    witnesses = Witnesses(watched.module_calls, *as_call(watched.trace), others)
-    doubts: Iterable[str] = subject.origin.warnings
-    doubts = [*doubts, *watched.doubts, *ceilings.warnings, *watched.trace.info["warnings"]]
+    traced = [as_call(trace) for trace in (watched.trace, *watched.others)]
+    witnesses = Witnesses(watched.module_calls, traced)
+    doubts = [*subject.origin.warnings, *watched.doubts, *ceilings.warnings]
+    doubts += watched.trace.info["warnings"]
     return assemble(
         witnesses, ceilings.rooflines(), provenance, doubts=doubts, trace=watched.packed
     )
@@ -404,26 +405,28 @@ def analyse_traces(
     """
     from flopprof.ceilings import ceilings_of_trace
 
-    files = [Path(path) for path in ([paths] if isinstance(paths, str | Path) else paths)]
+    if isinstance(paths, str | Path):
+        paths = [paths]
+    files = [Path(path) for path in paths]
     if len({real_path(file) for file in files}) < len(files):
         raise UsageError("one trace is given twice", remedy="give each rank's trace once")
     replayed = _joined_to(capture, progress)
     job = read_job(files, skip_steps=skip_steps, replayed=replayed, progress=progress)
     progress("reconciling")
-    ops, gaps, kernels = together(job.traces)
-    on_gpu = len(kernels) > 0
+    traced = TracedCall(*together(job.traces))
+    on_gpu = len(traced.kernels) > 0
     device = gpu_of(job.gpu_trace)
     limits = ceilings_of_trace(device, gpu, ceilings, on_gpu=on_gpu)
     provenance = TraceProvenance(
         source=Source(model=file_text(files[0].name).removesuffix(".gz").removesuffix(".json")),
-        called=Called(dtype=dtype_of_most_work(ops)),
+        called=Called(dtype=dtype_of_most_work(traced.ops)),
         device=described_gpu(device, gpu, job.gpu_trace.info["vendors"], on_gpu=on_gpu),
         environment=Environment(flopprof=__version__, date=now(), command=COMMAND.get()),
         trace=add_up_ranks(job, files),
         ranks=tuple(sorted(job.ranks, key=lambda rank: rank.rank)),
         steps=tuple(job.steps),
     )
-    witnesses = Witnesses(MODULE_CALLS.empty(), ops, gaps, kernels)
+    witnesses = Witnesses(MODULE_CALLS.empty(), [traced])
     doubts = [*job.warnings, *limits.warnings]
     return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
 

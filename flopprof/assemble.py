@@ -26,19 +26,15 @@ from flopprof.trace.read import Trace
 
 @dataclass(frozen=True, slots=True)
 class Witnesses:
-    """What the passes found: tables MODULE_CALLS, OPS, GAPS and KERNELS.
+    """What the passes saw.
 
     Attributes:
-        waited_us: How long the traced call's thread had no core, though it was ready.
-        others: More traced calls of the same model and input.
+        module_calls: What the hooks counted, table MODULE_CALLS; empty without hooks.
+        traced: Traced calls of one model and input; the run's tables are the first's.
     """
 
     module_calls: pd.DataFrame
-    ops: pd.DataFrame
-    gaps: pd.DataFrame
-    kernels: pd.DataFrame
-    waited_us: float = 0.0
-    others: Sequence[TracedCall] = ()
+    traced: Sequence[TracedCall]
 
 
 def as_call(trace: Trace) -> TracedCall:
@@ -54,33 +50,29 @@ def assemble(
     doubts: Iterable[str] = (),
     trace: bytes | None = None,
 ) -> Run:
-    """Reconcile what the passes found, and return it as a `Run`.
+    """Reconcile what the passes saw, and return it as a `Run`.
 
     Args:
-        witnesses: What the passes found.
+        witnesses: What the passes saw.
         rooflines: The device's ceilings, table ROOFLINES; empty where they are not known.
         provenance: What is known of the run by now; totals and warnings are added here.
         doubts: What makes figures doubtful, beside the warnings that `provenance` has.
         trace: The recorded trace, gzipped.
     """
     timed = not isinstance(provenance, CountProvenance)
-    described = provenance.device
+    device = provenance.device
+    first = witnesses.traced[0]
     sites, ops = reconcile(
         witnesses.module_calls,
-        witnesses.ops,
-        witnesses.gaps,
-        witnesses.kernels if timed else KERNELS.empty(),
+        witnesses.traced if timed else [first._replace(kernels=KERNELS.empty())],
         rooflines,
         dtype=provenance.called.dtype,
         never_called=list(provenance.source.never_called),
         timed=timed,
-        waited_us=witnesses.waited_us,
-        others=witnesses.others,
-        cache_bytes=float(max(described.l2_bytes or 0, described.l3_bytes or 0)),
+        cache_bytes=float(max(device.l2_bytes or 0, device.l3_bytes or 0)),
     )
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
-    device = provenance.device
     if isinstance(provenance, CallProvenance):
         if device.kind == "cpu" and device.cores and device.threads:
             sites = bound_by_all_cores(
@@ -90,7 +82,7 @@ def assemble(
                 cores=device.cores,
                 threads=device.threads,
             )
-        provenance = _with_overhead(provenance, witnesses.gaps, sites)
+        provenance = _with_overhead(provenance, first.gaps, sites)
     spent_us = provenance.wall_us
     if isinstance(provenance, TraceProvenance):
         spent_us = provenance.trace.device_busy_us
@@ -100,7 +92,7 @@ def assemble(
     run = Run(
         module_calls=witnesses.module_calls,
         ops=ops,
-        kernels=witnesses.kernels,
+        kernels=first.kernels,
         rooflines=rooflines,
         sites=sites,
         provenance=provenance,

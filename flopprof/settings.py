@@ -126,10 +126,10 @@ class Settings:
         Raises:
             UsageError: There is no such option, or its value is refused.
         """
-        known = {field.name for field in fields(cls)}
-        if unknown := sorted(set(options) - known):
+        names = {field.name for field in fields(cls)}
+        if unknown := sorted(set(options) - names):
             problem = f"there is no option {unknown[0]!r}"
-            raise UsageError(problem, remedy=f"there are: {', '.join(sorted(known))}")
+            raise UsageError(problem, remedy=f"there are: {', '.join(sorted(names))}")
         return cls(**options)
 
     @property

@@ -28,9 +28,10 @@ READERS = {
     "json.load": "import json\n" + START + "found = json.load(open(path))",
     "orjson": "import orjson\n" + START + "found = orjson.loads(open(path, 'rb').read())",
     "flopprof": "from flopprof.trace.read import read_trace\n"
+    "from flopprof.assemble import as_call\n"
     "from flopprof.judge.reconcile import reconcile\n"
     "from flopprof.tables import MODULE_CALLS, ROOFLINES\n" + START + "t = read_trace(path)\n"
-    "reconcile(MODULE_CALLS.empty(), t.ops, t.gaps, t.kernels, ROOFLINES.empty(), dtype='float32')",
+    "reconcile(MODULE_CALLS.empty(), [as_call(t)], ROOFLINES.empty(), dtype='float32')",
 }
 IDS = ("correlation", "External id", "external id")
 

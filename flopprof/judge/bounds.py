@@ -47,7 +47,8 @@ def net_bounds(
     """
     size = len(parents)
     counted = columns["counted"]
-    matmul, vector = columns["matmul_flops"], columns["vector_flops"]
+    matmul = columns["matmul_flops"]
+    vector = columns["vector_flops"]
     net = {name: np.array(columns[name]) for name in BOUNDS}
     settled = np.zeros(size, dtype=bool)
     below = [_Below() for _ in range(size)]

@@ -31,8 +31,9 @@ def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
     if not len(gaps):
         return math.inf, math.inf
     start = min(gaps["start_us"].min(), ops["start_us"].min())
-    ends = (gaps["start_us"] + gaps["duration_us"]).max(), (ops["start_us"] + ops["cpu_us"]).max()
-    run_us = np.nanmax(ends) - start
+    gaps_end = (gaps["start_us"] + gaps["duration_us"]).max()
+    ops_end = (ops["start_us"] + ops["cpu_us"]).max()
+    run_us = np.nanmax((gaps_end, ops_end)) - start
     return HIDDEN_GAP_FACTOR * gaps["duration_us"].median(), HIDDEN_GAP_FRAC * run_us
 
 
@@ -53,12 +54,12 @@ def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[st
             reasons.setdefault(place, _gap_reason(group, place[1], limits))
             counts.setdefault(place, len(group))
     rows = []
-    for place, found_us in times.items():
-        if len(found_us) <= len(calls) / 2:
+    for place, times_us in times.items():
+        if len(times_us) <= len(calls) / 2:
             continue
-        whole = {name: values[0] for name, values in spread(np.array([found_us])).items()}
+        whole = {name: values[0] for name, values in spread(np.array([times_us])).items()}
         if len(calls) > 1:
-            reasons[place] += f"; in {len(found_us)} of {len(calls)} traced calls"
+            reasons[place] += f"; in {len(times_us)} of {len(calls)} traced calls"
         where = {"module_path": place[0], "module_type": types.get(place[0], "")}
         row = _hidden_row("(gap)", counts[place], whole["time_us"], reasons[place])
         rows.append(row | whole | where)
@@ -68,8 +69,9 @@ def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[st
 def _gap_reason(group: pd.DataFrame, before: str, limits: tuple[float, float]) -> str:
     by_median_us, by_run_us = limits
     longest_us = group["duration_us"].max()
+    where = f"after {before}" if before else "before the first op"
     return (
-        f"{duration(longest_us)} {f'after {before}' if before else 'before the first op'} in "
+        f"{duration(longest_us)} {where} in "
         f"no op ({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
         f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
     )
@@ -102,7 +104,8 @@ def _by_formula(kernel: str, launches: int, why: str) -> dict[str, Any]:
     work, failure = kernel_work(kernel)
     if work is None:
         return {"reason": f"{why}; {failure}"} if failure else {}
-    matmul, vector = launches * work.matmul_flops, launches * work.vector_flops
+    matmul = launches * work.matmul_flops
+    vector = launches * work.vector_flops
     row = {"verdict": "extension", "reason": "a kernel without an op; its formula gives the FLOPs"}
     if work.flops_at_most is not None:
         return {
@@ -140,9 +143,8 @@ def name_kernels(sites: dict[str, Any], ops: pd.DataFrame, kernels: pd.DataFrame
     computing = kernels[(kernels["kind"] == "compute") & (kernels["op_id"] >= 0)]
     launcher = ops["op"].astype("str").to_numpy()[computing["op_id"]]
     mine = np.isin(launcher, list(wanted))
-    names = {
-        op: _most_time(group) for op, group in computing[mine].groupby(launcher[mine], sort=False)
-    }
+    by_op = computing[mine].groupby(launcher[mine], sort=False)
+    names = {op: _most_time(group) for op, group in by_op}
     for row in np.flatnonzero(unknown):
         if sites["op"][row] in names:
             sites["reason"][row] += f"; {names[sites['op'][row]]}"

@@ -17,8 +17,9 @@ def pair(matmul: float, vector: float) -> str:
 
 def agree_reason(row: OpFacts) -> str:
     """Return who agrees on this op's count."""
-    known = not math.isnan(row.profiler_flops) and row.profiler_flops == row.matmul_flops
-    return "hook, formula and profiler agree" if known else "hook and formula agree"
+    if row.profiler_flops == row.matmul_flops:  # which NaN never is
+        return "hook, formula and profiler agree"
+    return "hook and formula agree"
 
 
 def view_reason(row: OpFacts) -> str:
@@ -27,14 +28,18 @@ def view_reason(row: OpFacts) -> str:
         return ""
     of_class = "matmul" if row.matmul_flops else "vector"
     own = row.matmul_flops or row.vector_flops
-    shapes = "local shapes of a sharded tensor" if own < row.outer_flops else "shapes of a batch"
-    whose = "the whole tensor's" if own < row.outer_flops else "one example's (torch.func)"
+    shapes = "shapes of a batch"
+    whose = "one example's (torch.func)"
+    if own < row.outer_flops:
+        shapes = "local shapes of a sharded tensor"
+        whose = "the whole tensor's"
     return f"; {shapes}: the op around it has {whose} {row.outer_flops:.0f} {of_class} FLOPs"
 
 
 def profiler_reason(row: OpFacts) -> str:
     """Return by how much the profiler's count differs from the formula's, and the likely cause."""
-    theirs, ours = row.profiler_flops, row.matmul_flops
+    theirs = row.profiler_flops
+    ours = row.matmul_flops
     return (
         f"the profiler counts {theirs:.0f} FLOPs, the formula {ours:.0f} matmul FLOPs"
         f"{_apart('profiler', row.op, 'matmul', theirs, ours)}"
@@ -53,7 +58,9 @@ def hook_reason(
     `of_class` is the class to speak of; the first that differs unless given.
     """
     classes = ("matmul", "vector")
-    index = classes.index(of_class) if of_class else int(hook[0] == sums[0])
+    if not of_class:
+        of_class = "vector" if hook[0] == sums[0] else "matmul"
+    index = classes.index(of_class)
     apart = _apart("hook", module_type, classes[index], hook[index], sums[index])
     return (
         f"{module_type}: its hook counts {pair(*hook)}, the formulas of its {ops} ops "
@@ -66,8 +73,9 @@ def _apart(witness: str, name: str, of_class: str, theirs: float, ours: float) -
     ratio = theirs / ours if ours else math.inf
     much = f" ({percent(abs(ratio - 1))})" if ours else ""
     text = f": {abs(theirs - ours):.0f} {of_class} FLOPs {'more' if ratio > 1 else 'less'}{much}"
-    known = (c for c in _causes() if c["witness"] == witness and c["class"] == of_class)
-    for cause in known:
+    for cause in _causes():
+        if cause["witness"] != witness or cause["class"] != of_class:
+            continue
         within = float(cause["least_ratio"]) <= ratio <= float(cause["most_ratio"])
         if within and re.search(cause["name"], name):
             return f"{text}; likely: {cause['cause']}"

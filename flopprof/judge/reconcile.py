@@ -49,7 +49,8 @@ class _Verdicts:
     by_hook: dict[int, tuple[float, float]] = field(default_factory=dict)  # the hook alone knows
 
     def put(self, row: int, verdict: str, reason: str) -> None:
-        self.rank[row], self.reason[row] = _RANK[verdict], reason
+        self.rank[row] = _RANK[verdict]
+        self.reason[row] = reason
 
 
 class Reconciled(NamedTuple):
@@ -66,33 +67,28 @@ class Reconciled(NamedTuple):
 
 def reconcile(
     module_calls: pd.DataFrame,
-    ops: pd.DataFrame,
-    gaps: pd.DataFrame,
-    kernels: pd.DataFrame,
+    traced: Sequence[TracedCall],
     rooflines: pd.DataFrame,
     *,
     dtype: str,
     never_called: Collection[str] = (),
     timed: bool = True,
-    waited_us: float = 0.0,
-    others: Sequence[TracedCall] = (),
     cache_bytes: float = math.nan,
 ) -> Reconciled:
     """Return the sites: every op, hidden stretch and uncalled work with a verdict; and whose ops.
 
     Args:
         module_calls: What the hooks counted; empty for a trace recorded elsewhere.
-        ops: The traced ops.
-        gaps: Stretches of host time in no op.
-        kernels: Kernels on a device; empty on a CPU.
+        traced: Traced calls of one model and input: the sites are the first's, their times
+            medians over all.
         rooflines: The device's ceilings; may be empty.
         dtype: The run's element type, whose matmul ceiling bounds what is unknown.
         never_called: Paths of the model's modules that no hook saw.
         timed: False for a pure count: no times, no hidden rows, no coverage.
-        waited_us: How long the call's thread had no core, though it was ready.
-        others: More traced calls of the same model and input: times are medians over all.
         cache_bytes: Size of the device's largest cache; NaN where it is not known.
     """
+    ops = traced[0].ops
+    kernels = traced[0].kernels
     MODULE_CALLS.check(module_calls)
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
@@ -103,10 +99,12 @@ def reconcile(
     grouped, number = _grouped(walked, verdicts, types)
     rows = verdicts.not_run
     if timed:
-        walks = (_timed_ops(o.ops, o.kernels, timed=True, on_device=on_device)[0] for o in others)
-        grouped |= spread(site_samples(grouped, [*map(time_per_op_call, walks)]))
-        calls = [TracedCall(ops, gaps, kernels, waited_us), *others]
-        rows += kernel_rows(calls) if on_device else gap_rows(calls, types)
+        samples = []
+        for other in traced[1:]:
+            ops_of_other, _ = _timed_ops(other.ops, other.kernels, timed=True, on_device=on_device)
+            samples.append(time_per_op_call(ops_of_other))
+        grouped |= spread(site_samples(grouped, samples))
+        rows += kernel_rows(traced) if on_device else gap_rows(traced, types)
     if on_device:
         name_kernels(grouped, ops, kernels)
     sites = _with_rows(grouped, rows)
@@ -168,11 +166,12 @@ def _judge_alike(walked: Walked) -> _Verdicts:
     """Judge the ops of a trace without hooks; equal ones once."""
     number, first, _ = _numbered([walked[column] for column in OpFacts._fields])
     facts = walked.facts(first)
-    found = [judge_alone(row, hooked=False, types={}, never=()) for row in facts]
-    rank = np.array([_RANK[verdict] for verdict, _ in found], dtype=np.int64)
-    reason = np.array(
-        [why + view_reason(row) for row, (_, why) in zip(facts, found, strict=True)], dtype=object
-    )
+    rank = np.zeros(len(facts), dtype=np.int64)
+    reason = np.full(len(facts), "", object)
+    for index, row in enumerate(facts):
+        verdict, why = judge_alone(row, hooked=False, types={}, never=())
+        rank[index] = _RANK[verdict]
+        reason[index] = why + view_reason(row)
     return _Verdicts(rank[number], reason[number], np.full(len(walked), math.nan))
 
 
@@ -195,13 +194,15 @@ def _join_calls(walked: Walked, module_calls: pd.DataFrame) -> list[int]:
     one is the n-th in the other. Backward ops, whose module is that of their forward op though
     they may run inside another one's call, are not among `walked`.
     """
-    ids, paths = list[int](walked["call_id"].tolist()), walked.texts("module_path")
+    ids = list[int](walked["call_id"].tolist())
+    paths = walked.texts("module_path")
     calls = list(tuples(module_calls, ("call_id", "module_path")))
     hooked = dict(calls)
     met = set(zip(ids, paths, strict=True))
     if all(call == -1 or hooked.get(call) == path for call, path in met):
         return ids
-    times, nth = Counter[str](), dict[tuple[str, int], int]()
+    times: Counter[str] = Counter()
+    nth: dict[tuple[str, int], int] = {}
     for call, path in calls:
         nth[path, times[path]] = call
         times[path] += 1
@@ -223,7 +224,8 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
     if any(math.isnan(rows[i].matmul_flops) for i in working):  # no sum to compare with
         if len(working) == 1 and sum(hook) > 0:
             op = working[0]  # which is the whole call
-            out.by_hook[op], out.hook_flops[op] = hook, sum(hook)
+            out.by_hook[op] = hook
+            out.hook_flops[op] = sum(hook)
             why = f"the FLOPs are the hook's alone; no formula for {rows[op].op} agrees"
             out.put(op, "unknown", why)
         elif is_exact:
@@ -246,12 +248,11 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
     if len(working) == 1:
         out.hook_flops[working[0]] = sum(hook)
     for index, by_class in _by_class(hook, sums, [rows[i] for i in working], working).items():
-        said = [*by_class.values()]
-        class_ = [*by_class][said.index("differs")] if "differs" in said else ""
-        why = hook_reason(call.module_type, hook, sums, len(working), class_)
-        if class_:
+        differing = next((name for name, said in by_class.items() if said == "differs"), "")
+        why = hook_reason(call.module_type, hook, sums, len(working), differing)
+        if differing:
             out.put(index, "disagrees", why)
-        elif "agrees" in said:
+        elif "agrees" in by_class.values():
             verdict, reason = _agreement(rows[index])
             out.put(index, verdict, f"{reason} on this op's class; the other apart: {why}")
 
@@ -315,8 +316,9 @@ def _grouped(
     The calls of one op, path, phase, shapes and dtype are a site, if the same source counts them
     and the same kind of kernel computes them.
     """
-    for row, hook in verdicts.by_hook.items():
-        walked["matmul_flops"][row], walked["vector_flops"][row] = hook
+    for row, (matmul_flops, vector_flops) in verdicts.by_hook.items():
+        walked["matmul_flops"][row] = matmul_flops
+        walked["vector_flops"][row] = vector_flops
     sources = np.array([source_of(name) for name in walked.names["op"]], dtype=object)
     code, names = pd.factorize(np.append(sources, ["none", "hook"]))
     source = np.where(np.isnan(walked["matmul_flops"]), code[-2], code[walked["op"]])
@@ -335,9 +337,10 @@ def _grouped(
     bounds = ("flops_at_most", "matmul_flops_at_least", "vector_flops_at_least")
     for column in (*sums, "profiler_flops", *bounds):
         values = walked[column]
-        known = np.bincount(number, weights=~np.isnan(values))
+        values_there = np.bincount(number, weights=~np.isnan(values))
         total = np.bincount(number, weights=np.nan_to_num(values, nan=0.0, posinf=np.inf))
-        sites[column] = np.where(known >= (calls if column in sums else 1), total, np.nan)
+        needed = calls if column in sums else 1
+        sites[column] = np.where(values_there >= needed, total, np.nan)
     sites["calls"] = calls
     sites["reason"] = verdicts.reason[order[last]]
     sites["verdict"] = np.array(VERDICTS, dtype=object)[verdicts.rank[order[last]]]
@@ -351,24 +354,28 @@ def _grouped(
 def _numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return each row's group by equal values, in order, and each group's first and last row."""
     size = len(columns[0])
-    number, rows = np.zeros(size, dtype=np.int64), np.arange(size)
+    number = np.zeros(size, dtype=np.int64)
+    rows = np.arange(size)
     for column in columns:
         code, values = pd.factorize(column)
         number = pd.factorize(number * (len(values) + 1) + code)[0]
     groups = int(number.max(initial=-1)) + 1
-    first, last = np.zeros(groups, dtype=np.int64), np.zeros(groups, dtype=np.int64)
-    first[number[::-1]], last[number] = rows[::-1], rows
+    first = np.zeros(groups, dtype=np.int64)
+    last = np.zeros(groups, dtype=np.int64)
+    first[number[::-1]] = rows[::-1]
+    last[number] = rows
     return number, first, last
 
 
 def _with_rows(sites: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     """Return the columns of SITES and `by_kernel`, with `rows` behind; missing values are blank."""
-    size, whole = len(sites["op"]), dict[str, np.ndarray]()
+    size = len(sites["op"])
+    whole: dict[str, np.ndarray] = {}
     for column in (*SITES.columns, Column("by_kernel", "str", "")):
-        given = sites.get(column.name, [column.blank] * size)
+        values = sites.get(column.name, [column.blank] * size)
         more = [row.get(column.name, column.blank) for row in rows]
         kind = object if column.type == "str" else column.type
-        whole[column.name] = np.array([*given, *more], dtype=kind)
+        whole[column.name] = np.array([*values, *more], dtype=kind)
     return whole
 
 
@@ -384,11 +391,12 @@ def _finish(
     """Return the columns of SITES with shares, rates and bounds, most time first; that order."""
     if not timed:
         sites["time_us"] = np.full(len(sites["op"]), math.nan)
-    time_us, moved = (np.where(sites[c] > 0, sites[c], np.nan) for c in ("time_us", "min_bytes"))
+    time_us = _where_positive(sites["time_us"])
+    min_bytes = _where_positive(sites["min_bytes"])
     with np.errstate(over="ignore"):
         sites["time_share_frac"] = sites["time_us"] / (np.nansum(time_us) or math.nan)
         sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
-        sites["intensity_flops_per_byte"] = sites["flops"] / moved
+        sites["intensity_flops_per_byte"] = sites["flops"] / min_bytes
     by_kernel = sites.pop("by_kernel")
     apply_rooflines(
         sites,
@@ -398,8 +406,13 @@ def _finish(
         on_device=on_device,
         cache_bytes=cache_bytes,
     )
-    named = [np.unique(sites[c], return_inverse=True)[1] for c in _ORDER]
-    order = np.lexsort((*named, -sites["flops"], -sites["time_us"]))
+    texts = [np.unique(sites[column], return_inverse=True)[1] for column in _ORDER]
+    order = np.lexsort((*texts, -sites["flops"], -sites["time_us"]))
     sites = {name: values[order] for name, values in sites.items()}
     sites["site_id"] = np.arange(len(order))
     return sites, order
+
+
+def _where_positive(values: np.ndarray) -> np.ndarray:
+    """Return the values, NaN in place of those that nothing can be divided by."""
+    return np.where(values > 0, values, np.nan)

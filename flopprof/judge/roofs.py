@@ -122,17 +122,19 @@ def kernel_units(
         owner: Whose the kernels of each op are.
         kernels: The table KERNELS.
     """
-    unit, names = np.zeros(len(op_ids), dtype=np.int64), np.array(["", "vector", "fast"], object)
+    unit = np.zeros(len(op_ids), dtype=np.int64)
+    names = np.array(["", "vector", "fast"], object)
     if not len(kernels):
         return unit, names
     mine = kernels[(kernels["kind"] == "compute") & kernels["op_id"].between(0, len(owner) - 1)]
     kernel, kernel_names = codes(mine["kernel"])
-    owners, lengths = owner[mine["op_id"].to_numpy()], mine["duration_us"].to_numpy()
+    owners = owner[mine["op_id"].to_numpy()]
+    lengths = mine["duration_us"].to_numpy()
     times = np.bincount(owners, lengths, len(owner))[op_ids]
     kinds = ((_VECTOR_KERNEL, VECTOR_SHARE), (_FAST_KERNEL, FAST_SHARE))
     for number, (pattern, least) in enumerate(kinds, start=1):
-        found = np.array([bool(pattern.search(name)) for name in kernel_names], dtype=bool)
-        part = np.bincount(owners, np.where(found[kernel], lengths, 0.0), len(owner))[op_ids]
+        matches = np.array([bool(pattern.search(name)) for name in kernel_names], dtype=bool)
+        part = np.bincount(owners, np.where(matches[kernel], lengths, 0.0), len(owner))[op_ids]
         unit[part > least * times] = number
     return unit, names
 
@@ -147,10 +149,11 @@ def roof_doubts(sites: pd.DataFrame) -> list[str]:
     above = above_roof(sites).query("bound == 'compute'")
     if not len(above):
         return []
-    first, worst = above.iloc[0], above["efficiency_frac"].max()
+    first = above.iloc[0]
+    worst = above["efficiency_frac"].max()
     why = first["reason"].rpartition("; ")[2]
-    return [f"sites above their roof: {len(above)}, by {worst - 1:.0%} at most, such as "
-            f"{first['op']}: {why}"]  # fmt: skip
+    fact = f"sites above their roof: {len(above)}, by {worst - 1:.0%} at most"
+    return [f"{fact}, such as {first['op']}: {why}"]
 
 
 def total_doubts(sites: pd.DataFrame, rooflines: pd.DataFrame, spent_us: float) -> list[str]:
@@ -219,10 +222,9 @@ def apply_rooflines(
 
 def _may_be_cached(sites: dict[str, np.ndarray], cache_bytes: float) -> np.ndarray:
     """Return whether what one call moves fits the device's cache, or the largest there is."""
-    known = cache_bytes > 0
-    fits: np.ndarray = sites["min_bytes"] / sites["calls"] <= (
-        cache_bytes if known else LARGEST_CACHE_BYTES
-    )
+    if not cache_bytes > 0:
+        cache_bytes = LARGEST_CACHE_BYTES
+    fits: np.ndarray = sites["min_bytes"] / sites["calls"] <= cache_bytes
     return fits
 
 

@@ -13,7 +13,8 @@ import pandas as pd
 from flopprof.judge.walk import TEXTS, Walked
 
 SITE_KEY = (*TEXTS, "by_kernel")
-P5, P95 = 5, 95
+P5 = 5
+P95 = 95
 
 
 class TracedCall(NamedTuple):
@@ -45,8 +46,8 @@ def site_samples(sites: dict[str, Any], others: Sequence["pd.Series[float]"]) ->
     columns = [np.asarray(sites["time_us"], dtype=float)]
     keys = list(zip(*(sites[key] for key in SITE_KEY), strict=True))
     for per_call in others:
-        known = per_call.to_dict()
-        each_us = np.array([known.get(key, np.nan) for key in keys], dtype=float)
+        time_of = per_call.to_dict()
+        each_us = np.array([time_of.get(key, np.nan) for key in keys], dtype=float)
         columns.append(each_us * sites["calls"])
     return np.stack(columns, axis=1)
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -65,7 +65,8 @@ class Walked:
 
     def put(self, column: str, values: np.ndarray, names: np.ndarray) -> None:
         """Set a column of texts: numbers among `names`."""
-        self.columns[column], self.names[column] = values.astype(np.int64), names.astype(object)
+        self.columns[column] = values.astype(np.int64)
+        self.names[column] = names.astype(object)
 
     def named(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
         """Return which rows' texts pass the test, called once per distinct text."""
@@ -75,10 +76,13 @@ class Walked:
     def facts(self, rows: np.ndarray) -> list[OpFacts]:
         """Return what decides the verdicts of these rows."""
         texts = {"op", "kind", "phase", "module_path"}
-        columns = (
-            self.names[c][self[c][rows]] if c in texts else self[c][rows] for c in OpFacts._fields
-        )
-        return list(map(OpFacts._make, zip(*(c.tolist() for c in columns), strict=True)))
+        columns: list[list[Any]] = []
+        for column in OpFacts._fields:
+            values = self[column][rows]
+            if column in texts:
+                values = self.names[column][values]
+            columns.append(values.tolist())
+        return list(map(OpFacts._make, zip(*columns, strict=True)))
 
 
 def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
@@ -89,12 +93,11 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
     of complex products as real ones.
     """
-    coded = {column: codes(ops[column]) for column in TEXTS}
-    walked = Walked(
-        {c: ops[c].to_numpy() for c in _NUMBERS} | {c: code for c, (code, _) in coded.items()},
-        {c: names for c, (_, names) in coded.items()},
-    )
-    theirs, ours = walked["profiler_flops"], walked["matmul_flops"]
+    walked = Walked({column: ops[column].to_numpy() for column in _NUMBERS}, {})
+    for column in TEXTS:
+        walked.columns[column], walked.names[column] = codes(ops[column])
+    theirs = walked["profiler_flops"]
+    ours = walked["matmul_flops"]
     differs = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
     if differs.any():
         differs &= ~walked.named("op", FIRST_INPUT_RULE.__contains__)
@@ -193,7 +196,8 @@ def _summed(
     flops: np.ndarray, differs: np.ndarray, parents: list[int]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return both with what is below each op added; children come behind their parents."""
-    sums, any_differs = flops.tolist(), differs.tolist()
+    sums = flops.tolist()
+    any_differs = differs.tolist()
     for op in range(len(parents) - 1, -1, -1):
         if (parent := parents[op]) >= 0:
             any_differs[parent] = any_differs[parent] or any_differs[op]
@@ -204,7 +208,9 @@ def _summed(
 
 def owners(ops: pd.DataFrame) -> np.ndarray:
     """Return, for each op, the counted op around it, which is in no other; else the op itself."""
-    parents, counted, itself = ops["parent_op_id"], ops["counted"].to_numpy(), np.arange(len(ops))
+    parents = ops["parent_op_id"]
+    counted = ops["counted"].to_numpy()
+    itself = np.arange(len(ops))
     up = np.where(counted | (parents.to_numpy() < 0), itself, parents.to_numpy())
     while len(up) and not np.array_equal(further := up[up], up):
         up = further

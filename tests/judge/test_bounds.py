@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flopprof.assemble import as_call
 from flopprof.judge.reconcile import reconcile
 from flopprof.run import add_up
 from flopprof.tables import MODULE_CALLS, ROOFLINES
@@ -20,7 +21,7 @@ ADD = {"Input Dims": [[4, 5], [4, 5], []], "Input type": ["float", "float", ""]}
 def judged(path: Path, *events: Any) -> pd.DataFrame:
     trace = read_trace(write_trace(path / "trace.json", *events))
     return reconcile(
-        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, ROOFLINES.empty(),
+        MODULE_CALLS.empty(), [as_call(trace)], ROOFLINES.empty(),
         dtype="float32",
     ).sites  # fmt: skip
 
@@ -121,7 +122,7 @@ def test_a_ceiling_that_is_too_low_bounds_nothing(tmp_path):
     trace = read_trace(write_trace(tmp_path / "t.json", with_shapes(op("aten::add_", 0, 10), ADD)))
 
     sites = reconcile(
-        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, ROOFLINES.from_rows([roof]),
+        MODULE_CALLS.empty(), [as_call(trace)], ROOFLINES.from_rows([roof]),
         dtype="float32",
     ).sites  # fmt: skip
 

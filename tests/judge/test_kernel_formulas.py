@@ -5,6 +5,7 @@ import math
 import pytest
 
 import flopprof
+from flopprof.assemble import as_call
 from flopprof.formulas import Work
 from flopprof.formulas.kernels import KERNEL_FORMULAS
 from flopprof.judge.reconcile import reconcile
@@ -23,7 +24,7 @@ def sites_of(folder, *names):
     launches = [kernel(9 + n, 20 + 10 * n, 5, name) for n, name in enumerate(names)]
     trace = read_trace(write_trace(folder / "t.json", op("aten::empty", 0, 1), *launches))
     return reconcile(
-        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, ROOFLINES.empty(),
+        MODULE_CALLS.empty(), [as_call(trace)], ROOFLINES.empty(),
         dtype="float32",
     ).sites.set_index("input_shapes")  # fmt: skip
 

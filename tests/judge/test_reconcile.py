@@ -14,6 +14,7 @@ from torch.nn import functional as F  # noqa: N812
 import flopprof
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
+from flopprof.judge.spread import TracedCall
 from flopprof.run import add_up
 from flopprof.tables import GAPS, KERNELS, MODULE_CALLS, OPS, ROOFLINES
 
@@ -224,9 +225,12 @@ def op_row(**more: object) -> dict[str, object]:
     return row | more
 
 
-def judge(calls: pd.DataFrame, ops: list[dict[str, object]], **more: pd.DataFrame) -> pd.DataFrame:
-    frames = {"gaps": GAPS.empty(), "kernels": KERNELS.empty(), "rooflines": ROOFLINES.empty()}
-    return reconcile(calls, OPS.from_rows(ops), **(frames | more), dtype="float32").sites
+def judge(
+    calls: pd.DataFrame, ops: list[dict[str, object]], rooflines: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    traced = TracedCall(OPS.from_rows(ops), GAPS.empty(), KERNELS.empty())
+    roofs = ROOFLINES.empty() if rooflines is None else rooflines
+    return reconcile(calls, [traced], roofs, dtype="float32").sites
 
 
 def test_a_wrong_formula_disagrees_and_the_reason_gives_both_counts():

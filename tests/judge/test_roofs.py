@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flopprof.api import analyse_traces
+from flopprof.assemble import as_call
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import OVERHEAD_FRAC, TOLERANCE, Roofline, is_above
 from flopprof.report.chart.data import chart_data
@@ -161,7 +162,7 @@ def test_only_what_fits_the_devices_cache_is_said_to_fit_one(tmp_path, side, cac
     trace = read_trace(path)
 
     sites = reconcile(
-        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, ROOFLINES.from_rows([roof]),
+        MODULE_CALLS.empty(), [as_call(trace)], ROOFLINES.from_rows([roof]),
         dtype="float32", cache_bytes=cache_bytes,
     ).sites  # fmt: skip
 

@@ -45,18 +45,8 @@ def traced(frame: pd.DataFrame, *gaps: tuple[str, float]) -> TracedCall:
 
 
 def judged(first: TracedCall, *others: TracedCall) -> pd.DataFrame:
-    empty = (MODULE_CALLS.empty(), ROOFLINES.empty())
-    ops, gaps, kernels, waited_us = first
-    return reconcile(
-        empty[0],
-        ops,
-        gaps,
-        kernels,
-        empty[1],
-        dtype="float32",
-        waited_us=waited_us,
-        others=others,
-    ).sites
+    traced = [first, *others]
+    return reconcile(MODULE_CALLS.empty(), traced, ROOFLINES.empty(), dtype="float32").sites
 
 
 def test_a_sites_time_is_the_median_of_the_traced_calls_with_its_spread():

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from flopprof.api import analyse_traces
+from flopprof.assemble import as_call
 from flopprof.capture.record import record_trace
 from flopprof.devices import find_device
 from flopprof.errors import FlopprofError, LoadError, UsageError
@@ -607,9 +608,7 @@ def test_a_live_trace_joins_the_profilers_flops(tmp_path):
 
 def sites_of(trace: Trace) -> Any:
     empty = ROOFLINES.empty()
-    return reconcile(
-        MODULE_CALLS.empty(), trace.ops, trace.gaps, trace.kernels, empty, dtype="bfloat16"
-    ).sites
+    return reconcile(MODULE_CALLS.empty(), [as_call(trace)], empty, dtype="bfloat16").sites
 
 
 def test_h100_vit_inference(gpu_traces):
