@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,8 @@ from flopprof.cli import main
 from flopprof.errors import LoadError
 from flopprof.report.json import json_report
 from flopprof.report.summary import summary
-from flopprof.run import Run, read_provenance
+from flopprof.run import Run
+from flopprof.saved import read_provenance
 from flopprof.tables import TABLES
 from tests.builders import make_run
 from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
@@ -140,7 +140,7 @@ def test_a_value_of_another_type_in_meta_json_is_read_or_refused(saved, capsys):
                 provenance = read_provenance(saved)  # as `Run.load` does
             except LoadError:  # exit code 3
                 continue
-            read = replace(run, provenance=provenance)
+            read = run.replaced(provenance=provenance)
             assert summary(read), (place, value)
             assert json_report(read), (place, value)
 

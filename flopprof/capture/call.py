@@ -180,9 +180,9 @@ def unchanged(
 
     Restored are modes, random state, gradients (no call finds any) and buffers, what the inputs
     hold, and what the model's attributes hold; when training, parameters too, from copies.
-    Elsewhere a change of parameters is only told of, since copies would take too much memory. What is
-    yielded restores inputs, attributes, buffers and random state before each of several calls; what
-    is `held` besides, such as an optimizer, goes on from call to call and is restored at the end.
+    Elsewhere a change of parameters is only told of, since copies would take too much memory. What
+    is yielded restores inputs, attributes, buffers and random state before each of several calls;
+    what is `held` besides, such as an optimizer, goes on and is restored at the end.
 
     Raises:
         UsageError: An input can be read only once.
@@ -200,11 +200,7 @@ def unchanged(
     device = torch.device(home(model)[0])
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
-        try:
-            model.train(training)
-        except NotImplementedError:  # within is an exported program, whose mode is fixed
-            for module in model.modules():
-                module.training = training
+        _set_mode(model, training)
         for parameter in parameters if training else ():
             parameter.grad = None  # else a step would add to them
         leaves = inputs.leaves if inputs else ()
@@ -231,6 +227,14 @@ def unchanged(
     after = [None if p.is_inference() else p._version for p in parameters]
     if after != versions and not training:
         warnings.warn("the model's parameters change when it is called, and stay so", stacklevel=3)
+
+
+def _set_mode(model: "nn.Module", training: bool) -> None:
+    try:
+        model.train(training)
+    except NotImplementedError:  # within is an exported program, whose mode is fixed
+        for module in model.modules():
+            module.training = training
 
 
 def _initialised(tensors: "Iterable[torch.Tensor]") -> "list[torch.Tensor]":

@@ -1,6 +1,7 @@
 """The ops that stand for the run: a counted one takes its whole subtree (rule 4)."""
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -152,30 +153,46 @@ def _calling_others(walked: Walked, parents: np.ndarray) -> np.ndarray:
 
 
 def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:
-    """Return which ops of unknown FLOPs have an op of their own name below them.
+    """Return which ops of unknown FLOPs have the same call below them.
 
     A nested or otherwise subclassed tensor, a mode or another overload called the op again: the
-    innermost one says what ran.
+    innermost one says what ran. The same call is one of the same name and of the same shapes, as
+    far as the outer one's are recorded; one on a part of the operands is another.
     """
     passes_on = np.zeros(len(walked), dtype=bool)
     unknown = ~walked["counted"] & np.isnan(walked["matmul_flops"])
     if not (unknown & walked["calls_others"]).any():
         return passes_on
     is_looked_for = np.isin(walked["op"], np.unique(walked["op"][unknown])).tolist()
-    names = walked["op"].tolist()
-    below: dict[int, set[int]] = {}  # names of what is below the ops still to come
+    calls = _calls(walked)
+    below: dict[int, set[_Call]] = {}  # what is below the ops still to come
     for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
         mine = below.pop(row, set())
-        passes_on[row] = names[row] in mine
+        passes_on[row] = unknown[row] and any(_is_again(calls[row], call) for call in mine)
         if is_looked_for[row]:
-            mine.add(names[row])
+            mine.add(calls[row])
         around = int(parents[row])
         if around >= 0 and mine:
             others = below.get(around, set())
             fewer, more = sorted((mine, others), key=len)
             more |= fewer  # never the larger into the smaller: deep trees take no square of time
             below[around] = more
-    return passes_on & unknown
+    return passes_on
+
+
+_Call = tuple[int, tuple[str, ...]]  # the op's number, and the shapes of operands that have one
+
+
+def _calls(walked: Walked) -> list[_Call]:
+    shapes = [tuple(text.split(", ")) for text in walked.texts("input_shapes")]
+    return list(zip(walked["op"].tolist(), shapes, strict=True))
+
+
+def _is_again(outer: _Call, inner: _Call) -> bool:
+    """Return whether `inner` is the same op on the same shapes, as far as `outer` has some."""
+    if outer[0] != inner[0]:
+        return False
+    return not Counter(filter(None, outer[1])) - Counter(inner[1])
 
 
 def _outer_flops(ops: Walked, parents: np.ndarray) -> np.ndarray:

@@ -136,7 +136,8 @@ def test_each_call_with_a_backward_pass_inside_is_the_first_and_leaves_the_users
     model = Step()
     x = torch.ones(2, 8)
     model(x)
-    before = [parameter.grad.clone() for parameter in model.parameters()]
+    gradients = [parameter.grad for parameter in model.parameters()]
+    before = [gradient.clone() for gradient in gradients if gradient is not None]
 
     count = flopprof.count_flops(model, (x,))
     run = profiled(model, x)
@@ -144,4 +145,5 @@ def test_each_call_with_a_backward_pass_inside_is_the_first_and_leaves_the_users
     # Both count one call that finds no gradients: two parts, the second adds to the first's.
     assert count.vector_flops == run.totals.vector_flops
     for parameter, gradient in zip(model.parameters(), before, strict=True):
+        assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradient)
