@@ -36,16 +36,16 @@ class Readable(Protocol):
 class _Plain:
     """A file object, whose errors are told and not raised."""
 
-    def __init__(self, file: Any, what: str) -> None:
+    def __init__(self, file: Any, noun: str) -> None:
         self.fault = ""
         self._file = file
-        self._what = what
+        self._noun = noun
 
     def read(self, size: int) -> bytes:
         try:
             block: bytes = self._file.read(size)
         except (OSError, EOFError, BadZipFile, zlib.error, tarfile.TarError) as error:
-            self.fault = f"{self._what} is cut off or damaged: {error}"
+            self.fault = f"{self._noun} is cut off or damaged: {error}"
             return b""
         return block
 
@@ -63,7 +63,8 @@ class _Headed:
 
     def read(self, size: int) -> bytes:
         if self._head:
-            block, self._head = self._head[:size], self._head[size:]
+            block = self._head[:size]
+            self._head = self._head[size:]
             return block
         return self._source.read(size)
 
@@ -71,10 +72,10 @@ class _Headed:
 class _Unpacked:
     """What a compressed source holds; one stream behind the other, as far as it is whole."""
 
-    def __init__(self, source: Readable, new: Callable[[], Any], what: str) -> None:
+    def __init__(self, source: Readable, new: Callable[[], Any], noun: str) -> None:
         self._source = source
         self._new = new
-        self._what = what
+        self._noun = noun
         self._decoder = new()
         self._packed = b""
         self._own_fault = ""
@@ -89,7 +90,7 @@ class _Unpacked:
                 self._packed = self._source.read(BLOCK_BYTES)
                 if not self._packed:
                     if not self._decoder.eof:
-                        self._own_fault = f"{self._what} is cut off"
+                        self._own_fault = f"{self._noun} is cut off"
                     return b""
             if self._decoder.eof:
                 if not self._packed.strip(b"\0"):  # padding
@@ -109,12 +110,12 @@ class _Unpacked:
         try:
             block: bytes = self._decoder.decompress(self._packed, size)
         except (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, MemoryError) as error:
-            self._own_fault = f"{self._what} is damaged: {error}"
+            self._own_fault = f"{self._noun} is damaged: {error}"
             return b""
         except Exception as error:  # zstandard's own
             if type(error).__name__ != "ZstdError":
                 raise
-            self._own_fault = f"{self._what} is damaged: {error}"
+            self._own_fault = f"{self._noun} is damaged: {error}"
             return b""
         self._packed = getattr(self._decoder, "unconsumed_tail", b"")
         if self._decoder.eof:

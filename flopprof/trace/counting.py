@@ -128,9 +128,9 @@ def _flops(signature: Signature) -> tuple[int, int] | None:
     work = signature.work
     if work is None or work.flops_at_most is not None:
         return None
-    return (
-        (work.matmul_flops, work.vector_flops) if work.matmul_flops or work.vector_flops else None
-    )
+    if not work.matmul_flops and not work.vector_flops:
+        return None
+    return work.matmul_flops, work.vector_flops
 
 
 def with_ancestors(nodes: Iterable[int], parents: Sequence[int]) -> set[int]:

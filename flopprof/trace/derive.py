@@ -7,7 +7,7 @@ has the shape of the gradient that its backward takes, which has its sequence nu
 the next op takes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from flopprof.formulas import OpCall, Shape, Work
@@ -23,29 +23,41 @@ _REACH = 64  # nodes looked at on either side: a batch norm makes a dozen small 
 
 def derive_convolutions(tree: Tree) -> None:
     """Give the calls whose output a neighbour tells a signature with FLOPs; before `walk`."""
-    signatures = tree.found.signatures
-    known: dict[tuple[int, Shape], int] = {}
+    signatures = tree.events.signatures
     gradients = _gradients(tree)
+    derived = _Derived(tree)
     for node, label in enumerate(tree.label):
         if tree.role[node] != OP or signatures[label].work is not None:
             continue
         call = signatures[label].call
-        told: Shape | None = None
-        work: Work | None = None
         if call.op in _FORWARD and len(call.shape(0)) == len(call.shape(1)) >= 3:
             for shape in (gradients.get(tree.sequence[node], ()), *_taken_next(tree, node)):
                 if len(shape) == len(call.shape(0)) and shape[:2] == _ends(call):
-                    told, work = shape, of_output(call, shape)
+                    derived.give(node, shape, of_output)
                     break
         elif call.op.endswith("convolution_backward_weight"):
-            told = _filter_around(tree, node)
-            work = of_filter_gradient(call, told) if told else None
-        if told and work:
-            key = (label, told)
-            if key not in known:
-                known[key] = len(signatures)
-                signatures.append(replace(signatures[label], work=work, kind="convolution"))
-            tree.label[node] = known[key]
+            taps = _filter_around(tree, node)
+            if taps:
+                derived.give(node, taps, of_filter_gradient)
+
+
+class _Derived:
+    """The signatures of calls of which a shape became known, each made once."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._numbers: dict[tuple[int, Shape], int] = {}
+
+    def give(self, node: int, shape: Shape, work_of: Callable[[OpCall, Shape], Work]) -> None:
+        """Give a node the signature of a convolution with that shape."""
+        label = self._tree.label[node]
+        signatures = self._tree.events.signatures
+        key = (label, shape)
+        if key not in self._numbers:
+            self._numbers[key] = len(signatures)
+            work = work_of(signatures[label].call, shape)
+            signatures.append(replace(signatures[label], work=work, kind="convolution"))
+        self._tree.label[node] = self._numbers[key]
 
 
 _PADDED_BY_TEXT = frozenset(
@@ -55,33 +67,27 @@ _PADDED_BY_TEXT = frozenset(
 
 def derive_padding(tree: Tree) -> None:
     """Give convolutions padded by a text a signature with FLOPs, from the one below; as above."""
-    signatures = tree.found.signatures
-    known: dict[tuple[int, Shape], int] = {}
+    signatures = tree.events.signatures
+    derived = _Derived(tree)
     for node, label in enumerate(tree.label):
         if tree.role[node] != OP:
             continue
         call = signatures[label].call
         if call.op not in _PADDED_BY_TEXT or not call.values or call.value(4):
             continue
-        told = _output_below(tree, node)
-        if told is None:
-            continue
-        key = (label, told)
-        if key not in known:
-            known[key] = len(signatures)
-            work = of_output(call, told)
-            signatures.append(replace(signatures[label], work=work, kind="convolution"))
-        tree.label[node] = known[key]
+        output = _output_below(tree, node)
+        if output is not None:
+            derived.give(node, output, of_output)
 
 
 def _output_below(tree: Tree, node: int) -> Shape | None:
     """Return the output's shape of the first convolution below with the same filter."""
-    taps = tree.found.signatures[tree.label[node]].call.shape(1)
+    taps = tree.events.signatures[tree.label[node]].call.shape(1)
     for below in range(node + 1, len(tree.label)):
         if tree.thread[below] != tree.thread[node] or tree.start[below] >= tree.end[node]:
             return None
         if tree.role[below] == OP:
-            call = tree.found.signatures[tree.label[below]].call
+            call = tree.events.signatures[tree.label[below]].call
             if call.op == "aten::convolution" and call.shape(1) == taps:
                 return output_shape(call)
     return None
@@ -94,16 +100,18 @@ def _ends(call: OpCall) -> Shape:
 
 def _gradients(tree: Tree) -> dict[int, Shape]:
     """Return the shape of the output's gradient by sequence number."""
-    found = {}
+    gradients = {}
     for node, label in enumerate(tree.label):
-        if tree.role[node] == OP:
-            call = tree.found.signatures[label].call
-            if call.op.endswith("convolution_backward"):
-                for around in range(node - 1, max(node - 4, -1), -1):
-                    if tree.role[around] == OTHER and tree.sequence[around] >= 0:
-                        found[tree.sequence[around]] = call.shape(1)
-                        break
-    return found
+        if tree.role[node] != OP:
+            continue
+        call = tree.events.signatures[label].call
+        if not call.op.endswith("convolution_backward"):
+            continue
+        for around in range(node - 1, max(node - 4, -1), -1):
+            if tree.role[around] == OTHER and tree.sequence[around] >= 0:
+                gradients[tree.sequence[around]] = call.shape(1)
+                break
+    return gradients
 
 
 def _taken_next(tree: Tree, node: int) -> Iterator[Shape]:
@@ -112,14 +120,14 @@ def _taken_next(tree: Tree, node: int) -> Iterator[Shape]:
         if tree.thread[after] != tree.thread[node]:
             return
         if tree.role[after] == OP and tree.start[after] >= tree.end[node]:
-            yield tree.found.signatures[tree.label[after]].call.shape(0)
+            yield tree.events.signatures[tree.label[after]].call.shape(0)
 
 
 def _filter_around(tree: Tree, node: int) -> Shape | None:
     """Return the filter's shape from the backward op around this one: (input, gradient, filter)."""
     for around in range(node - 1, max(node - _REACH, -1), -1):
         if tree.role[around] == OP and tree.end[around] >= tree.end[node]:
-            call = tree.found.signatures[tree.label[around]].call
+            call = tree.events.signatures[tree.label[around]].call
             if call.op.endswith("convolution_backward"):
                 return call.shape(2)
     return None

@@ -12,7 +12,9 @@ from flopprof.formulas import OP_FORMULAS
 from flopprof.trace.signatures import Signature, Signatures
 
 PREFIX = "flopprof:"
-OP, RANGE, OTHER = 0, 1, 2
+OP = 0
+RANGE = 1
+OTHER = 2
 KERNEL_KINDS = ("compute", "memcpy", "memset", "communication")
 # Start, end, thread, role, label (an op's signature, else a name), external id, sequence number,
 # signature (-1 for a range).
@@ -150,7 +152,8 @@ def _new_category(category: str, events: Events) -> str:
     vendor = category_vendor(category)
     if vendor:
         events.vendors.add(vendor)
-    kind = events.kinds[category] = category_kind(category)
+    kind = category_kind(category)
+    events.kinds[category] = kind
     return kind
 
 
@@ -159,9 +162,11 @@ def _take_host(event: _Event, events: Events, rows: _Rows) -> None:
     args = event.args
     role = events.roles.get(name)
     if role is None:
-        role = events.roles[name] = _role_of(name)
+        role = _role_of(name)
+        events.roles[name] = role
     if role == OTHER and any(key in args for key in _TRITON_ARGS):
-        role = events.roles[name] = OP
+        role = OP
+        events.roles[name] = role
     signature = events.calls.number(name, args)
     label = signature
     if role != OP:
@@ -179,9 +184,9 @@ def _take_launch(event: _Event, events: Events, rows: _Rows) -> None:
     external = _integer(event.args, "External id", "external id")
     name = _number_of(events.names, event.name)
     kernel = event.args.get("kernel")  # ROCm's tracer tells it
-    told = _number_of(events.names, kernel) if type(kernel) is str else -1
+    kernel_name = _number_of(events.names, kernel) if type(kernel) is str else -1
     thread = _thread(event.raw, events)
-    rows.launches.append((correlation, thread, event.start, external, name, told))
+    rows.launches.append((correlation, thread, event.start, external, name, kernel_name))
     if "GraphLaunch" in event.name:
         events.replays.add(correlation)
 
@@ -267,7 +272,8 @@ def _thread(event: Mapping[str, Any], events: Events) -> int:
     pid = event.get("pid")
     tid = event.get("tid")
     if not isinstance(pid, str | int) or not isinstance(tid, str | int):
-        pid, tid = str(pid), str(tid)
+        pid = str(pid)
+        tid = str(tid)
     number = events.threads.get((pid, tid))
     if number is None:
         key = (str(pid), str(tid))

@@ -15,15 +15,21 @@ HEAD_BYTES = 1 << 16  # what is looked at
 
 @dataclass(frozen=True, slots=True)
 class ForeignKind:
-    """What a file is, and what to do instead."""
+    """What a file is, and what to do instead.
+
+    Attributes:
+        pattern: Matches how such a file begins.
+        noun: What it is: "a memory snapshot …".
+        remedy: What to do instead.
+    """
 
     pattern: re.Pattern[str]
-    what: str
+    noun: str
     remedy: str
 
     def error(self, path: str | Path) -> LoadError:
         """Return the error for such a file."""
-        return LoadError(f"{file_text(path)} is {self.what}", remedy=self.remedy)
+        return LoadError(f"{file_text(path)} is {self.noun}", remedy=self.remedy)
 
 
 @cache

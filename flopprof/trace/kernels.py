@@ -31,7 +31,7 @@ def link_kernels(tree: Tree, nodes: np.ndarray) -> np.ndarray:
         tree: The host nodes.
         nodes: Each launch's node, by `launch_nodes`.
     """
-    events = tree.found
+    events = tree.events
     wanted = np.frombuffer(events.kernels[0], "q")
     ids = np.frombuffer(events.launches[0], "q")
     if not len(wanted):
@@ -60,20 +60,23 @@ def launch_nodes(tree: Tree) -> np.ndarray:
 
     One sweep over nodes and launches in order of time: no parent is climbed for a launch.
     """
-    _, threads, times, *_ = (np.frombuffer(c, c.typecode) for c in tree.found.launches)
+    _, threads, times, *_ = (np.frombuffer(c, c.typecode) for c in tree.events.launches)
     order = np.lexsort((times, threads))
-    by_thread = np.searchsorted(threads[order], np.arange(len(tree.found.thread_names) + 1))
+    by_thread = np.searchsorted(threads[order], np.arange(len(tree.events.thread_names) + 1))
     result = np.full(len(order), -1)
     moments = times[order].tolist()
     places = order.tolist()
     stack: list[int] = []
     holders: list[int] = []  # the innermost node that is no range, for each on the stack
-    thread = at = until = -1
+    thread = -1
+    at = -1  # launches of the thread are placed up to here
+    until = -1  # its last one
     ends = tree.end
     for node, start in enumerate(tree.start):
         if tree.thread[node] != thread:
             _place(moments, places, at, until, stack, holders, ends, result)
-            stack, holders = [], []
+            stack = []
+            holders = []
             thread = tree.thread[node]
             at, until = by_thread[thread : thread + 2].tolist()
         passed = at
@@ -117,7 +120,7 @@ def _by_external_id(tree: Tree, launch_nodes: np.ndarray) -> np.ndarray:
 
     An id of several nodes tells nothing, nor does one of what begins after the kernel.
     """
-    events = tree.found
+    events = tree.events
     wanted = np.frombuffer(events.kernels[8], "q")
     begins = np.frombuffer(events.kernels[6], "d")
     _, _, times, ids, *_ = (np.frombuffer(c, c.typecode) for c in events.launches)
@@ -160,7 +163,7 @@ def _last_match(
 
 def computing_nodes(tree: Tree, links: np.ndarray) -> set[int]:
     """Return the nodes that launched compute kernels themselves."""
-    kinds = np.frombuffer(tree.found.kernels[2], "b")
+    kinds = np.frombuffer(tree.events.kernels[2], "b")
     nodes = np.unique(links[(links >= 0) & (kinds == KERNEL_KINDS.index("compute"))])
     return set(nodes.tolist())
 
@@ -183,11 +186,11 @@ def give_kernels(tree: Tree, links: np.ndarray) -> None:
     above = np.frombuffer(tree.op_parent, "q")
     is_op = np.frombuffer(tree.role, "b") == OP
     ops = np.append(np.where(is_op, np.arange(size), above), -1)[links]  # the last is for -1
-    _, names, kinds, *_, lengths, _ = (np.frombuffer(c, c.typecode) for c in tree.found.kernels)
+    _, names, kinds, *_, lengths, _ = (np.frombuffer(c, c.typecode) for c in tree.events.kernels)
     tree.kernel_ops = array("q", ops.astype(np.int64).tobytes())
     mine = (ops >= 0) & (kinds == KERNEL_KINDS.index("compute"))
     device_us = np.bincount(ops[mine], lengths[mine], size).tolist()
-    is_tf32 = np.array([bool(_TF32.search(name)) for name in tree.found.kernel_names], dtype=bool)
+    is_tf32 = np.array([bool(_TF32.search(name)) for name in tree.events.kernel_names], dtype=bool)
     in_tf32 = np.zeros(size, dtype=bool)
     in_tf32[ops[mine & np.take(is_tf32, names)]] = True
     marks = in_tf32.tolist()
@@ -205,7 +208,7 @@ def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str
 
     Those are the launches that no kernel has, between the calls that begin and end a capture.
     """
-    events = tree.found
+    events = tree.events
     ids, _, times, _, names, kernels = (
         np.frombuffer(column, column.typecode) for column in events.launches
     )
@@ -226,7 +229,7 @@ def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str
 
 def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
-    events = tree.found
+    events = tree.events
     correlation, names, kinds, streams, devices, graphs, starts, lengths, _ = (
         np.frombuffer(column, column.typecode) for column in events.kernels
     )

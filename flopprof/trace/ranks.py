@@ -152,7 +152,8 @@ def _rank(rank: int, file: Path, trace: Trace) -> Rank:
 
 
 def _union(kernels: pd.DataFrame) -> float:
-    start, length = kernels["start_us"].to_numpy(), kernels["duration_us"].to_numpy()
+    start = kernels["start_us"].to_numpy()
+    length = kernels["duration_us"].to_numpy()
     return float(busy_until(start, start + length, math.inf))
 
 
@@ -210,8 +211,12 @@ def _doubts(file: Path, trace: Trace) -> list[str]:
         return [f"{file_text(file)} holds kernels and no ops, so FLOPs are unknown: {remedy}"]
     no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
     no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
-    absent = ((trace.info["has_shapes"], no_shapes), (len(trace.kernels), no_kernels))
-    return [f"{file_text(file)} {fact}" for there, fact in absent if not there]
+    doubts = []
+    if not trace.info["has_shapes"]:
+        doubts.append(f"{file_text(file)} {no_shapes}")
+    if not len(trace.kernels):
+        doubts.append(f"{file_text(file)} {no_kernels}")
+    return doubts
 
 
 def together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:

@@ -69,24 +69,24 @@ def read_trace(
     load_op_formulas()
     header: dict[str, Any] = {}
     damage = Damage()
-    found = Events()
+    events = Events()
     collecting = gc.isenabled()
     gc.disable()  # a trace's objects form no cycles, and walking them all doubles the time
     try:
-        for events in stream_events(Path(path), header, damage):
-            take_events(events, found)
+        for raw in stream_events(Path(path), header, damage):
+            take_events(raw, events)
     finally:
         if collecting:
             gc.enable()
-    found.warnings.extend(damage.warnings(file_text(path)))
-    if OP not in found.hosts[3] and (kind := what_else(damage.head)):
+    events.warnings.extend(damage.warnings(file_text(path)))
+    if OP not in events.hosts[3] and (kind := what_else(damage.head)):
         raise kind.error(path)
-    if not found.hosts[0] and not found.kernels[0]:
+    if not events.hosts[0] and not events.kernels[0]:
         raise _without_ops(path)
-    if not found.has_ranges:
-        extend(found.hosts, found.python_modules or found.annotations)
-    trace = _build(found, header, profiler_flops or {}, as_capture=as_capture)
-    if not len(trace.ops) and not found.has_ranges and not len(trace.kernels):
+    if not events.has_ranges:
+        extend(events.hosts, events.python_modules or events.annotations)
+    trace = _build(events, header, profiler_flops or {}, as_capture=as_capture)
+    if not len(trace.ops) and not events.has_ranges and not len(trace.kernels):
         raise _without_ops(path)
     return trace
 
@@ -99,21 +99,23 @@ def _without_ops(path: str | Path) -> LoadError:
 
 
 def _build(
-    found: Events,
+    events: Events,
     header: dict[str, Any],
     profiler_flops: Mapping[int, float],
     *,
     as_capture: bool,
 ) -> Trace:
     """Build the trees and return the tables."""
-    origin, latest = _span(found)
-    tree = Tree(found, _order(found), origin)
+    origin, latest = _span(events)
+    tree = Tree(events, _order(events), origin)
     launching = launch_nodes(tree)
     links = link_kernels(tree, launching)
     captured = captured_launches(tree, launching) if as_capture else []
-    queueing = {node for graph in captured for kind, _, node in graph if kind == "compute"}
+    queueing = set()
+    for graph in captured:
+        queueing |= {node for kind, _, node in graph if kind == "compute"}
     promote_launchers(tree, sorted(computing_nodes(tree, links) | queueing))
-    if not found.calls.has_values:
+    if not events.calls.has_values:
         derive_convolutions(tree)
     derive_padding(tree)
     tree.walk()
@@ -122,33 +124,33 @@ def _build(
     numbers = {k: n for k, n in job.items() if type(n) is int} if isinstance(job, dict) else {}
     rank = numbers.get("rank", 0)
     kernels, busy_us = kernels_frame(tree, rank, origin)
-    found.launches.clear()
+    events.launches.clear()
     nodes = np.flatnonzero(tree.rows >= 0)
     ops = OPS.empty()
     if len(nodes):
         ops = _ops_frame(tree, nodes, profiler_flops, on_device=len(kernels) > 0)
     compute = kernels[kernels["kind"] == "compute"]
     orphans = compute[compute["op_id"] == -1]
-    if found.odd:
-        found.warnings.append(f"{found.odd} events without finite times were left out")
+    if events.odd:
+        events.warnings.append(f"{events.odd} events without finite times were left out")
     info = {
         "schema_version": header.get("schemaVersion"),
-        "has_shapes": any(s.shapes for s in found.signatures),
-        "has_values": found.calls.has_values,
+        "has_shapes": any(s.shapes for s in events.signatures),
+        "has_values": events.calls.has_values,
         "rank": rank,
         "world_size": numbers.get("world_size", 1),
         "span_us": latest - origin,
-        "steps": [(name, start - origin, length) for name, start, length in found.steps],
+        "steps": [(name, start - origin, length) for name, start, length in events.steps],
         "origin_us": origin,
         "kernel_time_us": float(compute["duration_us"].sum()) if len(kernels) else math.nan,
         "device_busy_us": busy_us,
         "unlinked_kernel_us": float(orphans["duration_us"].sum()) if len(kernels) else math.nan,
-        "vendors": sorted(found.vendors),
+        "vendors": sorted(events.vendors),
         "captured": [_with_ops(graph, tree) for graph in captured],
-        "warnings": found.warnings,
+        "warnings": events.warnings,
     }
     properties = header.get("deviceProperties") or header.get("computeProperties")  # of 2021
-    devices = _devices(properties, found.warnings)
+    devices = _devices(properties, events.warnings)
     return Trace(ops, tree.gaps_frame(), kernels, tree.module_types, devices, info)
 
 
@@ -162,23 +164,24 @@ def _with_ops(graph: list[tuple[str, str, int]], tree: Tree) -> list[tuple[str, 
     return launches
 
 
-def _span(found: Events) -> tuple[float, float]:
+def _span(events: Events) -> tuple[float, float]:
     """Return when the first event begins and the last ends."""
-    starts = np.frombuffer(found.kernels[6], "d")
-    ends = starts + np.frombuffer(found.kernels[7], "d")
-    begin = min(np.min(column, initial=math.inf) for column in (found.hosts[0], starts))
-    latest = max(np.max(column, initial=-math.inf) for column in (found.hosts[1], ends))
+    starts = np.frombuffer(events.kernels[6], "d")
+    ends = starts + np.frombuffer(events.kernels[7], "d")
+    begin = min(np.min(column, initial=math.inf) for column in (events.hosts[0], starts))
+    latest = max(np.max(column, initial=-math.inf) for column in (events.hosts[1], ends))
     return float(begin), float(latest)
 
 
-def _order(found: Events) -> np.ndarray:
+def _order(events: Events) -> np.ndarray:
     """Return the order of the host nodes: parents first, threads one after the other.
 
     That is by earlier start, then later end, then lower id. The thread that begins first comes
     first, so that forward ops are known before the backward's thread asks for them.
     """
-    start, end, thread, *_, external, _, _ = (np.frombuffer(c, c.typecode) for c in found.hosts)
-    begins = np.full(len(found.thread_names), math.inf)
+    columns = [np.frombuffer(column, column.typecode) for column in events.hosts]
+    start, end, thread, *_, external, _, _ = columns
+    begins = np.full(len(events.thread_names), math.inf)
     np.minimum.at(begins, thread, start)
     rank = np.argsort(np.argsort(begins, kind="stable"))
     order: np.ndarray = np.lexsort((external, -end, start, rank[thread]))
@@ -214,67 +217,90 @@ def _ops_frame(
     *,
     on_device: bool,
 ) -> pd.DataFrame:
-    found = tree.found
-    signatures = found.signatures
-    labels = np.array(tree.label)[nodes]
-    dtype = _dtypes(tree, signatures)
-
-    def of(values: Any) -> Any:
-        return np.array(values, dtype=object if isinstance(values[0], str) else None)[nodes]
-
-    def per_signature(values: list[Any]) -> Any:
-        if values and isinstance(values[0], str):
-            return pd.Categorical.from_codes(*text_codes(values, labels))
-        return np.array(values, dtype=float)[labels]
-
-    def flops(name: str) -> list[float]:
-        exact = [s.work if s.work and s.work.flops_at_most is None else None for s in signatures]
-        return [math.nan if work is None else float(getattr(work, name)) for work in exact]
-
-    moved = [
-        b if s.known_bytes else math.nan
-        for s, b in zip(signatures, flops("min_bytes"), strict=True)
-    ]
-    most = [
-        math.nan if s.work is None or s.work.flops_at_most is None else float(s.work.flops_at_most)
-        for s in signatures
-    ]
-    bounded = [s.work if s.work and s.work.flops_at_most is not None else None for s in signatures]
-    least = {
-        name: [math.nan if work is None else float(getattr(work, name)) for work in bounded]
-        for name in ("matmul_flops", "vector_flops")
+    """Return the table OPS of these nodes."""
+    signatures = tree.events.signatures
+    threads = tree.events.thread_names
+    parents = np.array(tree.op_parent)[nodes]
+    external = tree.external[nodes]
+    start = np.array(tree.start)[nodes]
+    device_us = np.full(len(nodes), math.nan)
+    if on_device:
+        device_us = np.array(tree.device_us)[nodes]
+    columns = {
+        "op_id": tree.rows[nodes],
+        "external_id": external,
+        "parent_op_id": np.where(parents >= 0, tree.rows[parents], -1),
+        "module_path": _texts(tree.path, nodes),
+        "call_id": np.array(tree.call)[nodes],
+        "phase": _texts(tree.phase, nodes),
+        "sequence_nr": np.array(tree.sequence)[nodes],
+        "thread": pd.Categorical.from_codes(*text_codes(threads, np.array(tree.thread)[nodes])),
+        "start_us": start - tree.origin,
+        "dtype": _texts(_dtypes(tree, signatures), nodes),
+        "cpu_us": np.array(tree.end)[nodes] - start,
+        "self_cpu_us": np.maximum(np.array(tree.self_us)[nodes], 0.0),
+        "device_us": device_us,
+        "counted": np.array(tree.counted)[nodes],
+        "profiler_flops": [profiler_flops.get(number) or math.nan for number in external.tolist()],
     }
-    start, end = of(tree.start), of(tree.end)
-    parents = of(tree.op_parent)
-    by_profiler = [profiler_flops.get(i) or math.nan for i in tree.external[nodes].tolist()]
-    return OPS.frame(
-        {
-            "op_id": tree.rows[nodes],
-            "external_id": tree.external[nodes],
-            "parent_op_id": np.where(parents >= 0, tree.rows[parents], -1),
-            "op": per_signature([s.op for s in signatures]),
-            "kind": per_signature([s.kind for s in signatures]),
-            "module_path": pd.Categorical(of(tree.path)),
-            "call_id": of(tree.call),
-            "phase": pd.Categorical(of(tree.phase)),
-            "sequence_nr": of(tree.sequence),
-            "thread": pd.Categorical.from_codes(*text_codes(found.thread_names, of(tree.thread))),
-            "start_us": start - tree.origin,
-            "input_shapes": per_signature([s.shapes for s in signatures]),
-            "dtype": pd.Categorical(of(dtype)),
-            "cpu_us": end - start,
-            "self_cpu_us": np.maximum(of(tree.self_us), 0.0),
-            "device_us": of(tree.device_us) if on_device else np.full(len(nodes), math.nan),
-            "counted": of(tree.counted),
-            "profiler_flops": by_profiler,
-            "matmul_flops": per_signature(flops("matmul_flops")),
-            "vector_flops": per_signature(flops("vector_flops")),
-            "min_bytes": per_signature(moved),
-            "flops_at_most": per_signature(most),
-            "matmul_flops_at_least": per_signature(least["matmul_flops"]),
-            "vector_flops_at_least": per_signature(least["vector_flops"]),
+    return OPS.frame(columns | _signature_columns(signatures, np.array(tree.label)[nodes]))
+
+
+def _texts(values: list[str], nodes: np.ndarray) -> pd.Categorical:
+    """Return these nodes' texts as a column."""
+    return pd.Categorical(np.array(values, dtype=object)[nodes])
+
+
+def _signature_columns(signatures: list[Signature], labels: np.ndarray) -> dict[str, Any]:
+    """Return the columns of OPS that calls with one signature share.
+
+    A count stands in its own column, bounds stand in theirs: where one is, the other is NaN.
+
+    Args:
+        signatures: Those of the trace.
+        labels: Each op's, by number.
+    """
+    columns: dict[str, list[float]] = {name: [] for name in _OF_A_FORMULA}
+    for signature in signatures:
+        figures = _figures(signature)
+        for name, column in columns.items():
+            column.append(figures.get(name, math.nan))
+    texts = {
+        "op": [signature.op for signature in signatures],
+        "kind": [signature.kind for signature in signatures],
+        "input_shapes": [signature.shapes for signature in signatures],
+    }
+    numbers = {name: np.array(column, dtype=float)[labels] for name, column in columns.items()}
+    return numbers | {
+        name: pd.Categorical.from_codes(*text_codes(column, labels))
+        for name, column in texts.items()
+    }
+
+
+_OF_A_FORMULA = (
+    *("matmul_flops", "vector_flops", "min_bytes", "flops_at_most"),
+    *("matmul_flops_at_least", "vector_flops_at_least"),
+)
+
+
+def _figures(signature: Signature) -> dict[str, float]:
+    """Return what the formula says of one call: a count or bounds; nothing where it is unknown."""
+    work = signature.work
+    if work is None:
+        return {}
+    if work.flops_at_most is not None:
+        return {
+            "matmul_flops_at_least": float(work.matmul_flops),
+            "vector_flops_at_least": float(work.vector_flops),
+            "flops_at_most": float(work.flops_at_most),
         }
-    )
+    figures = {
+        "matmul_flops": float(work.matmul_flops),
+        "vector_flops": float(work.vector_flops),
+    }
+    if signature.knows_bytes:
+        figures["min_bytes"] = float(work.min_bytes)
+    return figures
 
 
 def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:

@@ -67,15 +67,15 @@ def join_capture(trace: Trace, capture: Trace, owner: np.ndarray) -> Trace:
         ops.append(copied)
         count += len(copied)
         op_of[rows] = number
-    told = list(trace.info["warnings"])
+    warnings = list(trace.info["warnings"])
     sizes = ", ".join(sorted({str(len(graph.ops)) for graph in graphs}, key=int)) or "none"
     if lost or not matched:
-        told.append(
+        warnings.append(
             f"{lost} replays of {matched + lost} match no captured graph, whose launches are "
             f"{sizes} in number: their FLOPs are unknown"
         )
     joined = OPS.check(_concatenated(ops)) if matched else trace.ops
-    info = {**trace.info, "warnings": told}
+    info = {**trace.info, "warnings": warnings}
     info["has_shapes"] = bool(trace.info["has_shapes"] or (matched and capture.info["has_shapes"]))
     return replace(
         trace,
@@ -115,11 +115,11 @@ def _replays(trace: Trace, sizes: set[int]) -> Iterator[np.ndarray]:
     kernels = trace.kernels
     op = kernels["op_id"].to_numpy()
     counted = np.append(trace.ops["counted"].to_numpy(), False)[op]
-    open_ = ((op == -1) | ((kernels["graph_id"].to_numpy() != -1) & ~counted)) & (
-        kernels["kind"].to_numpy() != "communication"
-    )
+    of_graph = kernels["graph_id"].to_numpy() != -1
+    computes = kernels["kind"].to_numpy() != "communication"
+    unexplained = ((op == -1) | (of_graph & ~counted)) & computes
     order = np.lexsort((kernels["start_us"].to_numpy(), kernels["correlation_id"].to_numpy()))
-    order = order[open_[order]]
+    order = order[unexplained[order]]
     correlation = kernels["correlation_id"].to_numpy()[order]
     for rows in np.split(order, np.flatnonzero(np.diff(correlation)) + 1):
         if not len(rows):
@@ -136,28 +136,29 @@ def _match(
     kinds: tuple[str, ...], names: tuple[str, ...], graphs: list[Launches]
 ) -> list[int] | None:
     """Return the captured op of each kernel of a replay; None if no graph, or several, fit."""
-    found: list[list[int]] = []
+    fitting: list[list[int]] = []
     for graph in graphs:
         if len(graph.ops) == len(kinds):
             ops = _aligned(kinds, names, graph)
         else:
             ops = _inside(kinds, names, graph)
         if ops is not None:
-            found.append(ops)
-    distinct = {tuple(ops) for ops in found}
-    if len(distinct) == 1 or (found and _UNNAMED not in graphs[0].names):
-        return found[0]
+            fitting.append(ops)
+    distinct = {tuple(ops) for ops in fitting}
+    if len(distinct) == 1 or (fitting and _UNNAMED not in graphs[0].names):
+        return fitting[0]
     return None
 
 
 def _aligned(kinds: tuple[str, ...], names: tuple[str, ...], graph: Launches) -> list[int] | None:
     """Return each kernel's op: the n-th kernel of a name is its n-th launch, else by order."""
     if _UNNAMED in graph.names:
-        same = kinds == graph.kinds
-        fits = same and all(
-            not told or told == name for told, name in zip(graph.names, names, strict=True)
-        )
-        return list(graph.ops) if fits else None
+        if kinds != graph.kinds:
+            return None
+        for launched, name in zip(graph.names, names, strict=True):
+            if launched not in (_UNNAMED, name):
+                return None
+        return list(graph.ops)
     waiting: dict[tuple[str, str], deque[int]] = {}
     for kind, name, op in zip(graph.kinds, graph.names, graph.ops, strict=True):
         waiting.setdefault((kind, name), deque()).append(op)

@@ -27,7 +27,7 @@ class Signature:
     shapes: str
     dtype: str
     work: Work | None
-    known_bytes: bool
+    knows_bytes: bool  # whether the formula's traffic is that of these tensors
     call: OpCall
 
 
@@ -50,14 +50,17 @@ class Signatures:
         if strides and strides.count([]) == shapes.count([]):
             strides = []  # they change nothing, unless a sparse tensor has a shape and none
         try:
-            told = shapes or types or values
-            key = (name, orjson.dumps((shapes, types, values, strides)) if told else b"")
+            arguments = b""
+            if shapes or types or values:
+                arguments = orjson.dumps((shapes, types, values, strides))
+            key = (name, arguments)
         except TypeError:  # lists in lists, deeper than any argument's
             return self.number(name, {})
         number = self._numbers.get(key)
         if number is None:
             self.has_values = self.has_values or bool(values)
-            number = self._numbers[key] = len(self.every)
+            number = len(self.every)
+            self._numbers[key] = number
             call = (self._shapes(name, shapes), types, values, self._shapes(name, strides))
             self.every.append(self._evaluated(name, key, call))
         return number
@@ -135,9 +138,10 @@ def _evaluate(
     source = "none" if formula is None else formula.source
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
         kind = "free"  # integers, or a dropout in eval
-    known_bytes = bool(tensors) and source != "torch" and parsed[:1] != ("TensorList",)
-    known_bytes = known_bytes and (source != "generated" or knows_bytes(call))
-    return Signature(name, kind, shapes_text(call.shapes), dtype, work, known_bytes, call)
+    has_bytes = bool(tensors) and source != "torch" and parsed[:1] != ("TensorList",)
+    if source == "generated":
+        has_bytes = has_bytes and knows_bytes(call)
+    return Signature(name, kind, shapes_text(call.shapes), dtype, work, has_bytes, call)
 
 
 def _nested(value: Any, depth: int = 3) -> tuple[Any, ...]:

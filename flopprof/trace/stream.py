@@ -71,7 +71,8 @@ class _Stream:
                 self._damage.follow(events)
             else:
                 salvaged = salvage(buffer, self._used, self._damage, at_end=False)
-                events, used = salvaged.events, salvaged.used
+                events = salvaged.events
+                used = salvaged.used
                 if salvaged.ended:
                     yield events
                     self._take_rest(self._all_of(buffer[used:]))

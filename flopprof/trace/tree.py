@@ -16,17 +16,18 @@ LONGEST_PATH = 1000  # letters of a module's path; annotations nested deeper sha
 class Tree:
     """The call trees of all threads; nodes are numbered in order of thread and start."""
 
-    def __init__(self, found: Events, order: np.ndarray, origin: float) -> None:
-        self.found, self.origin = found, origin
+    def __init__(self, events: Events, order: np.ndarray, origin: float) -> None:
+        self.events = events
+        self.origin = origin
         ordered = [
             array(column.typecode, np.frombuffer(column, column.typecode)[order].tobytes())
-            for column in found.hosts
+            for column in events.hosts
         ]
         self.start, self.end, self.thread, self.role, self.label, *_ = ordered
         external, self.sequence, self.signature = ordered[5:]
         self.external = np.frombuffer(external, "q")
-        found.hosts.clear()
-        self.names = list(found.names)
+        events.hosts.clear()
+        self.names = list(events.names)
         size = len(self.start)
         nowhere = array("q", [-1])
         self.parent = nowhere * size  # the node around
@@ -52,7 +53,9 @@ class Tree:
 
     def walk(self) -> None:
         """Find each node's parent, module, phase, and whether it counts (rule 4)."""
-        roles, labels, signatures = self.role, self.label, self.found.signatures
+        roles = self.role
+        labels = self.label
+        signatures = self.events.signatures
         ranges = [n for n, role in enumerate(roles) if role == RANGE]
         ranges.sort(key=lambda n: self.start[n])
         for number, node in enumerate(ranges):
@@ -93,10 +96,10 @@ class Tree:
         labels = [
             label if role == OP else -1 for role, label in zip(self.role, self.label, strict=True)
         ]
-        exact = [is_exact(signature.work) for signature in self.found.signatures]
-        passed = outer_views(labels, self.op_parent, self.found.signatures)
+        exact = [is_exact(signature.work) for signature in self.events.signatures]
+        passed = outer_views(labels, self.op_parent, self.events.signatures)
         stopped = [*self.stopped, *self._childless_recomputations(labels)]
-        passed |= unfinished(stopped, labels, self.op_parent, self.found.signatures)
+        passed |= unfinished(stopped, labels, self.op_parent, self.events.signatures)
         inside = [False] * len(labels)  # a counted op
         for node, label in enumerate(labels):
             parent = self.op_parent[node]
@@ -104,31 +107,33 @@ class Tree:
                 continue
             inside[node] = parent >= 0 and inside[parent]
             if exact[label] and not inside[node] and node not in passed:
-                self.counted[node] = inside[node] = True
+                self.counted[node] = True
+                inside[node] = True
 
     def _childless_recomputations(self, labels: list[int]) -> list[int]:
         """Return the recomputed ops that called nothing, where the same call before called ops.
 
         So a trace recorded elsewhere on a CPU shows where checkpointing stopped.
         """
-        if self.stopped or "backward" not in self.phase or len(self.found.kernels[0]):
+        if self.stopped or "backward" not in self.phase or len(self.events.kernels[0]):
             return []
         calls_ops = [False] * len(labels)
         for node, label in enumerate(labels):
-            if label >= 0 and self.found.signatures[label].op != "aten::detach":
+            if label >= 0 and self.events.signatures[label].op != "aten::detach":
                 parent = self.op_parent[node]
                 if parent >= 0:
                     calls_ops[parent] = True
-        like = {
-            label
-            for node, label in enumerate(labels)
-            if label >= 0 and calls_ops[node] and self.phase[node] == "forward"
-        }
-        return [
-            node
-            for node, label in enumerate(labels)
-            if label in like and not calls_ops[node] and self.phase[node] != "forward"
-        ]
+        calling = set()  # signatures of forward ops that called ops
+        childless = []
+        for node, label in enumerate(labels):
+            if label < 0:
+                continue
+            if self.phase[node] != "forward":
+                if not calls_ops[node]:
+                    childless.append(node)
+            elif calls_ops[node]:
+                calling.add(label)
+        return [node for node in childless if labels[node] in calling]
 
     def _close(self, stack: list[int], node: int, cursor: list[float], last_op: str) -> None:
         """Leave what ended before `node` begins, or is of another thread; all for -1."""
@@ -157,7 +162,8 @@ class Tree:
     def _inherit(self, node: int, around: int) -> None:
         is_op = self.role[around] == OP
         self.op_parent[node] = around if is_op else self.op_parent[around]
-        self.path[node], self.phase[node] = self.path[around], self.phase[around]
+        self.path[node] = self.path[around]
+        self.phase[node] = self.phase[around]
         if self.call[node] < 0:
             self.call[node] = self.call[around]
         if self.role[node] == OP and self.op_parent[node] >= 0:
@@ -166,10 +172,10 @@ class Tree:
     def _enter_range(self, node: int, around: int) -> None:
         name = self.names[self.label[node]]
         # Activation checkpointing calls the module again. A user's annotation is no such call.
-        names_modules = self.found.has_ranges or bool(self.found.python_modules)
+        names_modules = self.events.has_ranges or bool(self.events.python_modules)
         if self.phase[node] == "backward" and names_modules:
             self.phase[node] = "recompute"
-        if self.found.has_ranges:
+        if self.events.has_ranges:
             self.path[node] = name
             return
         outer = self.path[around] if around >= 0 else ""
@@ -195,7 +201,8 @@ class Tree:
         columns = zip(*self.gaps, strict=True) if self.gaps else [[]] * len(GAPS.columns)
         frame = GAPS.frame({name: list(c) for name, c in zip(GAPS.names, columns, strict=True)})
         tops = [n for n, r in enumerate(self.role) if r == OP and self.op_parent[n] < 0]
-        starts, ends = (np.array(edge)[tops] - self.origin for edge in (self.start, self.end))
+        starts = np.array(self.start)[tops] - self.origin
+        ends = np.array(self.end)[tops] - self.origin
         start = frame["start_us"].to_numpy()
         waited = np.diff(busy_until(starts, ends, [start, start + frame["duration_us"]]), axis=0)
         left = frame["duration_us"] - waited[0]
@@ -212,11 +219,10 @@ class Tree:
         home = self.thread[min(ranges, key=lambda n: self.start[n])]
         begins = np.sort([self.start[n] - self.origin for n in ranges if self.thread[n] != home])
         start = gaps["start_us"].to_numpy()
-        within = np.searchsorted(begins, start + gaps["duration_us"].to_numpy()) > np.searchsorted(
-            begins, start
-        )
-        handed: np.ndarray = within & (np.array(self.gap_threads) == home)
-        return handed
+        end = start + gaps["duration_us"].to_numpy()
+        is_within = np.searchsorted(begins, end) > np.searchsorted(begins, start)
+        is_handed: np.ndarray = is_within & (np.array(self.gap_threads) == home)
+        return is_handed
 
 
 def busy_until(starts: np.ndarray, ends: np.ndarray, times: Any) -> np.ndarray:
@@ -224,7 +230,8 @@ def busy_until(starts: np.ndarray, ends: np.ndarray, times: Any) -> np.ndarray:
     if not len(starts):
         return np.zeros(np.shape(times))
     order = np.argsort(starts)
-    starts, latest = starts[order], np.maximum.accumulate(ends[order])
+    starts = starts[order]
+    latest = np.maximum.accumulate(ends[order])
     begins = np.concatenate(([starts[0]], np.maximum(starts[1:], latest[:-1])))
     lengths = np.maximum(latest - begins, 0.0)
     at = np.searchsorted(starts, times, side="right")
