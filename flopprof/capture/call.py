@@ -306,7 +306,8 @@ class Call:
         """
         if self._ready is None:
             self.prepare()
-        inputs, self._ready = self._ready or self.inputs, None
+        inputs = self._ready or self.inputs
+        self._ready = None
         try:
             with self.context():
                 return inputs.call(self.model)
@@ -401,7 +402,8 @@ def _guesses(model: "nn.Module") -> list[str]:
         weight = getattr(module, "weight", None)
         if weight is None or not hasattr(weight, "shape"):
             continue
-        kind, shape = getattr(module, "original_name", type(module).__name__), weight.shape
+        kind = getattr(module, "original_name", type(module).__name__)
+        shape = weight.shape
         channels = shape[1] * int(getattr(module, "groups", 1)) if len(shape) > 1 else 0
         if kind == "Conv2d":
             return [f"1x{channels}x{side}x{side}" for side in (224, 299, 64, 32, 28)]

@@ -57,7 +57,8 @@ def _record(
     def leaving(
         row: Row, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        went_in, came_out = list(tensors_in((args, kwargs))), list(tensors_in(output))
+        went_in = list(tensors_in((args, kwargs)))
+        came_out = list(tensors_in(output))
         tensors = went_in + came_out
         floating = (t.dtype for t in tensors if t.is_floating_point() or t.is_complex())
         row["module_type"] = canonical_name(type(module))
@@ -199,12 +200,14 @@ def calculate_flops_for_size(model: nn.Module, input_size: Sequence[int]) -> int
         ModelError: The model raised.
     """
     like = next((t for t in _tensors_of(model) if t.is_floating_point()), torch.zeros(()))
-    size, counter = tuple(input_size), FlopsCounter(model)
+    size = tuple(input_size)
+    counter = FlopsCounter(model)
     layers = (m for m in model.modules() if not list(m.children()))
     takes_ids = isinstance(next(layers, None), nn.Embedding)
     x = like.new_zeros(size, dtype=torch.int64) if takes_ids else like.new_zeros(size)
     buffers = [(b, b.clone()) for b in _tensors_of(model, buffers_only=True)]
-    snapshot, generators = Snapshot(model), [like.device] if like.is_cuda else []
+    snapshot = Snapshot(model)
+    generators = [like.device] if like.is_cuda else []
     try:
         with quiet_about_hooks(), torch.random.fork_rng(generators), torch.no_grad(), counter:
             guarded(model, Inputs((x,)))()

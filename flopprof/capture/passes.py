@@ -74,7 +74,8 @@ def observer_effect(
 
     again_us = time_calls(call, device=place, warmup=1, repeats=min(len(times_us), 3))
     drift = min(again_us) / min(times_us) - 1
-    changed, doubts = recording.changed_ops, []
+    changed = recording.changed_ops
+    doubts = []
     if changed:
         named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
         doubts.append(f"tracing by module changed which ops run: {named}")

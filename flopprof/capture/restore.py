@@ -221,7 +221,8 @@ def _bytes_of(tensor: "torch.Tensor") -> "torch.Tensor":
     """Return the stretch of storage that the tensor spans, as bytes, without copying."""
     import torch
 
-    sizes, strides = tensor.size(), tensor.stride()
+    sizes = tensor.size()
+    strides = tensor.stride()
     elements = 1 + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
     size = tensor.element_size()
     empty = torch.empty(0, dtype=torch.uint8, device=tensor.device)

@@ -112,7 +112,8 @@ def _noted(
     first = _PRODUCTS.get(op)
     if first is None:
         return None
-    a, b = args[first], args[first + 1]
+    a = args[first]
+    b = args[first + 1]
     if is_sparse(a) and is_sparse(b):
         return None  # which stored elements meet, the places decide
     columns = b.shape[-1] if b.dim() > 1 else 1
