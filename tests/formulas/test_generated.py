@@ -43,6 +43,14 @@ def test_a_reduction_runs_over_the_whole_space_and_products_are_not_its_own():
     assert found.vector_flops == 2 * 8 * 32
 
 
+@pytest.mark.parametrize("product", ["mm", "addmm", "convolution", "baddbmm"])
+def test_a_product_in_the_name_adds_nothing_not_even_its_bias(product):
+    found = work(call(f"triton_poi_fused_{product}_relu_0", [(8, 32)], ["float32"], [256]))
+
+    # relu on 8·32 elements; the product ran before, in a kernel of its own.
+    assert (found.matmul_flops, found.vector_flops) == (0, 256)
+
+
 def test_names_are_read_longest_first():
     found = work(call("triton_per_fused__softmax_1", [(8, 32)], ["float32"], [8, 32]))
 

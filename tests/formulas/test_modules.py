@@ -147,6 +147,13 @@ def test_a_statically_quantised_layer_counts_like_the_real_one():
     assert work_of(linear, transposed(conv(x))) == Work(1440, 120)
 
 
+def test_a_complex_multiply_add_is_eight_and_a_complex_add_two():
+    layer = nn.Linear(5, 6, dtype=torch.complex64)
+
+    # 4·6 outputs of 5 multiply-adds, 8 each; 24 adds, 2 each.
+    assert work_of(layer, zeros(4, 5).to(torch.complex64)) == Work(960, 48)
+
+
 def test_bilinear_multiplies_by_both_inputs():
     # 5·4 = 20 outputs × (2·3 + 3) = 180 multiply-adds; 20 adds.
     assert work_of(nn.Bilinear(2, 3, 4), zeros(5, 2), zeros(5, 3)) == Work(360, 20)

@@ -231,6 +231,17 @@ def test_engine_and_optimizer_events_are_no_ops_and_tell_the_phase(tmp_path):
     assert ops.loc["aten::mm", "module_path"] == "fc"  # by the sequence number
 
 
+def test_a_backward_node_tells_the_phase_though_no_range_of_the_engine_is_around_it(tmp_path):
+    trace = read(
+        tmp_path,
+        op("aten::mm", 0, 5),
+        op("AddmmBackward0", 20, 8, tid=2),
+        op("aten::mm", 22, 4, tid=2),
+    )
+
+    assert sorted(trace.ops["phase"]) == ["backward", "forward"]
+
+
 def test_generated_kernels_without_a_namespace_are_ops(tmp_path):
     trace = read(
         tmp_path, op("triton_poi_fused_relu_0", 0, 5), op("Torch-Compiled Region: 0/0", 9, 1)
