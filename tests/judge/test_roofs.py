@@ -10,7 +10,7 @@ import pytest
 from flopprof.api import analyse_traces
 from flopprof.assemble import as_call
 from flopprof.judge.reconcile import reconcile
-from flopprof.judge.roofs import OVERHEAD_FRAC, TOLERANCE, Roofline, is_above
+from flopprof.judge.roofs import OVERHEAD_FRAC, TOLERANCE, Roofline, is_above, site_roofline
 from flopprof.report.chart.data import chart_data
 from flopprof.report.perfetto import annotate_trace
 from flopprof.tables import MODULE_CALLS, ROOFLINES
@@ -169,3 +169,20 @@ def test_only_what_fits_the_devices_cache_is_said_to_fit_one(tmp_path, side, cac
     # 12 B an element in 15 µs is above 1 GB/s either way.
     assert "above the memory roof" in sites["reason"][0]
     assert ("fit a cache" in sites["reason"][0]) == cached
+
+
+SITE = {"dtype": ["float32"], "unit": ["tensor"]}
+
+
+@pytest.mark.parametrize(("valid", "peak"), [(True, 2e12), (False, 1e12)])
+def test_a_ceiling_that_is_not_valid_is_no_roof(valid, peak):
+    row = {"dtype": "float32", "unit": "tensor", "memory_level": "DRAM", "peak_bytes_per_s": 1e9}
+    row |= {"ridge_flops_per_byte": 1e3, "kind": "measured"}
+    first = row | {"peak_flops_per_s": 2e12, "valid": valid}
+    second = row | {"peak_flops_per_s": 1e12, "valid": True}
+
+    both = site_roofline(SITE, ROOFLINES.from_rows([first, second]))
+    alone = site_roofline(SITE, ROOFLINES.from_rows([first]))
+
+    assert list(both.peak_flops_per_s) == [peak]
+    assert list(np.isnan(alone.peak_flops_per_s)) == [not valid]
