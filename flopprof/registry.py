@@ -14,11 +14,11 @@ class Registry(Generic[T]):
     """Named implementations of one thing, filled by decorators when their files are imported.
 
     Args:
-        what: The singular noun for messages, such as "op formula".
+        noun: The singular noun for messages, such as "op formula".
     """
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
         self._items: dict[str, T] = {}
 
     def register(self, *names: str) -> Callable[[T], T]:
@@ -31,7 +31,7 @@ class Registry(Generic[T]):
         def add(item: T) -> T:
             for name in names:
                 if name in self._items:
-                    raise ValueError(f"two implementations of the {self.what} {name!r}")
+                    raise ValueError(f"two implementations of the {self.noun} {name!r}")
                 self._items[name] = item
             return item
 
@@ -48,8 +48,8 @@ class Registry(Generic[T]):
             UsageError: Nothing is; the remedy lists what there is.
         """
         if name not in self._items:
-            known = ", ".join(sorted(self._items))
-            raise UsageError(f"there is no {self.what} {name!r}", remedy=f"known: {known}")
+            names = ", ".join(sorted(self._items))
+            raise UsageError(f"there is no {self.noun} {name!r}", remedy=f"known: {names}")
         return self._items[name]
 
     def items(self) -> Iterator[tuple[str, T]]:

@@ -84,9 +84,9 @@ class Table:
         if list(frame.columns) != self.names:
             odd = sorted(set(frame.columns) ^ set(self.names))
             raise ValueError(f"table {self.name}: columns differ or are out of order: {odd}")
-        for column, found in zip(self.columns, frame.dtypes, strict=True):
-            if not _fits(found, column.type):
-                raise ValueError(f"table {self.name}: {column.name} is {found}, not {column.type}")
+        for column, dtype in zip(self.columns, frame.dtypes, strict=True):
+            if not _fits(dtype, column.type):
+                raise ValueError(f"table {self.name}: {column.name} is {dtype}, not {column.type}")
         return frame
 
     def write_csv(self, frame: pd.DataFrame, path: Path) -> None:
@@ -169,10 +169,10 @@ def _declared() -> dict[str, Table]:
     tables: dict[str, Table] = {}
     with Path(__file__).with_name("columns.csv").open(encoding="utf-8", newline="") as file:
         for name, column, kind, meaning in list(csv.reader(file))[1:]:
-            known = tables.get(name, Table(name, meaning, ()))
+            before = tables.get(name, Table(name, meaning, ()))
             type_ = cast(ColumnType, kind.removesuffix("?"))
             added = (Column(column, type_, meaning, kind.endswith("?")),) if column else ()
-            tables[name] = Table(name, known.doc, known.columns + added)
+            tables[name] = Table(name, before.doc, before.columns + added)
     return tables
 
 

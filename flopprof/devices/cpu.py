@@ -58,7 +58,9 @@ class CpuDevice:
         """Return the model's name, usable cores, torch's threads, vector extension and caches."""
         import torch
 
-        caches, cores, memory_bytes = cache_bytes(), os.cpu_count(), None
+        caches = cache_bytes()
+        cores = os.cpu_count()
+        memory_bytes = None
         if hasattr(os, "sched_getaffinity"):
             cores = len(os.sched_getaffinity(0))
         if hasattr(os, "sysconf"):
@@ -155,7 +157,7 @@ def cpu_name() -> str:
 
 def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, int]:
     """Return the data caches' sizes by level, all instances together; empty where unknown."""
-    found: dict[tuple[int, str], int] = {}
+    sizes: dict[tuple[int, str], int] = {}
     for index in root.glob("cpu[0-9]*/cache/index*"):
         try:
             kind, level, size, sharers = (
@@ -165,8 +167,8 @@ def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, int]:
         except OSError:
             continue  # a container may hide it: then the size is unknown
         if kind != "Instruction":
-            found[int(level), sharers] = int(size.removesuffix("K")) * 1024  # Linux prints "%uK"
+            sizes[int(level), sharers] = int(size.removesuffix("K")) * 1024  # Linux prints "%uK"
     levels: Counter[int] = Counter()
-    for (number, _), n_bytes in found.items():
+    for (number, _), n_bytes in sizes.items():
         levels[number] += n_bytes
     return dict(levels)

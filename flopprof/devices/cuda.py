@@ -78,17 +78,17 @@ class CudaDevice:
         import torch
 
         torch.cuda.reset_peak_memory_stats(self.index)
-        with sample_telemetry(self.describe()["uuid"]) as found:
-            yield found
-        found["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.index)
+        with sample_telemetry(self.describe()["uuid"]) as readings:
+            yield readings
+        readings["peak_memory_bytes"] = torch.cuda.max_memory_allocated(self.index)
 
     @contextmanager
     def tf32(self) -> Iterator[None]:
         """Let the float32 products of cuBLAS and cuDNN round to TF32."""
         from torch import backends
 
-        found: Any = backends  # torch's types leave these out
-        settings = (found.cuda.matmul, found.cudnn.conv, found.cudnn.rnn)
+        untyped: Any = backends  # torch's types leave these out
+        settings = (untyped.cuda.matmul, untyped.cudnn.conv, untyped.cudnn.rnn)
         before = [setting.fp32_precision for setting in settings]
         try:
             for setting in settings:
@@ -102,19 +102,19 @@ class CudaDevice:
         """Return what torch's device properties say, None for what they leave out."""
         import torch
 
-        found = torch.cuda.get_device_properties(self.index)
+        properties = torch.cuda.get_device_properties(self.index)
         names = ("L2_cache_size", "memory_bus_width", "clock_rate", "memory_clock_rate")
-        l2, bus, clock_khz, memory_khz = (getattr(found, name, None) for name in names)
+        l2, bus, clock_khz, memory_khz = (getattr(properties, name, None) for name in names)
         rocm = torch.version.hip is not None
         return {
-            "name": found.name,
+            "name": properties.name,
             "kind": "rocm" if rocm else "cuda",
             "index": self.index,
-            "uuid": str(found.uuid),
-            "sm_count": found.multi_processor_count,
-            "capability": f"{found.major}.{found.minor}",
-            "arch": found.gcnArchName.split(":")[0] if rocm else None,
-            "memory_bytes": found.total_memory,
+            "uuid": str(properties.uuid),
+            "sm_count": properties.multi_processor_count,
+            "capability": f"{properties.major}.{properties.minor}",
+            "arch": properties.gcnArchName.split(":")[0] if rocm else None,
+            "memory_bytes": properties.total_memory,
             "l2_bytes": l2,
             "bus_bits": bus,
             "clock_mhz": clock_khz and clock_khz / 1e3,

@@ -39,17 +39,18 @@ def sample_telemetry(
     import pynvml
 
     missing: dict[str, str] = {}
-    found: dict[str, Any] = dict.fromkeys(_FIELDS)
-    found |= {"uuid": uuid, "samples": 0, "unavailable": missing}
+    readings: dict[str, Any] = dict.fromkeys(_FIELDS)
+    readings |= {"uuid": uuid, "samples": 0, "unavailable": missing}
     with ExitStack() as stack:
         try:
             stack.enter_context(_initialised(pynvml))
             read = partial(_read, pynvml, _handle(pynvml, uuid), missing)
         except pynvml.NVMLError as error:
             missing["nvml"] = f"UUID {uuid}: {error}"
-            yield found
+            yield readings
             return
-        before, samples = read("before"), [read("sampled")]
+        before = read("before")
+        samples = [read("sampled")]
         stop = threading.Event()
 
         def sample_until_the_end() -> None:
@@ -60,21 +61,21 @@ def sample_telemetry(
         thread = threading.Thread(target=sample_until_the_end, daemon=True)
         thread.start()
         try:
-            yield found
+            yield readings
         finally:
             stop.set()
             thread.join()
         after = read("before")
-    found |= before | {"samples": len(samples), "energy_j": None}
+    readings |= before | {"samples": len(samples), "energy_j": None}
     if "energy_j" in before and "energy_j" in after:
-        found["energy_j"] = after["energy_j"] - before["energy_j"]
+        readings["energy_j"] = after["energy_j"] - before["energy_j"]
     for field in {field for sample in samples for field in sample}:
         values = [sample[field] for sample in samples if field in sample]
         spread = map(float, np.percentile(values, (50, 5, 95)))
-        found[field] = dict(zip(("median", "p5", "p95"), spread, strict=True))
+        readings[field] = dict(zip(("median", "p5", "p95"), spread, strict=True))
         if field == "throttle_reasons":
             seen = np.bitwise_or.reduce([int(bits) for bits in values])
-            found[field] = [row["reason"] for bit, row in _REASONS.items() if seen & int(bit)]
+            readings[field] = [row["reason"] for bit, row in _REASONS.items() if seen & int(bit)]
 
 
 def driver_version() -> str | None:
@@ -106,7 +107,7 @@ def _handle(nvml: Any, uuid: str | None) -> Any:
 
 def _read(nvml: Any, handle: Any, missing: dict[str, str], when: str) -> dict[str, float]:
     """Return the fields that NVML gives; `missing` holds why it does not give the others."""
-    found: dict[str, float] = {}
+    values: dict[str, float] = {}
     for field, row in _FIELDS.items():
         for call in row["calls"].split() if row["when"] == when else ():
             arguments = [int(text) for text in row["argument"].split()]
@@ -115,7 +116,7 @@ def _read(nvml: Any, handle: Any, missing: dict[str, str], when: str) -> dict[st
             except (nvml.NVMLError, AttributeError) as error:  # an old pynvml lacks functions
                 missing[field] = str(error)
             else:
-                found[field] = value * float(row["scale"])
+                values[field] = value * float(row["scale"])
                 missing.pop(field, None)
                 break
-    return found
+    return values

@@ -93,9 +93,13 @@ def load_model(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
     tensors = [*model.parameters(), *model.buffers()]
-    found = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
-    name, weights = str(found).removeprefix("torch."), "meta" if meta else loaded.weights
-    return replace(loaded, parameters=parameters, dtype=name, weights=weights)
+    own = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    return replace(
+        loaded,
+        parameters=parameters,
+        dtype=str(own).removeprefix("torch."),
+        weights="meta" if meta else loaded.weights,
+    )
 
 
 def names_code(path: str | Path) -> bool:
@@ -181,8 +185,8 @@ def refuse_code(request: Request, what: str) -> None:
 
 
 def _dangers(contents: Contents) -> str:
-    found = ", ".join(contents.dangerous[:4])
-    return f"; DANGEROUS: {safe_text(found)}" if found else ""
+    names = ", ".join(contents.dangerous[:4])
+    return f"; DANGEROUS: {safe_text(names)}" if names else ""
 
 
 def _in_eval_mode(model: "nn.Module") -> "nn.Module":

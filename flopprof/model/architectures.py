@@ -109,8 +109,8 @@ def _timm(name: str) -> Architecture:
 
 def _make_timm(create: Callable[..., Any], name: str, **options: Any) -> Any:
     spelled = {"channels": "in_chans", "image_size": "img_size"}
-    named = {spelled.get(key, key): value for key, value in options.items()}
-    return create(name, pretrained=False, **named)
+    its_options = {spelled.get(key, key): value for key, value in options.items()}
+    return create(name, pretrained=False, **its_options)
 
 
 def _library(library: str, name: str, module: str) -> Any:
@@ -131,7 +131,8 @@ def _make_torchvision(builder: Callable[..., Any], *, channels: int = 3, **optio
     if channels != 3:
         conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
         shape = (conv.out_channels, channels, *conv.kernel_size)
-        conv.in_channels, conv.weight = channels, nn.Parameter(conv.weight.new_empty(shape))
+        conv.in_channels = channels
+        conv.weight = nn.Parameter(conv.weight.new_empty(shape))
     return model
 
 

@@ -44,17 +44,17 @@ def without_memory() -> Iterator[None]:
 
 
 @contextmanager
-def limited_modules(what: str) -> Iterator[None]:
+def limited_modules(name: str) -> Iterator[None]:
     """Stop the block where it makes more modules than any model has."""
     initialise = nn.Module.__init__
-    made = 0
+    count = 0
 
     def counted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        nonlocal made
-        made += 1
-        if made > MAX_MODULES:
+        nonlocal count
+        count += 1
+        if count > MAX_MODULES:
             raise UsageError(
-                f"{what} has more than {MAX_MODULES:,} modules",
+                f"{name} has more than {MAX_MODULES:,} modules",
                 remedy="ask for fewer layers: no known model has as many",
             )
         initialise(self, *args, **kwargs)

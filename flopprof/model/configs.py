@@ -90,7 +90,7 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
     ids = f"1x{_length(words_of, *_POSITIONS)}:int64:0-{words}"
     channels = number(vision, "num_channels", "in_channels", default=3)
     pixels = f"pixel_values=1x{channels}x{'x'.join(map(str, image_size(vision)))}"
-    known = {
+    inputs = {
         "input_ids": f"input_ids={ids}",  # without a mask all count
         "pixel_values": pixels,
         "input_features": f"input_features=1x{_spectrum(config)}",
@@ -98,10 +98,10 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
     }
     if config.get("model_type") == "audio-spectrogram-transformer":  # frames, not samples
         frames = number(config, "max_length", default=1024)
-        known["input_values"] = (
+        inputs["input_values"] = (
             f"input_values=1x{frames}x{number(config, 'num_mel_bins', default=128)}"
         )
-    specs = known.get(main)
+    specs = inputs.get(main)
     if isinstance(config.get("text_config"), dict) and isinstance(
         config.get("vision_config"), dict
     ):

@@ -28,8 +28,10 @@ from flopprof.model.pickles import (
 )
 from flopprof.units import safe_text
 
-_MAX_PARTS, _MAX_KEY = 500_000, 1_000  # attributes of a module's modules; a tensor's dotted name
-_MAX_DEPTH, _MAX_CONTAINERS = 12, 20_000  # of a checkpoint, in which weights are looked for
+_MAX_PARTS = 500_000  # attributes of a module's modules
+_MAX_KEY = 1_000  # letters of a tensor's dotted name
+_MAX_DEPTH = 12  # of a checkpoint, in which weights are looked for
+_MAX_CONTAINERS = 20_000  # of it, too
 _MODULE = 1_000_000  # tensors that a pickled module counts as where a file holds several things
 _STATE = re.compile("(?i)optim|sched|scaler|rng|grad|loops|callbacks")  # no weights of a model
 
@@ -78,10 +80,8 @@ def read_contents(path: Path, kind: FileKind) -> Contents:
         if kind.name in ("sharded", "huggingface", "adapter"):
             return _read_folder(path, kind.name)
         if kind.name == "safetensors":
-            found = read_safetensors(path)
-            return _without_counters(
-                Contents(path, kind.name, {key: info for key, (info, _) in found.items()})
-            )
+            tensors = {key: info for key, (info, _) in read_safetensors(path).items()}
+            return _without_counters(Contents(path, kind.name, tensors))
         if kind.name in ("torch_zip", "torchscript", "torch_legacy", "pickle"):
             return _without_counters(_read_pickled(path, kind.name))
         if not kind.remedy:  # its loader alone reads it, such as a program by torch.export
@@ -160,10 +160,10 @@ def _read_pickled(path: Path, kind: str) -> Contents:
     is_module = kind == "torchscript" or "_modules" in attributes(node)
     modules: dict[str, tuple[str, dict[str, Any]]] = {}
     tensors = _module_tensors(node, modules) if is_module else _tensors(node)
-    found = "pickled_module" if is_module else "state_dict" if tensors else "object"
+    held = "pickled_module" if is_module else "state_dict" if tensors else "object"
     return Contents(
         path,
-        {"torchscript": "torchscript", "pickle": "object"}.get(kind, found),
+        {"torchscript": "torchscript", "pickle": "object"}.get(kind, held),
         tensors,
         node.origin if isinstance(node, Stub) else "",
         pickled.globals,
@@ -291,19 +291,19 @@ def _without_counters(contents: Contents) -> Contents:
 
 
 def _tensors(node: Any) -> dict[str, TensorInfo]:
-    found = entries(node).items()
-    return {k: v for k, v in found if isinstance(k, str) and isinstance(v, TensorInfo)}
+    items = entries(node).items()
+    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, TensorInfo)}
 
 
 def _plain(state: dict[Any, Any]) -> dict[str, Any]:
     """Return the attributes that are numbers, texts or tuples of numbers, but for the mode."""
-    found = {}
+    plain_values = {}
     for name, value in state.items():
         plain = tuple(value) if is_tuple(value) else value
         parts = plain if isinstance(plain, tuple) else (plain,)
         if name != "training" and all(type(p) in (int, float, bool, str) for p in parts):
-            found[str(name)] = plain
-    return found
+            plain_values[str(name)] = plain
+    return plain_values
 
 
 def _module_tensors(
@@ -311,7 +311,8 @@ def _module_tensors(
 ) -> dict[str, TensorInfo]:
     """Return a pickled module's parameters and persistent buffers by key; add its `modules`."""
     tensors: dict[str, TensorInfo] = {}
-    pending, count = [("", root)], 0
+    pending = [("", root)]
+    count = 0
     while pending:
         prefix, node = pending.pop()
         state = attributes(node)
@@ -346,7 +347,9 @@ def read_safetensors(path: Path) -> dict[str, tuple[TensorInfo, int]]:
     if len(header) < len(pairs):
         raise ValueError("its header names a key twice")
     header.pop("__metadata__", None)
-    tensors, start, file_bytes = {}, 8 + length_bytes, path.stat().st_size
+    tensors = {}
+    start = 8 + length_bytes
+    file_bytes = path.stat().st_size
     for key, entry in header.items():
         info = TensorInfo(sizes(entry["shape"]), NAMES["safetensors"][entry["dtype"]])
         first, last = sizes(entry["data_offsets"])

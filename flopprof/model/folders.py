@@ -56,12 +56,12 @@ def read_json(path: Path) -> dict[str, Any]:
     if size_bytes > _MAX_BYTES:
         raise damaged(path, f"it has {size_bytes} bytes, more than any model's")
     try:
-        found = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"it is no JSON: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise damaged(path, "it is no JSON object")
-    return found
+    return value
 
 
 def weight_files(path: Path) -> list[Path]:

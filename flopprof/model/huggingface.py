@@ -31,15 +31,15 @@ def load_folder(request: Request) -> Loaded:
     if "auto_map" in config and not text(config, "model_type"):
         refuse_code(request, "a model with code of its own (auto_map)")
     if name := text(config, "architecture"):  # as timm writes it
-        named = replace(request, arch=f"timm:{name}")
-        return fit_weights(named, "timm folder", lambda: read_weights(request.contents))
+        of_timm = replace(request, arch=f"timm:{name}")
+        return fit_weights(of_timm, "timm folder", lambda: read_weights(request.contents))
     if request.arch is not None:
         source = "weights in the folder"
         return fit_weights(request, source, lambda: read_weights(request.contents))
     check_config(config, path)
-    made, settings = _configured(config, path)
+    model_class, settings = _configured(config, path)
     architecture = Architecture(
-        f"transformers:{made.__name__}", lambda: made._from_config(settings)
+        f"transformers:{model_class.__name__}", lambda: model_class._from_config(settings)
     )
     try:
         if not request.meta:
@@ -47,7 +47,7 @@ def load_folder(request: Request) -> Loaded:
         model = build(architecture, meta=request.meta)
     except ModelError as error:
         said = error.problem.partition(" raised ")[2]
-        fact = f"{path}: its config.json makes no {made.__name__}: {said}"
+        fact = f"{path}: its config.json makes no {model_class.__name__}: {said}"
         raise LoadError(fact, remedy=_CONFIG) from error
     notes = take_weights(model, request)
     quantised = any("packed" in note for note in notes)
@@ -55,7 +55,7 @@ def load_folder(request: Request) -> Loaded:
         model,
         architecture.text,
         "Hugging Face folder",
-        input_hint=model_inputs(str(made.main_input_name), config),
+        input_hint=model_inputs(str(model_class.main_input_name), config),
         recognised_by="config.json",
         weights="file" if request.contents.tensors and not quantised else "random",
         warnings=tuple(notes),
@@ -70,7 +70,7 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
     """
     kind = text(config, "model_type")
     names = config.get("architectures")
-    named = safe_text(names[0] if isinstance(names, list) and names else kind)
+    class_name = safe_text(names[0] if isinstance(names, list) and names else kind)
     if not kind:
         fact = f"{path} is a Hugging Face model folder whose config.json names no model_type"
         raise UnknownArchitectureError(fact, remedy="name its code: --arch my_net.py:build")
@@ -78,7 +78,7 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise UnknownArchitectureError(
-            f"{path} is transformers {named}, and transformers is not installed",
+            f"{path} is transformers {class_name}, and transformers is not installed",
             remedy="pip install transformers",
         ) from error
     if kind not in transformers.CONFIG_MAPPING:
@@ -86,12 +86,12 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
         raise UnknownArchitectureError(safe_text(fact), remedy="pip install -U transformers")
     try:
         settings = transformers.CONFIG_MAPPING[kind].from_dict(_without_quantisation(config))
-        cls = getattr(transformers, named, None)
+        cls = getattr(transformers, class_name, None)
         if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
             cls = transformers.MODEL_MAPPING[type(settings)]
     except Exception as error:  # what its validation raises
         said = str(error).partition("\n")[0]
-        fact = f"{path}: its config.json does not fit {named}: {safe_text(said)}"
+        fact = f"{path}: its config.json does not fit {class_name}: {safe_text(said)}"
         raise LoadError(fact, remedy=_CONFIG) from error
     return (cls[0] if isinstance(cls, tuple) else cls), settings
 

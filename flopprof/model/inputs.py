@@ -52,12 +52,12 @@ def _parse(spec: str) -> InputSpec:
     name, equals, rest = spec.strip().rpartition("=")
     if equals and not name.isidentifier():
         raise ValueError(f"{name!r} is not the name of an argument")
-    sizes, given, bounds = [*rest.split(":", 2), "", ""][:3]
+    sizes, dtype_name, bounds = [*rest.split(":", 2), "", ""][:3]
     parts = [] if sizes == "()" else re.split("[x×X,]", sizes)
     for part in parts:
         if not re.fullmatch("0*[1-9][0-9]{0,14}", part):
             raise ValueError(f"{part!r} is not a size")
-    dtype = _SHORT_NAMES.get(given, given or "float32")
+    dtype = _SHORT_NAMES.get(dtype_name, dtype_name or "float32")
     if not dtypes.itemsize(dtype) or dtype.startswith(("q", "float4", "float8_e8")):
         raise ValueError(f"{dtype!r} is not an element type, such as float16, bfloat16 or int64")
     if bounds and (dtypes.is_floating(dtype) or dtype == "bool"):
@@ -66,7 +66,10 @@ def _parse(spec: str) -> InputSpec:
     low, high = map(int, match.groups()) if match else (0, 0)
     if low >= high:
         raise ValueError(f"{bounds!r} is not a range low-high with low < high")
-    if high > 1 << 8 * (dtypes.itemsize(dtype) or 8) - (not dtype.startswith("u")):
+    bits = 8 * (dtypes.itemsize(dtype) or 8)
+    if not dtype.startswith("u"):
+        bits -= 1  # of the sign
+    if high > 1 << bits:
         raise ValueError(f"{dtype} does not reach {high}")
     return InputSpec(tuple(int(part) for part in parts), dtype, name or None, low, high)
 
@@ -115,8 +118,8 @@ def _tensor(spec: InputSpec, dtype: Any, device: str, generator: Any) -> "Tensor
 
 def describe_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return the inputs as specs, "1x3x224x224, mask=1x128:bool"; what is no tensor by its type."""
-    named = [f"{name}={_describe(value)}" for name, value in kwargs.items()]
-    return ", ".join([_describe(value) for value in args] + named)
+    keywords = [f"{name}={_describe(value)}" for name, value in kwargs.items()]
+    return ", ".join([_describe(value) for value in args] + keywords)
 
 
 def _describe(value: Any) -> str:

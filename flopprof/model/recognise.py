@@ -73,7 +73,7 @@ def recognise(shapes: Shapes) -> Match | None:
     import numpy as np
 
     entries, sketches = _index()
-    found: list[tuple[float, list[Entry]]] = []
+    ranked: list[tuple[float, list[Entry]]] = []
     for keys in _without_prefixes(shapes):
         mark = fingerprint(keys)
         exact = [entry for entry in entries if entry.fingerprint == mark]
@@ -86,16 +86,16 @@ def recognise(shapes: Shapes) -> Match | None:
         first = {entries[i].fingerprint: i for i in reversed(order) if common[i]}
         top = sorted(first.values(), key=order.index)[:NEAREST]  # one of each fingerprint
         if exact:  # but for some keys beside: of a loss, or of a head that others have too
-            found.append((1.0, sorted(exact, key=_plainness)))
+            ranked.append((1.0, sorted(exact, key=_plainness)))
         elif top:
             share = min(float(likeness[top[0]]), 1.0)
-            found.append((share, [entries[i] for i in top]))
-    if not found:
+            ranked.append((share, [entries[i] for i in top]))
+    if not ranked:
         return None
-    found.sort(key=lambda pair: -pair[0])
-    each = NEAREST if len(found) == 1 else NEAREST // 2  # a backbone's keys are a model's too
-    nearest = dict.fromkeys(entry for _, some in found[:3] for entry in some[:each])
-    return Match(tuple(nearest), exact=False, likeness=found[0][0])
+    ranked.sort(key=lambda pair: -pair[0])
+    each = NEAREST if len(ranked) == 1 else NEAREST // 2  # a backbone's keys are a model's too
+    nearest = dict.fromkeys(entry for _, some in ranked[:3] for entry in some[:each])
+    return Match(tuple(nearest), exact=False, likeness=ranked[0][0])
 
 
 def find_entry(name: str) -> Entry | None:

@@ -20,7 +20,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_SET_PARENT_DEATH_SIGNAL, _SET_CHILD_SUBREAPER = 1, 36  # prctl's, from linux/prctl.h
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl's, from linux/prctl.h, as the next
+_SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
 _PATIENCE_S = 10.0  # for what the kernel does not let go of
 
@@ -120,13 +121,13 @@ def _descendants() -> list[int]:
         with suppress(OSError, ValueError, IndexError):
             after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
             children.setdefault(int(after_name[1]), []).append(pid)
-    found: list[int] = []
+    pids: list[int] = []
     pending = [os.getpid()]
     while pending:
         below = children.get(pending.pop(), [])
-        found += below
+        pids += below
         pending += below
-    return found
+    return pids
 
 
 def _entries(folder: str) -> list[str]:

@@ -23,7 +23,8 @@ from flopprof.errors import ModelError, RefusedError, UsageError
 from flopprof.units import safe_text, si
 
 MARK = "FLOPPROF_CONTAINED"  # in the child's environment: the process id of its supervisor
-MEMORY_LIMIT, TIME_LIMIT_S = "16G", 1800.0
+MEMORY_LIMIT = "16G"
+TIME_LIMIT_S = 1800.0
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _LEFT = "nothing was measured: check that it runs without flopprof"
 
@@ -63,13 +64,13 @@ def parse_bytes(text: str) -> int:
     Raises:
         UsageError: It says none.
     """
-    number, unit = text[:-1], text[-1:].upper()
-    if unit.isdigit():
-        number, unit = text, ""
+    unit = "" if text[-1:].isdigit() else text[-1:]
+    number = text.removesuffix(unit)
     try:
-        if (amount := int(float(number) * _UNITS[unit])) < 1:
+        n_bytes = int(float(number) * _UNITS[unit.upper()])
+        if n_bytes < 1:
             raise ValueError("nothing")
-        return amount
+        return n_bytes
     except (ValueError, KeyError, OverflowError) as error:
         fact = f"{text!r} is no amount of memory"
         raise UsageError(fact, remedy="write it as 500M or 16G") from error
@@ -138,12 +139,14 @@ def run_contained(
         "output": str(output.resolve()) if output else None,
         "scratch": scratch,
     }
-    exit_code, printed = -1, ""
+    exit_code = -1
+    printed = ""
     try:
         outcome = _supervise(asked)
         with suppress(OSError, ValueError, KeyError, TypeError):
             said = json.loads(answer.read_text("utf-8"))
-            exit_code, printed = int(said["exit_code"]), str(said["printed"])
+            printed = str(said["printed"])
+            exit_code = int(said["exit_code"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     _refuse_limits(outcome.get("broke"), path, memory_bytes, time_s)
@@ -196,7 +199,8 @@ def _supervise(asked: dict[str, Any]) -> dict[str, Any]:
 
 def _refuse_limits(broke: str | None, path: Path, memory_bytes: int, time_s: float) -> None:
     if broke == "time":
-        fact, remedy = f"it took more than {time_s:g} s", "--time-limit takes more seconds"
+        fact = f"it took more than {time_s:g} s"
+        remedy = "--time-limit takes more seconds"
     elif broke == "memory":
         limit = si(float(memory_bytes), "B")
         fact = f"it took more than {limit} of memory"
