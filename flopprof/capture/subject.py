@@ -84,23 +84,28 @@ def find_subject(
         source = "given"
     else:
         found, source = _inputs_of_file(loaded, settings, where)
-    origin = Origin(
+    return Subject(loaded.model, found, _origin_of(loaded, what, settings, source))
+
+
+def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_source: str) -> Origin:
+    """Return where a loaded model and its inputs come from."""
+    alternatives = tuple(
+        Alternative(
+            architecture=other.name,
+            input=other.input or None,
+            gflops=other.gflops or math.nan,
+        )
+        for other in loaded.alternatives
+    )
+    return Origin(
         architecture=loaded.architecture,
         architecture_source="--arch" if settings.arch else loaded.recognised_by,
-        alternatives=tuple(
-            Alternative(
-                architecture=other.name,
-                input=other.input or None,
-                gflops=other.gflops or math.nan,
-            )
-            for other in loaded.alternatives
-        ),
+        alternatives=alternatives,
         file=f"{loaded.source} {what}",
         weights=loaded.weights,
-        input_source=source,
+        input_source=input_source,
         warnings=loaded.warnings,
     )
-    return Subject(loaded.model, found, origin)
 
 
 def _inputs_of_file(loaded: "Loaded", settings: Settings, device: str) -> tuple[Inputs, str]:

@@ -87,13 +87,7 @@ def watch(
         UsageError: The inputs do not fit the model, or the model is compiled already.
         ModelError: The model raised.
     """
-    import torch
-
-    from flopprof.capture.modules import count_modules
-    from flopprof.capture.record import LEAST_TO_CONFIRM, record_traces, time_calls
-
     model = subject.model
-    warmup = max(settings.warmup - 1, 0)
     with ExitStack() as stack:
         stack.enter_context(using_threads(settings.threads))
         if settings.tf32:
@@ -116,26 +110,51 @@ def watch(
             fused = compile_and_trace(
                 model, calling, settings.compile, device, folder, settings.repeats
             )
-        progress("warming up")
-        call()
-        progress(f"timing {settings.repeats} calls")
-        with device.telemetry() as telemetry, host_load() as load:
-            times_us = time_calls(call, device=device, warmup=warmup, repeats=settings.repeats)
-        progress("tracing")
-        recordings = record_traces(model, call, folder, device=device, traces=settings.traces)
-        progress("counting")
-        module_calls = count_modules(model, call)
-        observer, doubts = observer_effect(recordings[0], times_us, call, device, described)
-        progress(f"reading {len(recordings)} traces")
-        trace, *others = read_traces(recordings)
-        packed = gzipped(recordings[0].path)
-        if len(recordings) < LEAST_TO_CONFIRM and hides_work(trace):
-            progress("tracing again: is the hidden time there each time?")
-            missing = LEAST_TO_CONFIRM - len(recordings)
-            others += trace_again(model, call, folder, device, missing)
-        if busy := busy_warning(load, torch.get_num_threads()):
-            doubts.append(busy)
-    watched = Watched(
+        watched = _eager_passes(
+            model, call, folder, device, settings, described, hides_work, progress
+        )
+    if fused:
+        _add_compiled(watched, *fused)
+    return watched
+
+
+def _eager_passes(
+    model: "nn.Module",
+    call: Call,
+    folder: Path,
+    device: Device,
+    settings: Settings,
+    described: dict[str, Any],
+    hides_work: Callable[[Trace], bool],
+    progress: Progress,
+) -> Watched:
+    """Time, trace and count the call of a model, which is not compiled."""
+    import torch
+
+    from flopprof.capture.modules import count_modules
+    from flopprof.capture.record import LEAST_TO_CONFIRM, record_traces, time_calls
+
+    progress("warming up")
+    call()
+    progress(f"timing {settings.repeats} calls")
+    warmup = max(settings.warmup - 1, 0)
+    with device.telemetry() as telemetry, host_load() as load:
+        times_us = time_calls(call, device=device, warmup=warmup, repeats=settings.repeats)
+    progress("tracing")
+    recordings = record_traces(model, call, folder, device=device, traces=settings.traces)
+    progress("counting")
+    module_calls = count_modules(model, call)
+    observer, doubts = observer_effect(recordings[0], times_us, call, device, described)
+    progress(f"reading {len(recordings)} traces")
+    trace, *others = read_traces(recordings)
+    packed = gzipped(recordings[0].path)
+    if len(recordings) < LEAST_TO_CONFIRM and hides_work(trace):
+        progress("tracing again: is the hidden time there each time?")
+        missing = LEAST_TO_CONFIRM - len(recordings)
+        others += trace_again(model, call, folder, device, missing)
+    if busy := busy_warning(load, torch.get_num_threads()):
+        doubts.append(busy)
+    return Watched(
         module_calls,
         trace,
         others,
@@ -147,9 +166,6 @@ def watch(
         observer,
         doubts=doubts,
     )
-    if fused:
-        _add_compiled(watched, *fused)
-    return watched
 
 
 def _call_of(
