@@ -18,8 +18,6 @@ MOST_LINES = 500
 MOST_LINES_OF_A_FUNCTION = 60
 STILL_LONG = {
     "assemble.assemble",
-    "capture.subject.find_subject",
-    "capture.watch.watch",
     "judge.verdicts.judge_alone",
     "trace.read._ops_frame",
 }
