@@ -24,3 +24,8 @@ def gpu_traces() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no folder {folder} with recorded GPU traces")
     return folder
+
+
+def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
+    """Name a case of bytes by its argument: what is compressed holds the time of its making."""
+    return argname if isinstance(val, bytes) else None
