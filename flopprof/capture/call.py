@@ -201,14 +201,13 @@ def unchanged(
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         _set_mode(model, training)
-        for parameter in parameters if training else ():
-            parameter.grad = None  # else a step would add to them
+        for parameter in parameters:
+            parameter.grad = None  # else a backward pass would add to them
         leaves = inputs.leaves if inputs else ()
         try:
             snapshot = Snapshot(model, leaves, device=str(device))
             around = Snapshot.around(model, held)
-            if not training:
-                snapshot.begin_without_gradients(parameters)
+            snapshot.drop_gradients(() if training else parameters)
             try:
                 yield snapshot
             finally:

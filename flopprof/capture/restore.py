@@ -88,15 +88,14 @@ class Snapshot:
         for tensor in self._tensors:
             tensor.restore(surely=fully)
 
-    def begin_without_gradients(self, parameters: "Sequence[torch.Tensor]") -> None:
-        """Have each call find no gradients: a backward pass inside forward would add to them."""
+    def drop_gradients(self, parameters: "Sequence[torch.Tensor]") -> None:
+        """Take these parameters' gradients away at each restoring: each call finds none."""
 
-        def drop_gradients() -> None:
+        def drop() -> None:
             for parameter in parameters:
                 parameter.grad = None
 
-        drop_gradients()
-        self._put_back.append(drop_gradients)
+        self._put_back.append(drop)
 
     def _keep_random_states(self, device: str) -> None:
         import torch

@@ -121,7 +121,7 @@ class Tree:
         for node, label in enumerate(labels):
             if label >= 0 and self.events.signatures[label].op != "aten::detach":
                 parent = self.op_parent[node]
-                if parent >= 0:
+                if parent >= 0 and labels[parent] != label:  # else a mode passed it on
                     calls_ops[parent] = True
         calling = set()  # signatures of forward ops that called ops
         childless = []
