@@ -385,14 +385,15 @@ def test_the_report_of_a_trace_names_device_time_ranks_and_steps(tmp_path, capsy
 def test_a_saved_trace_reports_and_plots_as_it_did(tmp_path, capsys):
     host = write_trace(tmp_path / "host.json", with_shapes(op("aten::addmm", 0, 10), ADDMM))
     for path in (small(tmp_path), host):
-        assert main(["trace", str(path), "-o", "run"]) == 0
+        run = str(tmp_path / f"{path.stem}.flopprof")
+        assert main(["trace", str(path), "-o", run]) == 0
         printed = capsys.readouterr().out
 
-        assert main(["report", "run"]) == 0
+        assert main(["report", run]) == 0
         assert capsys.readouterr().out.strip() == printed.partition("\nChart")[0].strip()
-        assert main(["report", "run", "--json"]) == 0
+        assert main(["report", run, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["traces"] == [str(path)]
-        assert main(["plot", "run", "-o", "again.png"]) == 0
+        assert main(["plot", run, "-o", str(tmp_path / "again.png")]) == 0
         capsys.readouterr()
 
 

@@ -153,6 +153,7 @@ def test_a_model_that_cannot_run_on_meta_is_counted_where_it_is():
 
 @pytest.mark.slow
 def test_a_compiled_model_is_counted_as_the_eager_one_and_its_code_is_no_zero():
+    torch._dynamo.reset()  # of what other tests compiled
     model: Any = torch.compile(nn.Sequential(nn.Linear(8, 16), nn.ReLU()))
 
     counted = flopprof.count_flops(model, (1, 8))

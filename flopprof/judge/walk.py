@@ -117,10 +117,24 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
     if not np.isnan(walked["flops_at_most"]).all():
         glue = walked.named("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
-        glue |= walked["passes_on"]
+        glue |= walked["passes_on"] | _holding_stored(walked, parents)
+        glue |= walked.named("op", _SUMS_OF_VALUES.__contains__)
         by_formula = walked["counted"] & walked.named("op", OP_FORMULAS.__contains__)
         walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
     return walked, owner
+
+
+_SUMS_OF_VALUES = {"aten::_sparse_sum"}  # of a sparse tensor's own, by an op below
+
+
+def _holding_stored(walked: Walked, parents: np.ndarray) -> np.ndarray:
+    """Return which ops have one below that counts the stored elements of a sparse operand."""
+    holding = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
+    stored = walked.named("op", lambda op: op.startswith("stored::"))
+    for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
+        if stored[row] or holding[row]:
+            holding[parents[row]] = True
+    return holding[:-1]
 
 
 def _only_calls_others(op: str) -> bool:
@@ -145,6 +159,7 @@ def _calling_others(walked: Walked, parents: np.ndarray) -> np.ndarray:
     if not looking.any():
         return calls_others
     works = np.where(walked["counted"], ~walked.named("kind", "free".__eq__), ~calls_others)
+    works |= ~np.isnan(walked["flops_at_most"])
     works_below = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
     for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
         if works[row] or works_below[row]:

@@ -102,6 +102,7 @@ def test_an_exported_program_is_opaque():
 
 
 def test_ops_in_a_compiled_submodule_are_opaque():
+    torch._dynamo.reset()  # of what other tests compiled
     compiled: Any = torch.compile(nn.Linear(8, 4), backend="aot_eager")
 
     found = judge(nn.Sequential(compiled), torch.ones(2, 8))
