@@ -37,12 +37,14 @@ def command(
 class _Parser(ArgumentParser):
     """A parser whose errors are ours: one message, one remedy, and JSON where asked for."""
 
+    subcommands: dict[str, "_Parser"]
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(message, remedy=f"{self.prog} --help")
 
 
-def _parser(first: str = "--help") -> ArgumentParser:
-    """Return the parser.
+def make_parser(first: str = "") -> _Parser:
+    """Return the parser of the whole command line.
 
     Args:
         first: The first argument. Where it names a subcommand, only that one's file is imported;
@@ -62,6 +64,7 @@ def _parser(first: str = "--help") -> ArgumentParser:
     parser.add_argument("--version", action="store_true", help="print versions and exit")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command")
+    parser.subcommands = commands.choices
     for name, define in COMMANDS.items():
         summary, _, example = (define.__doc__ or "").partition("\n\n")
         sub = commands.add_parser(
@@ -133,7 +136,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> int:
-    parser = _parser(next((text for text in arguments if text != "--json"), ""))
+    parser = make_parser(next((text for text in arguments if text != "--json"), ""))
     args = parser.parse_args(arguments)
     args.arguments = list(arguments)
     if args.command is None and not args.version:

@@ -25,7 +25,7 @@ def formulas(parser: ArgumentParser) -> Handler:
 
         if args.formulas:
             load_formulas(args.formulas)
-        every = list(_entries())
+        every = list(entries())
         exact = [entry for entry in every if entry["name"] == args.name]
         asked = exact or [entry for entry in every if not args.name or args.name in entry["name"]]
         if not asked:
@@ -46,7 +46,7 @@ def formulas(parser: ArgumentParser) -> Handler:
     return handle
 
 
-def _entries() -> Iterator[dict[str, Any]]:
+def entries() -> Iterator[dict[str, Any]]:
     """Yield name, kind, definition and source file of every formula."""
     import flopprof.formulas.modules  # noqa: F401  # registers on import
     from flopprof.formulas import FREE_OPS, MODULE_FORMULAS, OP_FORMULAS, load_op_formulas
