@@ -1,6 +1,28 @@
 """What can go wrong, each with a remedy and an exit code (ARCHITECTURE.md, "Exit codes")."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal, TypedDict
+
+ExitCode = Literal[1, 2, 3, 4, 5, 6, 70, 130]
+
+
+class Problem(TypedDict):
+    """What went wrong.
+
+    Attributes:
+        problem: The fact that was found.
+        remedy: What to do.
+        exit_code: As ARCHITECTURE.md lists them.
+    """
+
+    problem: str
+    remedy: str
+    exit_code: ExitCode
+
+
+class Failure(TypedDict):
+    """What a command prints with `--json` when it does not do what it was asked."""
+
+    error: Problem
 
 
 class FlopprofError(Exception):
@@ -12,7 +34,7 @@ class FlopprofError(Exception):
         exit_code: What the command line exits with.
     """
 
-    exit_code: ClassVar[int] = 2
+    exit_code: ClassVar[ExitCode] = 2
 
     def __init__(self, problem: str, *, remedy: str) -> None:
         super().__init__(problem)

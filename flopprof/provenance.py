@@ -373,10 +373,9 @@ def known_facts(part: Part, prefix: str = "") -> dict[str, Any]:
     return facts
 
 
-def plain(part: Part) -> dict[str, Any]:
-    """Return a part as a dictionary of plain values, as JSON has them."""
-    fields: dict[str, Any] = msgspec.to_builtins(part, enc_hook=_of_numpy)
-    return fields
+def plain(part: Any) -> Any:
+    """Return a part, or what holds parts, as plain values: a dictionary, as JSON has it."""
+    return msgspec.to_builtins(part, enc_hook=_of_numpy)
 
 
 def _of_numpy(value: Any) -> Any:

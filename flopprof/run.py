@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 """Version of every JSON object printed; see CHANGELOG.md."""
 
+PHASES = ("forward", "backward", "recompute", "optimizer")
+"""In the order in which reports have them."""
+
 MAY_BE_LARGE = ("ops", "kernels")
 """Tables with a row per op or kernel: of a large run they are read when they are asked for."""
 
@@ -247,7 +250,7 @@ class Run:
         return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
 
     def by_phase(self) -> pd.DataFrame:
-        """Return FLOPs and time per phase: forward, backward, recompute, optimizer.
+        """Return FLOPs and time per phase, of `PHASES` those that there are.
 
         `unknown_sites` counts the sites that have no known FLOPs and are left out of the sums.
         """
@@ -256,7 +259,7 @@ class Run:
         sums = groups[names].sum(min_count=1)
         sums[names[1:4]] = sums[names[1:4]].fillna(0.0)
         sums["unknown_sites"] = self.sites["flops"].isna().groupby(self.sites["phase"]).sum()
-        order = [p for p in ("forward", "backward", "recompute", "optimizer") if p in sums.index]
+        order = [phase for phase in PHASES if phase in sums.index]
         return sums.loc[order].reset_index()
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:

@@ -11,19 +11,19 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
-from typing import Any, NoReturn, TextIO
+from typing import Any, Final, NoReturn, TextIO
 
 from flopprof._version import __version__
-from flopprof.errors import FlopprofError, UsageError
+from flopprof.errors import ExitCode, Failure, FlopprofError, UsageError
 from flopprof.registry import Registry, import_all
 
 Handler = Callable[[Namespace], int]
 COMMANDS: Registry[Callable[[ArgumentParser], Handler]] = Registry("subcommand")
-INTERRUPTED = 130
-OUT_OF_MEMORY = 6
-BUG = 70
+INTERRUPTED: Final = 130
+OUT_OF_MEMORY: Final = 6
+BUG: Final = 70
 _answer: TextIO | None = None  # where the one JSON object goes
 
 
@@ -213,9 +213,10 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(problem: str, remedy: str, exit_code: int, *, as_json: bool) -> int:
+def _fail(problem: str, remedy: str, exit_code: ExitCode, *, as_json: bool) -> int:
     if as_json:
-        print_json({"error": {"problem": problem, "remedy": remedy, "exit_code": exit_code}})
+        failure: Failure = {"error": {"problem": problem, "remedy": remedy, "exit_code": exit_code}}
+        print_json(failure)
     print(f"flopprof: {clean_lines(problem)}\n  {clean_lines(remedy)}", file=sys.stderr)
     return exit_code
 
@@ -243,7 +244,7 @@ def check_threads(threads: int | None) -> None:
         raise UsageError(f"--threads is {threads}", remedy=f"give 1 to {cores}, the cores here")
 
 
-def print_json(value: dict[str, Any]) -> None:
+def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout."""
     print(json.dumps(value, indent=1), file=_answer, flush=True)
 

@@ -1,7 +1,6 @@
 """`flopprof count`: FLOPs from shapes, without weights and without timing."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import asdict
 
 from flopprof.cli import Handler, Progress, command, print_json
 
@@ -35,7 +34,7 @@ def count(parser: ArgumentParser) -> Handler:
             run = run_count(args.model, None, None, settings, progress)
         macs = Macs.of(run.sites) if args.macs else None
         if args.json:
-            print_json(to_object(run) | (asdict(macs) if macs else {}))
+            print_json(to_object(run, macs=macs))
             return 0
         print(run.report("text"), end="")
         if macs:

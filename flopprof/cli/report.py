@@ -1,7 +1,8 @@
 """`flopprof report`: a saved run, in any format."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from pathlib import Path
+from typing import Any, NoReturn
 
 from flopprof.cli import Handler, command, print_json
 
@@ -13,6 +14,13 @@ def report(parser: ArgumentParser) -> Handler:
     example: flopprof report resnet18.flopprof -o resnet18.html
     """
     parser.add_argument("run", metavar="DIR", help="folder written by flopprof run")
+    parser.add_argument(
+        "--schema",
+        action=_PrintSchema,
+        nargs=0,
+        default=SUPPRESS,
+        help="print the JSON Schema of what --json prints, and exit; needs no DIR",
+    )
     parser.add_argument("--format", help="text, md, html, csv, json (default: by -o's suffix)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
 
@@ -35,3 +43,13 @@ def report(parser: ArgumentParser) -> Handler:
         return 0
 
     return handle
+
+
+class _PrintSchema(Action):
+    """Print the schema in place of a report."""
+
+    def __call__(self, *_: Any, **__: Any) -> NoReturn:
+        from flopprof.report.answer import schema
+
+        print_json(schema())
+        raise SystemExit(0)

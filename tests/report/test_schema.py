@@ -1,21 +1,24 @@
-"""What `--json` prints is what report/schema.json documents."""
+"""What `--json` prints is what the schema, made of its types, documents."""
 
 import json
-from importlib.resources import files
+import math
 from pathlib import Path
 
 import jsonschema
+import msgspec
 import pytest
 import torch
 from torch import nn
 
 from flopprof.cli import main
-from flopprof.run import SCHEMA_VERSION
+from flopprof.report.answer import JSON_BLOCKS, json_block, schema
+from flopprof.report.json import to_object
+from flopprof.run import SCHEMA_VERSION, Run
 from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
 
 SMALL = Path(__file__).parents[1] / "runs" / "small.flopprof"
-SCHEMA = json.loads((files("flopprof.report") / "schema.json").read_text("utf-8"))
-DOCUMENTED = SCHEMA["$defs"]["result"]["properties"]
+SCHEMA = schema()
+DOCUMENTED = SCHEMA["$defs"]["Answer"]["properties"]
 VALIDATOR = jsonschema.Draft202012Validator(SCHEMA)
 
 
@@ -107,3 +110,78 @@ def test_an_object_that_breaks_the_promise_does_not_fit(capsys, change):
     found = printed(capsys, "report", SMALL)
 
     assert not VALIDATOR.is_valid(found | change)
+
+
+def test_the_schema_is_printed_for_others(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--schema"])
+
+    assert ended.value.code == 0
+    assert json.loads(capsys.readouterr().out) == SCHEMA
+
+
+def test_every_type_in_the_schema_is_strict_json_without_defaults():
+    text = json.dumps(SCHEMA, allow_nan=False)
+
+    assert '"default"' not in text
+    # FLOPs are whole numbers or not known, times are numbers or not known.
+    rank = SCHEMA["$defs"]["Rank"]["properties"]
+    assert rank["flops"] == {"type": ["integer", "null"]}
+    assert rank["kernel_time_us"] == {"type": ["number", "null"]}
+    observer = SCHEMA["$defs"]["Observer"]
+    assert observer["properties"]["drift_frac"]["description"].startswith("How much slower")
+    # What is known or not is printed all the same: only what is UNSET is left out.
+    assert set(observer["required"]) == {"changed_ops", "drift_frac"}
+    assert "flops_at_most" not in SCHEMA["$defs"]["OpSums"]["required"]
+
+
+class Peak(msgspec.Struct):
+    """The most memory.
+
+    Attributes:
+        peak_bytes: Bytes at the peak,
+            all of them.
+        moved_flops: FLOPs.
+    """
+
+    peak_bytes: float
+    moved_flops: float
+
+
+@pytest.fixture
+def peak_block(monkeypatch):
+    monkeypatch.setattr(JSON_BLOCKS, "_items", dict(JSON_BLOCKS._items))
+
+    @json_block("peak")
+    def peak(run: Run) -> list[Peak] | None:
+        """What it held at most; null where
+        nothing was measured.
+        """
+        return [Peak(math.nan, 2.0e15)] if len(run.sites) else None
+
+
+@pytest.mark.usefixtures("peak_block")
+def test_a_block_is_in_the_object_and_in_the_schema():
+    run = Run.load(SMALL)
+    everything = schema()
+
+    printed_object = to_object(run)
+
+    jsonschema.Draft202012Validator(everything).validate(printed_object)
+    assert printed_object["peak"] == [{"peak_bytes": None, "moved_flops": 2_000_000_000_000_000}]
+    assert isinstance(printed_object["peak"][0]["moved_flops"], int)
+    answer = everything["$defs"]["Answer"]
+    assert answer["properties"]["peak"]["description"] == (
+        "What it held at most; null where nothing was measured."
+    )
+    assert "peak" in answer["required"]
+    fields = everything["$defs"]["Peak"]["properties"]
+    assert fields["peak_bytes"]["description"] == "Bytes at the peak, all of them."
+    empty = to_object(run.replaced(sites=run.sites.iloc[:0]))
+    assert empty["peak"] is None
+
+
+@pytest.mark.parametrize("name", ["flops", "compiled"])
+def test_a_block_takes_no_name_of_a_field(name):
+    with pytest.raises(ValueError, match=f"has a field '{name}'"):
+        json_block(name)
