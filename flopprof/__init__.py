@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
     from flopprof.capture.training import Training
     from flopprof.errors import FlopprofError
+    from flopprof.executed.read import read_counters
     from flopprof.formulas import module_formula, op_formula
     from flopprof.formulas.kernels import kernel_formula
     from flopprof.run import Count, Run
@@ -33,6 +34,7 @@ _HOMES = {
     "module_formula": "flopprof.formulas",
     "op_formula": "flopprof.formulas",
     "profile": "flopprof.api",
+    "read_counters": "flopprof.executed.read",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "module_formula",
     "op_formula",
     "profile",
+    "read_counters",
 ]
 
 

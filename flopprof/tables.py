@@ -177,4 +177,4 @@ def _declared() -> dict[str, Table]:
 
 
 TABLES = _declared()
-MODULE_CALLS, OPS, GAPS, KERNELS, ROOFLINES, SITES = TABLES.values()
+MODULE_CALLS, OPS, GAPS, KERNELS, ROOFLINES, SITES, LAUNCHES = TABLES.values()

@@ -26,6 +26,15 @@ def gpu_traces() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def counter_files() -> Path:
+    """Return the folder of real counter files, or skip: it is not part of the repository."""
+    folder = Path(__file__).resolve().parents[2] / "shared" / "counters"
+    if not folder.is_dir():
+        pytest.skip(f"no folder {folder} with files of hardware counters")
+    return folder
+
+
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     """Name a case of bytes by its argument: what is compressed holds the time of its making."""
     return argname if isinstance(val, bytes) else None

@@ -1,0 +1,1 @@
+"""What the hardware executed: counter files read, turned into FLOPs and bytes, joined to a run."""
