@@ -1,20 +1,37 @@
 """Fixtures that every test has."""
 
+import gc
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+MANY_MODULES = 50  # so many new ones hold enough objects to be worth setting aside
+
 
 @pytest.fixture(autouse=True)
 def _no_hook_is_left_behind() -> Iterator[None]:
     yield
-    import sys
-
     module = sys.modules.get("torch.nn.modules.module")
     if module is not None:
         assert not module._global_forward_hooks
         assert not module._global_forward_pre_hooks
+
+
+@pytest.fixture(scope="session")
+def modules_set_aside() -> list[int]:
+    """Return how many modules there were when garbage collection last set objects aside."""
+    return [0]
+
+
+@pytest.fixture(autouse=True)
+def _what_is_imported_is_no_garbage(modules_set_aside: list[int]) -> None:
+    """Keep torch's million objects out of each garbage collection: `profile` asks for one."""
+    if len(sys.modules) > modules_set_aside[0] + MANY_MODULES:
+        gc.collect()
+        gc.freeze()
+        modules_set_aside[0] = len(sys.modules)
 
 
 @pytest.fixture(scope="session")

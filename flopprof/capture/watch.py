@@ -1,6 +1,7 @@
 """One call watched on its device: compiled, timed, traced and counted, one pass after another."""
 
 import copy
+import gc
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -88,6 +89,7 @@ def watch(
         ModelError: The model raised.
     """
     model = subject.model
+    gc.collect()  # once: before each pass, what is young is enough
     with ExitStack() as stack:
         stack.enter_context(using_threads(settings.threads))
         if settings.tf32:
