@@ -1,7 +1,7 @@
 """How a model is found, called and measured: one set of options, checked once."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
@@ -27,6 +27,7 @@ class Options(TypedDict, total=False):
     """The fields of `Settings`, as keyword arguments of the front doors."""
 
     arch: str | None
+    arch_args: "Mapping[str, Any] | str | None"
     strict: bool
     dtype: str | None
     formulas: str | Path | None
@@ -51,8 +52,11 @@ class Settings:
     """How a model is found, called and measured.
 
     Attributes:
-        arch: Code for a file's weights: "torchvision:NAME", "timm:NAME", "FILE.py:BUILD";
-            recognised from their keys and shapes unless given.
+        arch: Code for a file's weights: "torchvision:NAME", "timm:NAME", "FILE.py:BUILD",
+            "package.module:Class('tiny', depth=2)" (literals); recognised from their keys and
+            shapes unless given.
+        arch_args: Keyword arguments, literals, for the code that `arch` or the model names: a
+            mapping, or JSON.
         strict: Whether to choose no architecture where weights fit several that count differently.
         dtype: Element type to cast the model and its inputs to.
         formulas: File with formulas for ops and modules of one's own.
@@ -79,6 +83,7 @@ class Settings:
     """
 
     arch: str | None = None
+    arch_args: "Mapping[str, Any] | str | None" = None
     strict: bool = False
     dtype: str | None = None
     formulas: str | Path | None = None
@@ -118,6 +123,16 @@ class Settings:
             raise UsageError("--loss is given without --train", remedy="add --train")
         if not self.train and self.optimizer != "sgd":
             raise UsageError("--optimizer is given without --train", remedy="add --train")
+        _ = self.arguments  # raises where --arch-args says none
+
+    @property
+    def arguments(self) -> dict[str, Any] | None:
+        """Keyword arguments for the code that `arch` or the model names; None for none."""
+        if self.arch_args is None:
+            return None
+        from flopprof.model.spelling import read_arguments
+
+        return read_arguments(self.arch_args)
 
     @classmethod
     def of(cls, options: Options) -> "Settings":

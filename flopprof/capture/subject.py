@@ -72,6 +72,7 @@ def find_subject(
     loaded = load_model(
         what,
         arch=settings.arch,
+        arch_args=settings.arguments,
         trust=settings.trust,
         device=device,
         dtype=settings.dtype,

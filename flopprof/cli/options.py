@@ -37,12 +37,20 @@ def _add_architecture(parser: ArgumentParser) -> None:
         "model",
         metavar="MODEL",
         help="model file: a state_dict, a checkpoint, …; or code, with random weights: "
-        "torchvision:NAME, timm:NAME, FILE.py:BUILD",
+        "PLACE:NAME, as for --arch",
     )
     parser.add_argument(
         "--arch",
-        help="code for a state_dict: torchvision:NAME, timm:NAME, or FILE.py:BUILD (factory or "
-        "class); default: recognised from its keys and shapes",
+        metavar="PLACE:NAME",
+        help="code for a file's weights: FILE.py:BUILD or package.module:Class (factory or class), "
+        "with arguments: \"package.module:Class('tiny', depth=2)\" (literals only); or a name of "
+        "a library that is installed: torchvision:, timm:, ultralytics:, open_clip:, smp:, "
+        "diffusers:; default: recognised from keys and shapes",
+    )
+    parser.add_argument(
+        "--arch-args",
+        metavar="JSON",
+        help="""keyword arguments for that code: '{"model": "tiny"}' (literals only)""",
     )
     parser.add_argument(
         "--strict",
@@ -170,6 +178,7 @@ def settings_of(args: Namespace) -> "Settings":
     trusted = args.trust or args.trust_sha256
     return Settings(
         arch=args.arch,
+        arch_args=args.arch_args,
         strict=args.strict,
         dtype=args.dtype,
         formulas=args.formulas,

@@ -1,10 +1,10 @@
 """Turn a file into a module ready to call, without running its code."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flopprof import dtypes
 from flopprof.errors import FlopprofError, LoadError, RefusedError, UsageError
@@ -12,6 +12,7 @@ from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import FileKind, detect
 from flopprof.model.pickles import by_risk
 from flopprof.model.recognise import Entry
+from flopprof.model.spelling import parse_code_name, with_arguments
 from flopprof.model.trusted import Trust
 from flopprof.registry import Registry, import_all
 from flopprof.units import safe_text
@@ -47,7 +48,7 @@ class Loaded:
     warnings: tuple[str, ...] = ()  # where the model differs from what its name promises
 
 
-CODE = re.compile(r"(torchvision|timm|.+\.py):\w+")
+CODE = re.compile(r"(.+?\.py|[A-Za-z_]\w*(\.\w+)*):[A-Za-z_][\w.-]*(\(.*\))?", re.DOTALL)
 """A model that is no file but code, as `--arch` names it."""
 
 SHOWN = 6  # names that a refusal tells, the riskiest first
@@ -64,6 +65,7 @@ def load_model(
     path: str | Path,
     *,
     arch: str | None = None,
+    arch_args: Mapping[str, Any] | None = None,
     trust: bool | Trust = False,
     device: str = "cpu",
     dtype: str | None = None,
@@ -72,7 +74,8 @@ def load_model(
 ) -> Loaded:
     """Return the model in the file at `path`, in eval mode on `device`, its floats as `dtype`.
 
-    `path` may also name code, "torchvision:resnet18": the model then has random weights. A file is
+    `path` may also name code, "torchvision:resnet18": the model then has random weights.
+    `arch_args` are keyword arguments, literals, for the code that `arch` or `path` names. A file is
     first read inertly; only then, if it is sound, is torch imported. With `meta` no tensor's data
     is read: the model has shapes and dtypes, checked against the file, on meta.
 
@@ -84,8 +87,12 @@ def load_model(
     if names_code(path):
         from flopprof.model.architectures import load_code
 
-        loaded = load_code(arch or str(path), meta=meta)
+        loaded = load_code(with_arguments(arch or str(path), arch_args), meta=meta)
     else:
+        if arch_args and not arch:
+            fact = "--arch-args is given, and nothing names the code that takes them"
+            raise UsageError(fact, remedy="name it as well: --arch package.module:Class")
+        arch = with_arguments(arch, arch_args) if arch else None
         loaded = _from_file(Path(path), arch=arch, trust=_leave(trust), meta=meta, strict=strict)
     import torch
 
@@ -114,7 +121,7 @@ def model_name(model: str | Path) -> str:
         UsageError: It is no file, or none that may be read.
     """
     if names_code(model):
-        return str(model).rpartition(":")[2]
+        return parse_code_name(str(model)).name
     detect(Path(model))
     return Path(model).stem
 

@@ -1,11 +1,11 @@
 """Build the architecture that `--arch` names, and fit weights to it."""
 
-import importlib
+import copy
 import inspect
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -17,9 +17,10 @@ from torch.nn.parameter import is_lazy
 from flopprof.errors import UsageError
 from flopprof.model import Loaded
 from flopprof.model.building import limited_modules, without_memory
+from flopprof.model.libraries import LIBRARIES, no_such
+from flopprof.model.spelling import CodeName, parse_code_name
 from flopprof.model.usercode import foreign_code, import_code
-
-_EXAMPLES = "--arch torchvision:resnet18, --arch my_net.py:build or --arch package.module:build"
+from flopprof.units import safe_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,23 +35,63 @@ class Architecture:
 
 
 def find_architecture(arch: str) -> Architecture:
-    """Return what `arch` names; no folder is added to sys.path for it."""
-    place, _, name = arch.rpartition(":")
-    if not place or not name:
-        raise UsageError(f"--arch {arch!r} names no architecture", remedy=_EXAMPLES)
-    if place in _REGISTRIES:
-        return _REGISTRIES[place](name)
-    module = import_code(place)
-    make = getattr(module, name, None)
-    if not callable(make):
-        own = [n for n, v in vars(module).items() if _makes_models(v, module) and n[0] != "_"]
-        raise _no_such(place, name, own)
+    """Return what `arch` names; no folder is added to sys.path for it.
+
+    Raises:
+        UsageError: It names nothing that is there and can be called with its arguments.
+        ModelError: Its code raised while it was imported.
+    """
+    code = parse_code_name(arch)
+    if code.place in LIBRARIES:
+        with foreign_code(arch):
+            entry = LIBRARIES[code.place](code)
+        return Architecture(code.text, *entry)
+    module = import_code(code.place)
+    make = _attribute(module, code)
+    if isinstance(make, nn.Module):  # made when its module was imported
+        return Architecture(code.text, partial(copy.deepcopy, make))
     try:
-        inspect.signature(make).bind()
+        inspect.signature(make).bind(*code.args, **code.kwargs)
     except (TypeError, ValueError) as error:
-        fact = f"{arch} cannot be called without arguments: {error}"
-        raise UsageError(fact, remedy="name a function without arguments") from error
-    return Architecture(arch, make)
+        raise _other_arguments(code, make, error) from error
+    return Architecture(code.text, partial(make, *code.args, **code.kwargs))
+
+
+def _attribute(module: ModuleType, code: CodeName) -> Any:
+    """Return what `code` names in the module."""
+    found: Any = module
+    for part in code.name.split("."):
+        found = getattr(found, part, None)
+    if callable(found):
+        return found
+    inside = f"{module.__name__}."
+    for name, other in sorted(sys.modules.items()):
+        if name.startswith(inside) and callable(getattr(other, code.name, None)):
+            fact = f"{code.place} has no {code.name!r}, and {name} has"
+            raise UsageError(fact, remedy=f"--arch {name}:{code.name}")
+    own = [name for name, value in vars(module).items() if _makes_models(value, module)]
+    raise no_such(code.place, code.name, [name for name in own if not name.startswith("_")])
+
+
+def _other_arguments(code: CodeName, make: Callable[..., Any], error: Exception) -> UsageError:
+    """Return the error for code that takes other arguments, with its signature."""
+    named = f"{code.place}:{code.name}"
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        fact = f"{named} does not tell its arguments: {error}"
+        return UsageError(fact, remedy="name a function of your own: --arch my_net.py:build")
+    arguments = code.text.removeprefix(named)
+    given = f"with {arguments}" if arguments else "without arguments"
+    fact = f"{named} cannot be called {given}: {error}; it takes {safe_text(signature, 400)}"
+    needed = [
+        f"{name}=…"
+        for name, parameter in signature.parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    ]
+    remedy = f'give them, literals only: --arch "{named}({", ".join(needed)})", or --arch-args'
+    return UsageError(fact, remedy=f"{remedy}; else name a function without arguments")
 
 
 def _makes_models(value: Any, module: ModuleType) -> bool:
@@ -59,81 +100,7 @@ def _makes_models(value: Any, module: ModuleType) -> bool:
     return is_own and (is_class or inspect.isfunction(value))
 
 
-def _no_such(place: str, name: str, names: list[str]) -> UsageError:
-    near = get_close_matches(name.lower(), names, n=6, cutoff=0.0)
-    shown = " or ".join([f"--arch {place}:{match}" for match in near[:1]] + near[1:])
-    remedy = shown or "define a function there that returns the model"
-    return UsageError(f"{place} has no model {name!r}", remedy=remedy)
-
-
-def _torchvision(name: str) -> Architecture:
-    models = _library("torchvision", name, "torchvision.models")
-    if name not in models.list_models():
-        raise _no_such("torchvision", name, models.list_models())
-    builder = models.get_model_builder(name)
-    fixed: dict[str, Any] = {"weights": None}
-    if "weights_backbone" in inspect.signature(builder).parameters:
-        fixed["weights_backbone"] = None  # the default downloads them
-    if name.endswith(("googlenet", "inception_v3")):
-        fixed["init_weights"] = False  # the default takes minutes
-    weights = next(iter(models.get_model_weights(name)), None)
-    transforms = getattr(getattr(weights, "transforms", None), "keywords", {})
-    spec = _torchvision_input(builder.__module__, transforms)
-    make = partial(_make_torchvision, builder, **fixed)
-    classes = len(weights.meta.get("categories", ())) if weights else 0
-    return Architecture(f"torchvision:{name}", make, spec, adapts=True, classes=classes)
-
-
-def _torchvision_input(module: str, transforms: Mapping[str, Any]) -> str | None:
-    """Return the input of a family of models: crops of its transforms; 16 frames of a video."""
-    size = transforms.get("crop_size") or transforms.get("resize_size")
-    side = size[-1] if isinstance(size, tuple | list) else size
-    if "detection" in module:
-        return "1x3x800x800"
-    if "optical_flow" in module:
-        return "1x3x512x512 1x3x512x512"
-    frames = "16x" if "video" in module else ""
-    return f"1x3x{frames}{side}x{side}" if side else None
-
-
-def _timm(name: str) -> Architecture:
-    timm = _library("timm", name, "timm")
-    if name not in timm.list_models():
-        raise _no_such("timm", name, timm.list_models())
-    config = timm.get_pretrained_cfg(name)
-    size = getattr(config, "input_size", None)
-    spec = "x".join(map(str, (1, *size))) if size else None
-    make = partial(_make_timm, timm.create_model, name)
-    return Architecture(f"timm:{name}", make, spec, adapts=True)
-
-
-def _make_timm(create: Callable[..., Any], name: str, **options: Any) -> Any:
-    spelled = {"channels": "in_chans", "image_size": "img_size"}
-    its_options = {spelled.get(key, key): value for key, value in options.items()}
-    return create(name, pretrained=False, **its_options)
-
-
-def _library(library: str, name: str, module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        fact = f"{library}:{name} needs {library}: {error}"
-        raise UsageError(fact, remedy=f"pip install {library}") from error
-
-
-_LIBRARIES = ("torchvision:", "timm:", "transformers:", "diffusers:")
-_REGISTRIES = {"torchvision": _torchvision, "timm": _timm}
-
-
-def _make_torchvision(builder: Callable[..., Any], *, channels: int = 3, **options: Any) -> Any:
-    """Return the model; its first convolution takes `channels`, which no builder can be told."""
-    model = builder(**options)
-    if channels != 3:
-        conv = next(module for module in model.modules() if isinstance(module, nn.Conv2d))
-        shape = (conv.out_channels, channels, *conv.kernel_size)
-        conv.in_channels = channels
-        conv.weight = nn.Parameter(conv.weight.new_empty(shape))
-    return model
+_BUILT_ON_META = ("torchvision:", "timm:", "transformers:", "diffusers:")  # as they are tested to
 
 
 def build(architecture: Architecture, *, meta: bool = False, **overrides: Any) -> nn.Module:
@@ -169,7 +136,7 @@ def _make_empty(architecture: Architecture, overrides: Mapping[str, Any]) -> Any
     What code of the user's keeps for itself (caches, tables of a library that it imports) stays
     real: only parameters are emptied. Libraries build all on meta, as they are tested to.
     """
-    is_library = architecture.text.startswith(_LIBRARIES)
+    is_library = architecture.text.startswith(_BUILT_ON_META)
     try:
         with torch.device("meta") if is_library else without_memory():
             return architecture.make(**overrides)

@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.model.pickles import NAMES
 from flopprof.units import safe_text
 
 
@@ -35,23 +36,77 @@ def import_code(place: str) -> ModuleType:
         except ModuleNotFoundError as error:
             if error.name and place.startswith(error.name):
                 raise UsageError(
-                    f"there is no module {error.name!r}", remedy="install it, or name a FILE.py"
+                    f"there is no module {error.name!r}",
+                    remedy=f"install it: pip install {pip_name(error.name)}; or name a FILE.py",
                 ) from error
             raise
 
 
 @contextmanager
 def foreign_code(what: str) -> Iterator[None]:
-    """Turn whatever the user's code raises, sys.exit's too, into a `ModelError`."""
+    """Turn whatever the user's code raises, sys.exit's too, into an error that says what to do.
+
+    Raises:
+        UsageError: A module that it imports is not installed.
+        ModelError: It raised, or tried to reach the network.
+    """
     try:
         yield
     except (FlopprofError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise ModelError(
-            f"{what} raised {type(error).__name__}: {safe_text(error)}",
-            remedy="make it run in Python by itself; its folder is not on Python's path",
-        ) from error
+        raise _explained(what, error) from error
+
+
+def _explained(what: str, error: BaseException) -> FlopprofError:
+    """Return the error that says what the user's code wants."""
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ModuleNotFoundError) and cause.name:
+            return _lacks(what, cause.name)
+    said = f"{type(error).__name__}: {safe_text(error)}"
+    if any(map(_is_network, causes)):
+        return ModelError(
+            f"{what} tries to download something: {said}",
+            remedy="give arguments that load nothing, such as pretrained=False or weights=None: "
+            '--arch "PLACE:NAME(pretrained=False)"; else run it once where there is a network',
+        )
+    remedy = "make it run in Python by itself; its folder is not on Python's path"
+    return ModelError(f"{what} raised {said}", remedy=remedy)
+
+
+def _lacks(what: str, module: str) -> UsageError:
+    """Return the error for code that imports what is not there."""
+    fact = f"{what} needs the module {safe_text(module)!r}, which is not installed"
+    place = Path(what.rpartition(".py")[0] + ".py")
+    beside = place.parent / module.partition(".")[0]
+    if place.is_file() and (beside.is_dir() or beside.with_suffix(".py").is_file()):
+        remedy = f"it lies beside {place.name}: PYTHONPATH={place.parent} flopprof …"
+    else:
+        remedy = f"pip install {pip_name(module)}"
+    return UsageError(fact, remedy=remedy)
+
+
+def pip_name(module: str) -> str:
+    """Return the name that pip has for the package of a module."""
+    top = module.partition(".")[0]
+    return str(NAMES["pip_names"].get(top, safe_text(top)))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and those that it came of, the last first."""
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or cause.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    """Return whether libraries raise this where something cannot be fetched."""
+    names = {f"{cls.__module__.partition('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
+    return bool(names & set(NAMES["network_errors"]))
 
 
 def find_function(spec: str, option: str) -> Callable[..., Any]:
