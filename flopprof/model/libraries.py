@@ -115,7 +115,7 @@ def _make_timm(create: Callable[..., Any], name: str, *args: Any, **options: Any
 def _ultralytics(code: CodeName) -> Entry:
     tasks = _import("ultralytics", code.name, "ultralytics.nn.tasks")
     cfg = importlib.import_module("ultralytics.cfg")
-    files = sorted((Path(cfg.__file__).parent / "models").rglob("*.yaml"))
+    files = sorted((Path(str(cfg.__file__)).parent / "models").rglob("*.yaml"))
     stem = code.name.removesuffix(".yaml").removesuffix(".pt")
     try:
         config = tasks.yaml_model_load(f"{stem}.yaml")
