@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas.kernels import kernel_work
+from flopprof.judge.reasons import Reason, because
 from flopprof.judge.spread import TracedCall, spread
 from flopprof.units import duration, percent, shorten
 
@@ -43,7 +44,7 @@ def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[st
     A model's own work takes its time each time; an interruption by the machine hits elsewhere.
     """
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    reasons: dict[tuple[str, str], str] = {}
+    reasons: dict[tuple[str, str], Reason] = {}
     counts: dict[tuple[str, str], int] = {}
     for call in calls:
         limits = _gap_limits(call.ops, call.gaps)
@@ -59,21 +60,23 @@ def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[st
             continue
         whole = {name: values[0] for name, values in spread(np.array([times_us])).items()}
         if len(calls) > 1:
-            reasons[place] += f"; in {len(times_us)} of {len(calls)} traced calls"
+            text = f"{reasons[place].text}; in {len(times_us)} of {len(calls)} traced calls"
+            reasons[place] = reasons[place]._replace(text=text)
         where = {"module_path": place[0], "module_type": types.get(place[0], "")}
         row = _hidden_row("(gap)", counts[place], whole["time_us"], reasons[place])
         rows.append(row | whole | where)
     return rows
 
 
-def _gap_reason(group: pd.DataFrame, before: str, limits: tuple[float, float]) -> str:
+def _gap_reason(group: pd.DataFrame, before: str, limits: tuple[float, float]) -> Reason:
     by_median_us, by_run_us = limits
     longest_us = group["duration_us"].max()
-    where = f"after {before}" if before else "before the first op"
-    return (
-        f"{duration(longest_us)} {where} in "
-        f"no op ({percent(longest_us / by_run_us * HIDDEN_GAP_FRAC)} of the run, median gap "
-        f"{duration(by_median_us / HIDDEN_GAP_FACTOR)}): code that bypasses PyTorch?"
+    return because(
+        "gap",
+        longest=duration(longest_us),
+        where=f"after {before}" if before else "before the first op",
+        share=percent(longest_us / by_run_us * HIDDEN_GAP_FRAC),
+        median=duration(by_median_us / HIDDEN_GAP_FACTOR),
     )
 
 
@@ -86,37 +89,35 @@ def kernel_rows(calls: Sequence[TracedCall]) -> list[dict[str, Any]]:
     sums = [other.groupby("place", sort=False)["duration_us"].sum() for other in others]
     rows = []
     for place, group in orphans.groupby("place", sort=False):
-        why = "kernel that no op accounts for: its launch is not in the trace, or in no op"
+        reason = because("no_launch")
         if (graph := group["graph_id"].iloc[0]) != -1:
-            why = f"replay of graph {graph}, whose ops ran at capture; {_most_time(group)}"
+            reason = because("graph_replay", graph=graph, kernels=_most_time(group))
         time_us = group["duration_us"].sum()
         samples = np.array([[time_us, *(other.get(place, math.nan) for other in sums)]])
         whole = {name: values[0] for name, values in spread(samples).items()}
-        row = _hidden_row("(kernels)", len(group), time_us, why) | {"input_shapes": str(place)}
+        row = _hidden_row("(kernels)", len(group), time_us, reason) | {"input_shapes": str(place)}
         if graph == -1:
-            row |= _by_formula(str(place), len(group), why)
+            row |= _by_formula(str(place), len(group))
         rows.append(row | whole)
     return rows
 
 
-def _by_formula(kernel: str, launches: int, why: str) -> dict[str, Any]:
+def _by_formula(kernel: str, launches: int) -> dict[str, Any]:
     """Return what the user's formula of a kernel says of its launches; nothing without one."""
     work, failure = kernel_work(kernel)
     if work is None:
-        return {"reason": f"{why}; {failure}"} if failure else {}
+        return _judged(because("kernel_formula_raised", failure=failure)) if failure else {}
     matmul = launches * work.matmul_flops
     vector = launches * work.vector_flops
-    row = {"verdict": "extension", "reason": "a kernel without an op; its formula gives the FLOPs"}
     if work.flops_at_most is not None:
         return {
-            **row,
-            "reason": "a kernel without an op; its formula bounds the FLOPs",
+            **_judged(because("kernel_bounded")),
             "matmul_flops_at_least": float(matmul),
             "vector_flops_at_least": float(vector),
             "flops_at_most": float(launches * work.flops_at_most),
         }
     return {
-        **row,
+        **_judged(because("kernel_counted")),
         "kind": "other",
         "flops_source": "user",
         "flops": float(matmul + vector),
@@ -158,9 +159,14 @@ def _most_time(kernels: pd.DataFrame) -> str:
     return f"most time: {'; '.join(names)}"
 
 
-def _hidden_row(op: str, calls: int, time_us: float, reason: str) -> dict[str, Any]:
+def _hidden_row(op: str, calls: int, time_us: float, reason: Reason) -> dict[str, Any]:
     row = {"op": op, "phase": "forward", "kind": "unknown", "flops_source": "none"}
-    return row | {"calls": calls, "time_us": time_us, "verdict": "hidden", "reason": reason}
+    return row | {"calls": calls, "time_us": time_us} | _judged(reason)
+
+
+def _judged(reason: Reason) -> dict[str, Any]:
+    """Return the columns of SITES that a conclusion fills."""
+    return {"verdict": reason.verdict, "reason_code": reason.code, "reason": reason.text}
 
 
 def bound_by_all_cores(

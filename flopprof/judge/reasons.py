@@ -1,13 +1,47 @@
-"""Why a verdict was given, in words with figures."""
+"""Why a verdict was given: a code of `reason_codes.csv`, and its words with the facts in them."""
 
 import csv
 import math
 import re
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from flopprof.judge.walk import OpFacts
 from flopprof.units import percent
+
+
+class Reason(NamedTuple):
+    """A conclusion on an op or a site, and why.
+
+    Attributes:
+        verdict: One of `verdicts.VERDICTS`.
+        code: Why, a code of `reason_codes.csv`.
+        text: The same in a sentence for people, with its figures.
+    """
+
+    verdict: str
+    code: str
+    text: str
+
+
+def because(code: str, **facts: object) -> Reason:
+    """Return the verdict and the sentence of a code, with `facts` in the places that it names."""
+    row = _codes()[code]
+    return Reason(row["verdict"], code, row["text"].format(**facts))
+
+
+def words_of(code: str) -> str:
+    """Return what a code without facts says; "" for one that a later version wrote."""
+    row = _codes().get(code)
+    return row["text"] if row else ""
+
+
+@cache
+def _codes() -> dict[str, dict[str, str]]:
+    path = Path(__file__).with_name("reason_codes.csv")
+    with path.open(encoding="utf-8", newline="") as file:
+        return {row["code"]: row for row in csv.DictReader(file)}
 
 
 def pair(matmul: float, vector: float) -> str:
@@ -15,11 +49,13 @@ def pair(matmul: float, vector: float) -> str:
     return f"{matmul:.0f} matmul + {vector:.0f} vector FLOPs"
 
 
-def agree_reason(row: OpFacts) -> str:
-    """Return who agrees on this op's count."""
+def agreement(row: OpFacts) -> Reason:
+    """Return the conclusion on an op on which hook and formula agree."""
+    if row.profiler_differs:
+        return profiler_differs(row)
     if row.profiler_flops == row.matmul_flops:  # which NaN never is
-        return "hook, formula and profiler agree"
-    return "hook and formula agree"
+        return because("all_agree")
+    return because("hook_agrees")
 
 
 def view_reason(row: OpFacts) -> str:
@@ -36,17 +72,15 @@ def view_reason(row: OpFacts) -> str:
     return f"; {shapes}: the op around it has {whose} {row.outer_flops:.0f} {of_class} FLOPs"
 
 
-def profiler_reason(row: OpFacts) -> str:
+def profiler_differs(row: OpFacts) -> Reason:
     """Return by how much the profiler's count differs from the formula's, and the likely cause."""
     theirs = row.profiler_flops
     ours = row.matmul_flops
-    return (
-        f"the profiler counts {theirs:.0f} FLOPs, the formula {ours:.0f} matmul FLOPs"
-        f"{_apart('profiler', row.op, 'matmul', theirs, ours)}"
-    )
+    apart = _apart("profiler", row.op, "matmul", theirs, ours)
+    return because("profiler_differs", theirs=theirs, ours=ours, apart=apart)
 
 
-def hook_reason(
+def hook_difference(
     module_type: str,
     hook: tuple[float, float],
     sums: tuple[float, float],

@@ -15,7 +15,14 @@ import pandas as pd
 
 from flopprof.formulas.external import source_of
 from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
-from flopprof.judge.reasons import agree_reason, hook_reason, pair, profiler_reason, view_reason
+from flopprof.judge.reasons import (
+    Reason,
+    agreement,
+    because,
+    hook_difference,
+    pair,
+    view_reason,
+)
 from flopprof.judge.roofs import apply_rooflines, kernel_units
 from flopprof.judge.spread import TracedCall, site_samples, spread, time_per_op_call
 from flopprof.judge.verdicts import HOOKED_PHASES, VERDICTS, judge_alone
@@ -43,14 +50,26 @@ class _Verdicts:
     """Verdict (its rank) and reason per walked op, filled in by the passes below."""
 
     rank: np.ndarray
+    code: np.ndarray
     reason: np.ndarray
     hook_flops: np.ndarray
     not_run: list[dict[str, Any]] = field(default_factory=list)
     by_hook: dict[int, tuple[float, float]] = field(default_factory=dict)  # the hook alone knows
 
-    def put(self, row: int, verdict: str, reason: str) -> None:
-        self.rank[row] = _RANK[verdict]
-        self.reason[row] = reason
+    @classmethod
+    def blank(cls, size: int) -> "_Verdicts":
+        """Return that of `size` ops that are still to be judged."""
+        return cls(
+            rank=np.full(size, -1),
+            code=np.full(size, "", object),
+            reason=np.full(size, "", object),
+            hook_flops=np.full(size, math.nan),
+        )
+
+    def put(self, row: int, reason: Reason) -> None:
+        self.rank[row] = _RANK[reason.verdict]
+        self.code[row] = reason.code
+        self.reason[row] = reason.text
 
 
 class Reconciled(NamedTuple):
@@ -144,7 +163,7 @@ def _judge(
     if not len(module_calls):
         return _judge_alike(walked)
     size = len(walked)
-    verdicts = _Verdicts(np.full(size, -1), np.full(size, "", object), np.full(size, math.nan))
+    verdicts = _Verdicts.blank(size)
     rows = walked.facts(np.arange(size))
     by_call: dict[int, list[int]] = defaultdict(list)
     hooked = walked.named("phase", HOOKED_PHASES.__contains__)
@@ -156,7 +175,7 @@ def _judge(
             _judge_call(call, by_call.get(call.call_id, []), rows, verdicts)
     for index in np.flatnonzero(verdicts.rank < 0).tolist():
         alone = judge_alone(rows[index], hooked=True, types=types, never=never_called)
-        verdicts.put(index, *alone)
+        verdicts.put(index, alone)
     for index in np.flatnonzero(~np.isnan(walked["outer_flops"])).tolist():
         verdicts.reason[index] += view_reason(rows[index])
     return verdicts
@@ -166,13 +185,16 @@ def _judge_alike(walked: Walked) -> _Verdicts:
     """Judge the ops of a trace without hooks; equal ones once."""
     number, first, _ = _numbered([walked[column] for column in OpFacts._fields])
     facts = walked.facts(first)
-    rank = np.zeros(len(facts), dtype=np.int64)
-    reason = np.full(len(facts), "", object)
+    apart = _Verdicts.blank(len(facts))
     for index, row in enumerate(facts):
-        verdict, why = judge_alone(row, hooked=False, types={}, never=())
-        rank[index] = _RANK[verdict]
-        reason[index] = why + view_reason(row)
-    return _Verdicts(rank[number], reason[number], np.full(len(walked), math.nan))
+        apart.put(index, judge_alone(row, hooked=False, types={}, never=()))
+        apart.reason[index] += view_reason(row)
+    return _Verdicts(
+        rank=apart.rank[number],
+        code=apart.code[number],
+        reason=apart.reason[number],
+        hook_flops=apart.hook_flops[number],
+    )
 
 
 class _Call(NamedTuple):
@@ -226,10 +248,9 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
             op = working[0]  # which is the whole call
             out.by_hook[op] = hook
             out.hook_flops[op] = sum(hook)
-            why = f"the FLOPs are the hook's alone; no formula for {rows[op].op} agrees"
-            out.put(op, "unknown", why)
+            out.put(op, because("hook_alone", op=rows[op].op))
         elif is_exact:
-            out.put(exact[0], *_agreement(rows[exact[0]]))
+            out.put(exact[0], agreement(rows[exact[0]]))
         return
     if not working and sum(hook) > 0:
         out.not_run.append(_not_run_row(call, hook))
@@ -241,7 +262,7 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
     if sums == hook or is_exact:
         agreeing = working if sums == hook else exact
         for index in agreeing:
-            out.put(index, *_agreement(rows[index]))
+            out.put(index, agreement(rows[index]))
         if len(working) == 1 or len(agreeing) == 1:
             out.hook_flops[agreeing[0]] = sum(hook)
         return
@@ -249,19 +270,19 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
         out.hook_flops[working[0]] = sum(hook)
     for index, by_class in _by_class(hook, sums, [rows[i] for i in working], working).items():
         differing = next((name for name, said in by_class.items() if said == "differs"), "")
-        why = hook_reason(call.module_type, hook, sums, len(working), differing)
+        difference = hook_difference(call.module_type, hook, sums, len(working), differing)
         if differing:
-            out.put(index, "disagrees", why)
+            out.put(index, because("hook_differs", difference=difference))
         elif "agrees" in by_class.values():
-            verdict, reason = _agreement(rows[index])
-            out.put(index, verdict, f"{reason} on this op's class; the other apart: {why}")
+            out.put(index, _class_agreement(agreement(rows[index]), difference))
 
 
-def _agreement(row: OpFacts) -> tuple[str, str]:
-    """Return verdict and reason of an op on which hook and formula agree."""
-    if row.profiler_differs:
-        return "disagrees", profiler_reason(row)
-    return "agrees", agree_reason(row)
+def _class_agreement(of_class: Reason, difference: str) -> Reason:
+    """Return the conclusion on an op whose class agrees, where the call's other class differs."""
+    partly = because("class_agrees", agreement=of_class.text, difference=difference)
+    if of_class.verdict == partly.verdict:
+        return partly
+    return of_class._replace(text=partly.text)  # the profiler denies it
 
 
 def _by_class(
@@ -291,6 +312,7 @@ def _by_class(
 
 
 def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:
+    reason = because("nothing_ran", counts=pair(*hook))
     return {
         "op": "(not run)",
         "module_path": call.module_path,
@@ -303,8 +325,9 @@ def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:
         "hook_flops": sum(hook),
         "flops_source": "none",
         "time_us": 0.0,
-        "verdict": "not_run",
-        "reason": f"the hook counted {pair(*hook)}; no op of this call is in the trace",
+        "verdict": reason.verdict,
+        "reason": reason.text,
+        "reason_code": reason.code,
     }
 
 
@@ -343,6 +366,7 @@ def _grouped(
         sites[column] = np.where(values_there >= needed, total, np.nan)
     sites["calls"] = calls
     sites["reason"] = verdicts.reason[order[last]]
+    sites["reason_code"] = verdicts.code[order[last]]
     sites["verdict"] = np.array(VERDICTS, dtype=object)[verdicts.rank[order[last]]]
     sites["formula_flops"] = np.where(sites["flops_source"] == "hook", np.nan, sites["flops"])
     sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flopprof.judge.reasons import words_of
 from flopprof.tables import codes
 from flopprof.units import duration, percent
 
@@ -139,8 +140,13 @@ def kernel_units(
     return unit, names
 
 
+def why_above(roof_code: str) -> str:
+    """Return which roof a rate is above, and what likely explains it; "" where that is not told."""
+    return words_of(roof_code)
+
+
 def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
-    """Return the sites whose rate is above their roof; the reason says what likely explains it."""
+    """Return the sites whose rate is above their roof; `roof_code` says what likely explains it."""
     return sites[is_above(sites["efficiency_frac"])]
 
 
@@ -151,9 +157,9 @@ def roof_doubts(sites: pd.DataFrame) -> list[str]:
         return []
     first = above.iloc[0]
     worst = above["efficiency_frac"].max()
-    why = first["reason"].rpartition("; ")[2]
+    why = why_above(first["roof_code"])
     fact = f"sites above their roof: {len(above)}, by {worst - 1:.0%} at most"
-    return [f"{fact}, such as {first['op']}: {why}"]
+    return [f"{fact}, such as {first['op']}: above {why}"]
 
 
 def total_doubts(sites: pd.DataFrame, rooflines: pd.DataFrame, spent_us: float) -> list[str]:
@@ -206,11 +212,13 @@ def apply_rooflines(
             sites["kind"] == "attention",
             (sites["dtype"] == "float32") & (("tfloat32", "tensor") in peaks),
         ],
-        ["cache", "memory", "busy", "fast", "causal", "tf32"],
+        ["cache", "no_cache", "busy", "fast_kernel", "causal", "tf32"],
         "clock",
     )
     for row in np.flatnonzero(is_above(sites["efficiency_frac"])):
-        sites["reason"][row] += _ABOVE_ROOF[likely[row]]
+        code = f"roof_{likely[row]}"
+        sites["roof_code"][row] = code
+        sites["reason"][row] += f"; above {why_above(code)}"
     unknown = np.isnan(sites["flops"])
     by_time = sites["time_us"] / 1e6 * peaks.get((dtype, "tensor"), math.nan)
     least = sites["matmul_flops_at_least"] + sites["vector_flops_at_least"]
@@ -226,15 +234,3 @@ def _may_be_cached(sites: dict[str, np.ndarray], cache_bytes: float) -> np.ndarr
         cache_bytes = LARGEST_CACHE_BYTES
     fits: np.ndarray = sites["min_bytes"] / sites["calls"] <= cache_bytes
     return fits
-
-
-_ABOVE_ROOF = {
-    "cache": "; above the memory roof: its operands fit a cache",
-    "memory": "; above the memory roof, and no cache holds its operands: it moves less than is "
-    "counted, or the ceiling is of another device",
-    "busy": "; above the compute roof: the ceiling was measured on a slower or busier clock",
-    "fast": "; above the compute roof: Winograd and FFT kernels multiply less than is counted",
-    "causal": "; above the compute roof: a causal kernel skips half of the scores that are counted",
-    "tf32": "; above the compute roof: its kernels may multiply in TF32 without saying so",
-    "clock": "; above the compute roof: the ceiling is of a lower clock, or kernels are missing",
-}

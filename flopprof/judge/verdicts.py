@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from flopprof.formulas import COMPILED_CODE, GENERATED
-from flopprof.judge.reasons import profiler_reason
+from flopprof.judge.reasons import Reason, because, profiler_differs
 from flopprof.judge.walk import OpFacts
 from flopprof.tables import AHEAD_OF_TIME, LOSS
 
@@ -59,13 +59,10 @@ OPAQUE_TYPES = (
 HOOKED_PHASES = ("forward", "recompute")
 
 
-_BY_VALUES = "values that are not in the trace decide its FLOPs; bounded by shapes"
-
-
 def judge_alone(
     row: OpFacts, *, hooked: bool, types: dict[str, str], never: Collection[str]
-) -> tuple[str, str]:
-    """Return verdict and reason of an op that no hook count settles.
+) -> Reason:
+    """Return the conclusion on an op that no hook count settles.
 
     Args:
         row: The op.
@@ -75,11 +72,10 @@ def judge_alone(
     """
     is_counted = not math.isnan(row.matmul_flops)
     if row.counted and row.kind == "free":
-        return "free", "no floating-point work: views, moves, allocates, or counts integers"
+        return because("no_arithmetic")
     if re.match(GENERATED, row.op):
-        how = "; its FLOPs are those of the ops in its name, once per element" if is_counted else ""
-        fused = re.sub(GENERATED, "", row.op)
-        return "fused", f"torch.compile generated it: {fused} in one kernel{how}"
+        code = "generated_counted" if is_counted else "generated"
+        return because(code, ops=re.sub(GENERATED, "", row.op))
     if is_counted and (not hooked or row.phase not in HOOKED_PHASES):
         return _outside_hooks(row, hooked=hooked)
     if is_counted:
@@ -87,78 +83,75 @@ def judge_alone(
         if conclusion:
             return conclusion
     if row.op == AHEAD_OF_TIME:
-        return "opaque", "a program that AOTInductor compiled; which FLOPs it does, no op says"
+        return because("compiled_ahead")
     if re.match(COMPILED_CODE, row.op):
-        return "fused", "code that torch.compile generated; which FLOPs it does, no op says"
+        return because("compiled_code")
     if "::" not in row.op or _namespace(row.op) not in OWN_NAMESPACES:
-        return "extension", _extension_reason(row)
+        return _of_extension(row)
     if is_counted:
         return _of_forward(types.get(row.module_path, ""))
-    return "unknown", _unknown_reason(row)
+    return _of_unknown(row)
 
 
 def _namespace(op: str) -> str:
     return op.partition("::")[0]
 
 
-def _outside_hooks(row: OpFacts, *, hooked: bool) -> tuple[str, str]:
+def _outside_hooks(row: OpFacts, *, hooked: bool) -> Reason:
     """Judge an op with FLOPs that ran where no hook counts: elsewhere, or in another phase."""
     if row.profiler_differs:
-        return "disagrees", profiler_reason(row)
+        return profiler_differs(row)
     if not hooked:
-        return "formula_only", "no hooks: the trace was recorded elsewhere"
+        return because("recorded_elsewhere")
     if row.op.startswith("aten::_fused_"):
-        return "fused", "the step of all parameters in one op"
-    return "formula_only", f"{row.phase} work"
+        return because("optimizer_step")
+    return because("other_phase", phase=row.phase)
 
 
-def _of_counted(row: OpFacts, never: Collection[str]) -> tuple[str, str] | None:
+def _of_counted(row: OpFacts, never: Collection[str]) -> Reason | None:
     """Judge an op with FLOPs that ran under hooks; None where its name and module decide."""
     if row.profiler_differs:
-        return "disagrees", profiler_reason(row)
+        return profiler_differs(row)
     if row.module_path == LOSS:
-        return "formula_only", "the loss, outside the model"
+        return because("loss")
     if row.phase == "recompute":
-        return "formula_only", "computed again in the backward pass, which ends it early"
+        return because("recomputed")
     if row.op not in FUSED_OPS:
         return None
     below = f"{row.module_path}." if row.module_path else ""
     silent = len([path for path in never if path.startswith(below)])
     if not silent:
-        return "fused", f"{row.op} does the work of several ops in one"
-    return "fused", (
-        f"hooks never fired for {silent} modules below {row.module_path or 'the model'}: "
-        f"their work ran inside {row.op}"
-    )
+        return because("several_ops", op=row.op)
+    place = row.module_path or "the model"
+    return because("silent_modules", modules=silent, place=place, op=row.op)
 
 
-def _of_forward(module_type: str) -> tuple[str, str]:
+def _of_forward(module_type: str) -> Reason:
     """Judge an op of PyTorch's with FLOPs that a module's hook count does not contain."""
     if module_type.startswith(OPAQUE_TYPES):
-        return "opaque", f"inside a {module_type}, which hooks cannot enter"
-    owner = module_type or "the model"
-    return "functional", f"called from the forward of {owner}, which has no hook count for it"
+        return because("closed_module", module_type=module_type)
+    return because("no_hook_count", owner=module_type or "the model")
 
 
-def _extension_reason(row: OpFacts) -> str:
-    """Return whose op it is that is not PyTorch's, and what is known of its FLOPs."""
+def _of_extension(row: OpFacts) -> Reason:
+    """Judge an op that is not PyTorch's: whose it is, and what is known of its FLOPs."""
     if not math.isnan(row.flops_at_most):
-        count = _BY_VALUES
+        code = "foreign_bounded"
     elif not math.isnan(row.matmul_flops):
-        count = "its formula gives the FLOPs"
+        code = "foreign_counted"
     elif row.kind in ("unknown", "free"):
-        count = "there is no formula for it"
+        code = "foreign_without_formula"
     else:
-        count = "its formula does not know this call"
+        code = "foreign_call_unknown"
     whose = "a function of the model's own: an autograd.Function, a Triton kernel"
     if "::" in row.op:
         whose = f"namespace {_namespace(row.op)!r} is not PyTorch's own"
-    return f"{whose}; {count}"
+    return because(code, whose=whose)
 
 
-def _unknown_reason(row: OpFacts) -> str:
+def _of_unknown(row: OpFacts) -> Reason:
+    """Judge an op of PyTorch's whose FLOPs are not known."""
     if not math.isnan(row.flops_at_most):
-        return _BY_VALUES
-    if row.kind != "unknown":
-        return f"the formula of {row.op} needs shapes or values that are not recorded"
-    return f"no formula for {row.op}; write one with @op_formula"
+        return because("values_decide")
+    code = "no_formula" if row.kind == "unknown" else "arguments_missing"
+    return because(code, op=row.op)

@@ -135,10 +135,11 @@ def test_a_plain_op_inside_what_hooks_cannot_enter_is_opaque(module_type):
     facts |= {"op": "aten::mm", "kind": "matmul", "phase": "forward", "module_path": "net"}
     row = OpFacts(**facts | {"counted": True, "profiler_differs": False, "matmul_flops": 240.0})
 
-    verdict, _ = judge_alone(row, hooked=True, types={"net": module_type}, never=())
-    plain, _ = judge_alone(row, hooked=True, types={"net": "torch.nn.Linear"}, never=())
+    judged = judge_alone(row, hooked=True, types={"net": module_type}, never=())
+    plain = judge_alone(row, hooked=True, types={"net": "torch.nn.Linear"}, never=())
 
-    assert (verdict, plain) == ("opaque", "functional")
+    assert (judged.verdict, judged.code) == ("opaque", "closed_module")
+    assert (plain.verdict, plain.code) == ("functional", "no_hook_count")
 
 
 @pytest.mark.parametrize(

@@ -169,6 +169,8 @@ def test_only_what_fits_the_devices_cache_is_said_to_fit_one(tmp_path, side, cac
     # 12 B an element in 15 µs is above 1 GB/s either way.
     assert "above the memory roof" in sites["reason"][0]
     assert ("fit a cache" in sites["reason"][0]) == cached
+    assert sites["roof_code"][0] == ("roof_cache" if cached else "roof_no_cache")
+    assert sites["reason_code"][0] == "recorded_elsewhere"
 
 
 SITE = {"dtype": ["float32"], "unit": ["tensor"]}

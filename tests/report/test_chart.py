@@ -589,6 +589,9 @@ def test_a_point_above_its_roof_is_outlined_and_explained():
     assert "! 1 (133.3 %): above its roof: doubt its dtype, the clock, the count" in text
     assert "133.3 %!" in text
     assert any(line.get_gid() == "ring" for line in marks_of(figure))
+    told = draw_figure(run_of([fast | {"roof_code": "roof_tf32", "reason": "; above the moon"}]))
+    text = " ".join(texts_of(told))
+    assert "above the compute roof: its kernels may multiply in TF32 without saying so." in text
 
 
 def test_the_caption_says_what_was_not_recorded():

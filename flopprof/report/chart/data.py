@@ -282,17 +282,15 @@ def _merge(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
     others = groups.agg(
         known_by=("known_by", "max"),
         place=("place", "first"),
-        reason=("reason", _most_telling),
         module_path=("module_path", _path_pattern),
     )
-    merged = sums.join([texts, others]).assign(label="", name="", key="", series="", head=True)
+    below_roof = rows.assign(is_below=rows["roof_code"] == "")
+    telling = below_roof.sort_values("is_below", kind="stable").groupby(by, sort=False)
+    reasons = telling[["reason", "roof_code"]].first()  # of a part above its roof, if one is
+    merged = sums.join([texts, others, reasons]).assign(
+        label="", name="", key="", series="", head=True
+    )
     return merged.sort_values("time_us", ascending=False, kind="stable", ignore_index=True)
-
-
-def _most_telling(reasons: Iterable[str]) -> str:
-    """Return the first reason that says why a part is above its roof, else the first."""
-    every = list(reasons)
-    return next((reason for reason in every if "; above the " in reason), every[0])
 
 
 def _rates(rows: pd.DataFrame) -> pd.DataFrame:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flopprof.formulas import KINDS
-from flopprof.judge.roofs import is_above
+from flopprof.judge.roofs import is_above, why_above
 from flopprof.report.chart.data import KNOWN_BY
 from flopprof.report.chart.layout import LETTER, TEXT, spread
 from flopprof.report.chart.panel import draw_panel
@@ -206,10 +206,8 @@ def _doubts(data: "ChartData") -> list[str]:
     above = data.points[is_above(data.points["efficiency_frac"])]
     lines = []
     for row in above.head(_DOUBTS).itertuples():
-        _, _, why = row.reason.partition("; above the ")  # as the reconciler says
-        roof = (
-            f"the {why}" if why else "its roof: doubt its dtype, the clock, the count or the timing"
-        )
+        why = why_above(row.roof_code)
+        roof = why or "its roof: doubt its dtype, the clock, the count or the timing"
         lines.append(f"! {row.label or row.name} ({percent(row.efficiency_frac)}): above {roof}.")
     if len(above) > _DOUBTS:
         lines.append(f"! {len(above) - _DOUBTS} more points: see the CSV.")
