@@ -7,7 +7,6 @@ python scripts/make_guide.py --check  exits with 1 where one is not what it woul
 import argparse
 import csv
 import inspect
-import json
 import re
 import sys
 from argparse import ArgumentParser
@@ -17,6 +16,7 @@ from typing import Any
 import flopprof
 from flopprof.cli import make_parser
 from flopprof.cli.formulas import entries
+from flopprof.report.answer import schema
 
 PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
 NOTE = "This page is written by `scripts/make_guide.py`.\n"
@@ -144,14 +144,14 @@ def tables_page() -> str:
 
 
 def json_page() -> str:
-    """Return the reference of what --json prints, out of schema.json."""
-    schema = json.loads((PACKAGE / "report" / "schema.json").read_text(encoding="utf-8"))
-    parts = ["# What --json prints\n", NOTE, f"{schema['description']}\n"]
+    """Return the reference of what --json prints, out of its schema."""
+    described = schema()
+    parts = ["# What --json prints\n", NOTE, f"{described['description']}\n"]
     parts.append(
-        "`run`, `count`, `trace` and `report` print one object; its schema in full is "
-        "`flopprof/report/schema.json`.\n"
+        "`run`, `count`, `trace` and `report` print one object, an Answer or a Failure; "
+        "`flopprof report --schema` prints its JSON Schema.\n"
     )
-    for name, definition in schema["$defs"].items():
+    for name, definition in described["$defs"].items():
         if "properties" not in definition:
             continue
         parts += [f"## {name}\n"]
@@ -171,7 +171,13 @@ def _type(value: dict[str, Any]) -> str:
         return str(value["$ref"]).rpartition("/")[2]
     if "anyOf" in value or "oneOf" in value:
         return " or ".join(map(_type, value.get("anyOf") or value["oneOf"]))
+    if "enum" in value:
+        return " or ".join(map(str, value["enum"]))
+    if "const" in value:
+        return str(value["const"])
     kind = value.get("type", "any")
+    if isinstance(value.get("additionalProperties"), dict):
+        return f"object of {_type(value['additionalProperties'])}"
     if kind == "array":
         return f"list of {_type(value.get('items', {}))}"
     return " or ".join(kind) if isinstance(kind, list) else str(kind)
