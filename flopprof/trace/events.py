@@ -21,6 +21,7 @@ KERNEL_KINDS = ("compute", "memcpy", "memset", "communication")
 HostRow = tuple[float, float, int, int, int, int, int, int]
 Columns = list["array[Any]"]
 _LARGEST = 1 << 63
+_AXES = 3
 _PYTHON_MODULE = "nn.Module: "
 _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv", re.IGNORECASE)
 # Host events that are no ops, unless they launch kernels themselves: their time is host overhead.
@@ -45,8 +46,9 @@ class Events:
     hosts: Columns = field(default_factory=lambda: columns("ddqbqqqq"))  # as in HostRow
     # Correlation, thread, start, external id, name, the kernel's name (-1 where it is not told).
     launches: Columns = field(default_factory=lambda: columns("qqdqqq"))
-    # Correlation, name, kind, stream, device, graph, start, length, external id.
-    kernels: Columns = field(default_factory=lambda: columns("qqbqqqddq"))
+    # Correlation, name, kind, stream, device, graph, start, length, external id, sizes.
+    kernels: Columns = field(default_factory=lambda: columns("qqbqqqddqq"))
+    kernel_sizes: dict[tuple[str, str], int] = field(default_factory=dict)  # grid and block
     kernel_names: dict[str, int] = field(default_factory=dict)
     collectives: list[bool] = field(default_factory=list)  # whether that name is one
     names: dict[str, int] = field(default_factory=dict)
@@ -91,7 +93,7 @@ class _Rows:
 
     hosts: list[HostRow] = field(default_factory=list)
     launches: list[tuple[int, int, float, int, int, int]] = field(default_factory=list)
-    kernels: list[tuple[int, int, int, int, int, int, float, float, int]] = field(
+    kernels: list[tuple[int, int, int, int, int, int, float, float, int, int]] = field(
         default_factory=list
     )
 
@@ -229,8 +231,23 @@ def _take_kernel(event: _Event, kind: str, events: Events, rows: _Rows) -> None:
         event.start,
         event.length,
         _integer(args, "External id", "external id"),
+        _sizes_number(args, events),
     )
     rows.kernels.append(row)
+
+
+def _sizes_number(args: Mapping[str, Any], events: Events) -> int:
+    """Return the number of a kernel's grid and block."""
+    sizes = (_size(args.get("grid")), _size(args.get("block")))
+    return events.kernel_sizes.setdefault(sizes, len(events.kernel_sizes))
+
+
+def _size(value: Any) -> str:
+    """Return a size by axis, "64x1x1"; "" for what is none."""
+    is_size = isinstance(value, list) and 0 < len(value) <= _AXES
+    if not is_size or not all(type(axis) is int and axis >= 0 for axis in value):
+        return ""
+    return "x".join(map(str, value))
 
 
 _TAKE: dict[str, Callable[[_Event, Events, _Rows], None]] = {

@@ -186,7 +186,7 @@ def give_kernels(tree: Tree, links: np.ndarray) -> None:
     above = np.frombuffer(tree.op_parent, "q")
     is_op = np.frombuffer(tree.role, "b") == OP
     ops = np.append(np.where(is_op, np.arange(size), above), -1)[links]  # the last is for -1
-    _, names, kinds, *_, lengths, _ = (np.frombuffer(c, c.typecode) for c in tree.events.kernels)
+    _, names, kinds, *_, lengths, _, _ = (np.frombuffer(c, c.typecode) for c in tree.events.kernels)
     tree.kernel_ops = array("q", ops.astype(np.int64).tobytes())
     mine = (ops >= 0) & (kinds == KERNEL_KINDS.index("compute"))
     device_us = np.bincount(ops[mine], lengths[mine], size).tolist()
@@ -230,7 +230,7 @@ def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str
 def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
     events = tree.events
-    correlation, names, kinds, streams, devices, graphs, starts, lengths, _ = (
+    correlation, names, kinds, streams, devices, graphs, starts, lengths, _, sizes = (
         np.frombuffer(column, column.typecode) for column in events.kernels
     )
     if not len(starts):
@@ -249,12 +249,22 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
             "graph_id": _graphs(events, correlation, names, graphs),
             "start_us": starts - origin,
             "duration_us": lengths,
+            "grid": _axis_texts(events, sizes, 0),
+            "block": _axis_texts(events, sizes, 1),
         }
     )
     compute = frame[frame["kind"] == "compute"]
     start = compute["start_us"].to_numpy()
     ends = start + compute["duration_us"].to_numpy()
     return frame, float(busy_until(start, ends, float("inf")))
+
+
+def _axis_texts(events: Events, sizes: np.ndarray, which: int) -> pd.Categorical:
+    """Return each kernel's grid (0) or block (1) as text."""
+    texts = [pair[which] for pair in events.kernel_sizes]
+    distinct = {text: code for code, text in enumerate(dict.fromkeys(texts))}
+    codes = np.array([distinct[text] for text in texts], dtype=np.int64)
+    return pd.Categorical.from_codes(codes[sizes], list(distinct))
 
 
 def _graphs(

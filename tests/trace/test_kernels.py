@@ -352,3 +352,15 @@ def test_a_kernels_duration_is_the_recorded_one_whatever_its_time_stamp(tmp_path
 
     assert trace.kernels["duration_us"].tolist() == [3.086]
     assert trace.ops["device_us"].tolist() == [3.086]
+
+
+def test_a_kernel_has_grid_and_block_where_the_trace_tells_them(tmp_path):
+    sized = kernel(1, 100, 30)
+    sized["args"] |= {"grid": [64, 2, 1], "block": [128, 1, 1]}
+    odd = kernel(1, 200, 30)
+    odd["args"] |= {"grid": ["64", 2], "block": "big"}
+
+    trace = read(tmp_path, op("aten::mm", 5, 20), launch(1, 10), sized, odd, kernel(1, 300, 30))
+
+    assert [*trace.kernels["grid"]] == ["64x2x1", "", ""]
+    assert [*trace.kernels["block"]] == ["128x1x1", "", ""]
