@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey, DispatchKeySet
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, load_op_formulas
@@ -27,6 +27,8 @@ class ShapesOnce(TorchDispatchMode):
     lies there belongs to them. Ops that alias or change their arguments run each time.
     """
 
+    supports_higher_order_operators = True  # torch.cond and its like, and flex_attention
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         load_op_formulas()
@@ -41,6 +43,8 @@ class ShapesOnce(TorchDispatchMode):
         self, func: Any, types: Any, args: _Shape = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # what it calls is recorded
+            return func(*args, **kwargs)
         traits = self._traits.get(func)
         if traits is None:
             traits = self._traits[func] = _traits(func)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class StoredElements(TorchDispatchMode):
     It runs on the device itself, and nothing is timed. Its formulas are in `formulas/ops/sparse`.
     """
 
+    supports_higher_order_operators = True  # torch.cond and its like, and flex_attention
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
 
@@ -40,6 +43,8 @@ class StoredElements(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):  # what it calls is recorded, if not noted
+            return func(*args, **kwargs)
         noted = None
         if any(isinstance(arg, Tensor) and is_sparse(arg) for arg in args):
             noted = _noted(func._schema.name.removeprefix("aten::"), args, kwargs)

@@ -9,6 +9,7 @@ import pandas as pd
 from flopprof.tables import GAPS, STOPPED
 from flopprof.trace.counting import is_exact, outer_views, unfinished
 from flopprof.trace.events import OP, RANGE, Events
+from flopprof.trace.tangents import with_tangents
 
 LONGEST_PATH = 1000  # letters of a module's path; annotations nested deeper share the outer's
 
@@ -96,10 +97,14 @@ class Tree:
         labels = [
             label if role == OP else -1 for role, label in zip(self.role, self.label, strict=True)
         ]
-        exact = [is_exact(signature.work) for signature in self.events.signatures]
         passed = outer_views(labels, self.op_parent, self.events.signatures)
+        duals = with_tangents(labels, self.op_parent, self.events.signatures, passed)
+        for node, label in duals.items():
+            labels[node] = label
+            self.label[node] = label
         stopped = [*self.stopped, *self._childless_recomputations(labels)]
         passed |= unfinished(stopped, labels, self.op_parent, self.events.signatures)
+        exact = [is_exact(signature.work) for signature in self.events.signatures]
         inside = [False] * len(labels)  # a counted op
         for node, label in enumerate(labels):
             parent = self.op_parent[node]

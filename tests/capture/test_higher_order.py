@@ -1,0 +1,56 @@
+"""Operators that call functions: loops, branches, maps, attention with a function of scores."""
+
+import pytest
+import torch
+from torch import nn
+from torch._higher_order_ops.scan import scan
+from torch._higher_order_ops.while_loop import while_loop
+from torch.nn.attention.flex_attention import flex_attention
+
+import flopprof
+
+WEIGHT = torch.eye(5)
+
+
+class Applied(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def scanned(x):
+    return scan(lambda carry, one: (carry @ WEIGHT, one @ WEIGHT), torch.ones(2, 5), x)[1]
+
+
+def looped(x):
+    def is_on(step, _x):
+        return step < 3
+
+    return while_loop(is_on, lambda step, x: (step + 1, x @ WEIGHT), (torch.tensor(0), x))[1]
+
+
+def branched(x):
+    return torch.cond(x.sum() > 1e9, lambda x: x @ WEIGHT, lambda x: x @ WEIGHT @ WEIGHT, (x,))
+
+
+@pytest.mark.filterwarnings("ignore")  # what Dynamo says of itself, by version
+@pytest.mark.parametrize(
+    ("function", "shape", "matmul_flops"),
+    [
+        # Four steps, each 2·5·5 and 3·5·5 multiply-adds × 2.
+        (scanned, (4, 3, 5), 4 * (100 + 150)),
+        # Three turns of 4·5·5 × 2; the branch taken has two such products.
+        (looped, (4, 5), 600),
+        (branched, (4, 5), 400),
+        # Two products of 2 heads · 128·128 scores · 16 × 2.
+        (lambda q: flex_attention(q, q, q), (1, 2, 128, 16), 2_097_152),
+    ],
+)
+def test_what_an_operator_of_higher_order_calls_is_counted(function, shape, matmul_flops):
+    count = flopprof.count_flops(Applied(function), (torch.ones(shape),))
+
+    assert count.matmul_flops == matmul_flops
+    assert count.flops == count.flops_at_most
