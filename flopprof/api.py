@@ -21,7 +21,7 @@ from flopprof.capture.describe import (
     main_dtype,
     now,
 )
-from flopprof.capture.foreign import foreign_work
+from flopprof.capture.foreign import foreign_modules, foreign_work
 from flopprof.capture.passes import count_and_trace
 from flopprof.capture.subject import Subject, find_subject, training_of
 from flopprof.capture.watch import Watched, on_device, watch
@@ -205,8 +205,9 @@ def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
         device=DeviceFacts(name=where, kind=where),
         environment=describe_environment(),
     )
-    doubts += [*foreign_work(subject.model), *trace.info["warnings"]]
-    witnesses = Witnesses(module_calls, [as_call(trace)])
+    foreign = foreign_modules(subject.model)
+    doubts += [*foreign_work(foreign), *trace.info["warnings"]]
+    witnesses = Witnesses(module_calls, [as_call(trace, foreign)])
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
 
@@ -319,7 +320,8 @@ def run_profile(
         ),
         compiled=watched.compiled[0] if watched.compiled else None,
     )
-    traced = [as_call(trace) for trace in (watched.trace, *watched.others)]
+    foreign = foreign_modules(subject.model)
+    traced = [as_call(trace, foreign) for trace in (watched.trace, *watched.others)]
     witnesses = Witnesses(watched.module_calls, traced)
     doubts = [*subject.origin.warnings, *watched.doubts, *ceilings.warnings]
     doubts += watched.trace.info["warnings"]

@@ -1,7 +1,7 @@
 """The one place where a `Run` is made: from witnesses, rooflines and provenance."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -37,9 +37,15 @@ class Witnesses:
     traced: Sequence[TracedCall]
 
 
-def as_call(trace: Trace) -> TracedCall:
-    """Return what the judge reads of a trace of this process."""
-    return TracedCall(trace.ops, trace.gaps, trace.kernels, trace.info.get("waited_us", 0.0))
+def as_call(trace: Trace, foreign: Collection[str] = ()) -> TracedCall:
+    """Return what the judge reads of a trace of this process.
+
+    Args:
+        trace: The trace.
+        foreign: Paths of modules whose own code computes past PyTorch.
+    """
+    waited_us = trace.info.get("waited_us", 0.0)
+    return TracedCall(trace.ops, trace.gaps, trace.kernels, waited_us, foreign)
 
 
 def assemble(

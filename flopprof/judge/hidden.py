@@ -17,14 +17,35 @@ GRAPH_KERNELS = 5  # named of a replayed graph
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
 TURN_US = 10_000.0  # others rarely keep a core for longer at once; beyond it, it is ours
+_ANYWHERE = "(any op)"  # before which a gap of code that computes past PyTorch lies
 HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
 
 
 def hidden_gaps(call: TracedCall) -> pd.DataFrame:
-    """Return the gaps too long to be ordinary host overhead (rule 7), or waiting for a core."""
+    """Return the gaps too long to be ordinary host overhead (rule 7), or waiting for a core.
+
+    Of modules whose own code computes past PyTorch every gap is hidden work.
+    """
     ordinary_us = max(HIDDEN_GAP_US, *_gap_limits(call.ops, call.gaps))
     turn_us = min(call.waited_us, TURN_US)
-    return call.gaps[call.gaps["duration_us"] > ordinary_us + turn_us]
+    is_long = call.gaps["duration_us"] > ordinary_us + turn_us
+    return call.gaps[is_long | _of_foreign(call)]
+
+
+def _of_foreign(call: TracedCall) -> "pd.Series[bool]":
+    is_foreign = call.gaps["module_path"].isin(list(call.foreign))
+    return is_foreign & (call.gaps["duration_us"] > 0)
+
+
+def foreign_rows(call: TracedCall, module_calls: pd.DataFrame) -> list[dict[str, Any]]:
+    """Return a row for each module whose own code computes past PyTorch, of a call not timed."""
+    calls = module_calls["module_path"].value_counts()
+    return [
+        _hidden_row("(gap)", int(calls[path]), math.nan, because("foreign_code"))
+        | {"module_path": path}
+        for path in call.foreign
+        if path in calls
+    ]
 
 
 def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
@@ -48,7 +69,10 @@ def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[st
     counts: dict[tuple[str, str], int] = {}
     for call in calls:
         limits = _gap_limits(call.ops, call.gaps)
-        places = hidden_gaps(call).groupby(["module_path", "before_op"], sort=False)
+        gaps = hidden_gaps(call)
+        anywhere = gaps["module_path"].isin(list(call.foreign))
+        before_op = gaps["before_op"].astype(object).where(~anywhere, _ANYWHERE)
+        places = gaps.groupby([gaps["module_path"], before_op], sort=False)
         for (path, before), group in places:
             place = (str(path), str(before))
             times[place].append(group["duration_us"].sum())
@@ -69,6 +93,8 @@ def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[st
 
 
 def _gap_reason(group: pd.DataFrame, before: str, limits: tuple[float, float]) -> Reason:
+    if before == _ANYWHERE:
+        return because("foreign_gaps", whole=duration(group["duration_us"].sum()))
     by_median_us, by_run_us = limits
     longest_us = group["duration_us"].max()
     return because(

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas.external import source_of
-from flopprof.judge.hidden import gap_rows, kernel_rows, name_kernels
+from flopprof.judge.hidden import foreign_rows, gap_rows, kernel_rows, name_kernels
 from flopprof.judge.reasons import (
     Reason,
     agreement,
@@ -124,6 +124,8 @@ def reconcile(
             samples.append(time_per_op_call(ops_of_other))
         grouped |= spread(site_samples(grouped, samples))
         rows += kernel_rows(traced) if on_device else gap_rows(traced, types)
+    else:
+        rows += foreign_rows(traced[0], module_calls)
     if on_device:
         name_kernels(grouped, ops, kernels)
     sites = _with_rows(grouped, rows)

@@ -4,7 +4,7 @@ One call on a busy machine tells of the machine. Sites of different traces are j
 a site; a model that takes another path each time has fewer samples at some sites.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,13 +20,15 @@ P95 = 95
 class TracedCall(NamedTuple):
     """One traced call of the model: tables OPS, GAPS and KERNELS.
 
-    `waited_us` is how long its thread was ready and the machine gave it no core.
+    `waited_us` is how long its thread was ready and the machine gave it no core; `foreign` are the
+    paths of modules whose own code computes past PyTorch.
     """
 
     ops: pd.DataFrame
     gaps: pd.DataFrame
     kernels: pd.DataFrame
     waited_us: float = 0.0
+    foreign: Collection[str] = ()
 
 
 def time_per_op_call(walked: Walked) -> "pd.Series[float]":

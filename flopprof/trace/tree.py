@@ -208,10 +208,27 @@ class Tree:
         tops = [n for n, r in enumerate(self.role) if r == OP and self.op_parent[n] < 0]
         starts = np.array(self.start)[tops] - self.origin
         ends = np.array(self.end)[tops] - self.origin
-        start = frame["start_us"].to_numpy()
-        waited = np.diff(busy_until(starts, ends, [start, start + frame["duration_us"]]), axis=0)
-        left = frame["duration_us"] - waited[0]
+        end = (frame["start_us"] + frame["duration_us"]).to_numpy()
+        start = self._first_heard_of(tops, frame["start_us"].to_numpy(), end)
+        waited = np.diff(busy_until(starts, ends, [start, end]), axis=0)
+        left = pd.Series(end - start - waited[0], index=frame.index)
         return frame.assign(duration_us=left.where(~self._handed_over(frame), 0.0))
+
+    def _first_heard_of(self, tops: list[int], start: np.ndarray, end: np.ndarray) -> np.ndarray:
+        """Return when gaps begin, less the start of other threads that run their first op in them.
+
+        Until then the gap's own thread made those threads, or waited for them.
+        """
+        first: dict[int, float] = {}
+        for node in tops:
+            thread = self.thread[node]
+            first[thread] = min(first.get(thread, self.start[node]), self.start[node])
+        begins = start.copy()
+        for gap, own in enumerate(self.gap_threads):
+            heard = [at - self.origin for thread, at in first.items() if thread != own]
+            inside = [at for at in heard if start[gap] < at < end[gap]]
+            begins[gap] = min(inside, default=start[gap])
+        return begins
 
     def _handed_over(self, gaps: pd.DataFrame) -> np.ndarray:
         """Return in which gaps the first module's thread waits for modules that others call.

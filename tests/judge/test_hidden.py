@@ -91,3 +91,50 @@ def test_a_count_of_plain_layers_has_no_such_warning():
     count = flopprof.count_flops(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (1, 3))
 
     assert not count.run.provenance.warning_texts
+
+
+def multiplied(values):
+    return values @ values
+
+
+class Helped(nn.Module):
+    """Leaves PyTorch through a method and a function of its own."""
+
+    def forward(self, x):
+        return self.product(x)
+
+    def product(self, x):
+        return torch.from_numpy(multiplied(x.numpy()))
+
+
+class Given(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.function = lambda x: x + [float(np.dot(row, row)) for row in np.ones((2, 3))][0]
+
+    def forward(self, x):
+        return self.function(x)
+
+
+@pytest.mark.parametrize("kind", [Numpy, Calls, Helped, Given])
+def test_a_count_of_what_uses_numpy_is_a_lower_bound(kind):
+    model = nn.Sequential(kind(), nn.Linear(4, 4))
+    count = flopprof.count_flops(model, (torch.ones(4, 4),))
+
+    # The layer: 4·4·4 multiply-adds × 2. How much the other did, nothing says.
+    assert count.matmul_flops == 128
+    assert math.isnan(count.flops_at_most)
+    assert count.coverage_calls_frac < 1
+    [site] = count.run.sites.query("op == '(gap)'").to_dict("records")
+    assert (site["module_path"], site["verdict"], site["calls"]) == ("0", "hidden", 1)
+
+
+def test_a_short_stretch_of_numpy_is_hidden_work_and_bounded():
+    model = nn.Sequential(Calls(), nn.Linear(4, 4))
+    run = flopprof.profile(model, (torch.ones(4, 4),), repeats=1, warmup=1, ceilings=False)
+
+    [site] = run.sites.query("op == '(gap)' and module_path == '0'").to_dict("records")
+    assert site["verdict"] == "hidden"
+    assert site["time_us"] > 0
+    assert run.totals.coverage_frac < 1
+    assert math.isnan(run.totals.flops_at_most)  # no ceiling
