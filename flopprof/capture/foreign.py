@@ -12,6 +12,8 @@ _COMPUTING = (
     "ctypes", "cffi",
 )  # fmt: skip
 """Packages that do floating-point work of their own, or call what does."""
+_SIZING = ("torch.", "torchvision.", "timm.", "transformers.", "diffusers.")
+"""Where modules are from that use such packages for sizes and for masks of a training step only."""
 _LEAVES_PYTORCH = {"numpy": "numpy", "from_numpy": "numpy", "__array__": "numpy"}
 """Attributes of tensors, and of torch, that hand their values to such a package."""
 _MOST_FUNCTIONS = 200  # of one module's code that are looked into
@@ -26,7 +28,7 @@ def foreign_modules(model: "nn.Module") -> dict[str, str]:
     modules = {}
     for path, module in model.named_modules():
         kind = type(module)
-        if kind.__module__.startswith("torch."):
+        if kind.__module__.startswith(_SIZING):
             continue
         names = _named_by(module) | _held_by(module)
         if names:

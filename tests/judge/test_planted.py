@@ -69,7 +69,8 @@ def test_a_planted_miss_is_flagged_with_its_verdict(family, name):
     flagged = set(found.values()) - planted.CLEAN
     assert family.__name__ in flagged, found
     # Beside it, only what a forward of the planted kind does by itself.
-    assert flagged <= {family.__name__, "functional"}, found
+    besides = {"functional", "hidden"} if "numpy" in name else {"functional"}
+    assert flagged <= {family.__name__, *besides}, found
 
 
 @pytest.mark.parametrize("name", CLEAN)
