@@ -110,7 +110,7 @@ class Helped(nn.Module):
 class Given(nn.Module):
     def __init__(self):
         super().__init__()
-        self.function = lambda x: x + [float(np.dot(row, row)) for row in np.ones((2, 3))][0]
+        self.function = lambda x: x + sum(float(np.dot(row, row)) for row in np.ones((2, 3)))
 
     def forward(self, x):
         return self.function(x)
