@@ -41,6 +41,8 @@ from flopprof.provenance import (
     Spread,
     Timing,
     TraceProvenance,
+    Warned,
+    warned,
 )
 from flopprof.run import Count, Run
 from flopprof.settings import Options, Progress, Settings, silent
@@ -184,15 +186,16 @@ def run_count(
 def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
     progress("counting")
     training = training_of(settings)
-    doubts = list(subject.origin.warnings)
+    doubts = warned("model", subject.origin.warnings)
     traced = _count_on_meta(subject, training)
     where = "meta"
     if isinstance(traced, FlopprofError):
         # What the model says on its own device is clearer, or it runs there.
-        doubts.append(
+        text = (
             "the model needs values: it was counted for these; work outside PyTorch, such as "
             "numpy's, is only seen where time is: flopprof run"
         )
+        doubts.append(Warned(code="values", text=text))
         traced = None
     if traced is None:
         where = home(subject.model)[0]
@@ -206,7 +209,8 @@ def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
         environment=describe_environment(),
     )
     foreign = foreign_modules(subject.model)
-    doubts += [*foreign_work(foreign), *trace.info["warnings"]]
+    doubts += warned("foreign", foreign_work(foreign))
+    doubts += warned("trace", trace.info["warnings"])
     witnesses = Witnesses(module_calls, [as_call(trace, foreign)])
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
 
@@ -323,8 +327,12 @@ def run_profile(
     foreign = foreign_modules(subject.model)
     traced = [as_call(trace, foreign) for trace in (watched.trace, *watched.others)]
     witnesses = Witnesses(watched.module_calls, traced)
-    doubts = [*subject.origin.warnings, *watched.doubts, *ceilings.warnings]
-    doubts += watched.trace.info["warnings"]
+    doubts = [
+        *warned("model", subject.origin.warnings),
+        *watched.doubts,
+        *warned("ceilings", ceilings.warnings),
+        *warned("trace", watched.trace.info["warnings"]),
+    ]
     return assemble(
         witnesses, ceilings.rooflines(), provenance, doubts=doubts, trace=watched.packed
     )
@@ -429,7 +437,7 @@ def analyse_traces(
         steps=tuple(job.steps),
     )
     witnesses = Witnesses(MODULE_CALLS.empty(), [traced])
-    doubts = [*job.warnings, *limits.warnings]
+    doubts = [*warned("trace", job.warnings), *warned("ceilings", limits.warnings)]
     return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
 
 

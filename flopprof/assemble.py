@@ -17,6 +17,7 @@ from flopprof.provenance import (
     CountProvenance,
     SavedTotals,
     TraceProvenance,
+    Warned,
     warned,
 )
 from flopprof.run import Run, Totals
@@ -53,7 +54,7 @@ def assemble(
     rooflines: pd.DataFrame,
     provenance: AnyProvenance,
     *,
-    doubts: Iterable[str] = (),
+    doubts: Iterable[Warned] = (),
     trace: bytes | None = None,
 ) -> Run:
     """Reconcile what the passes saw, and return it as a `Run`.
@@ -92,9 +93,15 @@ def assemble(
     spent_us = provenance.wall_us
     if isinstance(provenance, TraceProvenance):
         spent_us = provenance.trace.device_busy_us
-    doubts = [*doubts, *roof_doubts(sites), *total_doubts(sites, rooflines, spent_us)]
-    warnings = warned([*provenance.warning_texts, *doubts])
-    provenance = msgspec.structs.replace(provenance, warnings=warnings)
+    warnings = [
+        *provenance.warnings,
+        *doubts,
+        *warned("roof", roof_doubts(sites)),
+        *warned("total", total_doubts(sites, rooflines, spent_us)),
+    ]
+    by_text = {warning.text: warning for warning in reversed(warnings)}  # the first of equal ones
+    once = tuple(reversed(by_text.values()))
+    provenance = msgspec.structs.replace(provenance, warnings=once)
     run = Run(
         module_calls=witnesses.module_calls,
         ops=ops,

@@ -23,7 +23,7 @@ class Warned(Part, frozen=True, kw_only=True):
     """Something that makes figures doubtful.
 
     Attributes:
-        code: What it is about, for scripts: "roof", "drift", "clock"; "" for what has no code.
+        code: What it is about, for scripts: one of `warning_codes.csv`; "" in older runs.
         text: The sentence for people.
     """
 
@@ -351,9 +351,9 @@ class TraceProvenance(Provenance, tag="trace", frozen=True, kw_only=True):
 AnyProvenance = CountProvenance | CallProvenance | TraceProvenance
 
 
-def warned(texts: Iterable[str]) -> tuple[Warned, ...]:
-    """Return each text as a warning, once."""
-    return tuple(Warned(text=text) for text in dict.fromkeys(texts))
+def warned(code: str, texts: Iterable[str]) -> list[Warned]:
+    """Return each text as a warning of that code (`warning_codes.csv`)."""
+    return [Warned(code=code, text=text) for text in texts]
 
 
 def known_facts(part: Part, prefix: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pandas as pd
 from flopprof.capture.call import Inputs, guarded, home, unchanged
 from flopprof.capture.training import Training
 from flopprof.errors import UsageError
-from flopprof.provenance import Compiled, Observer
+from flopprof.provenance import Compiled, Observer, Warned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -68,7 +68,7 @@ def observer_effect(
     call: Callable[[], Any],
     place: "Device",
     before: dict[str, Any],
-) -> tuple[Observer, list[str]]:
+) -> tuple[Observer, list[Warned]]:
     """Return what our measuring changed, and what of it makes the result doubtful."""
     from flopprof.capture.record import time_calls
 
@@ -78,13 +78,16 @@ def observer_effect(
     doubts = []
     if changed:
         named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
-        doubts.append(f"tracing by module changed which ops run: {named}")
+        text = f"tracing by module changed which ops run: {named}"
+        doubts.append(Warned(code="changed_ops", text=text))
     was, now = (described.get("threads") for described in (before, place.describe()))
     if was != now:
-        doubts.append(f"the model set torch from {was} threads to {now}: passes do not compare")
+        text = f"the model set torch from {was} threads to {now}: passes do not compare"
+        doubts.append(Warned(code="threads", text=text))
     if drift > DRIFT:
         slower = f"bare calls took {drift + 1:.1f} times as long after tracing as before"
-        doubts.append(f"{slower}: clock or load changed, and the passes do not compare")
+        text = f"{slower}: clock or load changed, and the passes do not compare"
+        doubts.append(Warned(code="drift", text=text))
     return Observer(changed_ops=changed, drift_frac=drift), doubts
 
 
@@ -147,15 +150,17 @@ def compile_and_trace(
 
 def against_eager(
     facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame
-) -> tuple[Compiled, list[str]]:
+) -> tuple[Compiled, list[Warned]]:
     """Return what was fused into what and the bytes that this saved, if known; and doubts."""
     from flopprof.capture.compiled import kernels_of
 
     doubts = []
     if not facts["graphs"]:
-        doubts.append("torch.compile compiled nothing: the compiled times are of eager code")
+        text = "torch.compile compiled nothing: the compiled times are of eager code"
+        doubts.append(Warned(code="not_compiled", text=text))
     if facts["recompilations"]:
-        doubts.append(f"the model was compiled again {facts['recompilations']} times while timed")
+        text = f"the model was compiled again {facts['recompilations']} times while timed"
+        doubts.append(Warned(code="recompiled", text=text))
     counted = trace.ops[trace.ops["counted"]]
     eager_bytes = float(eager.loc[eager["counted"], "min_bytes"].sum(skipna=False))
     compiled = Compiled(

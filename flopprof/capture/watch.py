@@ -27,7 +27,7 @@ from flopprof.capture.subject import Subject, training_of
 from flopprof.capture.training import Training
 from flopprof.devices import Device
 from flopprof.errors import UsageError
-from flopprof.provenance import Compiled, Observer, Spread
+from flopprof.provenance import Compiled, Observer, Spread, Warned
 from flopprof.settings import Progress, Settings
 from flopprof.trace.read import Trace
 
@@ -63,7 +63,7 @@ class Watched:
     telemetry: dict[str, Any]
     observer: Observer
     compiled: tuple[Compiled, Spread] | None = None
-    doubts: list[str] = field(default_factory=list)
+    doubts: list[Warned] = field(default_factory=list)
 
 
 @alone()
@@ -155,7 +155,7 @@ def _eager_passes(
         missing = LEAST_TO_CONFIRM - len(recordings)
         others += trace_again(model, call, folder, device, missing)
     if busy := busy_warning(load, torch.get_num_threads()):
-        doubts.append(busy)
+        doubts.append(Warned(code="load", text=busy))
     return Watched(
         module_calls,
         trace,

@@ -13,7 +13,7 @@ from flopprof.ceilings.ceiling import (
     load_ceilings,
     save_ceilings,
 )
-from flopprof.ceilings.datasheet import ceilings_for_gpu
+from flopprof.ceilings.datasheet import ceilings_for_gpu, peak_rows
 from flopprof.devices import Device
 from flopprof.errors import FlopprofError, UsageError
 
@@ -117,7 +117,7 @@ def ceilings_of_trace(
         if not ceilings.entries:
             raise UsageError(
                 f"no GPU of the table is called {gpu!r}, or several are",
-                remedy="known are: " + ceilings.warnings[0].partition("(known: ")[2].rstrip(")"),
+                remedy="known are: " + ", ".join(row["name"] for row in peak_rows()),
             )
         return ceilings
     if not on_gpu:

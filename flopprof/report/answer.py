@@ -137,6 +137,8 @@ class Answer(Part, frozen=True, kw_only=True):
             overlap; never sum them.
         never_called: Modules that the call did not reach; null for a trace.
         warnings: What makes figures doubtful.
+        warning_codes: What each of these is about, in the same order: a code of
+            `warning_codes.csv`, "" in older runs.
         files: Files written.
         traced_calls: Calls that were traced: the time of each site is their median; absent where
             nothing was timed here.
@@ -196,6 +198,7 @@ class Answer(Part, frozen=True, kw_only=True):
     ops: dict[str, OpSums]
     never_called: tuple[str, ...] | None
     warnings: list[str]
+    warning_codes: list[str]
     files: list[str]
     traced_calls: Annotated[int, Meta(ge=1)] | UnsetType = UNSET
     telemetry: Telemetry | UnsetType = UNSET

@@ -81,6 +81,7 @@ def answer_of(run: Run, files: list[str], macs: Macs | None = None) -> Answer:
         ops=op_sums(run),
         never_called=source.never_called,
         warnings=provenance.warning_texts,
+        warning_codes=[warning.code for warning in provenance.warnings],
         files=files,
     )
     if macs:
