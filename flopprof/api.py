@@ -327,15 +327,19 @@ def run_profile(
     foreign = foreign_modules(subject.model)
     traced = [as_call(trace, foreign) for trace in (watched.trace, *watched.others)]
     witnesses = Witnesses(watched.module_calls, traced)
-    doubts = [
+    doubts = _doubts_of_profile(subject, watched, ceilings)
+    return assemble(
+        witnesses, ceilings.rooflines(), provenance, doubts=doubts, trace=watched.packed
+    )
+
+
+def _doubts_of_profile(subject: Subject, watched: Watched, ceilings: "Ceilings") -> list[Warned]:
+    return [
         *warned("model", subject.origin.warnings),
         *watched.doubts,
         *warned("ceilings", ceilings.warnings),
         *warned("trace", watched.trace.info["warnings"]),
     ]
-    return assemble(
-        witnesses, ceilings.rooflines(), provenance, doubts=doubts, trace=watched.packed
-    )
 
 
 def _hides_work(trace: "Trace") -> bool:
