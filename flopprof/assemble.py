@@ -99,9 +99,7 @@ def assemble(
         *warned("roof", roof_doubts(sites)),
         *warned("total", total_doubts(sites, rooflines, spent_us)),
     ]
-    by_text = {warning.text: warning for warning in reversed(warnings)}  # the first of equal ones
-    once = tuple(reversed(by_text.values()))
-    provenance = msgspec.structs.replace(provenance, warnings=once)
+    provenance = msgspec.structs.replace(provenance, warnings=_each_once(warnings))
     run = Run(
         module_calls=witnesses.module_calls,
         ops=ops,
@@ -112,6 +110,13 @@ def assemble(
         trace=trace,
     )
     return run.replaced(provenance=_with_totals(provenance, run.totals))
+
+
+def _each_once(warnings: Iterable[Warned]) -> tuple[Warned, ...]:
+    first_of: dict[str, Warned] = {}
+    for warning in warnings:
+        first_of.setdefault(warning.text, warning)
+    return tuple(first_of.values())
 
 
 def _with_overhead(
