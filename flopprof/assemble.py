@@ -90,15 +90,7 @@ def assemble(
                 threads=device.threads,
             )
         provenance = _with_overhead(provenance, first.gaps, sites)
-    spent_us = provenance.wall_us
-    if isinstance(provenance, TraceProvenance):
-        spent_us = provenance.trace.device_busy_us
-    warnings = [
-        *provenance.warnings,
-        *doubts,
-        *warned("roof", roof_doubts(sites)),
-        *warned("total", total_doubts(sites, rooflines, spent_us)),
-    ]
+    warnings = [*provenance.warnings, *doubts, *_doubts_of_rates(sites, rooflines, provenance)]
     provenance = msgspec.structs.replace(provenance, warnings=_each_once(warnings))
     run = Run(
         module_calls=witnesses.module_calls,
@@ -110,6 +102,19 @@ def assemble(
         trace=trace,
     )
     return run.replaced(provenance=_with_totals(provenance, run.totals))
+
+
+def _doubts_of_rates(
+    sites: pd.DataFrame, rooflines: pd.DataFrame, provenance: AnyProvenance
+) -> list[Warned]:
+    """Return a warning where work is faster than the ceilings allow."""
+    spent_us = provenance.wall_us
+    if isinstance(provenance, TraceProvenance):
+        spent_us = provenance.trace.device_busy_us
+    return [
+        *warned("roof", roof_doubts(sites)),
+        *warned("total", total_doubts(sites, rooflines, spent_us)),
+    ]
 
 
 def _each_once(warnings: Iterable[Warned]) -> tuple[Warned, ...]:
