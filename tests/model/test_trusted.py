@@ -16,8 +16,9 @@ from torch import nn
 
 from flopprof.cli import main
 from flopprof.errors import RefusedError, UsageError
-from flopprof.model import load_model, supervise
+from flopprof.model import load_model, supervise, trusted
 from flopprof.model.trusted import Trust, parse_bytes
+from tests.model import light
 
 MARKER = "was_executed"
 
@@ -40,6 +41,21 @@ def command(*arguments):
         timeout=120,
         check=False,
     )
+
+
+@pytest.fixture
+def contained(evil, monkeypatch, capfd):
+    """Return a function that runs a command on a trusted file of this code, in a light child."""
+
+    def run(name, code, *arguments):
+        monkeypatch.setattr(trusted, "_child_command", light.child_command)
+        monkeypatch.setenv("CODE", code)
+        path = evil(code)
+        exit_code = main([name, str(path), "--trust", *arguments])
+        said = capfd.readouterr()
+        return subprocess.CompletedProcess([name], exit_code, said.out, said.err)
+
+    return run
 
 
 @pytest.fixture(autouse=True)
@@ -80,17 +96,28 @@ def test_a_trusted_module_is_counted_in_a_child_and_announced(module):
 @pytest.mark.parametrize(
     ("code", "limit", "said"),
     [
-        ("a = []\nwhile 1: a.append(b'x' * 10**7)", ["--memory-limit", "1500M"], "1.50 GB of mem"),
-        ("while 1: pass", ["--time-limit", "8"], "more than 8 s"),
+        ("a = []\nwhile 1: a.append(b'x' * 10**7)", ["--memory-limit", "300M"], "300 MB of mem"),
+        ("while 1: pass", ["--time-limit", "1"], "more than 1 s"),
         ("import os; os.abort()", [], "ended its process with SIGABRT"),
     ],
     ids=["memory", "time", "crash"],
 )
-def test_a_trusted_file_is_stopped_at_its_limits(evil, tmp_path, code, limit, said):
-    done = command("run", evil(code), "--trust", *limit, "--input", "1x2")
+def test_a_trusted_file_is_stopped_at_its_limits(contained, tmp_path, code, limit, said):
+    done = contained("run", code, *limit, "--input", "1x2")
 
     assert done.returncode == 6
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
+
+
+def test_a_trusted_file_is_stopped_while_torch_loads_it(evil, tmp_path):
+    code = "a = []\nwhile 1: a.append(b'x' * 10**7)"
+
+    done = command("run", evil(code), "--trust", "--memory-limit", "1500M", "--input", "1x2")
+
+    assert done.returncode == 6
+    assert "1.50 GB of mem" in done.stderr
     assert "Traceback" not in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["evil.pth"]
 
@@ -227,8 +254,8 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("name", ENDINGS)
-def test_a_process_that_ends_without_a_result_is_no_success(name, evil):
-    done = command("count", evil(ENDINGS[name]), "--trust", "--input", "1x2", "--json")
+def test_a_process_that_ends_without_a_result_is_no_success(name, contained):
+    done = contained("count", ENDINGS[name], "--input", "1x2", "--json")
 
     assert done.returncode == 6
     assert json.loads(done.stdout)["error"]["exit_code"] == 6
@@ -240,13 +267,22 @@ def test_a_process_that_ends_without_a_result_is_no_success(name, evil):
     "code",
     [
         "import os; os.write(1, b'rubbish')",
-        "import sys; sys.__stdout__.write('rubbish'); print('rubbish')",
+        "import sys; sys.__stdout__.write('rubbish')",
         "import os; os.close(1)",
         "import atexit, os; atexit.register(os._exit, 3)",
         "import sys; sys.exit = None",
     ],
 )
-def test_what_a_trusted_file_prints_is_not_the_answer(code, evil):
+def test_what_a_trusted_file_prints_is_not_the_answer(code, contained):
+    done = contained("count", code, "--input", "1x2", "--json")
+
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"matmul_flops": 8}
+
+
+def test_what_torch_loads_neither_answers_nor_ends_the_command(evil):
+    code = "import atexit, os; print('a'); os.write(1, b'a'); atexit.register(os._exit, 3)"
+
     done = command("count", evil(code), "--trust", "--input", "1x2", "--json")
 
     assert done.returncode == 0, done.stderr
@@ -286,28 +322,27 @@ needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /pro
     ["pass", "os.setsid()", "os.setsid(); os.fork() and os._exit(0)"],
     ids=["child", "session", "daemon"],
 )
-def test_a_process_that_the_file_started_does_not_outlive_the_command(escape, evil, tmp_path):
+def test_a_process_that_the_file_started_does_not_outlive_the_command(escape, contained, tmp_path):
     wait = f"while not any(n.startswith('pid') for n in os.listdir({str(tmp_path)!r})): pass"
     code = forking(tmp_path, escape=escape, then=wait)
 
-    done = command("count", evil(code), "--trust", "--input", "1x2", "--json")
+    done = contained("count", code, "--input", "1x2", "--json")
 
     assert done.returncode == 0, done.stderr
     assert living(tmp_path) == []
 
 
 @needs_proc
-def test_the_memory_of_all_that_the_file_starts_counts(evil, tmp_path):
-    # Three times 500 MB, and the process itself: no one of them is above 1.4 GB.
-    code = forking(tmp_path, children=3, work="x = b'x' * 500_000_000", then="time.sleep(300)")
+def test_the_memory_of_all_that_the_file_starts_counts(contained, tmp_path):
+    # Three times 200 MB, and the process itself: no one of them is above 500 MB.
+    code = forking(tmp_path, children=3, work="x = b'x' * 200_000_000", then="time.sleep(300)")
 
-    done = command(
-        "count", evil(code), "--trust", "--memory-limit", "1400M", "--time-limit", "100",
-        "--input", "1x2",
-    )  # fmt: skip
+    done = contained(
+        "count", code, "--memory-limit", "500M", "--time-limit", "100", "--input", "1x2"
+    )
 
     assert done.returncode == 6
-    assert "more than 1.40 GB of memory" in done.stderr
+    assert "more than 500 MB of memory" in done.stderr
     assert living(tmp_path) == []
 
 
@@ -316,7 +351,8 @@ def test_the_memory_of_all_that_the_file_starts_counts(evil, tmp_path):
 def test_whatever_ends_the_command_ends_the_child(number, evil, tmp_path):
     code = forking(tmp_path, escape="os.setsid()", then="time.sleep(300)")
     waiting = subprocess.Popen(
-        [sys.executable, "-m", "flopprof", "run", str(evil(code)), "--trust", "--input", "1x2"],
+        [sys.executable, light.__file__, "run", str(evil(code)), "--trust", "--input", "1x2"],
+        env=os.environ | {"CODE": code, "PYTHONPATH": light.ROOT},
         stderr=subprocess.DEVNULL,
         preexec_fn=lambda: signal.signal(number, signal.SIG_DFL) if number != 9 else None,
     )  # a test run in the background ignores some, and so would its children
