@@ -1,6 +1,8 @@
 """What can go wrong, each with a remedy and an exit code (ARCHITECTURE.md, "Exit codes")."""
 
-from typing import ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, NotRequired, TypedDict
+
+from flopprof.stored import Stored
 
 ExitCode = Literal[1, 2, 3, 4, 5, 6, 70, 130]
 
@@ -20,9 +22,15 @@ class Problem(TypedDict):
 
 
 class Failure(TypedDict):
-    """What a command prints with `--json` when it does not do what it was asked."""
+    """What a command prints with `--json` when it does not do what it was asked.
+
+    Attributes:
+        error: What went wrong.
+        weights: Of `count`, where no code is known for a file: what its weights say alone.
+    """
 
     error: Problem
+    weights: NotRequired[Stored]
 
 
 class FlopprofError(Exception):
@@ -32,6 +40,7 @@ class FlopprofError(Exception):
         problem: The fact found, with the file, op or value it concerns.
         remedy: The way out: usually a command to type.
         exit_code: What the command line exits with.
+        details: What can be said all the same: `weights`, what a file's tensors tell alone.
     """
 
     exit_code: ClassVar[ExitCode] = 2
@@ -40,6 +49,7 @@ class FlopprofError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.remedy = remedy
+        self.details: dict[str, Any] = {}
 
 
 class CheckError(FlopprofError):

@@ -114,7 +114,8 @@ def main(arguments: Sequence[str]) -> int:
             signal.signal(signal.SIGTERM, _interrupt)
             return _run(arguments)
         except FlopprofError as error:
-            return _fail(error.problem, error.remedy, error.exit_code, as_json=as_json)
+            fact, remedy, details = error.problem, error.remedy, error.details
+            return _fail(fact, remedy, error.exit_code, as_json=as_json, details=details)
         except KeyboardInterrupt:
             return _fail(
                 "interrupted", "nothing half-written is left", INTERRUPTED, as_json=as_json
@@ -213,10 +214,17 @@ def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _fail(problem: str, remedy: str, exit_code: ExitCode, *, as_json: bool) -> int:
+def _fail(
+    problem: str,
+    remedy: str,
+    exit_code: ExitCode,
+    *,
+    as_json: bool,
+    details: dict[str, Any] | None = None,
+) -> int:
     if as_json:
         failure: Failure = {"error": {"problem": problem, "remedy": remedy, "exit_code": exit_code}}
-        print_json(failure)
+        print_json({**failure, **(details or {})})
     print(f"flopprof: {clean_lines(problem)}\n  {clean_lines(remedy)}", file=sys.stderr)
     return exit_code
 

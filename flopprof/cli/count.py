@@ -3,11 +3,14 @@
 from argparse import ArgumentParser, Namespace
 
 from flopprof.cli import Handler, Progress, command, print_json
+from flopprof.errors import FlopprofError
 
 
 @command("count")
 def count(parser: ArgumentParser) -> Handler:
     """Count a model file's FLOPs from shapes alone: no weights are read, nothing is timed.
+
+    Where no code is known for a file's weights, it prints what they say alone, and exits with 5.
 
     example: flopprof count resnet18.pth --arch torchvision:resnet18 --input 8x3x224x224
     """
@@ -27,11 +30,17 @@ def count(parser: ArgumentParser) -> Handler:
         if (code := contain(args)) is not None:
             return code
         from flopprof.api import run_count  # which imports torch
+        from flopprof.cli.stored import print_weights
         from flopprof.report.json import to_object
         from flopprof.report.macs import Macs
 
-        with Progress() as progress:
-            run = run_count(args.model, None, None, settings, progress)
+        try:
+            with Progress() as progress:
+                run = run_count(args.model, None, None, settings, progress)
+        except FlopprofError as error:
+            if not args.json and "weights" in error.details:
+                print_weights(error.details["weights"])
+            raise
         macs = Macs.of(run.sites) if args.macs else None
         if args.json:
             print_json(to_object(run, macs=macs))

@@ -18,6 +18,7 @@ def inspect(parser: ArgumentParser) -> Handler:
     parser.add_argument("file", metavar="FILE", help="any file, or a folder")
 
     def handle(args: Namespace) -> int:
+        from flopprof.cli.stored import print_weights
         from flopprof.model.facts import file_facts
         from flopprof.units import safe_text
 
@@ -27,6 +28,8 @@ def inspect(parser: ArgumentParser) -> Handler:
             return 0
         for label, text in _lines(facts):
             print(f"{label:10}{safe_text(text)}")
+        if facts.get("weights"):
+            print_weights(facts["weights"])
         return 0
 
     return handle

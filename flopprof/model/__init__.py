@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flopprof import dtypes
 from flopprof.errors import FlopprofError, LoadError, RefusedError, UsageError
+from flopprof.model.account import weights_object
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import FileKind, detect
 from flopprof.model.pickles import by_risk
@@ -141,7 +142,12 @@ def _from_file(
     load = LOADERS.get(contents.kind)
     if load is None or kind.remedy:
         raise _no_model(kind, contents)
-    loaded = load(Request(contents, arch, trust, meta, strict))
+    try:
+        loaded = load(Request(contents, arch, trust, meta, strict))
+    except FlopprofError as error:
+        if contents.tensors and not isinstance(error, UsageError):
+            error.details["weights"] = weights_object(contents)
+        raise
     return replace(loaded, warnings=(*loaded.warnings, *_notes(contents)))
 
 

@@ -26,6 +26,7 @@ from flopprof.model.pickles import (
     read_pickle,
     sizes,
 )
+from flopprof.model.plainly import configuration
 from flopprof.units import safe_text
 
 _MAX_PARTS = 500_000  # attributes of a module's modules
@@ -48,7 +49,10 @@ class Contents:
     wrapper_keys: tuple[str, ...] = ()  # where in a checkpoint the weights lie: ("state_dict",)
     metadata: dict[str, str | int | float] = field(default_factory=dict)  # such as the epoch
     positions: dict[str, int] = field(default_factory=dict)  # in the file, of a pickle's storages
-    beside: dict[str, int] = field(default_factory=dict)  # other weights: where, how many tensors
+    others: dict[str, dict[str, TensorInfo]] = field(default_factory=dict)  # weights: where, which
+    copies: tuple[str, ...] = ()  # where the same keys and shapes lie again: an average, say
+    aside: tuple[str, ...] = ()  # a trainer's state, of no model: the optimizer's, say
+    configuration: dict[str, Any] = field(default_factory=dict)  # nested, beside the weights
     notes: tuple[str, ...] = ()  # what of it was left aside, in words
     shards: tuple[Path, ...] = ()  # the files that hold the tensors, where they are several
     modules: dict[str, tuple[str, dict[str, Any]]] = field(default_factory=dict)  # pickled ones:
@@ -60,6 +64,11 @@ class Contents:
     def texts(self) -> tuple[str, ...]:
         """Return what may name the model: the file's name, and the texts beside its weights."""
         return (self.path.name, *(t for t in self.metadata.values() if isinstance(t, str)))
+
+    @property
+    def beside(self) -> dict[str, int]:
+        """Return how many tensors other weights have, by where they lie; one or two are none."""
+        return {place: len(some) for place, some in self.others.items() if len(some) > 2}
 
     @property
     def dangerous(self) -> tuple[str, ...]:
@@ -155,7 +164,7 @@ def file_kind(path: Path) -> FileKind:
 def _read_pickled(path: Path, kind: str) -> Contents:
     pickled = read_pickle(path, kind)
     root = pickled.root
-    chosen = _Choice(root, (), {}, "") if kind == "torchscript" else _choose(root)
+    chosen = _Choice(root, (), {}, (), "") if kind == "torchscript" else _choose(root)
     node = chosen.node
     is_module = kind == "torchscript" or "_modules" in attributes(node)
     modules: dict[str, tuple[str, dict[str, Any]]] = {}
@@ -171,8 +180,21 @@ def _read_pickled(path: Path, kind: str) -> Contents:
         _metadata(root),
         modules=modules,
         positions=pickled.positions,
-        beside=chosen.beside,
+        others=chosen.others,
+        copies=chosen.copies,
+        aside=_aside(root),
+        configuration=configuration(root, without=_STATE),
         notes=(chosen.note,) if chosen.note else (),
+    )
+
+
+def _aside(root: Any) -> tuple[str, ...]:
+    """Return where a trainer keeps its state, such as the optimizer's averages."""
+    pairs = entries(root).items()
+    return tuple(
+        key[:100]
+        for key, value in islice(pairs, 1000)
+        if isinstance(key, str) and _STATE.search(key) and isinstance(value, dict | list | Stub)
     )
 
 
@@ -193,7 +215,8 @@ def _metadata(root: Any) -> dict[str, str | int | float]:
 class _Choice(NamedTuple):
     node: Any  # the module, or the mapping with the weights
     keys: tuple[str, ...]  # to it
-    beside: dict[str, int]
+    others: dict[str, dict[str, TensorInfo]]
+    copies: tuple[str, ...]
     note: str  # '' where everything was looked at
 
 
@@ -211,7 +234,7 @@ def _choose(root: Any) -> _Choice:
             "there may be more"
         )
     if not places:
-        return _Choice(root, (), {}, note)
+        return _Choice(root, (), {}, (), note)
     most = max(count for _, _, count in places)
 
     def rank(place: tuple[Any, tuple[str, ...], int]) -> tuple[bool, list[int], int, int]:
@@ -224,16 +247,23 @@ def _choose(root: Any) -> _Choice:
     node, keys, _ = min(places, key=rank)
     if keys:  # entries of it that are containers themselves are parts, not others
         places = [place for place in places if place[1][: len(keys)] != keys]
-    beside = {
-        ".".join(other_keys) or "the top": _count(other)
-        for other, other_keys, other_count in places
-        if other is not node and other_count > 2 and _tensors(other) != _tensors(node)
-    }
-    return _Choice(node, keys, beside, note)
+    own = _all_tensors(node)
+    others: dict[str, dict[str, TensorInfo]] = {}
+    copies = []
+    for other, other_keys, _ in places:
+        if other is node:
+            continue
+        where = ".".join(other_keys) or "the top"
+        tensors = _all_tensors(other)
+        if tensors == own:
+            copies.append(where)
+        else:
+            others[where] = tensors
+    return _Choice(node, keys, others, tuple(copies), note)
 
 
-def _count(node: Any) -> int:
-    return len(_tensors(node)) or len(_module_tensors(node, {}))
+def _all_tensors(node: Any) -> dict[str, TensorInfo]:
+    return _tensors(node) or _module_tensors(node, {})
 
 
 def _places_of_weights(root: Any) -> tuple[list[tuple[Any, tuple[str, ...], int]], bool]:

@@ -7,6 +7,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from flopprof.model.account import weights_object
 from flopprof.model.configs import text
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import detect
@@ -42,7 +43,8 @@ def file_facts(path: Path) -> dict[str, Any]:
     }
     if contents is None:
         return facts
-    return facts | _of_contents(contents) | _of_architecture(contents)
+    weights = {"weights": weights_object(contents)} if contents.tensors else {"weights": None}
+    return facts | _of_contents(contents) | _of_architecture(contents) | weights
 
 
 def _of_contents(contents: Contents) -> dict[str, Any]:
