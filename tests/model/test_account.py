@@ -2,7 +2,8 @@
 
 import argparse
 import json
-from types import SimpleNamespace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from flopprof.cli.stored import weight_lines
 from flopprof.errors import RefusedError, UnknownArchitectureError
 from flopprof.model import load_model
 from flopprof.model.account import account_of, add_up, weights_object
-from flopprof.model.contents import read_contents
+from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import detect
 from flopprof.model.pickles import TensorInfo
 from flopprof.stored import Experts
@@ -151,24 +152,13 @@ def test_what_names_do_not_tell_is_unknown_and_never_zero():
     assert [w.matmul_flops_per_position for w in unknown] == [None, None]
     assert all(w.why for w in unknown)
     assert found.matmul_flops_per_position == 2 * 2 * 3
-    lines = "\n".join(weight_lines(weights_object(SimpleNamespace(**contents(state)))))
+    lines = "\n".join(weight_lines(weights_object(contents(state))))
     assert "at least 12 matmul FLOPs" in lines
     assert "without 2 tensors of unknown use: net.linear.weight, mixer" in lines
 
 
-def contents(tensors, **more):
-    fields = {
-        "tensors": tensors,
-        "modules": {},
-        "config": {},
-        "adapter": {},
-        "wrapper_keys": (),
-        "configuration": {},
-        "others": {},
-        "copies": (),
-        "aside": (),
-    }
-    return fields | more
+def contents(tensors):
+    return Contents(Path("m.pth"), "state_dict", tensors)
 
 
 def test_a_table_that_is_also_the_head_is_multiplied_and_stored_once(tmp_path):
@@ -226,10 +216,12 @@ def test_of_experts_all_are_stored_and_those_that_run_are_told(is_stacked):
         matmul_flops_per_position=experts,
         model_flops_per_position_active=router + experts // 4,
     )
-    assert add_up(state).experts.active is None
+    without_config = add_up(state).experts
+    assert without_config is not None
+    assert without_config.active is None
 
 
-PACKED = {
+PACKED: dict[str, dict[str, Any]] = {
     # 64 inputs, 32 outputs: 2,048 weights, 4 bits each, eight in an int32
     "gptq": {"qweight": ((8, 32), "int32"), "g_idx": ((64,), "int32"), "scales": ((1, 32), "f")},
     "awq": {"qweight": ((64, 4), "int32"), "scales": ((1, 32), "f"), "qzeros": ((1, 4), "int32")},
@@ -386,7 +378,7 @@ def test_many_groups_are_added_up_by_the_beginning_of_their_paths():
         }
     )
 
-    lines = weight_lines(weights_object(SimpleNamespace(**contents(infos(net.state_dict())))))
+    lines = weight_lines(weights_object(contents(infos(net.state_dict()))))
 
     body = 2 * sum(n * (n + 1) for n in sizes)
     assert any(line.startswith("body ") and line.endswith(f"{body:,}") for line in lines)
