@@ -15,6 +15,8 @@ from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.alone import alone
 from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
 from flopprof.capture.describe import (
+    count_samples,
+    count_tokens,
     describe_environment,
     describe_source,
     describe_telemetry,
@@ -371,6 +373,8 @@ def _called(subject: Subject, settings: Settings, dtype: str) -> Called:
         train=bool(settings.train),
         tf32=settings.tf32,
         autocast=settings.autocast,
+        samples=count_samples(subject.model, subject.inputs),
+        tokens=count_tokens(subject.model, subject.inputs),
     )
 
 

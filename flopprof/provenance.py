@@ -73,6 +73,8 @@ class Called(Part, frozen=True, kw_only=True):
         train: Whether one call is a training step.
         tf32: Whether float32 products may round to TF32.
         autocast: Element type that products were cast to.
+        samples: Examples of the batch; None where the inputs do not tell.
+        tokens: Tokens of the input; None where no input is tokens.
     """
 
     dtype: str
@@ -81,6 +83,8 @@ class Called(Part, frozen=True, kw_only=True):
     train: bool = False
     tf32: bool = False
     autocast: str | None = None
+    samples: int | None = None
+    tokens: int | None = None
 
 
 class DeviceFacts(Part, frozen=True, kw_only=True):

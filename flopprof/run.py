@@ -20,6 +20,7 @@ from flopprof.saved import NAMES, SavedTables, read_provenance, regular_file
 from flopprof.units import safe_text
 
 if TYPE_CHECKING:
+    from flopprof.report.figures import Figures
     from flopprof.report.misses import Missed
 
 SCHEMA_VERSION = 1
@@ -188,6 +189,13 @@ class Run:
         from flopprof.report.misses import missed  # a convenience: report sees run, not vice versa
 
         return missed(self)
+
+    @property
+    def figures(self) -> "Figures":
+        """The figures that people decide by: throughput, utilisation, what holds the time."""
+        from flopprof.report.figures import figures  # as above
+
+        return figures(self)
 
     @property
     def unknown_ops(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 import datetime
 import platform
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 _CONTAINERS = ("ModuleList", "ModuleDict")  # are never called themselves
+_NOT_TOKENS = re.compile("mask|position|type|label|target|length")  # in names of inputs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,45 @@ def describe_source(model: "nn.Module", module_calls: "pd.DataFrame", origin: Or
         weights=origin.weights,
         never_called=tuple(never_called),
     )
+
+
+def count_samples(model: "nn.Module", inputs: Inputs) -> int | None:
+    """Return the examples of the batch: the first size that all inputs share; None if unsure.
+
+    A tensor of one dimension may be a batch or an example, and says nothing. The batch is the
+    second size where the model's first layer of a kind that knows both orders says so.
+    """
+    from torch.nn.utils.rnn import PackedSequence
+
+    packed = [value for value in inputs.args if isinstance(value, PackedSequence)]
+    if packed:
+        return int(packed[0].batch_sizes[0])
+    shaped = [tensor for tensor in inputs.tensors if not tensor.is_nested and tensor.dim() >= 2]
+    place = 1 if _is_sequence_first(model) and all(t.dim() == 3 for t in shaped) else 0
+    sizes = {int(tensor.shape[place]) for tensor in shaped}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_sequence_first(model: "nn.Module") -> bool:
+    orders = (getattr(module, "batch_first", None) for module in model.modules())
+    return next((not order for order in orders if order is not None), False)
+
+
+def count_tokens(model: "nn.Module", inputs: Inputs) -> int | None:
+    """Return the tokens of the first input of whole numbers, [batch, length]; None without one.
+
+    Masks, positions and labels are no tokens, and a model without an embedding reads none.
+    """
+    import torch
+
+    if not any(isinstance(module, torch.nn.Embedding) for module in model.modules()):
+        return None
+    named = [*(("", value) for value in inputs.args), *inputs.kwargs.items()]
+    for name, value in named:
+        is_ids = isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
+        if is_ids and value.dim() == 2 and not _NOT_TOKENS.search(name):
+            return value.numel()
+    return None
 
 
 def describe_environment() -> Environment:

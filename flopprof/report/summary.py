@@ -18,6 +18,7 @@ from flopprof.provenance import (
     TraceFacts,
     TraceProvenance,
 )
+from flopprof.report.figures import Figures, main_roofline
 from flopprof.run import Run, Totals
 from flopprof.units import (
     UNKNOWN,
@@ -78,7 +79,8 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         lines += [("Phases", _phases(phases))]
     if isinstance(provenance, CallProvenance) and is_timed(run):
         lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
-        lines += [("Coverage", _coverage(run)), *_compiled(provenance, float(totals.flops))]
+        lines += [*_figures(run.figures, run.provenance.wall_us), ("Coverage", _coverage(run))]
+        lines += _compiled(provenance, float(totals.flops))
     if isinstance(provenance, CallProvenance) and provenance.telemetry:
         lines += [("Telemetry", _telemetry(run, provenance.telemetry))]
     lines += [("Verdicts", _verdicts(run))]
@@ -128,6 +130,7 @@ def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str
         text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
         text += f"device busy {duration(facts.device_busy_us)} of {duration(facts.span_us)}"
         lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
+        lines += _figures(run.figures, facts.span_us)
     text = f"FLOPs are known for {percent(totals.coverage_frac)} of the time; "
     if len(run.kernels):
         hidden = 1 - facts.linked_kernel_time_frac
@@ -319,15 +322,29 @@ def _rate(run: Run, flops_per_s: float) -> str:
     )
 
 
-def main_roofline(run: Run) -> Any:
-    """Return the row of the run's dtype × matmul × main memory, or None."""
-    roofs = run.rooflines
-    roofs = roofs[
-        (roofs["dtype"] == run.provenance.called.dtype)
-        & (roofs["unit"] == "tensor")
-        & roofs["memory_level"].isin(("DRAM", "HBM"))
-    ]
-    return next(roofs.itertuples(index=False), None)
+def _figures(of_run: Figures, wall_us: float) -> list[tuple[str, str]]:
+    """Return throughput and utilisation, and what holds the time, as far as they are known."""
+    parts = []
+    if of_run.samples_per_s > 0:
+        parts.append(f"{three_digits(of_run.samples_per_s)} samples/s")
+    if of_run.tokens_per_s > 0:
+        parts.append(f"{three_digits(of_run.tokens_per_s)} tokens/s")
+    if of_run.mfu_frac > 0:
+        parts.append(f"MFU {percent(of_run.mfu_frac)}")
+    if of_run.hfu_frac > of_run.mfu_frac:
+        parts.append(f"HFU {percent(of_run.hfu_frac)}")
+    if of_run.mbu_frac > 0:
+        parts.append(f"MBU {percent(of_run.mbu_frac)}")
+    if of_run.energy_per_sample_j > 0:
+        parts.append(f"{si(of_run.energy_per_sample_j, 'J')} per sample")
+    lines = [("Figures", ", ".join(parts))] if parts else []
+    if of_run.held_frac and of_run.attainable_wall_us > 0:
+        held = sorted(of_run.held_frac.items(), key=lambda pair: -pair[1])
+        shares = ", ".join(f"{name} {percent(frac)}" for name, frac in held if frac > 0)
+        text = f"{shares} of the time; at its roofs it would take "
+        text += f"{duration(of_run.attainable_wall_us)} of {duration(wall_us)}"
+        lines.append(("Bound", text))
+    return lines
 
 
 def _coverage(run: Run) -> str:
