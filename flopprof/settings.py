@@ -33,6 +33,8 @@ class Options(TypedDict, total=False):
     formulas: str | Path | None
     trust: "bool | Trust"
     input: str | Sequence[str] | None
+    batch: int | None
+    input_size: int | None
     train: "Train"
     loss: "str | Callable[[Any], Tensor] | None"
     optimizer: str
@@ -63,6 +65,8 @@ class Settings:
         trust: Whether the file may run code when it is loaded.
         input: Specs of the inputs, "1x3x224x224" or ["ids=1x128:int64:0-999", …]; the
             architecture's own unless given.
+        batch: Batch of these inputs, in place of their own first size.
+        input_size: Height and width of these inputs, where they are pictures.
         train: Whether to take a training step: forward, loss (the sum of the outputs), backward
             and an SGD step; or a `Training` that says which loss and optimizer; or a function of
             model and inputs that takes a whole step of one's own: accumulation, scaler, EMA.
@@ -89,6 +93,8 @@ class Settings:
     formulas: str | Path | None = None
     trust: "bool | Trust" = False
     input: str | Sequence[str] | None = None
+    batch: int | None = None
+    input_size: int | None = None
     train: "Train" = False
     loss: "str | Callable[[Any], Tensor] | None" = None
     optimizer: str = "sgd"
@@ -109,6 +115,10 @@ class Settings:
             UsageError: A number is out of range, an autocast is not known, or an option of
                 training is given without it.
         """
+        for name in ("batch", "input_size"):
+            size = getattr(self, name)
+            if size is not None:
+                _check_least(name.replace("_", "-"), size, 1)
         _check_least("repeats", self.repeats, 1)
         _check_least("warmup", self.warmup, 0)
         _check_least("traces", self.traces, 1)

@@ -11,6 +11,7 @@ from flopprof.capture.describe import Origin
 from flopprof.capture.training import Training
 from flopprof.errors import UsageError
 from flopprof.model.inputs import make_inputs, parse_input
+from flopprof.model.resize import resized
 from flopprof.provenance import Alternative
 from flopprof.settings import Settings
 
@@ -61,10 +62,15 @@ def find_subject(
         from flopprof.formulas.external import load_formulas
 
         load_formulas(settings.formulas)
+    if inputs is not None and (settings.batch or settings.input_size):
+        raise UsageError(
+            "batch and input_size change inputs that are not given, and these are",
+            remedy="give inputs of that size, or leave them out",
+        )
     if isinstance(what, Subject):
         return what
     if not isinstance(what, str | Path):
-        specs = settings.input_specs
+        specs = resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
         given = " ".join(specs) if inputs is None and specs else inputs
         return Subject(what, as_inputs(given, kwargs, what))
     from flopprof.model import load_model
@@ -125,6 +131,7 @@ def _inputs_of_file(loaded: "Loaded", settings: Settings, device: str) -> tuple[
                 remedy="give its shape, such as --input 1x3x224x224",
             )
         texts = hint.split()
+    texts = resized(texts, batch=settings.batch, input_size=settings.input_size)
     specs = [parse_input(text) for text in texts]
     specs = [
         replace(spec, dtype=loaded.dtype) if spec.dtype == "float32" else spec for spec in specs

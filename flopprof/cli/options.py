@@ -71,6 +71,12 @@ def _add_input(parser: ArgumentParser) -> None:
         f"random values, seed {SEED}",
     )
     parser.add_argument(
+        "--batch", type=int, metavar="N", help="batch of the inputs, in place of their first size"
+    )
+    parser.add_argument(
+        "--input-size", type=int, metavar="N", help="height and width of the inputs, if pictures"
+    )
+    parser.add_argument(
         "--dtype", help="cast model and inputs: float32, bfloat16, … (default: as is)"
     )
     parser.add_argument(
@@ -184,6 +190,8 @@ def settings_of(args: Namespace) -> "Settings":
         formulas=args.formulas,
         trust=Trust(args.trust_sha256, contained=True) if trusted else False,
         input=args.input,
+        batch=args.batch,
+        input_size=args.input_size,
         train=args.train,
         loss=args.loss,
         optimizer=args.optimizer,

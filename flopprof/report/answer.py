@@ -225,6 +225,7 @@ class Answer(Part, frozen=True, kw_only=True):
 
 Block = Callable[[Run], Any]
 JSON_BLOCKS: Registry[Block] = Registry("JSON block")
+JSON_FIELDS: Registry[Block] = Registry("set of JSON fields")
 
 
 def json_block(name: str) -> Callable[[Block], Block]:
@@ -239,9 +240,20 @@ def json_block(name: str) -> Callable[[Block], Block]:
 
 
 def blocks_of(run: Run) -> dict[str, Any]:
-    """Return what every registered block says of the run, as plain values."""
+    """Return what every registered block and set of fields says of the run, as plain values."""
     import_all("flopprof.report")
-    return {name: plain(block(run)) for name, block in JSON_BLOCKS.items()}
+    fields: dict[str, Any] = {}
+    for fill in dict(JSON_FIELDS.items()).values():
+        fields |= plain(fill(run))
+    return fields | {name: plain(block(run)) for name, block in JSON_BLOCKS.items()}
+
+
+def json_fields(block: Block) -> Block:
+    """Register a function from a run to a struct whose fields stand in the object beside others.
+
+    The fields' descriptions are the struct's. Its name here is the function's.
+    """
+    return JSON_FIELDS.register(block.__name__)(block)
 
 
 def is_count(name: str) -> bool:
@@ -253,12 +265,17 @@ def schema() -> dict[str, Any]:
     """Return the JSON Schema of what is printed: an answer, or a failure."""
     import_all("flopprof.report")
     blocks = dict(JSON_BLOCKS.items())
+    beside = [get_type_hints(fill)["return"] for _, fill in JSON_FIELDS.items()]
     types = [Answer, Failure, *(get_type_hints(block)["return"] for block in blocks.values())]
-    references, components = msgspec.json.schema_components(types)
+    references, components = msgspec.json.schema_components([*types, *beside])
     for component in components.values():
         _describe_fields(component)
     answer = components["Answer"]
-    for (name, block), reference in zip(blocks.items(), references[2:], strict=True):
+    for fields in beside:
+        described = components.pop(fields.__name__)
+        answer["properties"] |= described["properties"]
+        answer["required"] += described["required"]
+    for (name, block), reference in zip(blocks.items(), references[2 : len(types)], strict=True):
         sentence = " ".join((block.__doc__ or "").split("\n\n")[0].split())
         answer["properties"][name] = {"description": sentence, **reference}
         answer["required"].append(name)

@@ -4,21 +4,23 @@ They are made of sites, ceilings and times alone, so every saved run has them.
 """
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from msgspec import Meta
 
 from flopprof.judge.roofs import MAIN_LEVELS
-from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance
+from flopprof.provenance import CallProvenance, CountProvenance, Part, TraceProvenance
+from flopprof.report.answer import Share, json_fields
 from flopprof.run import Run
+
+Amount = Annotated[float, Meta(ge=0)]
 
 HOLDERS = ("compute", "memory", "overhead", "unknown")
 """What may hold time: a roof, neither of them, or what has no known roof."""
 
 
-@dataclass(frozen=True, slots=True)
-class Figures:
+class Figures(Part, frozen=True, kw_only=True):
     """Figures of one call, or of a trace's whole span; NaN is not known.
 
     Attributes:
@@ -26,7 +28,6 @@ class Figures:
         tokens_per_s: The same for tokens, where an input is tokens.
         flops_per_sample: FLOPs over the examples of the batch.
         flops_per_token: FLOPs over the tokens of the input.
-        achieved_flops_per_s: FLOPs over wall time.
         achieved_bytes_per_s: Compulsory bytes over wall time.
         mfu_frac: Model FLOPs utilisation: the matmul FLOPs of the mathematics (what is recomputed
             is not among them), over wall time, over the matmul ceiling of the run's type.
@@ -40,28 +41,27 @@ class Figures:
         held_frac: Share of the time that each of `HOLDERS` holds; empty without times.
     """
 
-    samples_per_s: float
-    tokens_per_s: float
-    flops_per_sample: float
-    flops_per_token: float
-    achieved_flops_per_s: float
-    achieved_bytes_per_s: float
-    mfu_frac: float
-    hfu_frac: float
-    mbu_frac: float
-    overhead_frac: float
-    launches: float
-    energy_per_sample_j: float
-    attainable_wall_us: float
-    held_frac: dict[str, float]
+    samples_per_s: Amount
+    tokens_per_s: Amount
+    flops_per_sample: Amount
+    flops_per_token: Amount
+    achieved_bytes_per_s: Amount
+    mfu_frac: Amount
+    hfu_frac: Amount
+    mbu_frac: Amount
+    overhead_frac: Share
+    launches: Amount
+    energy_per_sample_j: Amount
+    attainable_wall_us: Amount
+    held_frac: dict[str, Share]
 
 
+@json_fields
 def figures(run: Run) -> Figures:
     """Return the figures of a run."""
     called = run.provenance.called
     samples = _number(called.samples)
     tokens = _number(called.tokens)
-    flops = _timed_flops(run)
     spent_us = spent_wall_us(run)
     matmul = _matmul_flops(run)
     peak = peak_flops_per_s(run)
@@ -72,7 +72,6 @@ def figures(run: Run) -> Figures:
         tokens_per_s=_rate(tokens, spent_us),
         flops_per_sample=_ratio(counted, samples),
         flops_per_token=_ratio(counted, tokens),
-        achieved_flops_per_s=_rate(flops, spent_us),
         achieved_bytes_per_s=_rate(moved, spent_us),
         mfu_frac=_ratio(_rate(matmul["mathematics"], spent_us), peak),
         hfu_frac=_ratio(_rate(matmul["executed"], spent_us), peak),
@@ -116,13 +115,6 @@ def _bandwidth(run: Run) -> float:
     return float(main.max())
 
 
-def _timed_flops(run: Run) -> float:
-    """Return the FLOPs that rates are made of: of a trace, those that have a time in it."""
-    totals = run.totals
-    untimed = totals.untimed_flops if run.recorded_elsewhere else 0
-    return float(totals.flops - untimed)
-
-
 def _matmul_flops(run: Run) -> dict[str, float]:
     """Return matmul FLOPs with and without those that are computed again."""
     sites = run.sites
@@ -160,7 +152,7 @@ def _energy_j(run: Run) -> float:
 
 
 def _describes_the_timed_call(run: Run) -> bool:
-    """Return whether the sites are of the call that was timed: a compiled call's are the eager's."""
+    """Return whether the sites are of the timed call: of a compiled one they are the eager's."""
     provenance = run.provenance
     if isinstance(provenance, CountProvenance):
         return False
@@ -202,7 +194,7 @@ def _attainable_wall_us(run: Run) -> float:
     if not _describes_the_timed_call(run) or not run.sites["time_us"].gt(0).any():
         return math.nan
     sites = run.sites
-    times_us = sites["time_us"].fillna(0.0).to_numpy()
+    times_us = sites["time_us"].fillna(0.0).to_numpy() * _untraced_share(run)
     by_flops_us = (sites["flops"] / sites["attainable_flops_per_s"]).to_numpy() * 1e6
     by_bytes_us = (sites["min_bytes"] / _bandwidth(run)).to_numpy() * 1e6
     at_roof_us = np.where((sites["flops"] == 0).to_numpy(), by_bytes_us, by_flops_us)
@@ -213,6 +205,16 @@ def _attainable_wall_us(run: Run) -> float:
         ranks = max(len(run.provenance.ranks), 1)
     attainable_us = float(np.fmin(at_roof_us, times_us).sum()) / ranks
     return min(attainable_us, spent_wall_us(run) / ranks)
+
+
+def _untraced_share(run: Run) -> float:
+    """Return what part of a site's time a bare call spends there: tracing lengthens host time."""
+    provenance = run.provenance
+    if len(run.kernels) or not isinstance(provenance, CallProvenance):
+        return 1.0
+    traced_us = float(run.sites["time_us"].sum()) + provenance.timing.host_overhead_us
+    share = _ratio(provenance.wall_us, traced_us)
+    return min(share, 1.0) if share > 0 else 1.0
 
 
 def _number(count: int | None) -> float:

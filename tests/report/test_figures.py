@@ -77,7 +77,6 @@ def test_rates_are_over_the_wall_time_of_a_bare_call():
     assert result.tokens_per_s == pytest.approx(640_000)
     assert result.flops_per_sample == 10_000
     assert result.flops_per_token == 625
-    assert result.achieved_flops_per_s == pytest.approx(4e8)  # 40,000 / 100 µs
     assert result.achieved_bytes_per_s == pytest.approx(2e7)  # 2,000 B / 100 µs
 
 
@@ -136,7 +135,6 @@ def test_without_a_ceiling_nothing_is_said_of_it():
     assert math.isnan(result.mfu_frac)
     assert math.isnan(result.mbu_frac)
     assert math.isnan(result.attainable_wall_us)
-    assert result.achieved_flops_per_s == pytest.approx(4e8)
 
 
 def test_a_ceiling_that_is_not_valid_is_none():
@@ -173,7 +171,7 @@ def test_a_count_has_no_rates_and_no_times():
 
     # 2·8·64·32 matmul and 8·32 vector FLOPs over 8 examples.
     assert result.flops_per_sample == 2 * 64 * 32 + 32
-    names = [name for name in Figures.__dataclass_fields__ if name.endswith(("_per_s", "_us"))]
+    names = [name for name in Figures.__struct_fields__ if name.endswith(("_per_s", "_us"))]
     assert all(math.isnan(getattr(result, name)) for name in names)
     assert result.held_frac == {}
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from flopprof.cli import main
+from flopprof.report import answer
 from flopprof.report.answer import JSON_BLOCKS, json_block, schema
 from flopprof.report.json import to_object
 from flopprof.run import SCHEMA_VERSION, Run
@@ -185,3 +186,10 @@ def test_a_block_is_in_the_object_and_in_the_schema():
 def test_a_block_takes_no_name_of_a_field(name):
     with pytest.raises(ValueError, match=f"has a field '{name}'"):
         json_block(name)
+
+
+def test_the_schema_that_is_kept_beside_the_types_is_theirs():
+    # python -m flopprof report --schema > flopprof/report/schema.json
+    kept = Path(answer.__file__).with_name("schema.json")
+
+    assert json.loads(kept.read_text()) == SCHEMA

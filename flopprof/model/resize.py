@@ -1,0 +1,49 @@
+"""Change the batch or the picture's size of input specs, "1x3x224x224" to "8x3x160x160"."""
+
+import re
+from collections.abc import Sequence
+
+from flopprof.errors import UsageError
+
+_SHAPED = re.compile(r"(?P<name>\w+=)?(?P<sizes>\d+(?:[x×X,]\d+)*)(?P<rest>(?::.*)?)")
+
+
+def resized(
+    texts: Sequence[str], *, batch: int | None = None, input_size: int | None = None
+) -> list[str]:
+    """Return the specs with another batch, or other height and width.
+
+    Args:
+        texts: Specs of the inputs, `[name=]shape[:dtype…]`; those without a shape stay.
+        batch: First size of the first input, and of each that has the same first size.
+        input_size: Height and width of each input of four sizes.
+
+    Raises:
+        UsageError: No input has such a size.
+    """
+    parsed = [_SHAPED.fullmatch(text) for text in texts]
+    shapes = [_sizes(match) if match else [] for match in parsed]
+    if batch is not None:
+        leading = next((shape[0] for shape in shapes if shape), None)
+        if leading is None:
+            raise UsageError("no input has a batch", remedy="leave out --batch")
+        shapes = [[batch, *s[1:]] if s and s[0] == leading else s for s in shapes]
+    if input_size is not None:
+        if not any(len(shape) == 4 for shape in shapes):
+            raise UsageError(
+                f"no input is a batch of pictures: {', '.join(texts) or 'there is none'}",
+                remedy="leave out --input-size, or give --input",
+            )
+        shapes = [[*s[:2], input_size, input_size] if len(s) == 4 else s for s in shapes]
+    return [
+        _spelled(match, shape) if match else text
+        for text, match, shape in zip(texts, parsed, shapes, strict=True)
+    ]
+
+
+def _sizes(match: re.Match[str]) -> list[int]:
+    return [int(size) for size in re.split("[x×X,]", match["sizes"])]
+
+
+def _spelled(match: re.Match[str], shape: Sequence[int]) -> str:
+    return f"{match['name'] or ''}{'x'.join(map(str, shape))}{match['rest']}"
