@@ -105,7 +105,7 @@ def count_tokens(model: "nn.Module", inputs: Inputs) -> int | None:
     for name, value in named:
         is_ids = isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
         if is_ids and value.dim() == 2 and not _NOT_TOKENS.search(name):
-            return value.numel()
+            return int(value.numel())
     return None
 
 

@@ -13,7 +13,7 @@ The type that it returns (structs, lists, dictionaries) and its docstring are th
 
 import re
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -224,6 +224,7 @@ class Answer(Part, frozen=True, kw_only=True):
 
 
 Block = Callable[[Run], Any]
+AnyBlock = TypeVar("AnyBlock", bound=Block)
 JSON_BLOCKS: Registry[Block] = Registry("JSON block")
 JSON_FIELDS: Registry[Block] = Registry("set of JSON fields")
 
@@ -248,12 +249,13 @@ def blocks_of(run: Run) -> dict[str, Any]:
     return fields | {name: plain(block(run)) for name, block in JSON_BLOCKS.items()}
 
 
-def json_fields(block: Block) -> Block:
+def json_fields(block: AnyBlock) -> AnyBlock:
     """Register a function from a run to a struct whose fields stand in the object beside others.
 
     The fields' descriptions are the struct's. Its name here is the function's.
     """
-    return JSON_FIELDS.register(block.__name__)(block)
+    JSON_FIELDS.register(block.__name__)(block)
+    return block
 
 
 def is_count(name: str) -> bool:

@@ -6,6 +6,7 @@ import torch
 import flopprof
 from flopprof.errors import UsageError
 from flopprof.model.resize import resized
+from flopprof.settings import Settings
 
 
 @pytest.mark.parametrize(
@@ -51,4 +52,4 @@ def test_inputs_that_are_given_are_not_changed_in_silence():
 @pytest.mark.parametrize("name", ["batch", "input_size"])
 def test_a_size_of_nothing_is_refused(name):
     with pytest.raises(UsageError, match=name.replace("_", "-")):
-        flopprof.count_flops("torchvision:alexnet", **{name: 0})
+        Settings.of({name: 0})  # type: ignore[misc]
