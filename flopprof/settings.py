@@ -35,6 +35,7 @@ class Options(TypedDict, total=False):
     input: str | Sequence[str] | None
     batch: int | None
     input_size: int | None
+    input_from: str | None
     train: "Train"
     loss: "str | Callable[[Any], Tensor] | None"
     optimizer: str
@@ -63,8 +64,10 @@ class Settings:
         dtype: Element type to cast the model and its inputs to.
         formulas: File with formulas for ops and modules of one's own.
         trust: Whether the file may run code when it is loaded.
-        input: Specs of the inputs, "1x3x224x224" or ["ids=1x128:int64:0-999", …]; the
-            architecture's own unless given.
+        input: Specs of the inputs, "1x3x224x224" or ["ids=1x128:int64:0-999", "sr=16000", …];
+            the architecture's own unless given.
+        input_from: "FILE.py:FUNCTION" that returns them: a tensor, a tuple, a dict of keyword
+            inputs, or (args, kwargs).
         batch: Batch of these inputs, in place of their own first size.
         input_size: Height and width of these inputs, where they are pictures.
         train: Whether to take a training step: forward, loss (the sum of the outputs), backward
@@ -95,6 +98,7 @@ class Settings:
     input: str | Sequence[str] | None = None
     batch: int | None = None
     input_size: int | None = None
+    input_from: str | None = None
     train: "Train" = False
     loss: "str | Callable[[Any], Tensor] | None" = None
     optimizer: str = "sgd"
@@ -133,6 +137,8 @@ class Settings:
             raise UsageError("--loss is given without --train", remedy="add --train")
         if not self.train and self.optimizer != "sgd":
             raise UsageError("--optimizer is given without --train", remedy="add --train")
+        if self.input and self.input_from:
+            raise UsageError("--input and --input-from are both given", remedy="give one of them")
         _ = self.arguments  # raises where --arch-args says none
 
     @property
@@ -161,7 +167,9 @@ class Settings:
     def input_specs(self) -> list[str]:
         """The specs of the inputs, one each; none where the architecture's own are wanted."""
         if isinstance(self.input, str):
-            return self.input.split()
+            from flopprof.model.inputs import split_specs
+
+            return split_specs(self.input)
         return list(self.input or ())
 
 

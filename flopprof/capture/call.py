@@ -126,14 +126,11 @@ def as_inputs(inputs: Any, kwargs: Mapping[str, Any] | None, model: "nn.Module")
         return Inputs((inputs,), named)
     if isinstance(inputs, Mapping):
         return Inputs((), {**inputs, **named})
-    sizes = inputs if are_sizes(inputs) else [inputs]
-    if isinstance(inputs, str) or is_size(sizes[0]):
-        from flopprof.model.inputs import make_inputs, parse_input
+    if isinstance(inputs, str) or is_size(inputs) or are_sizes(inputs):
+        from flopprof.model.inputs import make_inputs, specs_of
 
         device, dtype = home(model)
-        texts = [size if isinstance(size, str) else "x".join(map(str, size)) for size in sizes]
-        specs = [parse_input(text) for text in texts]
-        args, by_name = make_inputs(specs, device=device, dtype=dtype, seed=SEED)
+        args, by_name = make_inputs(specs_of(inputs), device=device, dtype=dtype, seed=SEED)
         return Inputs(args, {**by_name, **named})
     if inputs is None or isinstance(inputs, tuple | list):
         return Inputs(tuple(inputs or ()), named)
@@ -340,10 +337,11 @@ def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> Flopprof
             remedy=f"give {refused} another shape, dtype or range: "
             "--input [NAME=]SHAPE[:DTYPE[:LOW-HIGH]]",
         )
-    return ModelError(
-        f"the model raised while running on {inputs.text}: {what}",
-        remedy="check that it runs on this input without flopprof, or give another --input",
-    )
+    remedy = "check that it runs on this input without flopprof, or give another --input"
+    lone = next((leaf for leaf in inputs.leaves if type(leaf) is int), None)
+    if lone is not None and isinstance(error, TypeError | AttributeError):
+        remedy = f"{lone} is a number: for a tensor of as many elements, --input {lone}:float32"
+    return ModelError(f"the model raised while running on {inputs.text}: {what}", remedy=remedy)
 
 
 def _refused(inputs: Inputs, error: BaseException) -> str:
@@ -373,49 +371,6 @@ def _refused(inputs: Inputs, error: BaseException) -> str:
 
 def _module(frame: FrameType) -> str:
     return str(frame.f_globals.get("__name__"))
-
-
-def guess_input(model: "nn.Module") -> str | None:
-    """Return an input that the model's first layer with weights takes, as a spec; None if unsure.
-
-    Each guess is tried on the meta device, where the model can be run there.
-    """
-    import torch
-
-    twin = meta_twin(model)
-    for spec in _guesses(model):
-        if twin is None:
-            return spec
-        inputs = as_inputs(spec, None, model).to("meta")
-        try:
-            with torch.no_grad():
-                inputs.call(twin.eval())
-        except Exception:  # whatever its code says to an input that it does not take
-            continue
-        return spec
-    return None
-
-
-def _guesses(model: "nn.Module") -> list[str]:
-    for module in model.modules():
-        weight = getattr(module, "weight", None)
-        if weight is None or not hasattr(weight, "shape"):
-            continue
-        kind = getattr(module, "original_name", type(module).__name__)
-        shape = weight.shape
-        channels = shape[1] * int(getattr(module, "groups", 1)) if len(shape) > 1 else 0
-        if kind == "Conv2d":
-            return [f"1x{channels}x{side}x{side}" for side in (224, 299, 64, 32, 28)]
-        if kind == "Conv1d":
-            return [f"1x{channels}x{length}" for length in (1024, 16_000)]
-        if kind == "Conv3d":
-            return [f"1x{channels}x16x112x112"]
-        if kind == "Embedding":
-            return [f"1x{length}:int64:0-{shape[0]}" for length in (128, 16)]
-        if kind == "Linear":
-            return [f"1x{channels}", f"1x16x{channels}"]
-        return []
-    return []
 
 
 def autocasting(call: Call, device: str, dtype: str) -> Call:

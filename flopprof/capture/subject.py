@@ -2,15 +2,16 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopprof.capture.call import SEED, Inputs, as_inputs, guess_input
+from flopprof.capture.call import SEED, Inputs, as_inputs
 from flopprof.capture.describe import Origin
+from flopprof.capture.guess import guess_input
 from flopprof.capture.training import Training
 from flopprof.errors import UsageError
-from flopprof.model.inputs import make_inputs, parse_input
+from flopprof.model.inputs import make_inputs, parse_input, with_floats
 from flopprof.model.resize import resized
 from flopprof.provenance import Alternative
 from flopprof.settings import Settings
@@ -70,6 +71,8 @@ def find_subject(
     if isinstance(what, Subject):
         return what
     if not isinstance(what, str | Path):
+        if inputs is None and settings.input_from:
+            return Subject(what, inputs_from(settings.input_from, kwargs, what))
         specs = resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
         given = " ".join(specs) if inputs is None and specs else inputs
         return Subject(what, as_inputs(given, kwargs, what))
@@ -117,29 +120,85 @@ def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_sou
 
 def _inputs_of_file(loaded: "Loaded", settings: Settings, device: str) -> tuple[Inputs, str]:
     """Return inputs for a loaded model, and where they come from."""
+    if settings.input_from:
+        given = inputs_from(settings.input_from, None, loaded.model)
+        return _cast(given, settings.dtype).to(_home(loaded, device)), "--input-from"
     texts = settings.input_specs
     source = "--input"
-    if not texts:
-        hint = loaded.input_hint
+    if not texts and loaded.input_hint:
+        texts = loaded.input_hint.split()
         source = f"canonical for {loaded.architecture}"
-        if hint is None:
-            hint = guess_input(loaded.model)
-            source = "rule: what its first layer takes"
-        if hint is None:
+    if not texts:
+        guess = guess_input(loaded.model)
+        if guess.spec is None:
             raise UsageError(
-                f"nothing says which input {loaded.architecture} takes",
-                remedy="give its shape, such as --input 1x3x224x224",
+                f"nothing says which input {loaded.architecture} takes: {guess.reason}",
+                remedy=f"give its shape, such as {guess.example}; or what a function returns: "
+                "--input-from FILE.py:FUNCTION",
             )
-        texts = hint.split()
+        texts = guess.spec.split()
+        source = f"rule: {guess.reason}"
     texts = resized(texts, batch=settings.batch, input_size=settings.input_size)
-    specs = [parse_input(text) for text in texts]
-    specs = [
-        replace(spec, dtype=loaded.dtype) if spec.dtype == "float32" else spec for spec in specs
-    ]
-    if device == "meta":
-        device = next((str(tensor.device) for tensor in loaded.model.parameters()), "cpu")
-    positional, named = make_inputs(specs, device=device, dtype=settings.dtype, seed=SEED)
+    specs = [with_floats(parse_input(part), loaded.dtype) for part in texts]
+    where = _home(loaded, device)
+    positional, named = make_inputs(specs, device=where, dtype=settings.dtype, seed=SEED)
     return Inputs(positional, named), source
+
+
+def _home(loaded: "Loaded", device: str) -> str:
+    """Return where the inputs go: on meta only if the model's parameters are there."""
+    if device != "meta":
+        return device
+    return next((str(tensor.device) for tensor in loaded.model.parameters()), "cpu")
+
+
+def _cast(inputs: Inputs, dtype: str | None) -> Inputs:
+    """Return the inputs with every floating tensor as `dtype`, where one is asked for."""
+    import torch
+    from torch.utils._pytree import tree_map
+
+    if dtype is None:
+        return inputs
+
+    def cast(value: Any) -> Any:
+        is_floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.to(getattr(torch, dtype)) if is_floating else value
+
+    return Inputs(*tree_map(cast, (inputs.args, dict(inputs.kwargs))))
+
+
+def inputs_from(spec: str, kwargs: Mapping[str, Any] | None, model: "nn.Module") -> Inputs:
+    """Return what the function FILE.py:FUNCTION makes as inputs.
+
+    It takes no arguments, and returns a tensor, a tuple of inputs, a dict of keyword inputs, or
+    both as (args, kwargs). Torch's random state is seeded for it, and goes back.
+
+    Raises:
+        UsageError: There is no such function.
+        ModelError: It raised.
+    """
+    import torch
+
+    from flopprof.model.usercode import find_function, foreign_code
+
+    function = find_function(spec, "--input-from")
+    with torch.random.fork_rng(devices=[]), foreign_code(f"--input-from {spec}"):
+        torch.default_generator.manual_seed(SEED)
+        made = function()
+    if _are_both(made):
+        return as_inputs(tuple(made[0]), {**made[1], **(kwargs or {})}, model)
+    if not isinstance(made, dict | tuple | list):
+        made = (made,)
+    if isinstance(made, tuple | list):
+        return Inputs(tuple(made), dict(kwargs or {}))
+    return as_inputs(made, kwargs, model)
+
+
+def _are_both(made: Any) -> bool:
+    """Return whether these are positional and keyword inputs: (args, kwargs)."""
+    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], tuple | list):
+        return False
+    return isinstance(made[1], dict) and all(isinstance(key, str) for key in made[1])
 
 
 def training_of(settings: Settings) -> Training | None:

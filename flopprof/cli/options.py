@@ -65,9 +65,11 @@ def _add_input(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         action="append",
-        metavar="[NAME=]SHAPE[:DTYPE]",
-        help="1x3x224x224, 1x3x224x224:float16, ids=1x128:int64:0-999 (values from 0 to 999); "
-        "again for each further input (default: the architecture's own size, batch 1); "
+        metavar="[NAME=]VALUE",
+        help="a tensor: 1x3x224x224, 1x3x224x224:float16, ids=1x128:int64:0-999 (values from 0 to "
+        "999, both included), t=():int64 (without dimensions), t=tensor(5); or a value: sr=16000, "
+        "flag=True, x=None, \"mode='fast'\", [1x3x8x8,1x3x4x4], {a:1x3,b:2}; again for each "
+        "further input (default: the architecture's own, or what its first layer takes); "
         f"random values, seed {SEED}",
     )
     parser.add_argument(
@@ -75,6 +77,12 @@ def _add_input(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--input-size", type=int, metavar="N", help="height and width of the inputs, if pictures"
+    )
+    parser.add_argument(
+        "--input-from",
+        metavar="FILE.py:FUNCTION",
+        help="function that returns the inputs: a tensor, a tuple, a dict of keyword inputs, or "
+        "(args, kwargs)",
     )
     parser.add_argument(
         "--dtype", help="cast model and inputs: float32, bfloat16, … (default: as is)"
@@ -192,6 +200,7 @@ def settings_of(args: Namespace) -> "Settings":
         input=args.input,
         batch=args.batch,
         input_size=args.input_size,
+        input_from=args.input_from,
         train=args.train,
         loss=args.loss,
         optimizer=args.optimizer,

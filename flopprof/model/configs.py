@@ -86,8 +86,8 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
     """Return the inputs that a model of transformers of this configuration takes, as specs."""
     words_of = section(config, "text_config")
     vision = section(config, "vision_config")
-    words = number(words_of, "vocab_size", default=1000)
-    ids = f"1x{_length(words_of, *_POSITIONS)}:int64:0-{words}"
+    last_word = number(words_of, "vocab_size", default=1000) - 1
+    ids = f"1x{_length(words_of, *_POSITIONS)}:int64:0-{last_word}"
     channels = number(vision, "num_channels", "in_channels", default=3)
     pixels = f"pixel_values=1x{channels}x{'x'.join(map(str, image_size(vision)))}"
     inputs = {
@@ -108,7 +108,7 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
         specs = f"input_ids={ids} {pixels}"
     if specs and config.get("is_encoder_decoder") is True:
         length = _length(words_of, *_DECODER_POSITIONS)
-        specs += f" decoder_input_ids=1x{length}:int64:0-{words}"
+        specs += f" decoder_input_ids=1x{length}:int64:0-{last_word}"
     return specs
 
 

@@ -15,10 +15,6 @@ from flopprof.model.spelling import CodeName
 from flopprof.model.usercode import pip_name
 from flopprof.units import safe_text
 
-_TOKENS_OF_CLIP = (
-    "1x77:int64:0-49407"  # the first id that does not occur is one less than its 49408
-)
-
 
 class Entry(NamedTuple):
     """A library's model."""
@@ -150,9 +146,8 @@ def _open_clip(code: CodeName) -> Entry:
     size = open_clip.get_model_config(code.name).get("vision_cfg", {}).get("image_size", 224)
     sides = "x".join(map(str, size)) if isinstance(size, tuple | list) else f"{size}x{size}"
     text = open_clip.get_model_config(code.name).get("text_cfg", {})
-    tokens = _TOKENS_OF_CLIP
-    if text.get("context_length") or text.get("vocab_size"):
-        tokens = f"1x{text.get('context_length', 77)}:int64:0-{text.get('vocab_size', 49408) - 1}"
+    length, words = text.get("context_length", 77), text.get("vocab_size", 49408)  # CLIP's own
+    tokens = f"1x{length}:int64:0-{words - 1}"
     make = partial(_make_open_clip, open_clip.create_model, code)
     return Entry(make, f"1x3x{sides} {tokens}")
 

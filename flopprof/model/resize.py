@@ -5,7 +5,9 @@ from collections.abc import Sequence
 
 from flopprof.errors import UsageError
 
-_SHAPED = re.compile(r"(?P<name>\w+=)?(?P<sizes>\d+(?:[x×X,]\d+)*)(?P<rest>(?::.*)?)")
+_SHAPED = re.compile(
+    r"(?P<name>\w+=)?(?P<sizes>\d+(?:[x×X,]\d+)+|\d+(?=:))(?P<rest>(?::.*)?)"  # a lone number is none
+)
 
 
 def resized(

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import flopprof
-from flopprof.capture.call import Inputs, as_inputs, guarded, guess_input, unchanged
+from flopprof.capture.call import Inputs, as_inputs, guarded, unchanged
 from flopprof.errors import ModelError, UsageError
 
 
@@ -288,21 +288,6 @@ def test_models_with_unusual_tensors_are_left_alone_too():
     # 3 rows of 3 outputs of 3 multiply-adds; 6 · 6 · 4 outputs of 3 · 3 · 3 multiply-adds
     assert flopprof.count_flops(Unusual(), (3, 3)).matmul_flops == 2 * 27
     assert flopprof.count_flops(lazy, (1, 3, 8, 8)).matmul_flops == 2 * 144 * 27
-
-
-@pytest.mark.parametrize(
-    ("model", "expected"),
-    [
-        (nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8 * 26 * 26, 4)), "1x1x28x28"),
-        (nn.Sequential(nn.Conv2d(2, 8, 3, groups=2), nn.ReLU()), "1x2x224x224"),
-        (nn.Sequential(nn.Linear(12, 4)), "1x12"),
-        (nn.Sequential(nn.Embedding(50, 8), nn.LSTM(8, 4, batch_first=True)), "1x128:int64:0-50"),
-        (nn.ReLU(), None),
-        (nn.Sequential(nn.Linear(4, 2), nn.Linear(3, 1)), None),
-    ],
-)
-def test_an_input_is_guessed_from_the_first_layer_and_tried(model, expected):
-    assert guess_input(model) == expected
 
 
 def nested(layout, *lengths, width):

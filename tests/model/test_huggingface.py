@@ -34,7 +34,7 @@ def test_a_folder_says_its_class_and_input(bert):
     loaded = load_model(bert, meta=True)
 
     assert loaded.architecture == "transformers:BertForMaskedLM"
-    assert loaded.input_hint == "input_ids=1x128:int64:0-99"
+    assert loaded.input_hint == "input_ids=1x128:int64:0-98"
     assert loaded.recognised_by == "config.json"
     assert loaded.warnings == ()
 
@@ -285,25 +285,25 @@ FEW = {"max_position_embeddings": 20}
 FEW_POSITIONS = {
     "WhisperForConditionalGeneration": (
         {**SPEECH, "max_source_positions": 50, "max_target_positions": 20, "num_mel_bins": 16},
-        "input_features=1x16x100 decoder_input_ids=1x20:int64:0-50",
+        "input_features=1x16x100 decoder_input_ids=1x20:int64:0-49",
     ),
     "Speech2TextForConditionalGeneration": (
         {**SPEECH, "max_source_positions": 80, "max_target_positions": 20,
          "input_feat_per_channel": 16, "conv_channels": 32},
-        "input_features=1x80x16 decoder_input_ids=1x20:int64:0-50",
+        "input_features=1x80x16 decoder_input_ids=1x20:int64:0-49",
     ),
     "LEDForConditionalGeneration": (
         {**SPEECH, "max_encoder_position_embeddings": 40, "max_decoder_position_embeddings": 20,
          "attention_window": 8},
-        "input_ids=1x40:int64:0-50 decoder_input_ids=1x20:int64:0-50",
+        "input_ids=1x40:int64:0-49 decoder_input_ids=1x20:int64:0-49",
     ),
     "BartForConditionalGeneration": (
-        {**SPEECH, **FEW}, "input_ids=1x20:int64:0-50 decoder_input_ids=1x20:int64:0-50",
+        {**SPEECH, **FEW}, "input_ids=1x20:int64:0-49 decoder_input_ids=1x20:int64:0-49",
     ),
-    "BertForMaskedLM": ({**WORDS, **FEW}, "input_ids=1x20:int64:0-50"),
+    "BertForMaskedLM": ({**WORDS, **FEW}, "input_ids=1x20:int64:0-49"),
     # Positions 0 and 1 are the padding's and what lies before.
-    "RobertaForMaskedLM": ({**WORDS, **FEW, "pad_token_id": 1}, "input_ids=1x18:int64:0-50"),
-    "MPNetForMaskedLM": ({**WORDS, **FEW, "pad_token_id": 1}, "input_ids=1x18:int64:0-50"),
+    "RobertaForMaskedLM": ({**WORDS, **FEW, "pad_token_id": 1}, "input_ids=1x18:int64:0-49"),
+    "MPNetForMaskedLM": ({**WORDS, **FEW, "pad_token_id": 1}, "input_ids=1x18:int64:0-49"),
     "ASTForAudioClassification": (
         {**WORDS, "max_length": 64, "num_mel_bins": 32}, "input_values=1x64x32",
     ),

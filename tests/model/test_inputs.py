@@ -2,7 +2,17 @@ import pytest
 import torch
 
 from flopprof.errors import UsageError
-from flopprof.model.inputs import InputSpec, describe_inputs, make_inputs, parse_input
+from flopprof.model.inputs import (
+    InputSpec,
+    TensorSpec,
+    ValueSpec,
+    describe_inputs,
+    make_inputs,
+    parse_input,
+    specs_of,
+    split_specs,
+    with_floats,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,9 +22,27 @@ from flopprof.model.inputs import InputSpec, describe_inputs, make_inputs, parse
         ("1x3x224x224:float16", InputSpec((1, 3, 224, 224), "float16")),
         ("ids=1x128:int64", InputSpec((1, 128), "int64", "ids")),
         ("mask=1x128:bool", InputSpec((1, 128), "bool", "mask")),
-        ("ids=1x128:int64:0-1000", InputSpec((1, 128), "int64", "ids", 0, 1000)),
+        ("ids=1x128:int64:0-999", InputSpec((1, 128), "int64", "ids", 0, 999)),
+        ("1x3:int64:-5-7", InputSpec((1, 3), "int64", None, -5, 7)),
         ("t=()", InputSpec((), "float32", "t")),
-        ("5", InputSpec((5,))),
+        ("t=():int64", InputSpec((), "int64", "t")),
+        ("5:float32", InputSpec((5,))),
+        ("5", ValueSpec(5)),
+        ("sr=16000", ValueSpec(16000, "sr")),
+        ("scale=-0.5", ValueSpec(-0.5, "scale")),
+        ("on=True", ValueSpec(value=True, name="on")),
+        ("off=False", ValueSpec(value=False, name="off")),
+        ("x=None", ValueSpec(None, "x")),
+        ("mode='it is [fast], x=1'", ValueSpec("it is [fast], x=1", "mode")),
+        ("t=tensor(5)", ValueSpec(TensorSpec(5), "t")),
+        ("t=tensor([[1, 2], [3, 4]]):int32", ValueSpec(TensorSpec([[1, 2], [3, 4]], "int32"), "t")),
+        ("[]", ValueSpec([])),
+        ("[1x3, 2]", ValueSpec([InputSpec((1, 3)), 2])),
+        ("(1x3, 'a',)", ValueSpec((InputSpec((1, 3)), "a"))),
+        (
+            "b={'image': 1x3, 'more': [{1: None}]}",
+            ValueSpec({"image": InputSpec((1, 3)), "more": [{1: None}]}, "b"),
+        ),
     ],
 )
 def test_a_spec_is_read_and_written_back_the_same(text, spec):
@@ -25,6 +53,11 @@ def test_a_spec_is_read_and_written_back_the_same(text, spec):
 def test_other_spellings_mean_the_same():
     assert parse_input(" 1×3,8X8:bf16 ") == InputSpec((1, 3, 8, 8), "bfloat16")
     assert parse_input("2:long").text == "2:int64"
+    assert parse_input("on=true") == parse_input("on=True")
+    assert parse_input("x=null") == parse_input("x=None")
+    assert parse_input("1e3") == ValueSpec(1000.0)
+    assert parse_input("[1x3,1x4]") == parse_input(" [ 1x3 , 1x4 ] ")
+    assert parse_input('{a: 1x3:int64:0-9, "b" : 2}').text == "{'a': 1x3:int64:0-9, 'b': 2}"
 
 
 @pytest.mark.parametrize(
@@ -39,8 +72,18 @@ def test_other_spellings_mean_the_same():
         ("my ids=1x3", "'my ids' is not the name"),
         ("=1x3", "'' is not the name"),
         ("1x3:int64:5", "'5' is not a range"),
-        ("1x3:int64:7-7", "'7-7' is not a range"),
-        ("1x3:uint8:0-1000", "uint8 does not reach 1000"),
+        ("1x3:int64:8-7", "'8-7' is not a range"),
+        ("1x3:uint8:0-256", "uint8 does not reach 256"),
+        ("1x3:int8:-129-0", "int8 does not reach -129"),
+        ("1x3:uint8:-1-0", "uint8 does not reach -1"),
+        ("mode=fast", "'fast' is not a size; a text needs quotes"),
+        ("[1x3", "a comma or ']' is wanted"),
+        ("[1x3] 2", "'2' stands behind it"),
+        ("{1x3}", "a dict has 'key: value'"),
+        ("tensor('a')", "tensor(…) takes a number"),
+        ("tensor(1, 2)", "tensor(…) takes a number"),
+        ("t=tensor(5):flot", "'flot' is not an element type"),
+        ("[" * 50 + "]" * 50, "lists are more than 20 deep"),
         ("1x3:float32:0-5", "a range is for integers"),
         ("1x3:int64:0-5:9", "'0-5:9' is not a range"),
     ],
@@ -64,7 +107,7 @@ def test_inputs_are_seeded_and_leave_the_global_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(args[0], again[0])
     assert not torch.equal(args[0], other[0])
-    assert set(kwargs["ids"].unique().tolist()) == {5, 6, 7, 8}  # 64 draws; the end is left out
+    assert set(kwargs["ids"].unique().tolist()) == {5, 6, 7, 8, 9}  # 64 draws; both ends occur
     assert kwargs["mask"].tolist() == [True] * 4
 
 
@@ -76,7 +119,7 @@ def test_integers_without_a_range_are_0_and_1():
 
 
 def test_dtype_replaces_floating_dtypes_only():
-    specs = [parse_input("2"), parse_input("2:float64"), parse_input("2:int64")]
+    specs = [parse_input("2x1"), parse_input("2:float64"), parse_input("2:int64")]
 
     args, _ = make_inputs(specs, device="cpu", dtype="bfloat16")
 
@@ -108,4 +151,40 @@ def test_inputs_are_described_as_specs():
 
     text = describe_inputs((torch.zeros(1, 3), [torch.tensor(1)]), kwargs)
 
-    assert text == "1x3, [():int64], mask=1x8:bool, flag=bool"
+    assert text == "1x3, [():int64], mask=1x8:bool, flag=True"
+
+
+def test_values_are_given_as_they_are_and_tensors_in_them_are_made():
+    texts = ["16000", "t=tensor([1.5, 2])", "lens=tensor(7)", "b={image: [2x3:float16, None]}"]
+
+    args, kwargs = make_inputs([parse_input(text) for text in texts], device="cpu", dtype="float64")
+
+    assert args == (16000,)
+    assert kwargs["t"].tolist() == [1.5, 2.0]
+    assert (kwargs["t"].dtype, kwargs["lens"].dtype) == (torch.float64, torch.int64)
+    assert kwargs["lens"].shape == ()
+    image, nothing = kwargs["b"]["image"]
+    assert (image.shape, image.dtype, nothing) == ((2, 3), torch.float64, None)
+
+
+def test_specs_in_one_text_are_split_outside_of_brackets_and_quotes():
+    text = " 1x3  sr=16000, mode='a b' x=[1x3, 2x4] y={a: 1, b: (1x2, 3)} "
+
+    assert split_specs(text) == [
+        "1x3",
+        "sr=16000",
+        "mode='a b'",
+        "x=[1x3, 2x4]",
+        "y={a: 1, b: (1x2, 3)}",
+    ]
+
+
+def test_a_size_of_one_dimension_is_a_tensors():
+    assert specs_of((5,)) == [InputSpec((5,))]
+    assert specs_of([(1, 3), (4,)]) == [InputSpec((1, 3)), InputSpec((4,))]
+
+
+def test_the_models_own_dtype_reaches_tensors_in_lists():
+    spec = with_floats(parse_input("[1x3, 1x4:int64, 2]"), "float16")
+
+    assert spec.text == "[1x3:float16, 1x4:int64, 2]"
