@@ -5,9 +5,8 @@ from collections.abc import Sequence
 
 from flopprof.errors import UsageError
 
-_SHAPED = re.compile(
-    r"(?P<name>\w+=)?(?P<sizes>\d+(?:[x×X,]\d+)+|\d+(?=:))(?P<rest>(?::.*)?)"  # a lone number is none
-)
+# A lone number, "sr=16000", is no size.
+_SHAPED = re.compile(r"(?P<name>\w+=)?(?P<sizes>\d+(?:[x×X,]\d+)+|\d+(?=:))(?P<rest>(?::.*)?)")
 
 
 def resized(
