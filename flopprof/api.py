@@ -49,6 +49,7 @@ from flopprof.provenance import (
 from flopprof.run import Count, Run
 from flopprof.settings import Options, Progress, Settings, silent
 from flopprof.tables import MODULE_CALLS, ROOFLINES
+from flopprof.trace.foreign import check_is_no_model
 from flopprof.trace.ranks import (
     add_up_ranks,
     described_gpu,
@@ -302,6 +303,7 @@ def run_profile(
     """Do what `profile` does, with settings that are checked already."""
     from flopprof.devices import find_device
 
+    user_ceilings = _ceilings_of_user(settings)  # a fault in the file is told before long work
     if isinstance(what, str | Path):
         progress("loading torch")
         device = find_device(settings.device or "cpu")
@@ -313,7 +315,7 @@ def run_profile(
         subject = on_device(subject, device, training_of(settings))
     watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
     dtype = settings.autocast or main_dtype(subject.model, subject.inputs)
-    ceilings = _ceilings(device, watched.trace, dtype, settings, progress)
+    ceilings = _ceilings(device, watched.trace, dtype, settings, user_ceilings, progress)
     progress("reconciling")
     provenance = CallProvenance(
         source=describe_source(subject.model, watched.module_calls, subject.origin),
@@ -344,12 +346,24 @@ def _doubts_of_profile(subject: Subject, watched: Watched, ceilings: "Ceilings")
     ]
 
 
+def _ceilings_of_user(settings: Settings) -> "Ceilings | None":
+    """Return the content of the user's ceilings file; None without one."""
+    from flopprof.ceilings.ceiling import load_ceilings
+
+    return None if isinstance(settings.ceilings, bool) else load_ceilings(settings.ceilings)
+
+
 def _hides_work(trace: "Trace") -> bool:
     return len(hidden_gaps(as_call(trace))) > 0
 
 
 def _ceilings(
-    device: "Device", trace: "Trace", dtype: str, settings: Settings, progress: Progress
+    device: "Device",
+    trace: "Trace",
+    dtype: str,
+    settings: Settings,
+    user: "Ceilings | None",
+    progress: Progress,
 ) -> "Ceilings":
     """Return the device's ceilings for the dtypes that the traced call computed in."""
     from flopprof.ceilings import find_ceilings
@@ -360,9 +374,8 @@ def _ceilings(
     progress("finding the device's ceilings")
     works = trace.ops[["matmul_flops", "vector_flops"]].gt(0).any(axis=1)
     dtypes = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
-    user_file = None if isinstance(settings.ceilings, bool) else settings.ceilings
     with using_threads(settings.threads):
-        return find_ceilings(device, user_file=user_file, dtypes=dtypes, progress=progress)
+        return find_ceilings(device, user=user, dtypes=dtypes, progress=progress)
 
 
 def _called(subject: Subject, settings: Settings, dtype: str) -> Called:
@@ -428,6 +441,8 @@ def analyse_traces(
     files = [Path(path) for path in paths]
     if len({real_path(file) for file in files}) < len(files):
         raise UsageError("one trace is given twice", remedy="give each rank's trace once")
+    for file in [*files, *filter(None, [capture])]:
+        check_is_no_model(Path(file))
     replayed = _joined_to(capture, progress)
     job = read_job(files, skip_steps=skip_steps, replayed=replayed, progress=progress)
     progress("reconciling")

@@ -23,7 +23,7 @@ L3 = ("L3", "memory")
 def find_ceilings(
     device: Device,
     *,
-    user_file: str | Path | None = None,
+    user: Ceilings | None = None,
     refresh: bool = False,
     dtypes: Iterable[str] | None = None,
     progress: Callable[[str], None] = lambda _stage: None,
@@ -35,20 +35,16 @@ def find_ceilings(
 
     Args:
         device: What `find_device` returns.
-        user_file: A ceilings file; its entries go before all others.
+        user: The content of the user's ceilings file; its entries go before all others.
         refresh: Measure again.
         dtypes: What to measure besides the main memory; everything, caches too, unless given.
         progress: Called with the name of each measurement as it begins.
-
-    Raises:
-        UsageError: The user's file is not there.
-        LoadError: The user's file is damaged.
     """
     import torch
 
     described = device.describe()
-    user = Ceilings({}) if user_file is None else load_ceilings(user_file)
-    notes = [*user.warnings, *_doubts(user, user_file, described)]
+    user = user or Ceilings({})
+    notes = [*user.warnings, *_doubts(user, described)]
     on_cpu = described["kind"] == "cpu"
     tables = Ceilings({}) if on_cpu else ceilings_for_gpu(described)
     kept = _read_cache(described, torch.__version__, notes)
@@ -74,9 +70,10 @@ def find_ceilings(
     return Ceilings(described, tuple(entries), {**tables.clocks, **user.clocks}, tuple(notes))
 
 
-def _doubts(user: Ceilings, file: str | Path | None, described: dict[str, Any]) -> list[str]:
+def _doubts(user: Ceilings, described: dict[str, Any]) -> list[str]:
     """Return in what the user's ceilings are of another device than this."""
     doubts = []
+    file = user.file
     name = user.device.get("name", described["name"])
     if name != described["name"]:
         doubts.append(f"{file} is of {name}, and this is {described['name']}")

@@ -64,12 +64,14 @@ class Ceilings:
         entries: Limits; where two have one key, the first counts.
         clocks: Datasheet, maximum and sampled clocks, where known.
         warnings: What makes the figures doubtful, or why there are none.
+        file: The file that it is the content of; "" where it is of none.
     """
 
     device: dict[str, Any]
     entries: tuple[Ceiling, ...] = ()
     clocks: dict[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    file: str = field(default="", compare=False)
 
     @property
     def resolved(self) -> dict[Key, Ceiling]:
@@ -157,6 +159,7 @@ def load_ceilings(path: str | Path) -> Ceilings:
             tuple(_entry(part, values) for part in _PARTS for values in content.get(part, [])),
             dict(content.get("clocks", {})),
             tuple(map(str, content.get("warnings", []))),
+            file=str(path),
         )
     except OSError as error:
         raise UsageError(

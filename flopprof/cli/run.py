@@ -26,19 +26,13 @@ def run(parser: ArgumentParser) -> Handler:
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
 
     def handle(args: Namespace) -> int:
-        from flopprof.ceilings.ceiling import load_ceilings
         from flopprof.cli.options import contain, settings_of
-        from flopprof.files import check_target
         from flopprof.model import model_name
         from flopprof.report.folder import folder_of_model, save_run
 
         settings = settings_of(args)
-        # What is wrong with the arguments is said before the long work.
         name = model_name(args.model)
         target = Path(args.output) if args.output else folder_of_model(name)
-        if args.ceilings:
-            load_ceilings(args.ceilings)
-        check_target(target, force=args.force)
         if (code := contain(args, target)) is not None:
             return code
         from flopprof.api import run_profile  # which imports torch

@@ -21,11 +21,8 @@ def trace(parser: ArgumentParser) -> Handler:
         from flopprof.formulas.external import load_formulas
         from flopprof.report.folder import folder_of_trace, save_run
         from flopprof.report.perfetto import annotate_trace
-        from flopprof.trace.foreign import check_is_no_model
 
         _refuse_nonsense(args)
-        for name in [*args.files, *filter(None, [args.capture])]:
-            check_is_no_model(Path(name))
         if args.annotate:
             _check_annotated(args)
         if args.formulas:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flopprof.errors import FlopprofError, UsageError
-from flopprof.files import check_target, real_path, writing
+from flopprof.files import real_path, writing
 from flopprof.provenance import AnyProvenance, TraceProvenance
 from flopprof.run import Run
 from flopprof.saved import read_provenance
@@ -63,7 +63,6 @@ def save_run(
     Raises:
         UsageError: The folder may not be replaced, or cannot be written.
     """
-    check_target(folder, force=force)
     for name in sources:
         source = real_path(name)
         if real_path(folder) in (source, *source.parents):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flopprof.ceilings import find_ceilings, measure
-from flopprof.ceilings.ceiling import Ceiling
+from flopprof.ceilings.ceiling import Ceiling, load_ceilings
 from flopprof.errors import LoadError
 
 CPU = {
@@ -182,7 +182,7 @@ def test_the_users_file_goes_before_everything(cache, measured, tmp_path):
         )
     )
 
-    found = find_ceilings(fake_device(CPU), dtypes=["float32"], user_file=path)
+    found = find_ceilings(fake_device(CPU), dtypes=["float32"], user=load_ceilings(path))
 
     assert asked == [[("float32", "vector")]]
     row = found.rooflines().query("unit == 'tensor'").iloc[0]
@@ -190,7 +190,7 @@ def test_the_users_file_goes_before_everything(cache, measured, tmp_path):
     assert "another CPU" in found.warnings[0]
     path.write_text("{")
     with pytest.raises(LoadError):
-        find_ceilings(fake_device(CPU), user_file=path)
+        find_ceilings(fake_device(CPU), user=load_ceilings(path))
 
 
 def test_a_gpu_is_measured_on_demand_only_and_then_goes_before_its_datasheet(cache, measured):
