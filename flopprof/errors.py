@@ -52,12 +52,6 @@ class FlopprofError(Exception):
         self.details: dict[str, Any] = {}
 
 
-class CheckError(FlopprofError):
-    """A check that the user asked for did not hold."""
-
-    exit_code = 1
-
-
 class UsageError(FlopprofError):
     """Bad arguments, a missing path, a wrong shape, no CUDA, output that cannot be written."""
 

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -277,6 +278,78 @@ def test_a_witness_that_imports_the_other_is_caught(code):
 
     assert shares(f"{own}\n{code}\n", "formulas.ops")
     assert not shares("from flopprof.formulas import ops_of, op_formula", "formulas.ops")
+
+
+FOR_OTHERS = {
+    "__init__.__getattr__",
+    "__init__.__dir__",
+    "report.answer.json_block",
+    "executed.launches.bare_kernel",
+    "executed.rules.tensor_metrics",
+}
+"""What nothing in the package uses: Python calls it, or what is added does."""
+
+
+def definitions(tree: ast.Module) -> list[ast.FunctionDef | ast.ClassDef]:
+    """Return the module's own functions and classes that no decorator hands on."""
+    kinds = ast.FunctionDef | ast.ClassDef
+    return [node for node in tree.body if isinstance(node, kinds) and not hands_on(node)]
+
+
+def hands_on(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    """Return whether a decorator registers it: those that only change it are named here."""
+    names = {ast.unparse(one).partition("(")[0] for one in node.decorator_list}
+    return bool(names - {"dataclass", "cache", "contextmanager", "overload", "lru_cache"})
+
+
+def names_used(tree: ast.AST) -> Counter[str]:
+    """Return how often each name is used: read, as attribute, in a text that is no docstring."""
+    used: Counter[str] = Counter()
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            used[node.id] += 1
+        elif isinstance(node, ast.Attribute):
+            used[node.attr] += 1
+        elif isinstance(node, ast.Constant) and id(node) not in docstrings:
+            used.update(re.findall(r"\w+", node.value) if isinstance(node.value, str) else ())
+    return used
+
+
+def dead_names(sources: dict[str, str]) -> list[str]:
+    """Return the functions and classes that nothing uses but themselves."""
+    trees = {module: ast.parse(code) for module, code in sources.items()}
+    used: Counter[str] = sum((names_used(tree) for tree in trees.values()), Counter())
+    return [
+        f"{module}.{node.name}"
+        for module, tree in trees.items()
+        for node in definitions(tree)
+        if used[node.name] == names_used(node)[node.name]
+    ]
+
+
+def test_nothing_is_defined_that_nothing_uses():
+    scripts = {path.stem: path.read_text() for path in (ROOT / "scripts").glob("*.py")}
+    sources = {module: path.read_text() for module, path in MODULES.items()} | scripts
+
+    assert set(dead_names(sources)) <= FOR_OTHERS
+
+
+@pytest.mark.parametrize(
+    ("code", "dead"),
+    [
+        ("def f(): pass", ["a.f"]),
+        ("def f(): f()", ["a.f"]),
+        ("class C:\n    def m(self): return C", ["a.C"]),
+        ("@dataclass\nclass C: pass", ["a.C"]),
+        ("@command('x')\ndef f(): pass", []),
+        ("def f(): pass\ndef g(): f()\nX = {'g': 1}", []),
+        ('def f():\n    """As f does."""', ["a.f"]),
+    ],
+)
+def test_what_only_uses_itself_is_dead(code, dead):
+    assert dead_names({"a": code}) == dead
+    assert dead_names({"a": code, "b": "import a\na.f()\na.C()"}) == []
 
 
 def test_no_file_is_over_500_lines():

@@ -44,12 +44,10 @@ class Match:
     Attributes:
         candidates: Whose keys and shapes are equal (`exact`), else the most alike, plainest first.
         exact: Whether they are equal.
-        likeness: The share of the sketch that the first candidate has in common with them.
     """
 
     candidates: tuple[Entry, ...]
     exact: bool
-    likeness: float
 
 
 def fingerprint(shapes: Shapes) -> str:
@@ -78,7 +76,7 @@ def recognise(shapes: Shapes) -> Match | None:
         mark = fingerprint(keys)
         exact = [entry for entry in entries if entry.fingerprint == mark]
         if exact and len(keys) == len(shapes):
-            return Match(tuple(sorted(exact, key=_plainness)), exact=True, likeness=1.0)
+            return Match(tuple(sorted(exact, key=_plainness)), exact=True)
         mine = np.frombuffer(sketch(keys), dtype=">u4")
         common = np.isin(sketches, mine[mine < 0xFFFFFFFF]).sum(axis=1)
         likeness = common / max(min(len(set(keys)), SKETCH), 1)
@@ -95,12 +93,7 @@ def recognise(shapes: Shapes) -> Match | None:
     ranked.sort(key=lambda pair: -pair[0])
     each = NEAREST if len(ranked) == 1 else NEAREST // 2  # a backbone's keys are a model's too
     nearest = dict.fromkeys(entry for _, some in ranked[:3] for entry in some[:each])
-    return Match(tuple(nearest), exact=False, likeness=ranked[0][0])
-
-
-def find_entry(name: str) -> Entry | None:
-    """Return the entry of an architecture, "timm:vit_base_patch16_224"."""
-    return next((entry for entry in _index()[0] if entry.name == name), None)
+    return Match(tuple(nearest), exact=False)
 
 
 def alternatives(entry: Entry) -> tuple[Entry, ...]:
