@@ -441,8 +441,8 @@ def analyse_traces(
     files = [Path(path) for path in paths]
     if len({real_path(file) for file in files}) < len(files):
         raise UsageError("one trace is given twice", remedy="give each rank's trace once")
-    for file in [*files, *filter(None, [capture])]:
-        check_is_no_model(Path(file))
+    for file in files if capture is None else [*files, Path(capture)]:
+        check_is_no_model(file)
     replayed = _joined_to(capture, progress)
     job = read_job(files, skip_steps=skip_steps, replayed=replayed, progress=progress)
     progress("reconciling")

@@ -20,7 +20,7 @@ CHECKS = {
 
 
 @pytest.fixture
-def times(monkeypatch, tmp_path) -> Counter[str]:
+def times(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     ceilings = {
