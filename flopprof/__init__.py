@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flopprof.capture.modules import FlopsCounter, calculate_flops_for_size
     from flopprof.capture.training import Training
     from flopprof.errors import FlopprofError
+    from flopprof.executed.attach import join_counters
     from flopprof.executed.read import read_counters
     from flopprof.formulas import module_formula, op_formula
     from flopprof.formulas.kernels import kernel_formula
@@ -29,6 +30,7 @@ _HOMES = {
     "analyse_traces": "flopprof.api",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
+    "join_counters": "flopprof.executed.attach",
     "kernel_formula": "flopprof.formulas.kernels",
     "load": "flopprof.api",
     "module_formula": "flopprof.formulas",
@@ -46,6 +48,7 @@ __all__ = [
     "analyse_traces",
     "calculate_flops_for_size",
     "count_flops",
+    "join_counters",
     "kernel_formula",
     "load",
     "module_formula",

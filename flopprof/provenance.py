@@ -301,6 +301,24 @@ class SavedTotals(Part, frozen=True, kw_only=True):
     coverage_frac: float = math.nan
 
 
+class Executed(Part, frozen=True, kw_only=True):
+    """What joined a run to hardware's counters: the figures are in its tables.
+
+    Attributes:
+        files: Files of counters.
+        source: The instrument: ncu, rocprof, stepping.
+        launches: How many launches these have.
+        joined: How launches were found → how many: nvtx, order, or name, of which only totals hold.
+        notes: What did not fit.
+    """
+
+    files: tuple[str, ...] = ()
+    source: str = ""
+    launches: int = 0
+    joined: dict[str, int] = msgspec.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
 class Provenance(Part, tag_field="kind", frozen=True, kw_only=True):
     """What every run says of itself."""
 
@@ -310,6 +328,7 @@ class Provenance(Part, tag_field="kind", frozen=True, kw_only=True):
     environment: Environment
     warnings: tuple[Warned, ...] = ()
     totals: SavedTotals | None = None
+    executed: Executed | None = None
 
     @property
     def title(self) -> str:

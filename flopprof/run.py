@@ -95,6 +95,48 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What hardware's counters add to the counts: of sites whose FLOPs are not known.
+
+    Attributes:
+        flops: FLOPs executed in them: these enter no count.
+        coverage_frac: Their share of the time, beside `Totals.coverage_frac`; NaN without times.
+        sites: How many they are.
+        compared_frac: Share of the time in sites of which counters tell the FLOPs, counted or not.
+    """
+
+    flops: int
+    coverage_frac: float
+    sites: int
+    compared_frac: float
+
+
+_EXECUTED = ("executed_flops", "executed_matmul_flops", "dram_bytes", "l2_bytes", "l1_bytes")
+
+
+def executed_inside(sites: pd.DataFrame, paths: list[str]) -> dict[str, list[float]]:
+    """Return what counters measured inside each module, as far as it is known.
+
+    No columns where no counters were joined; NaN for a module of which nothing was measured.
+
+    Args:
+        sites: Table SITES.
+        paths: Of modules.
+    """
+    names = [name for name in _EXECUTED if name in sites]
+    sums = sites.groupby("module_path", observed=True)[names].sum(min_count=1) if names else sites
+    inside: dict[str, list[float]] = {}
+    for name in names:
+        own = dict(zip(sums.index.astype(str), sums[name], strict=True))
+        column = []
+        for path in paths:
+            parts = [v for p, v in own.items() if not path or p == path or p.startswith(path + ".")]
+            column.append(pd.Series(parts, dtype=float).sum(min_count=1))
+        inside[name] = column
+    return inside
+
+
 class Run:
     """One profiling result: tables (pandas DataFrames, see `flopprof.tables`) and provenance.
 
@@ -115,6 +157,7 @@ class Run:
         sites: pd.DataFrame,
         provenance: AnyProvenance,
         trace: "bytes | Path | None" = None,
+        launches: pd.DataFrame | None = None,
     ) -> None:
         """Hold the tables; `ops` and `kernels` may be functions that read them.
 
@@ -126,6 +169,7 @@ class Run:
             sites: Table SITES.
             provenance: What the run says of itself.
             trace: The recorded Chrome trace, gzipped, or the file that holds it.
+            launches: Table LAUNCHES; None where no counters were joined.
         """
         self._tables = {
             "module_calls": module_calls,
@@ -133,6 +177,7 @@ class Run:
             "kernels": kernels,
             "rooflines": rooflines,
             "sites": sites,
+            "launches": tables.LAUNCHES.empty() if launches is None else launches,
         }
         self._trace = trace
         self.provenance = provenance
@@ -161,6 +206,28 @@ class Run:
     def sites(self) -> pd.DataFrame:
         """The result: a row per op, module, phase, shapes and dtype, with its verdict."""
         return self._table("sites")
+
+    @property
+    def launches(self) -> pd.DataFrame:
+        """What hardware's counters say of each launch; empty where none were joined."""
+        return self._table("launches")
+
+    @property
+    def measured(self) -> "Measured | None":
+        """What counters measured of what nobody counts; None where none were joined."""
+        sites = self.sites
+        if self.provenance.executed is None or "executed_flops" not in sites:
+            return None
+        known = sites["executed_flops"].notna()
+        measured = sites[sites["flops"].isna() & known]
+        time_us = sites["time_us"].sum(min_count=1)
+        share = measured["time_us"].sum() / time_us if time_us > 0 else math.nan
+        return Measured(
+            flops=sum(map(int, measured["executed_flops"])),
+            coverage_frac=share,
+            sites=len(measured),
+            compared_frac=sites.loc[known, "time_us"].sum() / time_us if time_us > 0 else math.nan,
+        )
 
     def _table(self, name: str) -> pd.DataFrame:
         table = self._tables[name]
@@ -214,7 +281,8 @@ class Run:
 
     def equals(self, other: "Run") -> bool:
         """Return whether the other run has the same tables, provenance and trace."""
-        same_tables = all(getattr(self, name).equals(getattr(other, name)) for name in NAMES)
+        names = (*NAMES, "launches")
+        same_tables = all(getattr(self, name).equals(getattr(other, name)) for name in names)
         same_words = encode(self.provenance) == encode(other.provenance)
         return same_tables and same_words and self.trace == other.trace
 
@@ -249,7 +317,9 @@ class Run:
         own_names = ["self_" + name for name in names[:4]]
         columns = ["module_path", "module_type", "calls", *own_names, *names]
         table = pd.DataFrame(rows, columns=columns)
-        return table if rows else table.astype(dict.fromkeys(columns[2:], float))
+        if not rows:
+            return table.astype(dict.fromkeys(columns[2:], float))
+        return table.assign(**executed_inside(sites, [*types]))
 
     def by_op(self) -> pd.DataFrame:
         """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
@@ -285,6 +355,8 @@ class Run:
         for name in NAMES:
             frame: pd.DataFrame = getattr(self, name)
             tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
+        if len(self.launches):
+            tables.LAUNCHES.write_csv(self.launches, folder / "launches.csv")
         if self.trace is not None:
             (folder / "trace.json.gz").write_bytes(self.trace)
         (folder / "meta.json").write_bytes(encode(self.provenance))
@@ -309,6 +381,8 @@ class Run:
         for name in NAMES:
             large = name in MAY_BE_LARGE and saved.is_large(name)
             parts[name] = partial(saved.read, name) if large else saved.read(name)
+        if regular_file(folder / "launches.csv").exists():
+            parts["launches"] = saved.read("launches")
         trace = regular_file(folder / "trace.json.gz")
         parts["trace"] = trace if trace.exists() else None
         run = cls(**parts, provenance=provenance)

@@ -71,7 +71,7 @@ class SavedTables:
     def _faults(self, name: str) -> Iterator[str]:
         """Yield what in a table cannot be: odd numbers, ids that lead nowhere, verdicts."""
         frame = self._read[name]
-        for column in TABLES[name].columns:
+        for column in TABLES[name].columns_of(frame):
             if column.type == "float" and _is_odd(frame[column.name].to_numpy(), column.name):
                 yield f"{name}.csv holds a {column.name} that is negative or infinite"
         if (key := _KEYS.get(name)) and (frame[key].to_numpy() != np.arange(len(frame))).any():

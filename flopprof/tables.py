@@ -34,6 +34,7 @@ class Column:
     type: ColumnType
     doc: str
     optional: bool = False  # runs saved before it was there lack it: blank
+    rare: bool = False  # a table has it only where something of it is known
 
     @property
     def blank(self) -> Any:
@@ -60,6 +61,8 @@ class Table:
         columns = {}
         for column in self.columns:
             values = data.get(column.name)
+            if values is None and column.rare:
+                continue
             if values is None and column.optional:
                 values = [column.blank] * size
             columns[column.name] = _cast(data[column.name] if values is None else values, column)
@@ -67,9 +70,8 @@ class Table:
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
         """Return `rows` as a frame of this table; what is missing is blank."""
-        return self.frame(
-            {c.name: [row.get(c.name, c.blank) for row in rows] for c in self.columns}
-        )
+        columns = (c for c in self.columns if not c.rare or any(c.name in row for row in rows))
+        return self.frame({c.name: [row.get(c.name, c.blank) for row in rows] for c in columns})
 
     def empty(self) -> pd.DataFrame:
         """Return a frame of this table without rows."""
@@ -81,17 +83,22 @@ class Table:
         Raises:
             ValueError: They are not; a stage broke its promise.
         """
-        if list(frame.columns) != self.names:
+        own = self.columns_of(frame)
+        if list(frame.columns) != [column.name for column in own]:
             odd = sorted(set(frame.columns) ^ set(self.names))
             raise ValueError(f"table {self.name}: columns differ or are out of order: {odd}")
-        for column, dtype in zip(self.columns, frame.dtypes, strict=True):
+        for column, dtype in zip(own, frame.dtypes, strict=True):
             if not _fits(dtype, column.type):
                 raise ValueError(f"table {self.name}: {column.name} is {dtype}, not {column.type}")
         return frame
 
+    def columns_of(self, frame: pd.DataFrame) -> list[Column]:
+        """Return the columns that `frame` must have: a rare one only where it is there."""
+        return [c for c in self.columns if not c.rare or c.name in frame.columns]
+
     def write_csv(self, frame: pd.DataFrame, path: Path) -> None:
         """Write `frame` so that `read_csv` returns it, whatever its texts hold."""
-        texts = [frame[column.name] for column in self.columns if column.type == "str"]
+        texts = [frame[c.name] for c in self.columns_of(frame) if c.type == "str"]
         # A lone carriage return ends a line for readers, unless quoted; pandas quotes line feeds.
         returns = any("\r" in text for column in texts for text in column.unique())
         frame.to_csv(
@@ -117,8 +124,9 @@ class Table:
                 index_col=False,
                 on_bad_lines="error",
             )
-            lacking = {c.name for c in self.columns if c.optional} - {*frame.columns}
-            if lacking and {*frame.columns} | lacking == {*self.names}:
+            own = self.columns_of(frame)
+            lacking = {c.name for c in own if c.optional} - {*frame.columns}
+            if lacking and {*frame.columns} | lacking == {c.name for c in own}:
                 return self.frame(frame)
             return self.check(frame)
         except (OSError, ValueError, OverflowError) as error:
@@ -170,9 +178,11 @@ def _declared() -> dict[str, Table]:
     with Path(__file__).with_name("columns.csv").open(encoding="utf-8", newline="") as file:
         for name, column, kind, meaning in list(csv.reader(file))[1:]:
             before = tables.get(name, Table(name, meaning, ()))
-            type_ = cast(ColumnType, kind.removesuffix("?"))
-            added = (Column(column, type_, meaning, kind.endswith("?")),) if column else ()
-            tables[name] = Table(name, before.doc, before.columns + added)
+            type_ = cast(ColumnType, kind.rstrip("?"))
+            optional = kind.endswith("?")
+            added = Column(column, type_, meaning, optional, kind.endswith("??"))
+            columns = (*before.columns, added) if column else before.columns
+            tables[name] = Table(name, before.doc, columns)
     return tables
 
 

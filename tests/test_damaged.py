@@ -238,7 +238,7 @@ def test_a_value_that_cannot_be_in_a_table_is_refused(name, column, text, tmp_pa
     folder = run.save(tmp_path / "x.flopprof")
     table = pd.read_csv(folder / f"{name}.csv", dtype=str, keep_default_na=False)
     if not len(table):
-        table.loc[0] = [str(column.blank) for column in TABLES[name].columns]
+        table.loc[0] = [str(c.blank) for c in TABLES[name].columns if not c.rare]
     table.loc[0, column] = text
     table.to_csv(folder / f"{name}.csv", index=False)
 

@@ -26,6 +26,7 @@ _ONE_PIPE = ("sm_70", "sm_72", "sm_75", "sm_80", "sm_86", "sm_87", "sm_89")
 _BYTES = ("dram", "dram_read", "dram_write", "l2", "l1")
 _COUNT_UNITS = ("", "inst", "op")
 _WITHOUT_COUNTERS = ("gfx906", "gfx908")
+UNCOUNTED = "not counted: vector work in"
 PER_WAVE = (
     "AMD's counters are of issued waves: lanes that are masked off count, packed instructions "
     "count once, exp and the like as one"
@@ -364,7 +365,7 @@ def _explain(launch: Launch, arch: str, found: Figures) -> None:
         found.reasons.insert(0, f"no counter of the FLOPs of {' and '.join(missing)} in the file")
     elif "float64" not in found.vector or "float32" not in found.vector:
         absent = [d for d in ("float32", "float64") if d not in found.vector]
-        found.reasons.append(f"vector work in {' and '.join(absent)} was not counted")
+        found.reasons.append(f"{UNCOUNTED} {' and '.join(absent)}")
     if found.half_at_most_flops > 0:
         found.reasons.append(
             f"float16 on vector units: at most {found.half_at_most_flops:.0f}, in no sum, since "

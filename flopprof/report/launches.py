@@ -8,8 +8,11 @@ from typing import Any
 import pandas as pd
 
 from flopprof._version import __version__
+from flopprof.report.executed import NUMERIC, executed_lines, executed_object, executed_table
+from flopprof.report.json import to_object
+from flopprof.report.summary import short_op
 from flopprof.report.text import aligned, text_width
-from flopprof.run import SCHEMA_VERSION, to_json, whole
+from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 from flopprof.units import clean_text, duration, shorten, si
 
 _HEADER = ["kernel", "grid", "matmul", "vector", "int ops", "DRAM", "L2", "L1", "time", "by"]
@@ -52,6 +55,38 @@ def launches_object(launches: pd.DataFrame) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "flopprof": __version__,
         "launches": [launch_object(row) for row in launches.to_dict("records")],
+    }
+
+
+def verified_text(run: Run) -> str:
+    """Return what counters say of a run, for a terminal: a summary, its sites, what did not fit."""
+    width = text_width()
+    lines = []
+    for label, text in executed_lines(run):
+        indent = " " * 10
+        lines += textwrap.wrap(
+            clean_text(text), width, initial_indent=f"{label:<10}", subsequent_indent=indent
+        )
+    rows = [[clean_text(cell) for cell in row] for row in executed_table(run)]
+    if len(rows) > 1:
+        lines += ["", *aligned(rows, right=NUMERIC, width=width), ""]
+    sites = run.sites
+    told = sites[sites["executed_reason"] != ""].head(_REASONS)
+    for site in told.itertuples(index=False):
+        text = f"{site.module_path or '(model)'}: {short_op(site)}: {site.executed_reason}"
+        lines += textwrap.wrap(clean_text(text), width, subsequent_indent="    ")
+    return "\n".join(lines)
+
+
+def verified_object(run: Run, files: list[str]) -> dict[str, Any]:
+    """Return what `--json` prints of a run with counters: launches, sites and sums."""
+    whole_run = to_object(run, files)
+    named = ("coverage_frac", "matmul_flops", "vector_flops", "flops", "executed", "warnings")
+    sites = [launch_object(row) for row in executed_object(run)["sites"]]
+    return launches_object(run.launches) | {
+        **{name: whole_run[name] for name in named},
+        "sites": sites,
+        "files": files,
     }
 
 

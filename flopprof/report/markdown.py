@@ -5,6 +5,7 @@ import re
 import pandas as pd
 
 from flopprof.report import report_format
+from flopprof.report.executed import executed_table
 from flopprof.report.misses import Missed, heading, missed
 from flopprof.report.summary import kernel_sums, module_sums, summary, top_sites
 from flopprof.run import Run
@@ -37,6 +38,10 @@ def markdown_report(run: Run) -> str:
     lines += ["", "## Top sites", "", *_table(header, rows), ""]
     docs = {_COLUMNS[c.name]: c.doc for c in SITES.columns if c.name in _COLUMNS}
     lines += [f"- **{name}**: {docs[name]}" for name in header]
+    executed = executed_table(run, TOP)
+    if executed:
+        rows = [[_cell(cell) for cell in row] for row in executed]
+        lines += ["", "## Executed, by counters", "", *_table(rows[0], rows[1:])]
     lines += ["", "## What was missed", "", _cell(heading(run))]
     for group in missed(run):
         lines += _missed_lines(group)

@@ -67,11 +67,21 @@ def _op_facts(run: Run) -> pd.DataFrame:
     share = ops["FLOP/s"] / of_site["attainable_flops_per_s"].to_numpy()
     ops["% of roof"] = 100 * share
     ops["roof"] = np.where(is_above(share), "exceeded: doubt the ceiling, or see the reason", "")
-    return ops.rename(columns={"min_bytes": "bytes", "flops_at_most": "FLOPs at most"})
+    return ops.rename(columns=_TITLES)
 
 
+_EXECUTED = {  # by hardware's counters, where they were joined
+    "executed_flops": "executed FLOPs",
+    "executed_matmul_flops": "executed matmul FLOPs",
+    "useful_frac": "counted / executed",
+    "dram_bytes": "DRAM bytes",
+    "l2_bytes": "L2 bytes",
+    "l1_bytes": "L1 bytes",
+}
+_TITLES = {"min_bytes": "bytes", "flops_at_most": "FLOPs at most", **_EXECUTED}
 _SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "roof", "verdict"]
-_COUNTS = ("FLOPs", "FLOPs at most", "bytes")
+_SHOWN += _EXECUTED.values()
+_COUNTS = ("FLOPs", "FLOPs at most", "bytes", "executed FLOPs", "executed matmul FLOPs")
 _LARGEST = 1 << 63  # that JSON's readers take as an integer
 
 
@@ -92,7 +102,7 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
 
     Events and rows are matched by what both tell: thread, times and name, or times and launch.
     """
-    columns = {name: ops[name].tolist() for name in _SHOWN}
+    columns = {name: ops[name].tolist() for name in _SHOWN if name in ops}
     keys = zip(ops["thread"].astype("str"), ops["start_us"], ops["cpu_us"], ops["op"], strict=True)
     row_of = {key: row for row, key in enumerate(keys)}
     computing = run.kernels[run.kernels["kind"] == "compute"]

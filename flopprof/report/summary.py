@@ -18,6 +18,7 @@ from flopprof.provenance import (
     TraceFacts,
     TraceProvenance,
 )
+from flopprof.report.executed import executed_lines
 from flopprof.report.figures import Figures, main_roofline
 from flopprof.run import Run, Totals
 from flopprof.units import (
@@ -83,7 +84,7 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         lines += _compiled(provenance, float(totals.flops))
     if isinstance(provenance, CallProvenance) and provenance.telemetry:
         lines += [("Telemetry", _telemetry(run, provenance.telemetry))]
-    lines += [("Verdicts", _verdicts(run))]
+    lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
     if len(run.module_calls):
         lines += [("Modules", _modules(run))]
     lines += [("Warning", text) for text in provenance.warning_texts]
@@ -139,7 +140,7 @@ def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str
         text += "there are no kernels"
     lines += [("Coverage", text), *_ranks(ranks, facts)]
     lines += _steps(provenance.steps, several_ranks=len(ranks) > 1)
-    lines += [("Verdicts", _verdicts(run))]
+    lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
     return lines + [("Warning", text) for text in provenance.warning_texts]
 
 

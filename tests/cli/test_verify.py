@@ -7,7 +7,10 @@ import sys
 import pytest
 
 from flopprof.cli import main
-from tests.executed.sheets import FMA, counts, long_file
+from flopprof.run import Run
+from tests.events import write_trace
+from tests.executed.sheets import FMA, counts, long_file, wide_text
+from tests.executed.test_join import EVENTS, launches
 
 FIGURES = ("executed_matmul_flops", "executed_vector_flops", "executed_int_ops")
 BYTES = ("dram_bytes", "l2_bytes", "l1_bytes")
@@ -55,3 +58,67 @@ def test_what_is_missing_is_said(arguments, code, tmp_path, monkeypatch, capsys)
 
     assert main(arguments) == code
     assert "flopprof: " in capsys.readouterr().err
+
+
+@pytest.fixture
+def trace(tmp_path):
+    return write_trace(tmp_path / "trace.json", *EVENTS)
+
+
+@pytest.fixture
+def counters(tmp_path):
+    path = tmp_path / "counters.csv"
+    path.write_text(wide_text(launches()))
+    return path
+
+
+def test_a_trace_with_counters_is_saved_as_a_run_that_reports_them(
+    trace, counters, tmp_path, capsys
+):
+    folder = tmp_path / "out.flopprof"
+    arguments = ["verify", str(trace), "--counters", str(counters), "-o", str(folder)]
+
+    assert main([*arguments, "--json"]) == 0
+
+    printed = json.loads(capsys.readouterr().out)
+    assert [launch["joined_by"] for launch in printed["launches"]] == ["order"] * 5
+    assert [launch["op_id"] for launch in printed["launches"]] == [0, 1, 2, 3, 3]
+    own = next(site for site in printed["sites"] if site["op"] == "mylib::own")
+    assert (own["flops"], own["executed_flops"]) == (None, 4396)
+    # 1,024 + 65,536 counted, twice 65,536 executed.
+    assert printed["executed"]["useful_frac"] == pytest.approx(66_560 / 131_072)
+    assert printed["executed"]["measured_flops"] == 4396
+    assert printed["coverage_frac"] == pytest.approx(0.6)
+    assert str(folder / "launches.csv") in printed["files"]
+    for form in ("text", "md"):
+        assert "4.40 kFLOPs in 1 site of unknown FLOPs" in Run.load(folder).report(form)
+    assert "executed_flops" in Run.load(folder).report("csv").partition("\n")[0]
+    assert "executed_flops" in Run.load(folder).report("html")
+    modules = Run.load(folder).by_module()
+    assert "dram_bytes" in modules.columns
+
+
+def test_a_saved_run_with_counters_in_another_order_says_so(trace, tmp_path, capsys):
+    main(["trace", str(trace), "-o", str(tmp_path / "run.flopprof")])
+    path = tmp_path / "wrong.csv"
+    path.write_text(wide_text(launches(rows=(2, 0, 1, 3, 4))))
+    capsys.readouterr()
+
+    assert main(["verify", str(tmp_path / "run.flopprof"), "--counters", str(path)]) == 0
+
+    text = " ".join(capsys.readouterr().out.split())
+    assert "joined 5 by name" in text
+    assert "no op has an executed figure" in text
+
+
+def test_an_annotated_trace_has_what_was_executed(trace, counters, tmp_path):
+    out = tmp_path / "annotated.json"
+
+    arguments = ["--counters", str(counters), "--annotate", str(out)]
+    assert main(["verify", str(trace), *arguments]) == 0
+
+    events = json.loads(out.read_text())["traceEvents"]
+    first = next(event for event in events if event.get("name") == "aten::mm")
+    assert first["args"]["executed FLOPs"] == 65_536
+    assert first["args"]["counted / executed"] == 1 / 64
+    assert first["args"]["DRAM bytes"] == 1024
