@@ -25,9 +25,9 @@ from flopprof.capture.describe import (
 )
 from flopprof.capture.foreign import foreign_modules, foreign_work
 from flopprof.capture.passes import count_and_trace
-from flopprof.capture.subject import Subject, find_subject, training_of
+from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
 from flopprof.capture.watch import Watched, on_device, watch
-from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.errors import FlopprofError, GradientsError, ModelError, UsageError
 from flopprof.files import real_path
 from flopprof.judge.hidden import hidden_gaps
 from flopprof.judge.spread import TracedCall
@@ -188,6 +188,13 @@ def run_count(
 @alone()
 def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
     progress("counting")
+    try:
+        return _counted(subject, settings)
+    except GradientsError:
+        return _counted(with_gradients(subject), settings)
+
+
+def _counted(subject: Subject, settings: Settings) -> Run:
     training = training_of(settings)
     doubts = warned("model", subject.origin.warnings)
     traced = _count_on_meta(subject, training)
@@ -313,7 +320,11 @@ def run_profile(
         subject = find_subject(what, inputs, kwargs, settings)
         device = find_device(settings.device or home(subject.model)[0])
         subject = on_device(subject, device, training_of(settings))
-    watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
+    try:
+        watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
+    except GradientsError:
+        subject = with_gradients(subject)
+        watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
     dtype = settings.autocast or main_dtype(subject.model, subject.inputs)
     ceilings = _ceilings(device, watched.trace, dtype, settings, user_ceilings, progress)
     progress("reconciling")

@@ -80,3 +80,7 @@ class ModelError(FlopprofError):
     """The model raised while it ran."""
 
     exit_code = 6
+
+
+class GradientsError(ModelError):
+    """The model asks for gradients, and was called without them."""

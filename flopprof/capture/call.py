@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from flopprof.capture.restore import Snapshot, is_bare_iterator, repeated
-from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.errors import FlopprofError, GradientsError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -25,10 +25,17 @@ SEED = 0
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a model is called with."""
+    """What a model is called with.
+
+    Attributes:
+        args: Positional inputs.
+        kwargs: Inputs by name.
+        needs_gradients: Whether a call outside training records what gradients need.
+    """
 
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    needs_gradients: bool = False
 
     def call(self, model: "nn.Module") -> Any:
         """Call the model with these inputs."""
@@ -51,7 +58,8 @@ class Inputs:
             return moved[id(value)]
 
         given = (self.args, dict(self.kwargs))
-        return Inputs(*tree_map(move, given, is_leaf=lambda v: isinstance(v, PackedSequence)))
+        args, kwargs = tree_map(move, given, is_leaf=lambda v: isinstance(v, PackedSequence))
+        return Inputs(args, kwargs, self.needs_gradients)
 
     def fresh(self) -> Self:
         """Return the inputs for one call: containers and iterators of its own, the same values.
@@ -196,7 +204,8 @@ def unchanged(
     copies = [tensor.detach().clone() for tensor in dense]
     device = torch.device(home(model)[0])
     devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    grad_mode = torch.set_grad_enabled(inputs is not None and inputs.needs_gradients)
+    with torch.random.fork_rng(devices=devices), grad_mode:
         _set_mode(model, training)
         for parameter in parameters:
             parameter.grad = None  # else a backward pass would add to them
@@ -336,6 +345,11 @@ def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> Flopprof
             f"the model does not take the input {refused}: {what}",
             remedy=f"give {refused} another shape, dtype or range: "
             "--input [NAME=]SHAPE[:DTYPE[:LOW-HIGH]]",
+        )
+    if "does not require grad" in said and not inputs.needs_gradients:
+        return GradientsError(
+            f"the model asks for gradients, and is called without them: {what}",
+            remedy="have its forward say `with torch.enable_grad():`",
         )
     remedy = "check that it runs on this input without flopprof, or give another --input"
     lone = next((leaf for leaf in inputs.leaves if type(leaf) is int), None)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flopprof.capture.code import outer_state
 from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
@@ -57,8 +58,8 @@ class Snapshot:
     """What a model and its inputs hold besides parameters; `restore` puts it back.
 
     Kept are attributes, lists, dicts, sets and arrays, as deep as they lie, the values of tensors
-    that are no parameters, and random states. Containers and objects stay the same ones. A change
-    by C++ to an object of its own is not seen.
+    that are no parameters, what the model's code uses outside of the model, and random states.
+    Containers and objects stay the same ones. A change by C++ to an object of its own is not seen.
     """
 
     def __init__(self, model: "nn.Module", inputs: Iterable[Any] = (), *, device: str = "cpu"):
@@ -156,7 +157,9 @@ class Snapshot:
             held += _fields(value)
         inner: list[Any] = self._keep_slots(value)
         if isinstance(value, torch.nn.Module):
-            inner += [*value.children(), *value.parameters(recurse=False)]
+            outside, put_back = outer_state(value)
+            self._put_back += put_back
+            inner += [*value.children(), *value.parameters(recurse=False), *outside]
         for container in held:
             self._put_back.append(_keep_container(container))
             inner += _items(container)
@@ -292,6 +295,9 @@ def _state_keepers(value: Any) -> list[PutBack]:
     if isinstance(value, random.Random):
         before = value.getstate()
         return [lambda: value.setstate(before)]
+    if isinstance(value, functools._lru_cache_wrapper):
+        size = value.cache_info().currsize
+        return [lambda: None if value.cache_info().currsize == size else value.cache_clear()]
     if isinstance(value, io.IOBase) and not value.closed and value.seekable():
         place = value.tell()
         return [lambda: void(value.seek(place))]

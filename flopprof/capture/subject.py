@@ -37,6 +37,13 @@ class Subject:
     origin: Origin = field(default_factory=Origin)
 
 
+def with_gradients(subject: Subject) -> Subject:
+    """Return the subject to be called with gradients recorded, and the doubt that it says so."""
+    said = "its forward asks for gradients: it was called with gradients recorded, in eval mode"
+    origin = replace(subject.origin, warnings=(*subject.origin.warnings, said))
+    return replace(subject, inputs=replace(subject.inputs, needs_gradients=True), origin=origin)
+
+
 def find_subject(
     what: Any,
     inputs: Any,

@@ -45,10 +45,11 @@ class Training:
             UsageError: There is no such optimizer.
         """
         if self.step:
-            return OwnStep(inputs.args, inputs.kwargs, self.step)
+            return OwnStep(inputs.args, inputs.kwargs, step=self.step)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = self._make_optimizer(parameters) if parameters else None
-        return Step(inputs.args, inputs.kwargs, self.loss or sum_of_outputs, optimizer)
+        loss = self.loss or sum_of_outputs
+        return Step(inputs.args, inputs.kwargs, loss=loss, optimizer=optimizer)
 
     def _make_optimizer(self, parameters: "list[nn.Parameter]") -> "torch.optim.Optimizer | None":
         from torch import optim

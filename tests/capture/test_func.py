@@ -133,3 +133,12 @@ def test_the_mode_does_not_change_the_count_of_a_mapped_layer(mode):
     model = Transformed(nn.Linear(5, 7), forward)
 
     assert flopprof.count_flops(model, (torch.randn(10, 5),)).matmul_flops == 700
+
+
+def test_a_hessian_has_no_unknown_op():
+    w = torch.ones(5, 5)
+    model = Transformed(nn.Identity(), lambda _, x: torch.func.hessian(lambda a: (w @ a) @ a)(x))
+
+    count = flopprof.count_flops(model, (torch.ones(5),))
+
+    assert count.flops == count.flops_at_most

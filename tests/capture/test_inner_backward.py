@@ -1,9 +1,11 @@
 """A backward pass inside forward: forces, GAN steps, a whole training step in one call."""
 
+import pytest
 import torch
 from torch import nn
 
 import flopprof
+from flopprof.errors import ModelError
 
 
 class Force(nn.Module):
@@ -147,3 +149,38 @@ def test_each_call_with_a_backward_pass_inside_is_the_first_and_leaves_the_users
     for parameter, gradient in zip(model.parameters(), before, strict=True):
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradient)
+
+
+class Asking(nn.Module):
+    """A force field that leaves it to its caller to record gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(5, 7)
+
+    def forward(self, x):
+        x.requires_grad_(True)
+        return torch.autograd.grad(self.layer(x).sum(), x)[0]
+
+
+def test_a_forward_that_asks_for_gradients_is_called_with_them():
+    model = Asking()
+    x = torch.ones(4, 5)
+    count = flopprof.count_flops(model, (x,))
+    run = profiled(model, x)
+
+    # 4·5·7 multiply-adds × 2 forward; the input's gradient as much.
+    assert count.matmul_flops == run.totals.matmul_flops == 560
+    assert any("asks for gradients" in text for text in run.provenance.warning_texts)
+    assert not x.requires_grad
+    assert model.layer.weight.grad is None
+
+
+def test_a_forward_whose_own_no_grad_forbids_gradients_is_at_fault():
+    class Forbids(Asking):
+        @torch.no_grad()
+        def forward(self, x):
+            return super().forward(x)
+
+    with pytest.raises(ModelError, match="does not require grad"):
+        flopprof.count_flops(Forbids(), (torch.ones(4, 5),))

@@ -2,13 +2,14 @@
 
 import array
 import collections
+import functools
 import inspect
 import io
 import queue
 import random
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -438,3 +439,103 @@ def test_a_model_given_as_input_is_as_it_was():
 
     assert teacher.num_batches_tracked == 0
     assert teacher.state_dict()["running_mean"].tolist() == [0.0] * 4
+
+
+KEPT: list[torch.Tensor] = []
+TURN = 0
+
+
+class Shared(nn.Module):
+    """Keeps what it computed, or counts its calls, outside of itself."""
+
+    kept: ClassVar[list[torch.Tensor]] = []
+    turn = 0
+
+    def __init__(self, keep):
+        super().__init__()
+        self.layer = nn.Linear(5, 5, bias=False)
+        self.keep = keep
+
+    def forward(self, x):
+        return x @ torch.cat(self.keep(self, self.layer(x))).T
+
+
+def in_class(module, y):
+    type(module).kept.append(y)
+    return type(module).kept
+
+
+def in_global(_module, y):
+    KEPT.append(y)
+    return KEPT
+
+
+def in_closure():
+    kept = []
+
+    def keep(_module, y):
+        kept.append(y)
+        return kept
+
+    return keep
+
+
+def by_rebound_variable():
+    kept: tuple[Any, ...] = ()
+
+    def keep(_module, y):
+        nonlocal kept
+        kept = (*kept, y)
+        return kept
+
+    return keep
+
+
+def by_rebound_global(_module, y):
+    global TURN
+    TURN += 1
+    return [y] * TURN
+
+
+def by_rebound_attribute(module, y):
+    type(module).turn += 1
+    return [y] * type(module).turn
+
+
+@functools.cache
+def table(size):
+    return torch.ones(size, 5, device=TABLE_DEVICE[0])
+
+
+TABLE_DEVICE = ["cpu"]
+
+
+def by_cached_function(_module, y):
+    TABLE_DEVICE[0] = y.device
+    return [y[:0], table(4)]
+
+
+@pytest.mark.parametrize(
+    "keep",
+    [
+        in_class,
+        in_global,
+        in_closure(),
+        by_rebound_variable(),
+        by_rebound_global,
+        by_rebound_attribute,
+        by_cached_function,
+    ],
+)
+def test_what_code_keeps_outside_of_its_module_is_put_back(keep):
+    model = Shared(keep)
+    x = torch.ones(4, 5)
+
+    count = flopprof.count_flops(model, (x,))
+    run = flopprof.profile(model, (x,), repeats=2, warmup=1, ceilings=False)
+
+    # The layer 4·5·5 multiply-adds × 2, and x with the four rows kept: 4·5·4 × 2.
+    assert count.matmul_flops == run.totals.matmul_flops == 200 + 160
+    assert model(x).shape == (4, 4)  # the first call, still
+    KEPT.clear()
+    Shared.kept.clear()

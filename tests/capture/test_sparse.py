@@ -64,3 +64,18 @@ def test_a_profile_bounds_a_sparse_product_by_the_dense_one():
 
     # No trace tells what is stored: at most 2 · 100 · 100 · 8.
     assert (run.totals.flops, run.totals.flops_at_most) == (0, 160_000)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_attention_of_jagged_tensors_is_known_by_what_it_calls():
+    class Attends(nn.Module):
+        def forward(self, q):
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    rows = [torch.ones(3, 2, 8), torch.ones(5, 2, 8)]
+    q = torch.nested.nested_tensor(rows, layout=torch.jagged).transpose(1, 2)
+    count = flopprof.count_flops(Attends(), (q,))
+
+    # It is padded: two sequences of 2 heads × 5·5 scores × 8 multiply-adds × 2, twice.
+    assert count.matmul_flops == 3200
+    assert count.flops == count.flops_at_most

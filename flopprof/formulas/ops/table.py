@@ -120,6 +120,10 @@ _PER = {
     "matrix": _matrix,
 }
 
+_COMPOSED = ("_safe_softmax",)
+"""Ops that call others, and so are known by them where a nested tensor hides their sizes."""
+
 for _row in el.read_table(Path(__file__).with_name("per_element.csv")):
-    _register = el.formula_for(_row["op"], kind=_row["kind"], looks_below=_row["per"] == "list")
+    _looks_below = _row["per"] == "list" or _row["op"] in _COMPOSED
+    _register = el.formula_for(_row["op"], kind=_row["kind"], looks_below=_looks_below)
     _register(partial(_PER[_row["per"]], row=_row))

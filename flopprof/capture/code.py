@@ -1,0 +1,129 @@
+"""The code that a module's call runs: its functions, what they refer to, what they may change."""
+
+import dis
+import functools
+from collections.abc import Callable, Iterator
+from types import CellType, CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LIBRARIES = ("torch.", "torchvision.", "timm.", "transformers.", "diffusers.")
+"""Where modules are from whose code is known: it keeps no state elsewhere that a call changes, and
+uses numpy and its like for sizes, and for masks of a training step, only."""
+
+_MOST_FUNCTIONS = 200  # of one module's code that are looked into
+
+
+def is_of_library(module: "nn.Module") -> bool:
+    """Return whether a module's class is one of `LIBRARIES`."""
+    return type(module).__module__.startswith(LIBRARIES)
+
+
+def functions_of(module: "nn.Module") -> list[FunctionType]:
+    """Return `forward` and what of the same file it calls: functions, methods, attributes."""
+    kind = type(module)
+    todo: list[Any] = [getattr(kind, "forward", None), *vars(module).values()]
+    functions: dict[int, FunctionType] = {}
+    while todo and len(functions) < _MOST_FUNCTIONS:
+        function = todo.pop()
+        if not isinstance(function, FunctionType) or id(function) in functions:
+            continue
+        functions[id(function)] = function
+        for _, value in used_by(function, kind):
+            if isinstance(value, FunctionType) and value.__module__ == function.__module__:
+                todo.append(value)
+    return list(functions.values())
+
+
+def used_by(function: FunctionType, kind: type) -> Iterator[tuple[str, Any]]:
+    """Yield the names in a function's code, and what they are: globals, methods, or None.
+
+    Those of the function around it, which it closes over, have no name.
+    """
+    for name in _names_in(function.__code__):
+        value = function.__globals__.get(name)
+        yield name, getattr(kind, name, None) if value is None else value
+    for cell in function.__closure__ or ():
+        yield "", _held_in(cell)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Yield the names that code refers to, and those of the functions and loops inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _held_in(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # empty
+        return None
+
+
+def outer_state(module: "nn.Module") -> tuple[list[Any], list[Callable[[], None]]]:
+    """Return what a module's code uses outside the module, and what binds its names there again.
+
+    That are attributes of its class, globals, and variables of the functions around its own.
+    """
+    if is_of_library(module):
+        return [], []
+    held: list[Any] = []
+    put_back: list[Callable[[], None]] = []
+    for base in type(module).__mro__:
+        if not f"{base.__module__}.".startswith(("torch.", "builtins.")):
+            values = {name: value for name, value in vars(base).items() if _is_data(name, value)}
+            held += values.values()
+            put_back.append(functools.partial(_bind_attributes, base, values))
+    for function in functions_of(module):
+        held += [value for _, value in used_by(function, type(module))]
+        put_back += [_binding_cell(cell) for cell in function.__closure__ or ()]
+        put_back += [_binding_global(function, name) for name in _set_by(function.__code__)]
+    return held, put_back
+
+
+def _is_data(name: str, value: Any) -> bool:
+    return not (name.startswith("__") or callable(value) or hasattr(value, "__get__"))
+
+
+def _bind_attributes(kind: type, values: dict[str, Any]) -> None:
+    present = {name: value for name, value in vars(kind).items() if _is_data(name, value)}
+    for name in present.keys() - values.keys():
+        delattr(kind, name)
+    for name, value in values.items():
+        if present.get(name) is not value:
+            setattr(kind, name, value)
+
+
+def _binding_cell(cell: CellType) -> Callable[[], None]:
+    value = _held_in(cell)
+
+    def put_back() -> None:
+        if _held_in(cell) is not value:
+            cell.cell_contents = value
+
+    return put_back
+
+
+def _binding_global(function: FunctionType, name: str) -> Callable[[], None]:
+    names = function.__globals__
+    was_there = name in names
+    value = names.get(name)
+
+    def put_back() -> None:
+        if was_there:
+            names[name] = value
+        else:
+            names.pop(name, None)
+
+    return put_back
+
+
+def _set_by(code: CodeType) -> set[str]:
+    """Return the globals that code binds anew."""
+    return {
+        str(step.argval) for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"
+    }
