@@ -2,7 +2,8 @@
 
 import dis
 import functools
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from types import CellType, CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
@@ -64,25 +65,45 @@ def _held_in(cell: CellType) -> Any:
         return None
 
 
-def outer_state(module: "nn.Module") -> tuple[list[Any], list[Callable[[], None]]]:
-    """Return what a module's code uses outside the module, and what binds its names there again.
+def outer_state(modules: "Iterable[nn.Module]") -> tuple[list[Any], list[Callable[[], None]]]:
+    """Return what the modules' code uses outside them, and what binds its names there again.
 
-    That are attributes of its class, globals, and variables of the functions around its own.
+    That are attributes of their classes, globals, and variables of the functions around their own.
     """
-    if is_of_library(module):
-        return [], []
     held: list[Any] = []
     put_back: list[Callable[[], None]] = []
-    for base in type(module).__mro__:
-        if not f"{base.__module__}.".startswith(("torch.", "builtins.")):
+    seen: set[int] = set()  # classes and functions
+    for module in modules:
+        if is_of_library(module):
+            continue
+        kind = type(module)
+        for base in kind.__mro__:
+            if id(base) in seen or base.__module__.partition(".")[0] in ("torch", "builtins"):
+                continue
+            seen.add(id(base))
             values = {name: value for name, value in vars(base).items() if _is_data(name, value)}
             held += values.values()
             put_back.append(functools.partial(_bind_attributes, base, values))
-    for function in functions_of(module):
-        held += [value for _, value in used_by(function, type(module))]
-        put_back += [_binding_cell(cell) for cell in function.__closure__ or ()]
-        put_back += [_binding_global(function, name) for name in _set_by(function.__code__)]
-    return held, put_back
+        for function in functions_of(module):
+            if id(function) in seen:
+                continue
+            seen.add(id(function))
+            held += [value for _, value in used_by(function, kind)]
+            put_back += [_binding_cell(cell) for cell in function.__closure__ or ()]
+            put_back += [_binding_global(function, name) for name in _set_by(function.__code__)]
+    return _without_torchs_own(held), put_back
+
+
+def _without_torchs_own(values: list[Any]) -> list[Any]:
+    """Return the values but for PyTorch's own, such as the registry of hooks that we are in."""
+    containers = {id(value) for value in values if isinstance(value, dict | list | set)}
+    if not containers:
+        return values
+    of_torch: set[int] = set()
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == "torch":
+            of_torch |= containers & set(map(id, vars(module).values()))
+    return [value for value in values if id(value) not in of_torch]
 
 
 def _is_data(name: str, value: Any) -> bool:

@@ -70,6 +70,9 @@ class Snapshot:
         self._keep_random_states(device)
         self._walk(inputs, is_input=True)
         self._walk(model.modules(), is_input=False)
+        outside, put_back = outer_state(model.modules())
+        self._put_back += put_back
+        self._walk(outside, is_input=False)
 
     @classmethod
     def around(cls, model: "nn.Module", objects: Iterable[Any]) -> "Snapshot":
@@ -157,9 +160,7 @@ class Snapshot:
             held += _fields(value)
         inner: list[Any] = self._keep_slots(value)
         if isinstance(value, torch.nn.Module):
-            outside, put_back = outer_state(value)
-            self._put_back += put_back
-            inner += [*value.children(), *value.parameters(recurse=False), *outside]
+            inner += [*value.children(), *value.parameters(recurse=False)]
         for container in held:
             self._put_back.append(_keep_container(container))
             inner += _items(container)
@@ -368,15 +369,20 @@ def _fields(value: Any) -> list[dict[str, Any]]:
 def _slots(value: Any) -> list[tuple[Any, Any]]:
     """Return the slots of an object that hold something, each with what it holds."""
     held = []
-    for base in type(value).__mro__:
-        for slot in vars(base).values():
-            if not isinstance(slot, MemberDescriptorType) or not base.__flags__ & _HEAP_TYPE:
-                continue  # of a type written in C, where it is not ours to set
-            try:
-                held.append((slot, slot.__get__(value)))
-            except AttributeError:  # empty
-                continue
+    for slot in _slots_of(type(value)):
+        try:
+            held.append((slot, slot.__get__(value)))
+        except AttributeError:  # empty
+            continue
     return held
+
+
+@functools.lru_cache(maxsize=1000)
+def _slots_of(kind: type) -> list[MemberDescriptorType]:
+    """Return the slots of a class; not those of a type written in C, which are not ours to set."""
+    bases = [base for base in kind.__mro__ if base.__flags__ & _HEAP_TYPE]
+    values = [value for base in bases for value in vars(base).values()]
+    return [value for value in values if isinstance(value, MemberDescriptorType)]
 
 
 def held_by(function: Any) -> list[Any]:
