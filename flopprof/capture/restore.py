@@ -369,7 +369,8 @@ def _fields(value: Any) -> list[dict[str, Any]]:
 def _slots(value: Any) -> list[tuple[Any, Any]]:
     """Return the slots of an object that hold something, each with what it holds."""
     held = []
-    for slot in _slots_of(type(value)):
+    kind: Any = type(value)
+    for slot in _slots_of(kind):
         try:
             held.append((slot, slot.__get__(value)))
         except AttributeError:  # empty
@@ -378,7 +379,7 @@ def _slots(value: Any) -> list[tuple[Any, Any]]:
 
 
 @functools.lru_cache(maxsize=1000)
-def _slots_of(kind: type) -> list[MemberDescriptorType]:
+def _slots_of(kind: Any) -> list[MemberDescriptorType]:
     """Return the slots of a class; not those of a type written in C, which are not ours to set."""
     bases = [base for base in kind.__mro__ if base.__flags__ & _HEAP_TYPE]
     values = [value for base in bases for value in vars(base).values()]
