@@ -182,11 +182,14 @@ def _umask() -> int:
     return mask
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` to `path` in one step: readers see the old file or the new one.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write text or bytes to `path` in one step: readers see the old file or the new one.
 
     Raises:
         UsageError: It cannot be written.
     """
     with replacing(path) as unfinished:
-        unfinished.write_text(text, encoding="utf-8")
+        if isinstance(content, bytes):
+            unfinished.write_bytes(content)
+        else:
+            unfinished.write_text(content, encoding="utf-8")

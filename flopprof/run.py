@@ -13,7 +13,7 @@ import pandas as pd
 
 from flopprof import tables
 from flopprof.errors import LoadError, UsageError
-from flopprof.files import writing
+from flopprof.files import write_atomically, writing
 from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
 from flopprof.saved import NAMES, SavedTables, read_provenance, regular_file
@@ -396,10 +396,33 @@ class Run:
         return run
 
     def report(self, form: str = "text") -> str:
-        """Return the run as a report: "text", "md", "html", "csv" or "json"."""
+        """Return the run as a report in a format of text: "text", "md", "html", "csv", "json".
+
+        Raises:
+            UsageError: There is no such format, or it is no text: `save_report` writes that.
+        """
         from flopprof.report import write_report  # a convenience: report sees run, not vice versa
 
-        return write_report(self, form)
+        content = write_report(self, form)
+        if isinstance(content, bytes):
+            fact = f"a report in {form} is no text"
+            raise UsageError(fact, remedy=f"write it to a file: -o report.{form}, save_report(…)")
+        return content
+
+    def save_report(self, path: str | Path, form: str = "") -> Path:
+        """Write a report to a file, in one step, and return its path.
+
+        Args:
+            path: The file, which is replaced.
+            form: The format; what the file's suffix says unless given.
+
+        Raises:
+            UsageError: There is no such format, or the file cannot be written.
+        """
+        from flopprof.report import format_for, write_report  # as above
+
+        write_atomically(Path(path), write_report(self, format_for(str(path), form)))
+        return Path(path)
 
     def plot_roofline(self, path: str | Path, **options: Any) -> Path:
         """Draw the roofline chart to `path` (.png, .svg or .pdf) and return it."""

@@ -1,7 +1,6 @@
 """`flopprof report`: a saved run, in any format."""
 
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace
-from pathlib import Path
 from typing import Any, NoReturn
 
 from flopprof.cli import Handler, command, print_json
@@ -21,11 +20,13 @@ def report(parser: ArgumentParser) -> Handler:
         default=SUPPRESS,
         help="print the JSON Schema of what --json prints, and exit; needs no DIR",
     )
-    parser.add_argument("--format", help="text, md, html, csv, json (default: by -o's suffix)")
+    from flopprof.report import format_names
+
+    names = ", ".join(format_names())
+    parser.add_argument("--format", help=f"{names} (default: text, or by -o's suffix)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
 
     def handle(args: Namespace) -> int:
-        from flopprof.files import write_atomically
         from flopprof.report import format_for
         from flopprof.report.json import to_object
         from flopprof.run import Run
@@ -33,13 +34,12 @@ def report(parser: ArgumentParser) -> Handler:
         args.output = None if args.output == "-" else args.output  # as others spell stdout
         form = format_for(args.output, args.format)
         loaded = Run.load(args.run)
-        text = loaded.report(form)
         if args.output:
-            write_atomically(Path(args.output), text)
+            loaded.save_report(args.output, form)
         if args.json:
             print_json(to_object(loaded, [args.output] if args.output else []))
         elif not args.output:
-            print(text, end="")
+            print(loaded.report(form), end="")
         return 0
 
     return handle

@@ -2,18 +2,31 @@
 
 from collections.abc import Callable
 from pathlib import PurePath
+from typing import TypeVar
 
 from flopprof.errors import UsageError
 from flopprof.registry import Registry, import_all
 from flopprof.run import Run
 from flopprof.units import safe_text
 
-REPORT_FORMATS: Registry[Callable[[Run], str]] = Registry("report format")
+Report = TypeVar("Report", bound=Callable[[Run], str | bytes])
+REPORT_FORMATS: Registry[Callable[[Run], str | bytes]] = Registry("report format")
 
 
-def report_format(*names: str) -> Callable[[Callable[[Run], str]], Callable[[Run], str]]:
-    """Register a function from a run to text under its format's names."""
-    return REPORT_FORMATS.register(*names)
+def report_format(*names: str) -> Callable[[Report], Report]:
+    """Register a function from a run to text, or to a file's bytes, under its format's names."""
+
+    def register(function: Report) -> Report:
+        REPORT_FORMATS.register(*names)(function)
+        return function
+
+    return register
+
+
+def format_names() -> list[str]:
+    """Return the names of all formats, without their suffixes."""
+    import_all("flopprof.report")
+    return [name for name, _ in REPORT_FORMATS.items() if not name.startswith(".")]
 
 
 def format_for(path: str | None, form: str | None) -> str:
@@ -39,11 +52,11 @@ def format_for(path: str | None, form: str | None) -> str:
     return suffix
 
 
-def write_report(run: Run, form: str = "text") -> str:
-    """Return `run` as text in the format `form`: text, md, html, json, csv.
+def write_report(run: Run, form: str = "text") -> str | bytes:
+    """Return `run` in the format `form`, one of `format_names`: text, or bytes of a file.
 
     Raises:
-        UsageError: There is no such format.
+        UsageError: There is no such format, or a library that it needs is not installed.
     """
     import_all("flopprof.report")
     return REPORT_FORMATS.require(form)(run)

@@ -127,10 +127,11 @@ def test_halves_of_letters_are_shown_escaped(tmp_path, monkeypatch, capsys):
     source = msgspec.structs.replace(run.provenance.source, model=f"ev{HALVES}il")
     run = run.replaced(provenance=msgspec.structs.replace(run.provenance, source=source))
     for form in ("text", "md", "html", "csv"):
-        text = write_report(run, form)
+        text = run.report(form)
         text.encode("utf-8")
         assert_clean(text, form)
-    assert "ev\\ud800\\xffil" in write_report(run, "text")
+    assert "ev\\ud800\\xffil" in run.report("text")
+    assert write_report(run, "xlsx")[:2] == b"PK"
     assert Run.load(run.save("y")).provenance.title == "ev\\ud800\\xffil"
 
 
