@@ -16,7 +16,7 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.files import write_atomically, writing
 from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
-from flopprof.saved import NAMES, SavedTables, read_provenance, regular_file
+from flopprof.saved import LARGE_ROWS, NAMES, SavedTables, read_provenance, regular_file
 from flopprof.units import safe_text
 
 if TYPE_CHECKING:
@@ -282,7 +282,8 @@ class Run:
     def equals(self, other: "Run") -> bool:
         """Return whether the other run has the same tables, provenance and trace."""
         names = (*NAMES, "launches")
-        same_tables = all(getattr(self, name).equals(getattr(other, name)) for name in names)
+        pairs = ((getattr(self, name), getattr(other, name)) for name in names)
+        same_tables = all(tables.is_same(mine, theirs) for mine, theirs in pairs)
         same_words = encode(self.provenance) == encode(other.provenance)
         return same_tables and same_words and self.trace == other.trace
 
@@ -354,7 +355,11 @@ class Run:
         """Write tables, metadata and trace into an existing folder."""
         for name in NAMES:
             frame: pd.DataFrame = getattr(self, name)
-            tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
+            is_large = name in MAY_BE_LARGE and len(frame) > LARGE_ROWS
+            if is_large and tables.has_parquet():
+                tables.TABLES[name].write_parquet(frame, folder / f"{name}.parquet")
+            else:
+                tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
         if len(self.launches):
             tables.LAUNCHES.write_csv(self.launches, folder / "launches.csv")
         if self.trace is not None:

@@ -3,7 +3,7 @@
 Every damaged run is refused: a number that cannot be, an id that leads nowhere, a sum that differs.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,10 @@ NAMES = ("module_calls", "ops", "kernels", "rooflines", "sites")
 """The tables that a run saves."""
 
 LARGE_BYTES = 16_000_000
-"""A table of that size takes half a second to read: it is read when it is asked for."""
+"""A CSV file of that size takes half a second to read: it is read when it is asked for."""
+
+LARGE_ROWS = 100_000
+"""A table of more rows is written as Parquet, where pyarrow is installed: nobody opens it."""
 
 _AGAIN = "profile the model again with: flopprof run"
 _SIGNED = ("start_us",)
@@ -52,8 +55,8 @@ class SavedTables:
         Raises:
             LoadError: It is no file.
         """
-        path = regular_file(self._folder / f"{name}.csv")
-        return path.exists() and path.stat().st_size > LARGE_BYTES
+        path = self._path(name)
+        return path.suffix == ".parquet" or (path.exists() and path.stat().st_size > LARGE_BYTES)
 
     def read(self, name: str) -> pd.DataFrame:
         """Return the table of that name.
@@ -62,18 +65,37 @@ class SavedTables:
             LoadError: It is missing, of other columns, or holds what cannot be.
         """
         if name not in self._read:
-            path = regular_file(self._folder / f"{name}.csv")
-            self._read[name] = TABLES[name].read_csv(path)
+            path = self._path(name)
+            table = TABLES[name]
+            is_parquet = path.suffix == ".parquet"
+            self._read[name] = table.read_parquet(path) if is_parquet else table.read_csv(path)
             if fault := next(self._faults(name), ""):
                 raise LoadError(f"{safe_text(self._folder)} is damaged: {fault}", remedy=_AGAIN)
         return self._read[name]
 
+    def read_columns(self, name: str, columns: Sequence[str]) -> pd.DataFrame:
+        """Return some columns of a table; of a Parquet file nothing else is read.
+
+        Raises:
+            LoadError: As `read`; and an odd number in these columns.
+        """
+        path = self._path(name)
+        if name in self._read or path.suffix != ".parquet":
+            return self.read(name)[TABLES[name].part(columns).names]
+        frame = TABLES[name].read_parquet(path, columns)
+        if fault := next(_odd_numbers(name, frame), ""):
+            raise LoadError(f"{safe_text(self._folder)} is damaged: {fault}", remedy=_AGAIN)
+        return frame
+
+    def _path(self, name: str) -> Path:
+        """Return the file that holds a table: a Parquet file, if it is there, else a CSV file."""
+        parquet = regular_file(self._folder / f"{name}.parquet")
+        return parquet if parquet.exists() else regular_file(self._folder / f"{name}.csv")
+
     def _faults(self, name: str) -> Iterator[str]:
         """Yield what in a table cannot be: odd numbers, ids that lead nowhere, verdicts."""
         frame = self._read[name]
-        for column in TABLES[name].columns_of(frame):
-            if column.type == "float" and _is_odd(frame[column.name].to_numpy(), column.name):
-                yield f"{name}.csv holds a {column.name} that is negative or infinite"
+        yield from _odd_numbers(name, frame)
         if (key := _KEYS.get(name)) and (frame[key].to_numpy() != np.arange(len(frame))).any():
             yield f"{name}.csv does not number its rows by {key}"
         for column_name, other in _REFERENCES.get(name, ()):
@@ -83,6 +105,12 @@ class SavedTables:
                 yield f"{name}.csv holds a {column_name} that is not in {other}.csv"
         if name == "sites":
             yield from _faults_of_sites(frame)
+
+
+def _odd_numbers(name: str, frame: pd.DataFrame) -> Iterator[str]:
+    for column in TABLES[name].part(frame.columns).columns:
+        if column.type == "float" and _is_odd(frame[column.name].to_numpy(), column.name):
+            yield f"{name}.csv holds a {column.name} that is negative or infinite"
 
 
 def _faults_of_sites(sites: pd.DataFrame) -> Iterator[str]:

@@ -1,19 +1,22 @@
 """Declare every table's columns (columns.csv), and check frames against them."""
 
 import csv
-from collections.abc import Iterable, Iterator, Mapping
+import importlib.util
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
+import orjson
 import pandas as pd
 
 from flopprof.errors import LoadError
 from flopprof.units import safe_text
 
 ColumnType = Literal["int", "float", "str", "bool"]
+_ROWS_AT_ONCE = 50_000  # of a CSV file: bounds the memory
 DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
 
 LOSS = "(loss)"
@@ -98,16 +101,55 @@ class Table:
 
     def write_csv(self, frame: pd.DataFrame, path: Path) -> None:
         """Write `frame` so that `read_csv` returns it, whatever its texts hold."""
-        texts = [frame[c.name] for c in self.columns_of(frame) if c.type == "str"]
-        # A lone carriage return ends a line for readers, unless quoted; pandas quotes line feeds.
-        returns = any("\r" in text for column in texts for text in column.unique())
-        frame.to_csv(
-            path,
-            index=False,
-            quoting=csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL,
-            lineterminator="\n",
-            errors="backslashreplace",  # lone surrogates
-        )
+        own = self.columns_of(frame)
+        with path.open("wb") as file:
+            file.write(",".join(column.name for column in own).encode() + b"\n")
+            for first in range(0, len(frame), _ROWS_AT_ONCE):
+                rows = frame.iloc[first : first + _ROWS_AT_ONCE]
+                fields = (_csv_fields(rows[column.name], column.type) for column in own)
+                file.write(b"\n".join(map(b",".join, zip(*fields, strict=True))) + b"\n")
+
+    def write_parquet(self, frame: pd.DataFrame, path: Path) -> None:
+        """Write `frame` so that `read_parquet` returns it. Needs pyarrow."""
+        import pyarrow
+        from pyarrow import parquet
+
+        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
+        parquet.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+
+    def read_parquet(self, path: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
+        """Return the frame saved at `path`, or only its columns `names`.
+
+        Raises:
+            LoadError: The file does not hold this table, or there is no pyarrow to read it with.
+        """
+        try:
+            from pyarrow import parquet
+        except ImportError as error:
+            raise LoadError(
+                f"{safe_text(path)} is a Parquet file, and pyarrow is not installed",
+                remedy="pip install 'flopprof[parquet]'",
+            ) from error
+        try:
+            kept = self if names is None else self.part(names)
+            with parquet.ParquetFile(path) as file:
+                table = file.read(columns=None if names is None else kept.names)
+            whole = [column.name for column in self.columns if column.type != "float"]
+            for name in set(whole) & set(table.column_names):
+                if table.column(name).null_count:
+                    raise ValueError(f"{name} lacks values")
+            frame = table.replace_schema_metadata(None).to_pandas(ignore_metadata=True)
+            return kept.check(frame if names is None else frame[kept.names])
+        except (OSError, ValueError, OverflowError) as error:  # Arrow's own are of these
+            raise LoadError(
+                f"{safe_text(path)} does not hold the table {self.name!r}: {safe_text(error)}",
+                remedy="profile the model again with: flopprof run",
+            ) from error
+
+    def part(self, names: Sequence[str]) -> "Table":
+        """Return the table of these columns only, in their order here."""
+        wanted = set(names)
+        return Table(self.name, self.doc, tuple(c for c in self.columns if c.name in wanted))
 
     def read_csv(self, path: Any) -> pd.DataFrame:
         """Return the frame saved at `path`.
@@ -136,6 +178,43 @@ class Table:
             ) from error
 
 
+def _csv_fields(column: pd.Series, kind: ColumnType) -> list[bytes]:
+    """Return a column's values as CSV fields; NaN is empty."""
+    if kind == "str":
+        numbers, names = codes(column)
+        texts = np.array([_csv_text(str(name)) for name in names], dtype=object)
+        return list(texts[numbers])
+    values = column.to_numpy()
+    if kind == "bool":
+        return [b"True" if value else b"False" for value in values.tolist()]
+    if kind == "float" and np.isinf(values).any():
+        return [b"" if value != value else repr(value).encode() for value in values.tolist()]
+    packed = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
+    fields = packed[1:-1].split(b",")
+    return [b"" if field == b"null" else field for field in fields] if kind == "float" else fields
+
+
+def _csv_text(text: str) -> bytes:
+    if any(mark in text for mark in ',"\r\n'):
+        text = '"' + text.replace('"', '""') + '"'
+    return text.encode("utf-8", "backslashreplace")  # lone surrogates
+
+
+def has_parquet() -> bool:
+    """Return whether Parquet files can be written and read here."""
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def is_same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Return whether two frames hold the same values, texts as codes or written out."""
+    return bool(_written_out(one).equals(_written_out(other)))
+
+
+def _written_out(frame: pd.DataFrame) -> pd.DataFrame:
+    coded = frame.select_dtypes("category")
+    return frame.assign(**{str(name): coded[name].astype("str") for name in coded})
+
+
 def codes(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
     """Return a column of texts as numbers, and the texts that they number."""
     if isinstance(column.dtype, pd.CategoricalDtype):
@@ -156,7 +235,8 @@ def _cast(values: Any, column: Column) -> Any:
         values = values.reset_index(drop=True)
         return values if _fits(values.dtype, column.type) else values.astype(DTYPES[column.type])
     if column.type == "str":
-        return pd.array(values, dtype="str")
+        is_coded = isinstance(values, pd.Categorical)  # of a few texts: a code for each row
+        return values if is_coded else pd.array(values, dtype="str")
     return np.asarray(values, dtype=DTYPES[column.type])
 
 

@@ -230,3 +230,31 @@ def test_a_large_table_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
     monkeypatch.setattr("flopprof.saved.LARGE_BYTES", len(small))
     with pytest.raises(LoadError, match="ops"):
         Run.load(folder)
+
+
+def test_large_tables_are_saved_as_parquet_and_read_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("flopprof.run.LARGE_ROWS", -1)
+    run = make_run()
+    run.save(tmp_path / "large")
+
+    names = {path.name for path in (tmp_path / "large").iterdir()}
+    assert "ops.parquet" in names
+    assert not {"ops.csv", "sites.parquet", "module_calls.parquet", "rooflines.parquet"} & names
+    assert Run.load(tmp_path / "large").equals(run)
+
+    (tmp_path / "large" / "ops.parquet").write_bytes(b"PAR1")
+    loaded = Run.load(tmp_path / "large")  # nothing of the ops is read
+    assert loaded.sites.equals(run.sites)
+    with pytest.raises(LoadError, match="ops"):
+        _ = loaded.ops
+
+
+def test_without_pyarrow_large_tables_are_csv_as_others(tmp_path, monkeypatch):
+    monkeypatch.setattr("flopprof.run.LARGE_ROWS", -1)
+    monkeypatch.setattr("flopprof.tables.has_parquet", lambda: False)
+    run = make_run()
+
+    run.save(tmp_path / "large")
+
+    assert (tmp_path / "large" / "ops.csv").exists()
+    assert Run.load(tmp_path / "large").equals(run)

@@ -1,11 +1,12 @@
 import math
+import sys
 
 import pandas as pd
 import pytest
 
-from flopprof.errors import UsageError
+from flopprof.errors import LoadError, UsageError
 from flopprof.registry import Registry
-from flopprof.tables import SITES, TABLES
+from flopprof.tables import KERNELS, SITES, TABLES, is_same
 
 
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
@@ -48,3 +49,81 @@ def test_a_registry_refuses_duplicates_and_lists_what_it_knows():
     with pytest.raises(UsageError) as caught:
         registry.require("two")
     assert caught.value.remedy == "known: one"
+
+
+ODD_TEXTS = ["", "a,b", 'say "x"', "two\nlines", "a\rb", " x ", "NaN", "é", "=1+1", "'"]
+
+
+def kernels_with(texts: list[str]) -> pd.DataFrame:
+    """Return a table of kernels called like that, with odd lengths."""
+    odd = [0.1 + 0.2, 0.0, 1e22, 5e-324, 12345678.9]
+    rows = [
+        {"kernel_id": n, "kernel": text, "kind": "compute", "duration_us": odd[n % len(odd)]}
+        for n, text in enumerate(texts)
+    ]
+    return KERNELS.from_rows(rows)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+@pytest.mark.parametrize("coded", [True, False])
+def test_a_table_is_read_back_as_it_was_written(tmp_path, form, coded):
+    frame = kernels_with(ODD_TEXTS)
+    if coded:
+        frame = frame.astype({"kernel": "category", "kind": "category"})
+    path = tmp_path / f"kernels.{form}"
+
+    getattr(KERNELS, f"write_{form}")(frame, path)
+    read = getattr(KERNELS, f"read_{form}")(path)
+
+    assert read["kernel"].astype("str").tolist() == ODD_TEXTS
+    assert is_same(read, frame)
+
+
+@pytest.mark.parametrize("form", ["csv", "parquet"])
+def test_numbers_that_are_unknown_or_without_end_are_read_back(tmp_path, form):
+    rows = [
+        {"op": "a", "flops": value, "efficiency_frac": value}
+        for value in (math.nan, math.inf, 0.0, 2.0)
+    ]
+    frame = SITES.from_rows(rows)
+    path = tmp_path / f"sites.{form}"
+
+    getattr(SITES, f"write_{form}")(frame, path)
+
+    read = getattr(SITES, f"read_{form}")(path)
+    assert read["flops"].tolist()[1:] == [math.inf, 0.0, 2.0]
+    assert math.isnan(read["efficiency_frac"][0])
+    assert is_same(read, frame)
+
+
+def test_some_columns_of_a_parquet_file_are_read_alone(tmp_path):
+    KERNELS.write_parquet(kernels_with(["a", "b"]), tmp_path / "k.parquet")
+
+    frame = KERNELS.read_parquet(tmp_path / "k.parquet", ["duration_us", "kernel"])
+
+    assert list(frame.columns) == ["kernel", "duration_us"]
+
+
+def test_what_is_no_parquet_file_of_the_table_is_refused(tmp_path):
+    path = tmp_path / "k.parquet"
+    path.write_bytes(b"PAR1" + bytes(50))
+    with pytest.raises(LoadError, match="does not hold the table 'kernels'"):
+        KERNELS.read_parquet(path)
+
+    SITES.write_parquet(SITES.from_rows([{"op": "a"}]), path)
+    with pytest.raises(LoadError, match="columns differ"):
+        KERNELS.read_parquet(path)
+
+    pd.DataFrame({"kernel": ["a", None]}).to_parquet(path)
+    with pytest.raises(LoadError, match="kernel lacks values"):
+        KERNELS.read_parquet(path, ["kernel"])
+
+
+def test_without_pyarrow_a_parquet_file_names_what_to_install(tmp_path, monkeypatch):
+    KERNELS.write_parquet(kernels_with(["a"]), tmp_path / "k.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+
+    with pytest.raises(LoadError) as caught:
+        KERNELS.read_parquet(tmp_path / "k.parquet")
+
+    assert "pip install 'flopprof[parquet]'" in caught.value.remedy

@@ -31,7 +31,7 @@ from flopprof.trace.kernels import (
 )
 from flopprof.trace.salvage import Damage
 from flopprof.trace.signatures import Signature
-from flopprof.trace.stream import stream_events
+from flopprof.trace.stream import stream_typed_events
 from flopprof.trace.tree import Tree, text_codes
 from flopprof.units import file_text, safe_text
 
@@ -73,8 +73,8 @@ def read_trace(
     collecting = gc.isenabled()
     gc.disable()  # a trace's objects form no cycles, and walking them all doubles the time
     try:
-        for raw in stream_events(Path(path), header, damage):
-            take_events(raw, events)
+        for read in stream_typed_events(Path(path), header, damage):
+            take_events(read, events)
     finally:
         if collecting:
             gc.enable()

@@ -233,8 +233,8 @@ class _Stretch:
 
 def _first_time(events: Iterable[Any]) -> float | None:
     for event in events:
-        time: Any = event.get("ts") if type(event) is dict else None
-        if type(time) in (int, float):
+        time: Any = event.get("ts") if type(event) is dict else getattr(event, "ts", None)
+        if type(time) in (int, float) and time == time:  # NaN: it has none
             return float(time)
     return None
 

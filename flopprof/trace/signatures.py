@@ -1,7 +1,6 @@
 """What calls of one op with equal arguments have in common: shapes, types and FLOPs, found once."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,8 @@ from flopprof import dtypes
 from flopprof.formulas import COMPILED, Formula, OpCall, Work
 from flopprof.formulas.external import find_op_formula
 from flopprof.formulas.generated import knows_bytes
+from flopprof.trace.decode import NO_ARGUMENTS, NOTHING, Arguments
+from flopprof.trace.salvage import mend
 from flopprof.units import safe_text, shapes_text
 
 _REMEMBERED = 100_000  # signatures kept for later traces, of no more than a few hundred bytes each
@@ -38,15 +39,29 @@ class Signatures:
     every: list[Signature] = field(default_factory=list)
     has_values: bool = False  # whether any call has Concrete Inputs
     warnings: list[str] = field(default_factory=list)
+    _as_written: dict[tuple[str, bytes, bytes, bytes, bytes], int] = field(default_factory=dict)
     _numbers: dict[tuple[str, bytes], int] = field(default_factory=dict)
-    _odd: set[str] = field(default_factory=set)  # names of ops with shapes that are none
+    _odd: set[str] = field(default_factory=set)  # names of ops with arguments that are none
 
-    def number(self, name: str, args: Mapping[str, Any]) -> int:
+    def number(self, name: str, args: Arguments) -> int:
         """Return the number of this op with these arguments; its formula is evaluated once."""
-        shapes = _list(args.get("Input Dims") or args.get("Input dims"))
-        types = _list(args.get("Input type"))
-        values = _list(args.get("Concrete Inputs"))
-        strides = _list(args.get("Input Strides"))
+        dims = args.dims if args.dims is not NOTHING else args.dims_of_2021
+        texts = (bytes(dims), bytes(args.types), bytes(args.values), bytes(args.strides))
+        written = (name, *texts)
+        number = self._as_written.get(written)
+        if number is None:
+            number = self._number(name, *texts)
+            self._as_written[written] = number
+        return number
+
+    def _number(
+        self, name: str, dims: bytes, types_text: bytes, values_text: bytes, strides_text: bytes
+    ) -> int:
+        """Return the number of a call whose arguments are written as no earlier call's."""
+        shapes = self._list(name, dims)
+        types = self._list(name, types_text)
+        values = self._list(name, values_text)
+        strides = self._list(name, strides_text)
         if strides and strides.count([]) == shapes.count([]):
             strides = []  # they change nothing, unless a sparse tensor has a shape and none
         try:
@@ -55,7 +70,7 @@ class Signatures:
                 arguments = orjson.dumps((shapes, types, values, strides))
             key = (name, arguments)
         except TypeError:  # lists in lists, deeper than any argument's
-            return self.number(name, {})
+            return self.number(name, NO_ARGUMENTS)
         number = self._numbers.get(key)
         if number is None:
             self.has_values = self.has_values or bool(values)
@@ -65,14 +80,31 @@ class Signatures:
             self.every.append(self._evaluated(name, key, call))
         return number
 
+    def _list(self, name: str, text: bytes) -> list[Any]:
+        """Return the list that JSON text holds; an empty one where it holds none."""
+        if not text:
+            return []
+        for attempt in (text, mend(text)):
+            try:
+                value = orjson.loads(attempt)
+            except orjson.JSONDecodeError:
+                continue
+            return value if isinstance(value, list) else []
+        self._warn(name, f"arguments of {safe_text(name)} are no JSON: left out")
+        return []
+
+    def _warn(self, name: str, text: str) -> None:
+        """Warn once of an op."""
+        if name not in self._odd:
+            self._odd.add(name)
+            self.warnings.append(text)
+
     def _shapes(self, name: str, shapes: list[Any]) -> tuple[Any, ...]:
         """Return the arguments' shapes; none, with a warning, where they are no lists of sizes."""
         if all(isinstance(shape, list) for shape in shapes):
             return _nested(shapes)
-        if name not in self._odd:
-            self._odd.add(name)
-            text = safe_text(shapes, 60)
-            self.warnings.append(f"the shapes of {safe_text(name)} are {text}, no lists: left out")
+        text = safe_text(shapes, 60)
+        self._warn(name, f"the shapes of {safe_text(name)} are {text}, no lists: left out")
         return ()
 
     def _evaluated(
@@ -151,7 +183,3 @@ def _nested(value: Any, depth: int = 3) -> tuple[Any, ...]:
     if all(isinstance(item, list) for item in value):
         return tuple(_nested(item, depth - 1) for item in value)
     return tuple(value) if all(type(item) is int and item >= 0 for item in value) else ()
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []

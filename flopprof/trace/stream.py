@@ -1,7 +1,7 @@
 """Stream the events of a Chrome trace, packed or not, in bounded memory; damaged, what is whole."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import orjson
 
 from flopprof.errors import LoadError
 from flopprof.trace.containers import Readable, opened_trace
+from flopprof.trace.decode import Event, decode_events, event_from
 from flopprof.trace.foreign import HEAD_BYTES, what_else
 from flopprof.trace.salvage import BOUNDARY, Damage, mend, salvage
 from flopprof.units import file_text
@@ -25,7 +26,7 @@ _REMEDY = "give a trace that torch.profiler exported: export_chrome_trace(FILE)"
 
 def stream_events(
     path: Path, header: dict[str, Any], damage: Damage | None = None
-) -> Iterator[list[Any]]:
+) -> Iterator[Sequence[Any]]:
     """Yield the trace's events in lists, and put every other top-level key into `header`.
 
     The keys may come before and after the events. Of a damaged file, what is whole is read.
@@ -40,23 +41,42 @@ def stream_events(
         LoadError: It is no trace, or nothing of it is whole.
     """
     with opened_trace(path) as source:
-        yield from _Stream(path, source, header, damage or Damage()).events()
+        yield from _Stream(path, source, header, damage or Damage(), orjson.loads).events()
+
+
+def stream_typed_events(
+    path: Path, header: dict[str, Any], damage: Damage
+) -> Iterator[Sequence[Event]]:
+    """Yield the trace's events as `Event`s; all else is as in `stream_events`."""
+    with opened_trace(path) as source:
+        for events in _Stream(path, source, header, damage, decode_events).events():
+            is_typed = len(events) > 0 and type(events[0]) is Event
+            yield events if is_typed else [event_from(value) for value in events]
 
 
 class _Stream:
-    """One file being read."""
+    """One file being read.
+
+    `decode` makes events of a JSON list of them; it raises ValueError for what is no JSON.
+    """
 
     def __init__(
-        self, path: Path, source: Readable, header: dict[str, Any], damage: Damage
+        self,
+        path: Path,
+        source: Readable,
+        header: dict[str, Any],
+        damage: Damage,
+        decode: Callable[[bytes], Sequence[Any]],
     ) -> None:
         self._path = path
         self._source = source
         self._header = header
         self._damage = damage
+        self._decode = decode
         self._used = 0  # bytes before the buffer
         self._is_bare = False  # nothing but a list of events
 
-    def events(self) -> Iterator[list[Any]]:
+    def events(self) -> Iterator[Sequence[Any]]:
         """Yield lists of events."""
         buffer = self._skip_to_events()
         wanted = CHUNK_BYTES
@@ -66,7 +86,8 @@ class _Stream:
             if not block:
                 yield from self._last(buffer)
                 return
-            events, used = _whole_events(buffer)
+            events: Sequence[Any]
+            events, used = _whole_events(buffer, self._decode)
             if used:
                 self._damage.follow(events)
             else:
@@ -137,7 +158,7 @@ class _Stream:
                 return b""
             buffer = kept + block
 
-    def _last(self, buffer: bytes) -> Iterator[list[Any]]:
+    def _last(self, buffer: bytes) -> Iterator[Sequence[Any]]:
         """Yield the last events, and put what follows them into the header."""
         for text in (b'{"traceEvents":[' + buffer, b'{"traceEvents":[' + buffer + b"}"):
             try:
@@ -193,7 +214,9 @@ class _Stream:
         return LoadError(f"{shown}{separator}{fact}", remedy=_REMEDY)
 
 
-def _whole_events(buffer: bytes) -> tuple[list[Any], int]:
+def _whole_events(
+    buffer: bytes, decode: Callable[[bytes], Sequence[Any]]
+) -> tuple[Sequence[Any], int]:
     """Return the events up to the last boundary between two, and the bytes they and it take.
 
     Only at a boundary between events does the text before it parse. Nothing where that is not
@@ -209,7 +232,7 @@ def _whole_events(buffer: bytes) -> tuple[list[Any], int]:
         if boundary:
             parses += 1
             try:
-                return orjson.loads(b"[" + buffer[: end + 1] + b"]"), boundary.end()
-            except orjson.JSONDecodeError:
+                return decode(b"[" + buffer[: end + 1] + b"]"), boundary.end()
+            except ValueError:
                 continue
     return [], 0
