@@ -103,7 +103,7 @@ class Measured:
         flops: FLOPs executed in them: these enter no count.
         coverage_frac: Their share of the time, beside `Totals.coverage_frac`; NaN without times.
         sites: How many they are.
-        compared_frac: Share of the time in sites of which counters tell the FLOPs, counted or not.
+        compared_frac: Share of the time in sites of which counters tell FLOPs or a part of them.
     """
 
     flops: int
@@ -218,8 +218,9 @@ class Run:
         sites = self.sites
         if self.provenance.executed is None or "executed_flops" not in sites:
             return None
-        known = sites["executed_flops"].notna()
-        measured = sites[sites["flops"].isna() & known]
+        measured = sites[sites["flops"].isna() & sites["executed_flops"].notna()]
+        parts = ["executed_matmul_flops", "executed_vector_flops", "executed_int_ops"]
+        known = sites[parts].notna().any(axis=1)
         time_us = sites["time_us"].sum(min_count=1)
         share = measured["time_us"].sum() / time_us if time_us > 0 else math.nan
         return Measured(

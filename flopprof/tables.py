@@ -55,8 +55,8 @@ class Table:
 
     @property
     def names(self) -> list[str]:
-        """Return the columns' names in order."""
-        return [column.name for column in self.columns]
+        """Return the columns' names in order, without those that few tables have."""
+        return [column.name for column in self.columns if not column.rare]
 
     def frame(self, data: Mapping[str, Any]) -> pd.DataFrame:
         """Return `data` (column name → values) as a frame of this table, cast and checked."""

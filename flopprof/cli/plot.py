@@ -29,6 +29,11 @@ def plot(parser: ArgumentParser) -> Handler:
     parser.add_argument(
         "--level", help="memory that bounds the rates: dram (default), or another of the run's"
     )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="also at the bytes that counters measured: of a run written by flopprof verify",
+    )
     parser.add_argument("--size", default="wide", help="wide (default), compact, page (A4)")
     parser.add_argument("--dark", action="store_true", help="light on dark")
 
@@ -52,6 +57,7 @@ def plot(parser: ArgumentParser) -> Handler:
             top=args.top,
             group_by=args.group_by,
             level=args.level,
+            measured=args.measured,
         )
         files = [str(path) for path in paths]
         if args.json:

@@ -129,8 +129,9 @@ def _dtypes_of_kernels(run: Run) -> np.ndarray:
 
 def _with(table: Table, frame: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
     """Return the frame with these columns in the place where the table has them."""
-    every = frame.assign(**{n: v for n, v in columns.items() if n in table.names})
-    return table.check(every[[name for name in table.names if name in every]])
+    names = [column.name for column in table.columns]
+    every = frame.assign(**{name: columns[name] for name in columns if name in names})
+    return table.check(every[[name for name in names if name in every]])
 
 
 def _ops(run: Run, joined: Joined, values: np.ndarray, source: str) -> pd.DataFrame:

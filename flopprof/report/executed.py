@@ -40,7 +40,7 @@ class ExecutedSums(Part, frozen=True, kw_only=True):
         launches: Launches in them.
         joined: How launches were found, and how many: nvtx, order, name.
         notes: What did not fit.
-        compared_frac: Share of the time in sites whose executed FLOPs are known.
+        compared_frac: Share of the time in sites of which counters tell FLOPs or a part of them.
         measured_flops: FLOPs executed in sites that nobody counts; in no other figure.
         measured_frac: Their share of the time, beside coverage_frac.
         counted_products_flops: Counted FLOPs of the products that are compared.
@@ -116,7 +116,7 @@ def executed_lines(run: Run) -> list[tuple[str, str]]:
         return []
     found = ", ".join(f"{number} by {way}" for way, number in sums.joined.items()) or "none"
     text = f"{sums.source or UNKNOWN}, {', '.join(sums.files)}: of {sums.launches} launches joined "
-    text += f"{found}; executed FLOPs are known for {percent(sums.compared_frac)} of the time"
+    text += f"{found}; counters of FLOPs for {percent(sums.compared_frac)} of the time"
     lines = [("Executed", text)]
     if not math.isnan(sums.useful_frac):
         text = f"products: {si(sums.counted_products_flops, 'FLOPs')} counted, "

@@ -37,6 +37,12 @@ _BYTES = (
     "is an upper bound. Peaks are dense."
 )
 
+_MEASURED = (
+    "Small marks: counted FLOPs over the bytes that hardware's counters measured, at the same "
+    "rate; the line from the point's own mark is traffic beyond the compulsory. Those of L2 and L1 "
+    "are held by their own bandwidths: they may lie above the main memory's."
+)
+
 
 def _provenance(run: "Run") -> tuple[str, str]:
     """Return subtitle and caption: what ran where, how it was measured, what was not recorded."""
@@ -68,7 +74,13 @@ def _fact(name: str, value: Any) -> str:
 
 
 def _select(runs: "Run | Mapping[str, Run]", select: dict[str, Any]) -> ChartData:
-    """Return the data of one run, or of several by name."""
+    """Return the data of one run, or of several by name.
+
+    Raises:
+        UsageError: Measured bytes of several runs are asked for.
+    """
+    if isinstance(runs, Mapping) and select.pop("measured", False):
+        raise UsageError("measured bytes are drawn of one run", remedy="name one DIR")
     return compare_data(runs, **select) if isinstance(runs, Mapping) else chart_data(runs, **select)
 
 
@@ -109,7 +121,7 @@ def plot_roofline(
         title: Replaces the finding.
         size: "wide" (13 in), "compact" (10.8 in) or "page" (8.3 in, the width of A4).
         dark: Light on dark.
-        select: `top`, `group_by` and `level`, as for `chart_data`.
+        select: `top`, `group_by`, `level` and `measured`, as for `chart_data`.
 
     Raises:
         UsageError: The run has no times, an option or suffix is not known, or a file cannot be
@@ -153,6 +165,8 @@ def draw_figure(
         below.append(head + caption)
     sources = dict.fromkeys(part for text in data.roofs["source"] for part in text.split("; "))
     below.append(f"Ceilings: {'; '.join(sources) or 'unknown'}. {_BYTES}")
+    if len(data.measured):
+        below.append(_MEASURED)
     with _settings():
         return draw(data, (above, below), title=title, size=size, dark=dark)
 

@@ -52,7 +52,10 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     rates = then.join(map(_rate, frames["run"]["achieved_flops_per_s"]))
     finding = f"{then.join(names.values())}: {times}, {rates}"
     covered = min(data.coverage_frac for data in charts.values())
-    return ChartData(**frames, finding=finding, coverage_frac=covered, names=names)
+    measured = next(iter(charts.values())).measured  # of several runs none
+    return ChartData(
+        **frames, finding=finding, coverage_frac=covered, names=names, measured=measured
+    )
 
 
 def _rate(flops_per_s: float) -> str:

@@ -15,6 +15,7 @@ import pandas as pd
 from flopprof.errors import UsageError
 from flopprof.judge.roofs import main_units, site_roofline
 from flopprof.provenance import CallProvenance
+from flopprof.report.executed import LEVELS
 from flopprof.tables import ROOFLINES, SITES
 from flopprof.units import duration
 
@@ -66,6 +67,7 @@ class ChartData:
     finding: str  # what the title says
     coverage_frac: float  # share of time whose FLOPs are known
     names: Mapping[str, str]  # of several runs, by letter, the rows' `series`
+    measured: pd.DataFrame  # one row per labelled point and memory level with measured bytes
 
 
 def chart_data(
@@ -75,19 +77,22 @@ def chart_data(
     group_by: str = "op",
     level: str | None = None,
     numbers: Mapping[str, str] | None = None,
+    measured: bool = False,
 ) -> ChartData:
     """Return what a chart of `run` shows; every site's time is in exactly one row.
 
     `top` points get a number, or those whose key is in `numbers`; `group_by` is one of `GROUPS`;
-    `level` is the memory whose bandwidth bounds the rates, the main one unless given.
+    `level` is the memory whose bandwidth bounds the rates, the main one unless given. With
+    `measured`, points are also at the intensity of bytes that counters measured.
 
     Raises:
-        UsageError: The run has no times, or there is no such grouping or level.
+        UsageError: The run has no times, no measured bytes, or no such grouping or level.
     """
     if group_by not in GROUPS:
         raise UsageError(f"cannot group by {group_by!r}", remedy=f"use {', '.join(GROUPS)}")
     sites = SITES.check(run.sites).replace([math.inf, -math.inf], math.nan)
     rooflines = ROOFLINES.check(run.rooflines)
+    sites = _with_measured_bytes(sites) if measured else sites.drop(columns=_measured_of(sites))
     if level is not None:
         level, sites = _at_level(sites, rooflines, level)
     if group_by == "kernel":
@@ -114,7 +119,57 @@ def chart_data(
         finding=_finding(sites) + at_level + timing.compiled,
         coverage_frac=float(whole["coverage_frac"].iloc[0]),
         names={},
+        measured=measured_points(_rates(points)),
     )
+
+
+def _measured_of(sites: pd.DataFrame) -> list[str]:
+    """Return the columns of measured bytes that a table has."""
+    return [column for column in LEVELS.values() if column in sites]
+
+
+def _with_measured_bytes(sites: pd.DataFrame) -> pd.DataFrame:
+    """Return the sites, if counters measured bytes of any.
+
+    Raises:
+        UsageError: They measured none.
+    """
+    columns = _measured_of(sites)
+    if not columns or not (sites[columns] > 0).any(axis=None):
+        raise UsageError(
+            "the run has no measured bytes",
+            remedy="flopprof verify DIR --counters FILE -o VERIFIED joins hardware's counters",
+        )
+    return sites
+
+
+def measured_points(points: pd.DataFrame) -> pd.DataFrame:
+    """Return where labelled points are by measured bytes: a row per point and memory level.
+
+    `intensity_flops_per_byte` is counted FLOPs over measured bytes, `compulsory` that of the point
+    itself: the rate of both is the same, so what lies between them is traffic alone.
+    """
+    rows = []
+    labelled = points[(points["label"] != "") & (points["intensity_flops_per_byte"] > 0)]
+    for level, column in LEVELS.items():
+        if column not in labelled:
+            continue
+        known = labelled[labelled[column] > 0]
+        rows.append(
+            pd.DataFrame(
+                {
+                    "label": known["label"],
+                    "kind": known["kind"],
+                    "level": level,
+                    "intensity_flops_per_byte": known["flops"] / known[column],
+                    "achieved_flops_per_s": known["achieved_flops_per_s"],
+                    "compulsory": known["intensity_flops_per_byte"],
+                }
+            )
+        )
+    columns = ["label", "kind", "level", "intensity_flops_per_byte", "achieved_flops_per_s"]
+    empty = pd.DataFrame(columns=[*columns, "compulsory"])
+    return pd.concat(rows, ignore_index=True) if rows else empty
 
 
 def _with_places(sites: pd.DataFrame) -> pd.DataFrame:
@@ -277,7 +332,8 @@ def _main_kernels(run: "Run", sites: pd.DataFrame) -> "pd.Series[str]":
 def _merge(rows: pd.DataFrame, by: Any) -> pd.DataFrame:
     """Return one row per group, by time. One unknown part makes an unknown sum."""
     groups = rows.groupby(by, sort=False)
-    sums = groups[_SUMS].sum().where(groups[_SUMS].count().eq(groups.size(), axis=0))
+    names = [*_SUMS, *_measured_of(rows)]
+    sums = groups[names].sum().where(groups[names].count().eq(groups.size(), axis=0))
     texts = groups[_TEXTS].first().astype("str").where(groups[_TEXTS].nunique() == 1, "")
     others = groups.agg(
         known_by=("known_by", "max"),

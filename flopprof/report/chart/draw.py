@@ -15,6 +15,8 @@ from flopprof.report.chart.sheet import (
     AREA,
     AXIS,
     HATCHES,
+    LEVEL_AREA,
+    LEVEL_SHAPES,
     MARGIN,
     SERIES,
     SHAPES,
@@ -107,6 +109,10 @@ def _legend(sheet: Sheet) -> dict[str, list[Item]]:
     columns["FLOPs known by"] = [
         (Look(SHAPES[rank], _LEGEND_AREA, sheet.muted, rank >= UNCONFIRMED), KNOWN_BY[rank])
         for rank in sorted({*points["known_by"]})
+    ]
+    columns["FLOPs known by"] += [
+        (Look(LEVEL_SHAPES[level], LEVEL_AREA, sheet.muted), f"at measured {level} bytes")
+        for level in dict.fromkeys(data.measured["level"])
     ]
     columns["Area: share of time"] = [*_legend_of_areas(sheet)]
     return columns

@@ -10,7 +10,17 @@ import pandas as pd
 from flopprof.judge.roofs import is_above
 from flopprof.report.chart import layout
 from flopprof.report.chart.layout import LETTER, TEXT, Floats, spread
-from flopprof.report.chart.sheet import AXIS, HATCHES, MARGIN, SMALL, Look, Sheet, ticks
+from flopprof.report.chart.sheet import (
+    AXIS,
+    HATCHES,
+    LEVEL_AREA,
+    LEVEL_SHAPES,
+    MARGIN,
+    SMALL,
+    Look,
+    Sheet,
+    ticks,
+)
 from flopprof.units import percent, si, three_digits
 
 
@@ -21,6 +31,7 @@ def draw_panel(sheet: Sheet, top: float) -> float:
     if len(sheet.ridges):
         _draw_ridges(sheet)
     marks = _draw_marks(sheet)
+    _draw_measured(sheet)
     _draw_roofs(sheet)
     _draw_numbers(sheet, marks)
     bottom = _draw_rug(sheet)
@@ -42,7 +53,8 @@ def _draw_x_axis(sheet: Sheet, y: float) -> None:
         x = sheet.at(value, 1)[0]
         sheet.line([x, x], [sheet.top, sheet.bottom], color=sheet.grid, zorder=0.5, gid="grid")
         sheet.text(x, y + 12, name, ha="center")
-    label = "Arithmetic intensity (FLOP/byte, compulsory traffic)"
+    also = "; small marks: measured" if len(sheet.data.measured) else ""
+    label = f"Arithmetic intensity (FLOP/byte, compulsory traffic{also})"
     sheet.text((AXIS + sheet.right) / 2, y + 26, label, ha="center", size=TEXT + 1)
 
 
@@ -86,6 +98,20 @@ def _draw_marks(sheet: Sheet) -> list[tuple[str, Floats]]:
     if sheet.data.names:
         _draw_arrows(sheet, np.array([disc for _, disc in marks]))
     return marks
+
+
+def _draw_measured(sheet: Sheet) -> None:
+    """Draw points at the intensity of measured bytes, each with a line to the compulsory one."""
+    for row in sheet.data.measured.itertuples():
+        start = sheet.at(row.compulsory, row.achieved_flops_per_s)
+        end = sheet.at(row.intensity_flops_per_byte, row.achieved_flops_per_s)
+        colour = sheet.kinds.get(row.kind, sheet.muted)
+        gid = f"measured-{row.label}-{row.level}"
+        sheet.line(*np.stack([start, end], axis=1), zorder=3.8, gid=gid, color=colour)
+        look = Look(LEVEL_SHAPES[row.level], LEVEL_AREA, colour)
+        width = sheet.mark(*end, look, zorder=8, gid=gid, markeredgecolor=sheet.ink)
+        sheet.discs.append(layout.cover(start, end, 0.6))
+        sheet.discs.append(np.array([[*end, width / 2 + 1]]))
 
 
 def _draw_arrows(sheet: Sheet, discs: Floats) -> None:

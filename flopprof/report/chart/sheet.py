@@ -38,6 +38,9 @@ WIDER = {"o": 4 / math.pi, "^": 2.0, "v": 2.0, "*": 3.6}
 AREA = 2400.0  # square points for 100 % of the time
 AREA_FLOOR = 7.0  # square points of a mark, at least
 SIZED = (0.01, 0.02, 0.05)  # shares of time in the legend of areas
+LEVEL_SHAPES = {"DRAM": "<", "L2": "d", "L1": "x"}
+"""Marks of points at the intensity of measured bytes, by memory level."""
+LEVEL_AREA = 22.0  # square points of such a mark
 HATCHES = {"free": "////", "unknown": "xxxx", "no_bytes": "...."}
 
 
@@ -73,6 +76,7 @@ class Sheet:
         rows = pd.concat([data.points, data.merged[data.merged["place"] == "other"], data.run])
         self.marked = rows[rows["intensity_flops_per_byte"] > 0]
         xs = [*self.marked["intensity_flops_per_byte"], *self.ridges, *self.ridges / 10]
+        xs += [*data.measured["intensity_flops_per_byte"]]
         self.xs = _decades(xs or [1.0])
         ys = [*self.marked["achieved_flops_per_s"], *self.flat["value"], *self.flat["value"] / 10]
         self.ys = _decades(ys or [1e9])
