@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from flopprof.api import analyse_traces
@@ -16,7 +17,7 @@ from tests.executed.test_join import EVENTS, launches
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Run:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run whose launches moved 1,000 + 24 + n bytes each, launch n of 0 to 4."""
     folder = tmp_path_factory.mktemp("measured")
     rows = [row | {"lts__t_bytes.sum": "4096"} for row in launches()]
@@ -41,12 +42,14 @@ def test_each_measured_point_is_drawn_with_a_line_to_the_compulsory_one(run):
 
     lines = figure.axes[0].lines
     drawn = [line for line in lines if str(line.get_gid()).startswith("measured-1-DRAM")]
-    (line,) = [line for line in drawn if len(line.get_xdata()) == 2]
-    (mark,) = [line for line in drawn if len(line.get_xdata()) == 1]
+    places = [np.column_stack([np.asarray(d) for d in line.get_data()]) for line in drawn]
+    (way,) = [place for place in places if len(place) == 2]
+    (mark,) = [place for place in places if len(place) == 1]
     (point,) = [line for line in lines if line.get_gid() == "point-1"]
-    assert line.get_xdata()[0] == pytest.approx(point.get_xdata()[0])
-    assert line.get_xdata()[1] == pytest.approx(mark.get_xdata()[0])
-    assert {*line.get_ydata()} == {point.get_ydata()[0]}  # the same rate
+    its_x, its_y = (float(np.asarray(d)[0]) for d in point.get_data())
+    assert way[0] == pytest.approx([its_x, its_y])
+    assert way[1] == pytest.approx(mark[0])
+    assert way[1][1] == its_y  # the same rate
     texts = " ".join(text.get_text() for text in figure.axes[0].texts)
     assert "at measured L2 bytes" in texts
 

@@ -109,7 +109,9 @@ def _draw_measured(sheet: Sheet) -> None:
         gid = f"measured-{row.label}-{row.level}"
         sheet.line(*np.stack([start, end], axis=1), zorder=3.8, gid=gid, color=colour)
         look = Look(LEVEL_SHAPES[row.level], LEVEL_AREA, colour)
-        width = sheet.mark(*end, look, zorder=8, gid=gid, markeredgecolor=sheet.ink)
+        width = sheet.mark(
+            float(end[0]), float(end[1]), look, zorder=8, gid=gid, markeredgecolor=sheet.ink
+        )
         sheet.discs.append(layout.cover(start, end, 0.6))
         sheet.discs.append(np.array([[*end, width / 2 + 1]]))
 
