@@ -16,6 +16,7 @@ import pytest
 
 from flopprof.cli import main
 from flopprof.errors import LoadError
+from flopprof.metafile import encode
 from flopprof.report.json import json_report
 from flopprof.report.summary import summary
 from flopprof.run import Run
@@ -132,6 +133,7 @@ def test_a_value_of_another_type_in_meta_json_is_read_or_refused(saved, capsys):
     meta = json.loads((saved / "meta.json").read_text())
     assert codes([*READERS, *DRAWERS], saved, capsys) == {0}
     run = Run.load(saved)
+    written: set[bytes] = set()
 
     for place in places(meta):
         for value in [..., *WRONG]:
@@ -140,6 +142,9 @@ def test_a_value_of_another_type_in_meta_json_is_read_or_refused(saved, capsys):
                 provenance = read_provenance(saved)  # as `Run.load` does
             except LoadError:  # exit code 3
                 continue
+            if encode(provenance) in written:  # another wrong value was read as the same
+                continue
+            written.add(encode(provenance))
             read = run.replaced(provenance=provenance)
             assert summary(read), (place, value)
             assert json_report(read), (place, value)
