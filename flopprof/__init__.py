@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from flopprof.formulas import module_formula, op_formula
     from flopprof.formulas.kernels import kernel_formula
     from flopprof.run import Count, Run
+    from flopprof.sweeps.measure import sweep
+    from flopprof.sweeps.result import Sweep
 
 _HOMES = {
     "Count": "flopprof.run",
     "FlopprofError": "flopprof.errors",
     "FlopsCounter": "flopprof.capture.modules",
     "Run": "flopprof.run",
+    "Sweep": "flopprof.sweeps.result",
     "Training": "flopprof.capture.training",
     "analyse_traces": "flopprof.api",
     "calculate_flops_for_size": "flopprof.capture.modules",
@@ -37,6 +40,7 @@ _HOMES = {
     "op_formula": "flopprof.formulas",
     "profile": "flopprof.api",
     "read_counters": "flopprof.executed.read",
+    "sweep": "flopprof.sweeps.measure",
 }
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "FlopprofError",
     "FlopsCounter",
     "Run",
+    "Sweep",
     "Training",
     "analyse_traces",
     "calculate_flops_for_size",
@@ -55,6 +60,7 @@ __all__ = [
     "op_formula",
     "profile",
     "read_counters",
+    "sweep",
 ]
 
 

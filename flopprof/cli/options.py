@@ -1,6 +1,7 @@
 """Arguments that the subcommands on a model share, and the settings that they make."""
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,26 +11,15 @@ from flopprof.errors import UsageError
 if TYPE_CHECKING:
     from flopprof.settings import Settings
 
-# Settings that only some subcommands have arguments for.
-_MEASURING = (
-    "device",
-    "threads",
-    "repeats",
-    "warmup",
-    "traces",
-    "ceilings",
-    "tf32",
-    "autocast",
-    "compile",
-)
 
-
-def add_model_arguments(parser: ArgumentParser) -> None:
-    """Add the arguments that say which model and which input."""
+def add_model_arguments(parser: ArgumentParser, *, swept: bool = False) -> None:
+    """Add the arguments that say which model and which input; `swept` are sizes and dtype."""
     _add_architecture(parser)
     _add_input(parser)
+    if not swept:
+        _add_sizes(parser)
     _add_training(parser)
-    _add_trust(parser)
+    _add_trust(parser, swept=swept)
 
 
 def _add_architecture(parser: ArgumentParser) -> None:
@@ -73,6 +63,12 @@ def _add_input(parser: ArgumentParser) -> None:
         f"random values, seed {SEED}",
     )
     parser.add_argument(
+        "--formulas", metavar="FILE.py", help="file with formulas for your own ops and modules"
+    )
+
+
+def _add_sizes(parser: ArgumentParser) -> None:
+    parser.add_argument(
         "--batch", type=int, metavar="N", help="batch of the inputs, in place of their first size"
     )
     parser.add_argument(
@@ -86,9 +82,6 @@ def _add_input(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--dtype", help="cast model and inputs: float32, bfloat16, … (default: as is)"
-    )
-    parser.add_argument(
-        "--formulas", metavar="FILE.py", help="file with formulas for your own ops and modules"
     )
 
 
@@ -110,7 +103,7 @@ def _add_training(parser: ArgumentParser) -> None:
     )
 
 
-def _add_trust(parser: ArgumentParser) -> None:
+def _add_trust(parser: ArgumentParser, *, swept: bool) -> None:
     from flopprof.model.trusted import MEMORY_LIMIT, TIME_LIMIT_S
 
     parser.add_argument(
@@ -124,34 +117,28 @@ def _add_trust(parser: ArgumentParser) -> None:
     )
     parser.add_argument(
         "--memory-limit",
-        default=MEMORY_LIMIT,
+        default=None if swept else MEMORY_LIMIT,
         metavar="BYTES",
-        help="with --trust: resident memory at most, such as 500M (default: %(default)s)",
+        help="memory of a cell at most, such as 500M (default: most of what is free)"
+        if swept
+        else "with --trust: resident memory at most, such as 500M (default: %(default)s)",
     )
     parser.add_argument(
         "--time-limit",
         type=float,
         default=TIME_LIMIT_S,
         metavar="SECONDS",
-        help="with --trust: wall time at most (default: %(default)g)",
+        help=("of a cell" if swept else "with --trust") + ": wall time at most "
+        "(default: %(default)g)",
     )
 
 
 def add_measuring_arguments(parser: ArgumentParser) -> None:
     """Add the arguments that say on what device and how often the model is called."""
-    from flopprof.settings import AUTOCASTS, REPEATS, TRACES, WARMUP
-
     parser.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1; auto: cuda if there is one (default)"
     )
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own setting)")
-    parser.add_argument("--tf32", action="store_true", help="on a GPU: TF32 in float32 products")
-    parser.add_argument(
-        "--autocast",
-        metavar="DTYPE",
-        choices=AUTOCASTS,
-        help="run under torch.autocast: bfloat16 or float16",
-    )
     parser.add_argument(
         "--compile",
         nargs="?",
@@ -159,6 +146,20 @@ def add_measuring_arguments(parser: ArgumentParser) -> None:
         default=False,
         metavar="MODE",
         help="time the model compiled by torch.compile, too; MODE: max-autotune, …",
+    )
+    add_repeat_arguments(parser)
+
+
+def add_repeat_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say in what mode and how often to call, and ceilings."""
+    from flopprof.settings import AUTOCASTS, REPEATS, TRACES, WARMUP
+
+    parser.add_argument("--tf32", action="store_true", help="on a GPU: TF32 in float32 products")
+    parser.add_argument(
+        "--autocast",
+        metavar="DTYPE",
+        choices=AUTOCASTS,
+        help="run under torch.autocast: bfloat16 or float16",
     )
     parser.add_argument(
         "--repeats", type=int, default=REPEATS, help="bare calls to time (default: %(default)s)"
@@ -186,25 +187,12 @@ def settings_of(args: Namespace) -> "Settings":
     from flopprof.model.trusted import Trust
     from flopprof.settings import Settings
 
-    measuring = {name: getattr(args, name) for name in _MEASURING if hasattr(args, name)}
-    if measuring.get("ceilings") is None:
-        measuring.pop("ceilings", None)
     trusted = args.trust or args.trust_sha256
+    names = {field.name for field in fields(Settings)} - {"trust"}
+    options = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     return Settings(
-        arch=args.arch,
-        arch_args=args.arch_args,
-        strict=args.strict,
-        dtype=args.dtype,
-        formulas=args.formulas,
         trust=Trust(args.trust_sha256, contained=True) if trusted else False,
-        input=args.input,
-        batch=args.batch,
-        input_size=args.input_size,
-        input_from=args.input_from,
-        train=args.train,
-        loss=args.loss,
-        optimizer=args.optimizer,
-        **measuring,
+        **options,
     )
 
 

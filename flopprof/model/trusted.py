@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from flopprof.errors import ModelError, RefusedError, UsageError
 from flopprof.units import safe_text, si
@@ -132,17 +132,16 @@ def run_contained(
     """
     scratch = tempfile.mkdtemp(prefix="flopprof-")
     answer = Path(scratch, "answer.json")
-    asked = {
-        "command": _child_command(arguments, scratch, answer),
-        "memory_bytes": memory_bytes,
-        "time_s": time_s,
-        "output": str(output.resolve()) if output else None,
-        "scratch": scratch,
-    }
     exit_code = -1
     printed = ""
     try:
-        outcome = _supervise(asked)
+        outcome = supervised(
+            _child_command(arguments, scratch, answer),
+            memory_bytes=memory_bytes,
+            time_s=time_s,
+            scratch=scratch,
+            output=output,
+        )
         with suppress(OSError, ValueError, KeyError, TypeError):
             said = json.loads(answer.read_text("utf-8"))
             printed = str(said["printed"])
@@ -173,13 +172,41 @@ def _child_command(arguments: Sequence[str], scratch: str, answer: Path) -> list
     return [sys.executable, "-P", "-c", code, *arguments]
 
 
-def _supervise(asked: dict[str, Any]) -> dict[str, Any]:
-    """Return how the command ended; whatever ends this process ends it, too."""
+def supervised(
+    command: Sequence[str],
+    *,
+    memory_bytes: int,
+    time_s: float,
+    scratch: str,
+    output: Path | None = None,
+    stderr: IO[bytes] | None = None,
+) -> dict[str, Any]:
+    """Run a command within limits and return how it ended; what ends this process ends it, too.
+
+    Args:
+        command: The command and its arguments.
+        memory_bytes: Memory at most, of the command and all that it starts.
+        time_s: Wall time at most.
+        scratch: A folder that is removed if this process is gone before the command.
+        output: The folder that the command writes; nothing half-written is left of it.
+        stderr: Where what it says goes; this process's own unless given.
+
+    Returns:
+        `exit_code`, or `broke`: "memory", "time" or "parent".
+    """
+    asked = {
+        "command": list(command),
+        "memory_bytes": memory_bytes,
+        "time_s": time_s,
+        "output": str(output.resolve()) if output else None,
+        "scratch": scratch,
+    }
     script = str(Path(__file__).with_name("supervise.py"))
     supervisor = subprocess.Popen(
         [sys.executable, "-I", "-S", script, json.dumps(asked)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
+        stderr=stderr,
         start_new_session=True,  # an interrupt from the keyboard is for this process
     )
     assert supervisor.stdin is not None

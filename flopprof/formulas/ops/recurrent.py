@@ -21,7 +21,7 @@ op_formula = partial(formula_for, kind="recurrent")
 
 _FLOAT16 = 5  # PyTorch's number for it
 _GATES = {"rnn": 1, "gru": 3, "lstm": 4}
-# Without biases, and what they add (ARCHITECTURE.md, "Conventions behind rule 2").
+# Without biases, and what they add (guide/conventions.md).
 _FORWARD = {"rnn": (2, 2), "gru": (11, 6), "lstm": (13, 8)}
 # A cell's own: RNN dh·(1 − h²) 3; GRU update gate 5, candidate 5, reset gate 4, state 2; LSTM
 # tanh c 1, output gate 1, cell 5, products with the gates 4, σ′ 3·3, tanh′ 3. A sum per bias.

@@ -1,0 +1,187 @@
+"""Measure every cell of a grid, each in a process of its own, and go on where a sweep stopped."""
+
+import json
+import math
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Unpack
+
+from flopprof.errors import UsageError
+from flopprof.model.trusted import parse_bytes, supervised
+from flopprof.settings import Options, Progress, Settings, silent
+from flopprof.sweeps.cell import FAILED, OUT_OF_MEMORY
+from flopprof.sweeps.folder import Folder
+from flopprof.sweeps.grid import Cell, cells_of
+from flopprof.sweeps.result import Sweep
+from flopprof.units import duration, safe_text, si
+
+TIMED_OUT = "timed_out"
+CELL_TIME_LIMIT_S = 1800.0
+FREE_MEMORY_SHARE = 0.9  # of what is free when a sweep begins: the rest is for everybody else
+_KILLED = (-9, 137)  # exit codes of what the system killed, mostly since memory ran out
+
+
+def sweep(
+    what: str | Path,
+    grid: Mapping[str, Sequence[Any]],
+    *,
+    output: str | Path | None = None,
+    memory_limit: str | None = None,
+    time_limit_s: float = CELL_TIME_LIMIT_S,
+    force: bool = False,
+    progress: Progress = silent,
+    **options: Unpack[Options],
+) -> Sweep:
+    """Profile a model at every combination of settings, each in a fresh process.
+
+    Args:
+        what: What the command line takes for MODEL: a fresh process has to find it again.
+        grid: Axis → values; axes are device, dtype, threads, compile, input_size and batch.
+        output: Folder that keeps the cells: a sweep that was stopped goes on there. A cell that is
+            in it is not measured again, failed or not. Without it nothing is kept.
+        memory_limit: Memory of a cell at most, "16G"; nine tenths of what is free unless given.
+        time_limit_s: Wall time of a cell at most.
+        force: Throw away what is in the folder.
+        progress: Called with what is under way, and the time left.
+        options: The fields of `Settings` that all cells share.
+
+    Raises:
+        UsageError: The grid or the folder is not usable.
+    """
+    if not isinstance(what, str | Path):
+        raise UsageError(
+            f"a sweep cannot take a {type(what).__name__}: each cell is a process of its own",
+            remedy='give what the command line takes, such as "my_net.py:build"',
+        )
+    Settings.of(options)  # is refused now, not in every cell
+    shared = _plain(options)
+    cells = cells_of(grid)
+    limit_bytes = parse_bytes(memory_limit) if memory_limit else _free_bytes()
+    with _kept(output) as path:
+        folder = Folder(path)
+        folder.open(str(what), shared, force=force)
+        _measure(folder, str(what), shared, cells, limit_bytes, time_limit_s, progress)
+        rows = folder.rows(cells)
+    return Sweep(what=str(what), axes=list(cells[0].values), rows=rows)
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options as a fresh process can be told them.
+
+    Raises:
+        UsageError: One is an object of this process.
+    """
+    plain = {}
+    for name, value in options.items():
+        value = str(value) if isinstance(value, Path) else value
+        if not isinstance(value, str | int | float | list | tuple | dict | None):
+            raise UsageError(
+                f"a sweep cannot take {name}={value!r}: each cell is a process of its own",
+                remedy="give what the command line takes, such as loss='my_net.py:loss'",
+            )
+        plain[name] = value
+    return plain
+
+
+@contextmanager
+def _kept(output: str | Path | None) -> Iterator[Path]:
+    """Yield a folder that stays where the user named one, and goes where not."""
+    if output is not None:
+        yield Path(output)
+        return
+    with tempfile.TemporaryDirectory(prefix="flopprof-sweep-") as folder:
+        yield Path(folder)
+
+
+def _measure(
+    folder: Folder,
+    what: str,
+    options: Mapping[str, Any],
+    cells: Sequence[Cell],
+    memory_bytes: int,
+    time_s: float,
+    progress: Progress,
+) -> None:
+    """Measure the cells that are not in the folder yet, one after the other."""
+    waiting = [cell for cell in cells if folder.row(cell) is None]
+    took_s: list[float] = []
+    for number, cell in enumerate(waiting, start=len(cells) - len(waiting) + 1):
+        left = ""
+        if took_s:
+            left_us = statistics.median(took_s) * 1e6 * (len(cells) - number + 1)
+            left = f"; about {duration(left_us)} left"
+        progress(f"cell {number} of {len(cells)}: {cell.label}{left}")
+        begun = time.monotonic()
+        asked = {
+            "what": what,
+            "options": {**options, **cell.options},
+            "folder": str(folder.run_folder(cell)),
+        }
+        folder.keep(cell, _row_of_process(asked, memory_bytes, time_s))
+        took_s.append(time.monotonic() - begun)
+
+
+def _row_of_process(asked: dict[str, Any], memory_bytes: int, time_s: float) -> dict[str, Any]:
+    """Run one cell in its process and return its row, or why it has none."""
+    with tempfile.TemporaryDirectory(prefix="flopprof-cell-") as scratch:
+        asked_file = Path(scratch, "asked.json")
+        answer_file = Path(scratch, "answer.json")
+        talk = Path(scratch, "talk.txt")
+        asked_file.write_text(json.dumps(asked), encoding="utf-8")
+        with talk.open("wb") as stderr:
+            outcome = supervised(
+                _command(asked_file, answer_file),
+                memory_bytes=memory_bytes,
+                time_s=time_s,
+                scratch=scratch,
+                stderr=stderr,
+            )
+        with suppress(OSError, ValueError):
+            row: dict[str, Any] = json.loads(answer_file.read_text(encoding="utf-8"))
+            return row
+        return _no_answer(outcome, memory_bytes, time_s, talk)
+
+
+def _command(asked: Path, answer: Path) -> list[str]:
+    package = str(Path(__file__).resolve().parents[2])
+    code = (
+        f"import os, sys; sys.path.insert(0, {package!r}); "
+        "os.environ.setdefault('KINETO_LOG_LEVEL', '99'); "  # as in __main__, for which this stands
+        "from flopprof.sweeps.cell import main; sys.exit(main(*sys.argv[1:]))"
+    )
+    return [sys.executable, "-P", "-c", code, str(asked), str(answer)]
+
+
+def _no_answer(
+    outcome: Mapping[str, Any], memory_bytes: int, time_s: float, talk: Path
+) -> dict[str, Any]:
+    """Return the row of a process that ended without an answer."""
+    if outcome.get("broke") == "memory":
+        reason = f"it took more than {si(float(memory_bytes), 'B')} of memory"
+        return {"status": OUT_OF_MEMORY, "reason": reason}
+    if outcome.get("broke") == "time":
+        return {"status": TIMED_OUT, "reason": f"it took more than {time_s:g} s"}
+    code = outcome.get("exit_code")
+    if code in _KILLED:
+        return {"status": OUT_OF_MEMORY, "reason": "the system killed it, mostly for its memory"}
+    said = talk.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = f": {safe_text(said[-1])}" if said else ""
+    return {"status": FAILED, "reason": f"its process ended with exit code {code}{last}"}
+
+
+def _free_bytes() -> int:
+    """Return most of the memory that is free now; without limits where the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(int(line.split()[1]) * 1024 * FREE_MEMORY_SHARE)
+    with suppress(OSError, ValueError):
+        pages = os.sysconf("SC_PHYS_PAGES")
+        return int(pages * os.sysconf("SC_PAGE_SIZE") * FREE_MEMORY_SHARE)
+    return int(math.pow(2, 62))
