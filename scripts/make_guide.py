@@ -1,4 +1,4 @@
-"""Write the reference pages of the guide out of the package itself: flopprof/guide/*.md.
+"""Write what is made of the package itself: the guide's reference pages, and schema.json.
 
 python scripts/make_guide.py          rewrites them
 python scripts/make_guide.py --check  exits with 1 where one is not what it would write
@@ -7,6 +7,7 @@ python scripts/make_guide.py --check  exits with 1 where one is not what it woul
 import argparse
 import csv
 import inspect
+import json
 import re
 import sys
 from argparse import ArgumentParser
@@ -233,12 +234,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; 1 where pages differ")
     only_check = parser.parse_args().check
     stale = []
-    for topic, write in PAGES.items():
-        path = PACKAGE / "guide" / f"{topic}.md"
+    files = {PACKAGE / "guide" / f"{topic}.md": write for topic, write in PAGES.items()}
+    files[PACKAGE / "report" / "schema.json"] = lambda: json.dumps(schema(), indent=1)
+    for path, write in files.items():
         text = write().rstrip() + "\n"
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
-        stale.append(topic)
+        stale.append(path.name)
         if not only_check:
             path.write_text(text, encoding="utf-8")
     if stale:
