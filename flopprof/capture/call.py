@@ -319,12 +319,59 @@ class Call:
         except (FlopprofError, MemoryError, KeyboardInterrupt):
             raise
         except BaseException as error:  # also sys.exit, which would end the program in silence
+            if is_out_of_memory(error):
+                raise _no_memory(f"the model ran on {inputs.text}", error) from error
             raise _blame(self.model, inputs, error) from error
 
 
 def guarded(model: "nn.Module", inputs: Inputs, snapshot: Snapshot | None = None) -> Call:
     """Return a call of the model, from the same state each time where there is a snapshot of it."""
     return Call(model, inputs, snapshot)
+
+
+@contextmanager
+def telling_of_memory(doing: str) -> Iterator[None]:
+    """Run the block, in which memory may run out, and say so if it does.
+
+    Args:
+        doing: What it does, as a clause: "the model moved to cuda:0".
+
+    Raises:
+        ModelError: The device's memory, or the host's, ran out.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise _no_memory(doing, error) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether torch says by this error that a device's memory, or the host's, ran out."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError):
+        return True
+    # The host's allocator and CUDA's libraries raise plain errors.
+    return isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+
+
+_NO_MEMORY = re.compile(r"can't allocate memory|CUDA error: out of memory|_STATUS_ALLOC_FAILED")
+
+
+def _no_memory(doing: str, error: BaseException) -> ModelError:
+    """Return what to tell of memory that ran out while this was done, and let go of what it holds.
+
+    The frames that the error passed through hold what was allocated so far, which would stay as
+    long as the error is kept.
+    """
+    said = (str(error).strip().splitlines() or [""])[0][:300]
+    traceback.clear_frames(error.__traceback__)
+    return ModelError(
+        f"memory ran out while {doing}: {said}",
+        remedy="try a smaller input or batch, a smaller --dtype, or a device with more memory",
+    )
 
 
 def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> FlopprofError:

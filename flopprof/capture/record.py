@@ -148,8 +148,11 @@ def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dic
 
 def _op_names(profiler: Any) -> Counter[str]:
     from torch._library.custom_ops import OPDEFS
+    from torch._C._autograd import DeviceType
 
-    names = (event.name() for event in profiler.profiler.kineto_results.events())
+    # A kernel's name has "::", too, and libraries may choose another one in each call.
+    events = profiler.profiler.kineto_results.events()
+    names = (event.name() for event in events if event.device_type() == DeviceType.CPU)
     only_ours = (PREFIX, AHEAD_OF_TIME, *OPDEFS)  # OPDEFS: seen only where we call them by name
     return Counter(n for n in names if "::" in n and not n.startswith(only_ours))
 

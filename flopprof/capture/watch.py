@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flopprof.capture.alone import alone
-from flopprof.capture.call import Call, autocasting, guarded, home, unchanged, using_threads
+from flopprof.capture.call import (
+    Call,
+    autocasting,
+    guarded,
+    home,
+    telling_of_memory,
+    unchanged,
+    using_threads,
+)
 from flopprof.capture.load import busy_warning, host_load
 from flopprof.capture.passes import (
     against_eager,
@@ -86,11 +94,12 @@ def watch(
 
     Raises:
         UsageError: The inputs do not fit the model, or the model is compiled already.
-        ModelError: The model raised.
+        ModelError: The model raised, or memory ran out.
     """
     model = subject.model
     gc.collect()  # once: before each pass, what is young is enough
     with ExitStack() as stack:
+        stack.enter_context(telling_of_memory("the model's state was copied, to be put back"))
         stack.enter_context(using_threads(settings.threads))
         if settings.tf32:
             stack.enter_context(device.tf32())
@@ -194,6 +203,7 @@ def on_device(subject: Subject, device: Device, training: Training | None) -> Su
 
     Raises:
         UsageError: The model would have to move, and a step of the user's own trains it.
+        ModelError: The device has not the memory.
     """
     model = subject.model
     where = home(model)[0]
@@ -203,5 +213,8 @@ def on_device(subject: Subject, device: Device, training: Training | None) -> Su
                 f"the model is on {where}, and a step of your own trains it there",
                 remedy=f"move it first: model.to({device.torch_device!r})",
             )
-        model = copy.deepcopy(model).to(device.torch_device)
-    return Subject(model, subject.inputs.to(device.torch_device), subject.origin)
+        with telling_of_memory(f"the model moved to {device.torch_device}"):
+            model = copy.deepcopy(model).to(device.torch_device)
+    with telling_of_memory(f"the inputs moved to {device.torch_device}"):
+        inputs = subject.inputs.to(device.torch_device)
+    return Subject(model, inputs, subject.origin)
