@@ -147,8 +147,8 @@ def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dic
 
 
 def _op_names(profiler: Any) -> Counter[str]:
-    from torch._library.custom_ops import OPDEFS
     from torch._C._autograd import DeviceType
+    from torch._library.custom_ops import OPDEFS
 
     # A kernel's name has "::", too, and libraries may choose another one in each call.
     events = profiler.profiler.kineto_results.events()

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flopprof.dtypes import is_floating
 from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
 from flopprof.tables import OPS
+from flopprof.trace.counting import is_exact
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, extend, take_events
 from flopprof.trace.foreign import what_else
@@ -304,7 +306,11 @@ def _figures(signature: Signature) -> dict[str, float]:
 
 
 def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
-    """Return each node's element type; an op on lists of tensors has that of its first child."""
+    """Return each node's element type: that of its tensors, but for ops that others speak for.
+
+    An op on lists of tensors has that of its first child. A product whose whole work is done by
+    one product below it, in another type of floats, has that one's: autocast cast its operands.
+    """
     dtype = [
         signatures[label].dtype if role == OP else ""
         for role, label in zip(tree.role, tree.label, strict=True)
@@ -314,7 +320,20 @@ def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
             dtype[node] = "tfloat32"
     for node in range(len(dtype) - 1, -1, -1):  # the first child is the last to write
         parent = tree.op_parent[node]
-        inner = tree.role[node] == OP and parent >= 0 and dtype[node]
-        if inner and not signatures[tree.label[parent]].dtype:
+        if tree.role[node] != OP or parent < 0 or not dtype[node]:
+            continue
+        outer = signatures[tree.label[parent]]
+        if not outer.dtype or _is_cast(outer, dtype[node], signatures[tree.label[node]]):
             dtype[parent] = dtype[node]
     return dtype
+
+
+def _is_cast(outer: Signature, inner_dtype: str, inner: Signature) -> bool:
+    """Return whether the inner product is all of the outer one's work, in another float type."""
+    if inner_dtype == outer.dtype or not (is_floating(inner_dtype) and is_floating(outer.dtype)):
+        return False
+    if not is_exact(outer.work) or not is_exact(inner.work):
+        return False
+    works = (outer.work, inner.work)
+    first, second = (work.matmul_flops if work else 0 for work in works)
+    return first == second > 0

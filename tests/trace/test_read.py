@@ -674,3 +674,32 @@ def test_v100_of_2021_has_kernels_of_no_length(gpu_traces):
     expected = 2 * forward["matmul_flops"].sum() - first
     assert backward["matmul_flops"].sum() == pytest.approx(expected, rel=1e-9)
     assert (backward["device_us"] > 0).any()
+
+
+HALVES = {"Input Dims": [[6], [4, 5], [5, 6]], "Input type": ["c10::BFloat16"] * 3}
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        ([with_shapes(op("aten::addmm", 10, 50), HALVES)], "bfloat16"),
+        ([with_shapes(op("aten::addmm", 10, 50), ADDMM)], "float32"),
+        ([with_shapes(op("aten::to", 10, 50), HALVES)], "float32"),
+        # Not the whole work: a product of another size is another product.
+        (
+            [
+                with_shapes(
+                    op("aten::addmm", 10, 50), HALVES | {"Input Dims": [[6], [4, 2], [2, 6]]}
+                )
+            ],
+            "float32",
+        ),
+    ],
+    ids=["autocast", "same", "a cast alone", "part of it"],
+)
+def test_a_product_has_the_element_type_that_autocast_ran_it_in(tmp_path, inner, expected):
+    outer = with_shapes(op("aten::linear", 0, 100), LINEAR)
+
+    ops = read_trace(write_trace(tmp_path / "trace.json", outer, *inner)).ops
+
+    assert ops.set_index("op").loc["aten::linear", "dtype"] == expected
