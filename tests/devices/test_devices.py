@@ -110,42 +110,6 @@ def test_cache_sizes_count_each_instance_once(tmp_path):
     assert cache_bytes(tmp_path / "nowhere") == {}
 
 
-@pytest.mark.gpu
-def test_a_gpu_describes_itself_and_its_table_row_fits():
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    device = find_device("cuda")
-    described = device.describe()
-
-    assert device.torch_device.startswith("cuda:")
-    assert described["sm_count"] > 0
-    assert described["memory_bytes"] > 0
-    with pytest.raises(UsageError, match="there is no cuda:99"):
-        find_device("cuda:99")
-
-
-@pytest.mark.gpu
-def test_telemetry_of_a_busy_gpu_has_clocks_within_its_maximum():
-    import torch
-
-    if not torch.cuda.is_available() or torch.version.hip:
-        pytest.skip("no NVIDIA GPU")
-    device = find_device("cuda")
-    a = torch.randn(4096, 4096, device=device.torch_device)
-
-    with device.telemetry() as readings:
-        for _ in range(50):
-            a @ a
-        device.synchronize()
-
-    if readings["sm_clock_mhz"] is None:
-        assert readings["unavailable"]
-    else:
-        assert 0 < readings["sm_clock_mhz"]["median"] <= readings["maximum_sm_clock_mhz"]
-
-
 @pytest.mark.parametrize(("late_s", "expected"), [(0.0, 1500.0), (0.02, 21500.0)])
 def test_a_call_on_a_gpu_is_timed_by_events_and_other_streams_are_waited_for(
     monkeypatch, late_s, expected

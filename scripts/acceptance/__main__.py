@@ -1,0 +1,7 @@
+"""Be the command."""
+
+import sys
+
+from acceptance.command import main
+
+sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,34 @@
+"""A model of products at shapes that tiles fit: FILE.py:build of the stage `counters`."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+SIZE = 2048  # a multiple of every tile: nothing is padded
+
+
+class Products(nn.Module):
+    """A product each in float16, bfloat16, float32 and float64."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.half = nn.Linear(size, size, bias=False, dtype=torch.float16)
+        self.brain = nn.Linear(size, size, bias=False, dtype=torch.bfloat16)
+        self.single = nn.Linear(size, size, bias=False)
+        self.double = nn.Linear(size, size, bias=False, dtype=torch.float64)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Return the products of x with each weight, in its element type."""
+        layers = (self.half, self.brain, self.single, self.double)
+        return [layer(x.to(layer.weight.dtype)) for layer in layers]
+
+
+def build() -> nn.Module:
+    """Return the model for a GPU."""
+    return Products(SIZE)
+
+
+def build_small() -> nn.Module:
+    """Return the model for a rehearsal."""
+    return Products(32)
