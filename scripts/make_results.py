@@ -1,11 +1,13 @@
 """Fill results/: runs of twelve models with random weights on this machine.
 
 usage: scripts/make_results.py [--device cpu|cuda] [--threads N] [MODEL …]
+       scripts/make_results.py --from DIR
 
 Writes into results/DEVICE/MODEL/ the chart (roofline.png), the points on it (points.csv), the
 tables sites.csv and rooflines.csv, and meta.json; results/DEVICE/accuracy.csv with a row per model:
 our counts beside FlopCounterMode's and torchvision's published GMACs; results/formulas.txt. Models
-that are not named keep their files and rows. Run it on a quiet machine.
+that are not named keep their files and rows. Run it on a quiet machine. With --from it fills
+results/gpu-NAME of what scripts/gpu_acceptance found, and runs nothing.
 """
 
 import argparse
@@ -14,7 +16,6 @@ import io
 import math
 import os
 import platform
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
 from flopprof.cli import main as flopprof_main
+from flopprof.errors import FlopprofError
 from flopprof.metafile import encode
 from flopprof.provenance import CallProvenance
 
@@ -153,6 +155,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--from", type=Path, dest="found", metavar="DIR")
     parser.add_argument("models", nargs="*", default=[*MODELS], metavar="MODEL")
     args = parser.parse_args()
     about = {
@@ -162,6 +165,8 @@ def main() -> int:
         "transformers": transformers.__version__,
         "python": platform.python_version(),
     }
+    if args.found:
+        return _of_acceptance(args.found, about)
     rows = []
     for name in args.models:
         print(f"{name} …", file=sys.stderr)
@@ -169,19 +174,8 @@ def main() -> int:
         run = flopprof.profile(model, inputs, device=args.device, threads=args.threads)
         device = ROOT / "results" / _slug(args.device, run.provenance.device.name)
         folder = device / name
-        folder.mkdir(parents=True, exist_ok=True)
-        chart = folder / "roofline.png"
-        run.plot_roofline(chart)
-        run.plot_roofline(folder / "points.csv")
-        _shrink(chart)
-        run.sites.to_csv(folder / "sites.csv", index=False)
-        run.rooflines.to_csv(folder / "rooflines.csv", index=False)
-        environment = msgspec.structs.replace(
-            run.provenance.environment,
-            extra=about | {"load": os.getloadavg()[0]},  # over 1 a thread, times say little
-        )
-        provenance = msgspec.structs.replace(run.provenance, environment=environment)
-        (folder / "meta.json").write_bytes(encode(provenance))
+        # A load over 1 a thread: times say little.
+        write_run(folder, run, about | {"load": os.getloadavg()[0]})
         rows.append(_accuracy(name, run))
     _merge_rows(device / "accuracy.csv", rows)
     listed = io.StringIO()
@@ -189,6 +183,33 @@ def main() -> int:
         flopprof_main(["formulas"])
     (ROOT / "results" / "formulas.txt").write_text(listed.getvalue())
     print(f"wrote {device.relative_to(ROOT)}")
+    return 0
+
+
+def write_run(folder: Path, run: flopprof.Run, extra: dict[str, Any]) -> None:
+    """Write what is kept of a run: chart, its points, sites, roofs, and how it was made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    chart = folder / "roofline.png"
+    run.plot_roofline(chart)
+    run.plot_roofline(folder / "points.csv")
+    _shrink(chart)
+    run.sites.to_csv(folder / "sites.csv", index=False)
+    run.rooflines.to_csv(folder / "rooflines.csv", index=False)
+    environment = msgspec.structs.replace(run.provenance.environment, extra=extra)
+    provenance = msgspec.structs.replace(run.provenance, environment=environment)
+    (folder / "meta.json").write_bytes(encode(provenance))
+
+
+def _of_acceptance(found: Path, about: dict[str, Any]) -> int:
+    """Fill results/gpu-NAME from a folder of gpu_acceptance; return the exit code."""
+    from acceptance.results import fill
+
+    try:
+        folder = fill(found, ROOT / "results", about, write_run)
+    except FlopprofError as error:
+        print(f"make_results: {error.problem}\n  {error.remedy}", file=sys.stderr)
+        return error.exit_code
+    print(f"wrote {folder.relative_to(ROOT)}")
     return 0
 
 
@@ -218,9 +239,9 @@ def _commit() -> str:
 
 
 def _slug(device: str, name: str) -> str:
-    if device == "cpu":
-        return "cpu"
-    return "gpu-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    from acceptance.results import slug
+
+    return "cpu" if device == "cpu" else slug(name)
 
 
 def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:

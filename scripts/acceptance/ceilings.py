@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from acceptance.journal import Part
-from acceptance.stage import Place, SkipUnitError, run_units
+from acceptance.stage import NEEDS_CUDA, Place, SkipUnitError, run_units
 from flopprof.ceilings.ceiling import MAIN, Ceiling, Key
 from flopprof.ceilings.datasheet import ceilings_for_gpu
 from flopprof.ceilings.measure import PRODUCTS, measure_ceilings
@@ -72,7 +72,7 @@ def _rate(unit: str, place: Place, device: Device) -> tuple[Key, float, dict[str
         key = (name, "tensor")
         return key, *_by_flopprof(device, key)
     if place.rehearses:
-        raise SkipUnitError("skipped: needs CUDA")
+        raise SkipUnitError(NEEDS_CUDA)
     library = _library()
     if unit == L2:
         return ("L2", "memory"), *_l2(library, device)

@@ -109,7 +109,10 @@ def _parser() -> argparse.ArgumentParser:
 @contextmanager
 def _environment(wheels: Path | None) -> Iterator[dict[str, str]]:
     """Yield the environment of the stages' processes, with the wheels in a folder of their own."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
+    # What an interpreter's packages bring as commands (ninja), and where nvcc and ncu usually are.
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", ""), "/usr/local/cuda/bin"]
+    path = os.pathsep.join(filter(None, places))
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg", "PATH": path}
     if wheels is None:
         yield environment
         return
@@ -120,8 +123,8 @@ def _environment(wheels: Path | None) -> Iterator[dict[str, str]]:
             print(f"gpu_acceptance: {wheels} holds no wheels", file=sys.stderr)
         elif subprocess.run(_pip(names, wheels, site), check=False).returncode != 0:
             print(f"gpu_acceptance: not all wheels of {wheels} fit", file=sys.stderr)
-        path = f"{site}{os.pathsep}{environment.get('PYTHONPATH', '')}"
-        yield environment | {"PYTHONPATH": path}
+        imported = f"{site}{os.pathsep}{environment.get('PYTHONPATH', '')}"
+        yield environment | {"PYTHONPATH": imported}
     finally:
         shutil.rmtree(site, ignore_errors=True)
 

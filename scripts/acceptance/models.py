@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import make_results
-import pandas as pd
 import torch
 import torchvision
 import transformers
@@ -17,7 +16,7 @@ from torch import nn
 
 import flopprof
 from acceptance.journal import MOST_BYTES, Part, write_whole
-from acceptance.stage import Place, run_units
+from acceptance.stage import NEEDS_CUDA, Place, SkipUnitError, run_units
 from flopprof.capture.training import Training
 from flopprof.judge.roofs import above_roof
 from flopprof.report.folder import save_run
@@ -39,7 +38,6 @@ class Case:
     Attributes:
         build: Returns it and its inputs, small where asked.
         options: As for `flopprof.profile`.
-        is_replayed: Whether its kernels run in graphs or compiled code, whose launches differ.
     """
 
     build: Callable[[bool], Built]
@@ -53,6 +51,14 @@ def _resnet50(small: bool) -> Built:
     model = torchvision.models.resnet50().to(dtype).to(memory_format=torch.channels_last)
     x = torch.randn(batch, 3, side, side, dtype=dtype)
     return model, (x.to(memory_format=torch.channels_last),)
+
+
+def _compiled(small: bool) -> Built:
+    """Return what is to be compiled: ResNet-50; a convolution and its norm."""
+    if not small:
+        return _resnet50(small)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    return model, (torch.randn(1, 3, 8, 8),)
 
 
 def _vit_large(small: bool) -> Built:
@@ -173,9 +179,9 @@ LARGER = {
     "llama_1b_decode": Case(_llama_decode),
     "diffusion_unet_fp16": Case(_unet),
     "gpt2_training_step": Case(_gpt2, _TRAINING),
-    "resnet50_compiled": Case(_resnet50, {"compile": "max-autotune-no-cudagraphs"}),
+    "resnet50_compiled": Case(_compiled, {"compile": "max-autotune-no-cudagraphs"}),
 }
-SMALLER = {"resnet18_compiled"}  # of the twelve: what only times say something of on a CPU
+COMPILED_AT_LENGTH = "resnet18_compiled"  # minutes of a CPU, for what another one rehearses
 
 
 def units() -> list[str]:
@@ -203,6 +209,8 @@ def build(name: str, small: bool) -> tuple[nn.Module, Any, dict[str, Any]]:
 
 def profile(name: str, place: Place) -> dict[str, Any]:
     """Profile one model, keep its run, and return its figures."""
+    if place.rehearses and name == COMPILED_AT_LENGTH:
+        raise SkipUnitError(f"{NEEDS_CUDA}: it compiles for minutes")
     model, inputs, options = build(name, place.rehearses)
     few = FEW if place.rehearses else {}
     if place.rehearses and "compile" in options:
@@ -279,8 +287,3 @@ def _without(packed: io.BytesIO, folder: str) -> io.BytesIO:
             if not entry.startswith(folder):
                 new.writestr(entry, old.read(entry))
     return left
-
-
-def table(part: Part) -> pd.DataFrame:
-    """Return the rows that measured something, for people."""
-    return pd.DataFrame([row for row in part.rows.values() if "matmul_flops" in row])

@@ -13,14 +13,14 @@ class Products(nn.Module):
 
     def __init__(self, size: int) -> None:
         super().__init__()
-        self.half = nn.Linear(size, size, bias=False, dtype=torch.float16)
-        self.brain = nn.Linear(size, size, bias=False, dtype=torch.bfloat16)
-        self.single = nn.Linear(size, size, bias=False)
-        self.double = nn.Linear(size, size, bias=False, dtype=torch.float64)
+        self.in_float16 = nn.Linear(size, size, bias=False, dtype=torch.float16)
+        self.in_bfloat16 = nn.Linear(size, size, bias=False, dtype=torch.bfloat16)
+        self.in_float32 = nn.Linear(size, size, bias=False)
+        self.in_float64 = nn.Linear(size, size, bias=False, dtype=torch.float64)
 
     def forward(self, x: torch.Tensor) -> Any:
         """Return the products of x with each weight, in its element type."""
-        layers = (self.half, self.brain, self.single, self.double)
+        layers = (self.in_float16, self.in_bfloat16, self.in_float32, self.in_float64)
         return [layer(x.to(layer.weight.dtype)) for layer in layers]
 
 

@@ -9,6 +9,7 @@ from acceptance.journal import FAILED, PASSED, SKIPPED, Part
 from acceptance.stage import ROOT, Place, say
 
 NEEDS_S = 20.0
+LEAST_TESTS = 60
 BROKEN = 77  # exit code of a process whose device answers no more; the next one goes on
 REHEARSE = "FLOPPROF_REHEARSE"
 
@@ -25,6 +26,9 @@ class Recorder:
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, config: Any, items: list[Any]) -> None:
         """Leave out what is done, and what was not asked for."""
+        if len(items) < LEAST_TESTS:
+            reason = f"{len(items)} tests were collected, and there are at least {LEAST_TESTS}"
+            self.part.end("(collection)", FAILED, reason=reason)
         wanted = [item for item in items if self.place.wants(_unit(item.nodeid))]
         left = [item for item in wanted if not self.part.is_done(_unit(item.nodeid))]
         if left and self.place.left_s < NEEDS_S:
@@ -59,7 +63,8 @@ class Recorder:
         elif report.skipped:
             self.part.end(unit, SKIPPED, reason=_why_skipped(report))
         elif report.when == "call":
-            self.part.end(unit, PASSED, **dict(report.user_properties))
+            not_seen = [text for name, text in report.user_properties if name == "not_seen"]
+            self.part.end(unit, PASSED, not_seen=not_seen)
         if report.when == "teardown":
             row = self.part.rows[unit]
             say("tests", self.place, f"{row['outcome']}  {row.get('seconds', 0):5.1f} s  {unit}")

@@ -1,6 +1,7 @@
 """The device of a test, and what tests say about what ran there."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -18,11 +19,11 @@ class Place:
 
     Attributes:
         device: "cuda", or "cpu" in a rehearsal.
-        not_seen: What was left out for want of a GPU.
+        note: Is told, as a property of the test, what was left out for want of a GPU.
     """
 
     device: str
-    not_seen: list[str] = field(default_factory=list)
+    note: Callable[[str, object], None]
 
     @property
     def is_gpu(self) -> bool:
@@ -32,7 +33,7 @@ class Place:
     def has_cuda(self, to_see: str) -> bool:
         """Return whether there is a GPU; where not, note what is not seen for want of it."""
         if not self.is_gpu:
-            self.not_seen.append(to_see)
+            self.note("not_seen", f"skipped: needs CUDA: {to_see}")
         return self.is_gpu
 
     def size(self, on_gpu: int, rehearsed: int) -> int:
