@@ -126,10 +126,7 @@ class Settings:
         _check_least("repeats", self.repeats, 1)
         _check_least("warmup", self.warmup, 0)
         _check_least("traces", self.traces, 1)
-        cores = os.cpu_count() or 1
-        if self.threads is not None and not 1 <= self.threads <= cores:
-            problem = f"--threads is {self.threads}"
-            raise UsageError(problem, remedy=f"give 1 to {cores}, the cores here")
+        check_threads(self.threads)
         if self.autocast is not None and self.autocast not in AUTOCASTS:
             problem = f"autocast knows no {self.autocast!r}"
             raise UsageError(problem, remedy="give bfloat16 or float16")
@@ -175,6 +172,17 @@ class Settings:
 
 def silent(_stage: str) -> None:
     """Show no progress."""
+
+
+def check_threads(threads: int | None) -> None:
+    """Refuse a number of CPU threads that this machine cannot run at once; None is torch's own.
+
+    Raises:
+        UsageError: It is such a number.
+    """
+    cores = os.cpu_count() or 1
+    if threads is not None and not 1 <= threads <= cores:
+        raise UsageError(f"--threads is {threads}", remedy=f"give 1 to {cores}, the cores here")
 
 
 def _check_least(name: str, value: int, least: int) -> None:

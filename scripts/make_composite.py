@@ -10,6 +10,9 @@ import torch
 
 TARGET = Path(__file__).parents[1] / "flopprof" / "formulas" / "composite.json"
 
+ALSO = ("aten::_sparse_sum",)
+"""Ops with a kernel of their own, which only calls others: a sparse tensor's values are summed."""
+
 
 def main() -> None:
     """Ask the dispatcher which ops have no kernel but the composite one."""
@@ -24,6 +27,7 @@ def main() -> None:
         if overload.endswith("out") and not kernel(name, "CPU"):  # generated: calls the other
             calls_others = calls_others or kernel(name, "CompositeExplicitAutograd")
         composite[op] = composite.get(op, True) and calls_others
+    composite |= dict.fromkeys(ALSO, True)
     names = sorted(op for op, only in composite.items() if only)
     TARGET.write_text(json.dumps(names, indent=0) + "\n")
     print(f"{len(names)} of {len(composite)} ops, torch {torch.__version__}: {TARGET}")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flopprof.capture.code import outer_state
+from flopprof.devices import random_state_of
 from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
@@ -102,20 +103,16 @@ class Snapshot:
         self._put_back.append(drop)
 
     def _keep_random_states(self, device: str) -> None:
-        import torch
-
         def keep(get: Callable[[], Any], put: Callable[[Any], Any]) -> None:
             state = get()
             self._put_back.append(lambda: put(state))
 
         keep(random.getstate, random.setstate)
         keep(np.random.get_state, np.random.set_state)
-        keep(torch.get_rng_state, torch.set_rng_state)
-        if device.startswith("cuda"):
-            keep(
-                lambda: torch.cuda.get_rng_state(device),
-                lambda state: torch.cuda.set_rng_state(state, device),
-            )
+        for name in dict.fromkeys(("cpu", device)):
+            state = random_state_of(name)
+            if state is not None:
+                keep(*state)
 
     def _walk(self, roots: Iterable[Any], *, is_input: bool) -> None:
         import torch

@@ -245,13 +245,6 @@ def answer_stream() -> TextIO | None:
     return _answer if _answer is not None and _answer is not sys.stdout else None
 
 
-def check_threads(threads: int | None) -> None:
-    """Refuse a number of CPU threads that this machine cannot run at once."""
-    cores = os.cpu_count() or 1
-    if threads is not None and not 1 <= threads <= cores:
-        raise UsageError(f"--threads is {threads}", remedy=f"give 1 to {cores}, the cores here")
-
-
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout."""
     print(json.dumps(value, indent=1), file=_answer, flush=True)

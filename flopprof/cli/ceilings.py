@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopprof.cli import Handler, Progress, check_threads, clean_lines, command, print_json
+from flopprof.cli import Handler, Progress, clean_lines, command, print_json
 from flopprof.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
@@ -86,10 +86,11 @@ def _of_device(args: Namespace, dtypes: list[str] | None) -> "Ceilings":
         import torch
 
         from flopprof.devices import find_device
+        from flopprof.settings import check_threads
 
         device = find_device(args.device)
+        check_threads(args.threads)
         if args.threads is not None:
-            check_threads(args.threads)
             torch.set_num_threads(args.threads)
         return find_ceilings(device, refresh=args.refresh, dtypes=dtypes, progress=progress)
 

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 from flopprof.errors import UsageError
 from flopprof.registry import Registry, import_all
 
+RandomState = tuple[Callable[[], Any], Callable[[Any], None]]
+"""What returns a state, and what sets it."""
+
 
 class Device(Protocol):
     """One device that runs models; made from a name that its class `matches`.
@@ -22,6 +25,10 @@ class Device(Protocol):
     @classmethod
     def matches(cls, name: str) -> bool:
         """Return whether `name` ("cuda:1") means a device of this kind."""
+
+    @classmethod
+    def random_state(cls, name: str) -> RandomState:
+        """Return how the state of the device's random numbers is read, and how it is set."""
 
     def activities(self) -> list[Any]:
         """Return what `torch.profiler` should record for this device."""
@@ -65,10 +72,21 @@ def find_device(name: str) -> Device:
         from flopprof.devices.cuda import why_no_cuda
 
         wanted = "cpu" if why_no_cuda() else "cuda"
-    kind = next((kind for _, kind in DEVICES.items() if kind.matches(wanted)), None)
+    kind = _kind_of(wanted)
     if kind is not None:
         return kind(wanted)
     raise UsageError(
         f"the device {name!r} is not supported yet, CPU, CUDA/ROCm and XPU are",
         remedy="--device cpu, cuda, cuda:1, xpu or auto",
     )
+
+
+def random_state_of(torch_device: str) -> RandomState | None:
+    """Return how the random state of a device is read and set; None for one that has none."""
+    import_all("flopprof.devices")
+    kind = _kind_of(torch_device)
+    return kind.random_state(torch_device) if kind is not None else None
+
+
+def _kind_of(name: str) -> type[Device] | None:
+    return next((kind for _, kind in DEVICES.items() if kind.matches(name)), None)

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from flopprof.devices import device
+from flopprof.devices import RandomState, device
 from flopprof.errors import UsageError
 
 
@@ -26,6 +26,13 @@ class CpuDevice:
     def matches(cls, name: str) -> bool:
         """Return whether `name` is "cpu"."""
         return name in ("cpu", "cpu:0")
+
+    @classmethod
+    def random_state(cls, name: str) -> RandomState:  # noqa: ARG003  # there is one CPU
+        """Return torch's own functions."""
+        import torch
+
+        return torch.get_rng_state, torch.set_rng_state
 
     def activities(self) -> list[Any]:
         """Return the host activity alone."""

@@ -5,9 +5,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from flopprof.devices import device
+from flopprof.devices import RandomState, device
 from flopprof.devices.nvml import driver_version, sample_telemetry
 from flopprof.errors import UsageError
 
@@ -37,6 +38,13 @@ class CudaDevice:
     def matches(cls, name: str) -> bool:
         """Return whether `name` is "cuda" or "cuda:N"."""
         return re.fullmatch(r"cuda(:\d+)?", name) is not None
+
+    @classmethod
+    def random_state(cls, name: str) -> RandomState:
+        """Return torch.cuda's functions, for this device."""
+        from torch import cuda
+
+        return partial(cuda.get_rng_state, name), partial(cuda.set_rng_state, device=name)
 
     def activities(self) -> list[Any]:
         """Return host and device activities."""

@@ -4,9 +4,10 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any
 
-from flopprof.devices import device
+from flopprof.devices import RandomState, device
 from flopprof.errors import UsageError
 
 
@@ -32,6 +33,13 @@ class XpuDevice:
     def matches(cls, name: str) -> bool:
         """Return whether `name` is "xpu" or "xpu:N"."""
         return re.fullmatch(r"xpu(:\d+)?", name) is not None
+
+    @classmethod
+    def random_state(cls, name: str) -> RandomState:
+        """Return torch.xpu's functions, for this device."""
+        from torch import xpu
+
+        return partial(xpu.get_rng_state, name), partial(xpu.set_rng_state, device=name)
 
     def activities(self) -> list[Any]:
         """Return host and device activities."""

@@ -117,24 +117,20 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
     if not np.isnan(walked["flops_at_most"]).all():
         glue = walked.named("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
-        glue |= walked["passes_on"] | _holding_stored(walked, parents)
-        glue |= walked.named("op", _SUMS_OF_VALUES.__contains__)
+        stored = walked.named("op", lambda op: op.startswith("stored::"))  # of a sparse operand
+        glue |= walked["passes_on"] | _around(stored, parents)
         by_formula = walked["counted"] & walked.named("op", OP_FORMULAS.__contains__)
         walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
     return walked, owner
 
 
-_SUMS_OF_VALUES = {"aten::_sparse_sum"}  # of a sparse tensor's own, by an op below
-
-
-def _holding_stored(walked: Walked, parents: np.ndarray) -> np.ndarray:
-    """Return which ops have one below that counts the stored elements of a sparse operand."""
-    holding = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
-    stored = walked.named("op", lambda op: op.startswith("stored::"))
-    for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
-        if stored[row] or holding[row]:
-            holding[parents[row]] = True
-    return holding[:-1]
+def _around(marked: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """Return which ops have a marked one below them, at any depth."""
+    around = np.zeros(len(marked) + 1, dtype=bool)  # the last one is that of parent -1
+    for row in range(len(marked) - 1, -1, -1):  # children come behind their parents
+        if marked[row] or around[row]:
+            around[parents[row]] = True
+    return around[:-1]
 
 
 def _only_calls_others(op: str) -> bool:
@@ -160,11 +156,7 @@ def _calling_others(walked: Walked, parents: np.ndarray) -> np.ndarray:
         return calls_others
     works = np.where(walked["counted"], ~walked.named("kind", "free".__eq__), ~calls_others)
     works |= ~np.isnan(walked["flops_at_most"])
-    works_below = np.zeros(len(walked) + 1, dtype=bool)  # the last one is that of parent -1
-    for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
-        if works[row] or works_below[row]:
-            works_below[parents[row]] = True
-    return np.where(looking, works_below[:-1], calls_others)
+    return np.where(looking, _around(works, parents), calls_others)
 
 
 def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:

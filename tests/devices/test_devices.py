@@ -3,11 +3,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from flopprof.devices import DEVICES, Device, find_device
+from flopprof.devices import DEVICES, Device, find_device, random_state_of
 from flopprof.devices.cpu import CpuDevice, cache_bytes, free_memory_bytes
 from flopprof.devices.cuda import CudaDevice, why_no_cuda
 from flopprof.errors import UsageError
@@ -199,3 +200,20 @@ def test_every_kind_of_device_answers_the_protocol():
 
     for kind, cls in DEVICES.items():
         assert wanted <= set(dir(cls)), kind
+
+
+def test_the_random_state_of_a_device_is_read_and_set_by_its_own_functions():
+    torch.manual_seed(1)
+    of_cpu = random_state_of("cpu")
+    assert of_cpu is not None
+    get, put = of_cpu
+    state = get()
+    first = torch.rand(3)
+
+    put(state)
+
+    assert torch.equal(torch.rand(3), first)
+    assert random_state_of("meta") is None
+    for name in ("cuda:1", "xpu:1"):
+        of_gpu: Any = random_state_of(name)
+        assert (of_gpu[0].args, of_gpu[1].keywords) == ((name,), {"device": name})
