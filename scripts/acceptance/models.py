@@ -179,7 +179,7 @@ LARGER = {
     "llama_1b_decode": Case(_llama_decode),
     "diffusion_unet_fp16": Case(_unet),
     "gpt2_training_step": Case(_gpt2, _TRAINING),
-    "resnet50_compiled": Case(_compiled, {"compile": "max-autotune-no-cudagraphs"}),
+    "resnet50_compiled": Case(_compiled, {"compile": "default"}),
 }
 COMPILED_AT_LENGTH = "resnet18_compiled"  # minutes of a CPU, for what another one rehearses
 
@@ -213,8 +213,6 @@ def profile(name: str, place: Place) -> dict[str, Any]:
         raise SkipUnitError(f"{NEEDS_CUDA}: it compiles for minutes")
     model, inputs, options = build(name, place.rehearses)
     few = FEW if place.rehearses else {}
-    if place.rehearses and "compile" in options:
-        options = {"compile": "default"}
     result: Run = flopprof.profile(model, inputs, device=place.device, **few, **options)
     _keep(name, result, place.output / ARCHIVE)
     return _figures(result)

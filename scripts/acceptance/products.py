@@ -1,5 +1,10 @@
-"""A model of products at shapes that tiles fit: FILE.py:build of the stage `counters`."""
+"""A model of products at shapes that tiles fit: FILE.py:build of the stage `counters`.
 
+Run as a script it calls the model once between CUDA's marks for profilers, and without
+torch.profiler: Nsight Compute and it may not share the counters.
+"""
+
+import sys
 from typing import Any
 
 import torch
@@ -32,3 +37,24 @@ def build() -> nn.Module:
 def build_small() -> nn.Module:
     """Return the model for a rehearsal."""
     return Products(32)
+
+
+def main(device: str) -> None:
+    """Call the model, warm, where a profiler may look."""
+    is_gpu = device != "cpu"
+    model = (build() if is_gpu else build_small()).to(device)
+    size = model.in_float16.in_features
+    x = torch.randn(size, size, dtype=torch.float16, device=device)
+    with torch.no_grad():
+        model(x)
+        if is_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.start()
+        model(x)
+        if is_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.profiler.stop()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
