@@ -172,6 +172,11 @@ class _Unpickler(pickle._Unpickler):
         return stub
 
     def persistent_load(self, pid: Any) -> Any:
+        if isinstance(pid, str):
+            raise ValueError(
+                "its pickle is of protocol 0, which keeps only the names of its tensors' storages: "
+                "torch cannot load it either"
+            )
         tag, kind, key = pid[:3]
         if tag == "module" and isinstance(kind, Stub):  # a class, with its source
             return kind
