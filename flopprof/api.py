@@ -5,6 +5,7 @@ The first three take a module, or what the command line takes for MODEL, and opt
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -22,6 +23,7 @@ from flopprof.capture.describe import (
     describe_telemetry,
     main_dtype,
     now,
+    what_is_missing,
 )
 from flopprof.capture.foreign import foreign_modules, foreign_work
 from flopprof.capture.passes import count_and_trace
@@ -177,6 +179,7 @@ def run_count(
     if not isinstance(what, str | Path):
         return _count(find_subject(what, inputs, kwargs, settings), settings, progress)
     progress("loading")
+    settings = replace(settings, partial=True)  # shapes are the code's, whatever weights there are
     subject = find_subject(what, inputs, kwargs, settings, meta=True)
     try:
         return _count(subject, settings, progress)
@@ -212,6 +215,8 @@ def _counted(subject: Subject, settings: Settings) -> Run:
         inputs = subject.inputs.to("meta") if where == "meta" else subject.inputs
         traced = count_and_trace(subject.model, inputs, training)
     trace, module_calls = traced
+    missing = what_is_missing(subject.origin, subject.model, module_calls, is_count=True)
+    doubts += warned("model", missing)
     provenance = CountProvenance(
         source=describe_source(subject.model, module_calls, subject.origin),
         called=_called(subject, settings, main_dtype(subject.model, subject.inputs)),
@@ -349,8 +354,10 @@ def run_profile(
 
 
 def _doubts_of_profile(subject: Subject, watched: Watched, ceilings: "Ceilings") -> list[Warned]:
+    calls = watched.module_calls
+    missing = what_is_missing(subject.origin, subject.model, calls, is_count=False)
     return [
-        *warned("model", subject.origin.warnings),
+        *warned("model", [*subject.origin.warnings, *missing]),
         *watched.doubts,
         *warned("ceilings", ceilings.warnings),
         *warned("trace", watched.trace.info["warnings"]),

@@ -29,6 +29,7 @@ class Options(TypedDict, total=False):
     arch: str | None
     arch_args: "Mapping[str, Any] | str | None"
     strict: bool
+    partial: bool
     dtype: str | None
     formulas: str | Path | None
     trust: "bool | Trust"
@@ -61,6 +62,8 @@ class Settings:
         arch_args: Keyword arguments, literals, for the code that `arch` or the model names: a
             mapping, or JSON.
         strict: Whether to choose no architecture where weights fit several that count differently.
+        partial: Whether weights may lack keys of the model (their values stay random) or have
+            others; a count needs no weights, and takes them so in any case.
         dtype: Element type to cast the model and its inputs to.
         formulas: File with formulas for ops and modules of one's own.
         trust: Whether the file may run code when it is loaded.
@@ -92,6 +95,7 @@ class Settings:
     arch: str | None = None
     arch_args: "Mapping[str, Any] | str | None" = None
     strict: bool = False
+    partial: bool = False
     dtype: str | None = None
     formulas: str | Path | None = None
     trust: "bool | Trust" = False

@@ -26,7 +26,7 @@ from flopprof.errors import FlopprofError
 from flopprof.model import Request
 from flopprof.model.architectures import build, find_architecture, input_hint
 from flopprof.model.contents import Contents
-from flopprof.model.fit import recognise_weights
+from flopprof.model.identify import recognise_weights
 from flopprof.model.inputs import make_inputs, parse_input
 from flopprof.model.pickles import TensorInfo
 from flopprof.model.recognise import Entry, named_first, recognise

@@ -22,9 +22,11 @@ import flopprof
 from flopprof.errors import FlopprofError
 from flopprof.model.architectures import build, find_architecture, input_hint
 from flopprof.model.inputs import make_inputs, parse_input
-from flopprof.model.recognise import INDEX, fingerprint, sketch
+from flopprof.model.recognise import INDEX, fingerprint, order_mark, sketch, steps_sketch
 
-COLUMNS = ["library", "name", "class", "input", "gflops", "fingerprint", "sketch"]
+COLUMNS = [
+    "library", "name", "class", "input", "gflops", "fingerprint", "sketch", "order", "steps"
+]  # fmt: skip
 
 
 def main() -> None:
@@ -79,6 +81,8 @@ def row(library: str, name: str) -> dict[str, Any]:
         "gflops": gflops(model, spec) if spec else "",
         "fingerprint": fingerprint(shapes_of(model)),
         "sketch": sketch(shapes_of(model)).hex(),
+        "order": order_mark(shapes_of(model)),
+        "steps": steps_sketch(shapes_of(model)).hex(),
     }
 
 

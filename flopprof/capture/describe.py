@@ -1,6 +1,7 @@
 """What is known of a model, its call and this machine, as parts of the provenance."""
 
 import datetime
+import math
 import platform
 import re
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import msgspec
 from flopprof._version import __version__
 from flopprof.capture.call import Inputs, first_float, home
 from flopprof.provenance import COMMAND, Alternative, Environment, Source, Telemetry
+from flopprof.units import percent, safe_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,6 +34,7 @@ class Origin:
         weights: Whose values they are: file, random, meta.
         input_source: Where the inputs come from.
         warnings: What loading found doubtful.
+        missing: Keys of the model that the file lacks.
     """
 
     architecture: str | None = None
@@ -41,6 +44,7 @@ class Origin:
     weights: str | None = None
     input_source: str | None = None
     warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 def main_dtype(model: "nn.Module", inputs: Inputs) -> str:
@@ -107,6 +111,31 @@ def count_tokens(model: "nn.Module", inputs: Inputs) -> int | None:
         if is_ids and value.dim() == 2 and not _NOT_TOKENS.search(name):
             return int(value.numel())
     return None
+
+
+def what_is_missing(
+    origin: Origin, model: "nn.Module", module_calls: "pd.DataFrame", *, is_count: bool
+) -> list[str]:
+    """Return, in words, which of the model's tensors the file lacks, and what they amount to."""
+    from flopprof.model.roles import place_of
+
+    if not origin.missing:
+        return []
+    state = model.state_dict()
+    sizes = {key: tensor.numel() for key, tensor in state.items() if hasattr(tensor, "numel")}
+    missing = sum(sizes.get(key, 0) for key in origin.missing)
+    flops = module_calls.groupby("module_path")["self_hook_matmul_flops"].sum()
+    paths = {place_of(key)[0] for key in origin.missing}
+    share = flops[flops.index.isin(paths)].sum() / flops.sum() if flops.sum() else math.nan
+    shown = ", ".join(origin.missing[:3]) + (", …" if len(origin.missing) > 3 else "")
+    values = "counted from the code's shapes" if is_count else "their values are random"
+    text = (
+        f"{len(origin.missing)} of the model's tensors are not in the file ({safe_text(shown)}): "
+        f"{percent(missing / max(sum(sizes.values()), 1))} of its parameters"
+    )
+    if not math.isnan(share):
+        text += f", {percent(share)} of its layers' matmul FLOPs"
+    return [f"{text}; {values}"]
 
 
 def describe_environment() -> Environment:

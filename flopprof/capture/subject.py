@@ -83,7 +83,7 @@ def find_subject(
         specs = resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
         given = " ".join(specs) if inputs is None and specs else inputs
         return Subject(what, as_inputs(given, kwargs, what))
-    from flopprof.model import load_model
+    from flopprof.model import Take, load_model
 
     loaded = load_model(
         what,
@@ -93,7 +93,7 @@ def find_subject(
         device=device,
         dtype=settings.dtype,
         meta=meta,
-        strict=settings.strict,
+        take=Take(strict=settings.strict, partial=settings.partial),
     )
     where = "meta" if meta else device
     if inputs is not None or kwargs:
@@ -122,6 +122,7 @@ def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_sou
         weights=loaded.weights,
         input_source=input_source,
         warnings=loaded.warnings,
+        missing=loaded.missing,
     )
 
 

@@ -23,6 +23,11 @@ def run(parser: ArgumentParser) -> Handler:
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="folder to write (default: MODEL's stem + .flopprof)"
     )
+    parser.add_argument(
+        "--partial",
+        action="store_true",
+        help="take weights that lack keys of --arch (their values stay random) or have others",
+    )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
 
     def handle(args: Namespace) -> int:

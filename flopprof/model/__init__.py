@@ -23,6 +23,14 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class Take:
+    """How well weights and code must fit."""
+
+    strict: bool = False  # choose no architecture where weights fit several
+    partial: bool = False  # weights may lack keys of the model, or have others
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a format is asked to load: the file's contents, read inertly, and the user's wishes."""
 
@@ -30,7 +38,7 @@ class Request:
     arch: str | None
     trust: Trust | None  # leave to run the file's code
     meta: bool
-    strict: bool = False  # choose no architecture where weights fit several
+    take: Take = Take()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +55,7 @@ class Loaded:
     recognised_by: str = "the file"  # what said which architecture it is, unless --arch did
     alternatives: tuple[Entry, ...] = ()  # other architectures with equal keys and shapes
     warnings: tuple[str, ...] = ()  # where the model differs from what its name promises
+    missing: tuple[str, ...] = ()  # keys of the model that the file lacks
 
 
 CODE = re.compile(r"(.+?\.py|[A-Za-z_]\w*(\.\w+)*):[A-Za-z_][\w.-]*(\(.*\))?", re.DOTALL)
@@ -71,7 +80,7 @@ def load_model(
     device: str = "cpu",
     dtype: str | None = None,
     meta: bool = False,
-    strict: bool = False,
+    take: Take = Take(),
 ) -> Loaded:
     """Return the model in the file at `path`, in eval mode on `device`, its floats as `dtype`.
 
@@ -79,6 +88,8 @@ def load_model(
     `arch_args` are keyword arguments, literals, for the code that `arch` or `path` names. A file is
     first read inertly; only then, if it is sound, is torch imported. With `meta` no tensor's data
     is read: the model has shapes and dtypes, checked against the file, on meta.
+
+    `take` says how well weights and code must fit.
 
     Code of the file's runs only with `trust`: True lets it run in this process, a `Trust` may name
     the file's checksum and ask for the child process with limits.
@@ -94,7 +105,7 @@ def load_model(
             fact = "--arch-args is given, and nothing names the code that takes them"
             raise UsageError(fact, remedy="name it as well: --arch package.module:Class")
         arch = with_arguments(arch, arch_args) if arch else None
-        loaded = _from_file(Path(path), arch=arch, trust=_leave(trust), meta=meta, strict=strict)
+        loaded = _from_file(Path(path), arch=arch, trust=_leave(trust), meta=meta, take=take)
     import torch
 
     model = _in_eval_mode(loaded.model)
@@ -134,7 +145,7 @@ def _leave(trust: bool | Trust) -> Trust | None:
 
 
 def _from_file(
-    path: Path, *, arch: str | None, trust: Trust | None, meta: bool, strict: bool
+    path: Path, *, arch: str | None, trust: Trust | None, meta: bool, take: Take
 ) -> Loaded:
     kind = detect(path)
     contents = read_contents(path, kind)
@@ -143,7 +154,7 @@ def _from_file(
     if load is None or kind.remedy:
         raise _no_model(kind, contents)
     try:
-        loaded = load(Request(contents, arch, trust, meta, strict))
+        loaded = load(Request(contents, arch, trust, meta, take))
     except FlopprofError as error:
         if contents.tensors and not isinstance(error, UsageError):
             error.details["weights"] = weights_object(contents)

@@ -12,7 +12,14 @@ from flopprof.model.configs import text
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import detect
 from flopprof.model.pickles import by_risk
-from flopprof.model.recognise import LIBRARIES, alternatives, named_first, recognise
+from flopprof.model.recognise import (
+    LIBRARIES,
+    alternatives,
+    named_first,
+    near_by_steps,
+    recognise,
+    same_order,
+)
 
 _FILES = 100_000  # of a folder whose sizes are added up
 _NO_STATE = ("torch_export", "object")  # kinds whose tensors are not read
@@ -73,9 +80,11 @@ def _of_architecture(contents: Contents) -> dict[str, Any]:
     candidates = match.candidates if match else ()
     best = named_first(candidates, contents.texts)[0] if candidates and is_exact else None
     others = alternatives(best) if best else ()
+    shapes = {key: info.shape for key, info in contents.tensors.items()}
+    near = [] if is_exact else [*same_order(shapes), *candidates] or near_by_steps(shapes)
     return {
         "architecture": best.name if best else None,
-        "nearest": [] if is_exact else [entry.name for entry in candidates],
+        "nearest": list(dict.fromkeys(entry.name for entry in near)),
         "alternatives": [
             {"architecture": e.name, "input": e.input or None, "gflops": e.gflops} for e in others
         ],

@@ -8,7 +8,8 @@ from torch import nn
 from flopprof.errors import FlopprofError
 from flopprof.model import Loaded, Request
 from flopprof.model.architectures import find_architecture, input_hint
-from flopprof.model.fit import fit_architecture, give_weights
+from flopprof.model.compare import give_weights
+from flopprof.model.fitted import fit_architecture
 from flopprof.model.recognise import LIBRARIES, alternatives, recognise
 from flopprof.model.weights import read_weights
 

@@ -1,7 +1,8 @@
 """Say which architecture a set of weights belongs to, from a shipped index; no torch, no library.
 
 `index.csv` (scripts/make_index.py) has a row per model of torchvision and timm: a fingerprint of
-its keys and shapes, and a sketch of them, by which models with other heads or inputs are found.
+its keys and shapes, and a sketch of them, by which models with other heads or inputs are found; a
+hash of the shapes in their order, by which ports with other names are, and a sketch of their steps.
 """
 
 import csv
@@ -20,6 +21,8 @@ INDEX = Path(__file__).with_name("index.csv")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "student.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning, own classes."""
 LIBRARIES = ("torchvision.", "timm.")  # whose models the index has: what their classes begin with
+LEAST = 20  # tensors of which the order says something
+NEAR_STEPS = 0.3  # share of steps in common from which on a model is near
 SKETCH = 16  # the least hashes of keys and shapes; two sets share as many as they are alike
 NEAREST = 12  # candidates that are tried, most alike first
 
@@ -35,6 +38,7 @@ class Entry:
     input: str  # its canonical input, "1x3x224x224"; '' where there is none
     gflops: float | None  # matmul FLOPs at that input, in 10⁹
     fingerprint: str
+    order: str = ""  # a hash of the shapes in their order, without the first and the head's
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,7 @@ def recognise(shapes: Shapes) -> Match | None:
         if exact and len(keys) == len(shapes):
             return Match(tuple(sorted(exact, key=_plainness)), exact=True)
         mine = np.frombuffer(sketch(keys), dtype=">u4")
-        common = np.isin(sketches, mine[mine < 0xFFFFFFFF]).sum(axis=1)
+        common = np.isin(sketches[:, :SKETCH], mine[mine < 0xFFFFFFFF]).sum(axis=1)
         likeness = common / max(min(len(set(keys)), SKETCH), 1)
         order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
         first = {entries[i].fingerprint: i for i in reversed(order) if common[i]}
@@ -94,6 +98,66 @@ def recognise(shapes: Shapes) -> Match | None:
     each = NEAREST if len(ranked) == 1 else NEAREST // 2  # a backbone's keys are a model's too
     nearest = dict.fromkeys(entry for _, some in ranked[:3] for entry in some[:each])
     return Match(tuple(nearest), exact=False)
+
+
+def order_mark(shapes: Shapes, *, is_headless: bool = False) -> str:
+    """Return a hash of the shapes in their order, but for the first tensor and the head.
+
+    The first takes the input's channels, the head has as many rows as there are classes.
+
+    Args:
+        shapes: Key → shape, in the order of the state_dict.
+        is_headless: Whether there is no head to leave out.
+    """
+    row = list(in_order(shapes).values())
+    if not is_headless and len(row) > 2 and len(row[-1]) == 1 and row[-2][:1] == row[-1]:
+        row = row[:-2]
+    text = "\n".join("x".join(map(str, shape)) for shape in row[1:])
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def in_order(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """Return the tensors in the order in which models have them, without counters."""
+    return {k: tuple(v) for k, v in shapes.items() if not k.endswith("num_batches_tracked")}
+
+
+def steps_sketch(shapes: Shapes) -> bytes:
+    """Return the least hashes of each three weights that follow each other, by their shapes."""
+    row = ["x".join(map(str, shape)) for shape in in_order(shapes).values() if len(shape) > 1]
+    steps = {" ".join(row[place : place + 3]) for place in range(max(len(row) - 2, 0))}
+    hashes = {hashlib.blake2b(step.encode(), digest_size=4).digest() for step in steps}
+    return b"".join(sorted(hashes)[:SKETCH]).ljust(4 * SKETCH, b"\xff")
+
+
+def same_order(shapes: Shapes) -> list[Entry]:
+    """Return the models with these shapes in this order whatever their keys, plainest first.
+
+    Heads may have other classes, or be left out; a safetensors file has lost the order.
+    """
+    if len(in_order(shapes)) < LEAST:
+        return []
+    marks = (order_mark(shapes), order_mark(shapes, is_headless=True))
+    found = [entry for entry in _index()[0] if entry.order and entry.order in marks]
+    return sorted(found, key=_plainness)
+
+
+def near_by_steps(shapes: Shapes) -> list[Entry]:
+    """Return the models that have most steps from weight to weight in common with these shapes."""
+    import numpy as np
+
+    entries, sketches = _index()
+    mine = np.frombuffer(steps_sketch(shapes), dtype=">u4")
+    mine = mine[mine < 0xFFFFFFFF]
+    if len(mine) == 0:
+        return []
+    common = np.isin(sketches[:, SKETCH:], mine).sum(axis=1)
+    order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
+    return [entries[i] for i in order[:NEAREST] if common[i] >= NEAR_STEPS * len(mine)]
+
+
+def find_entry(name: str) -> Entry | None:
+    """Return the entry of an architecture, "timm:vit_base_patch16_224"."""
+    return next((entry for entry in _index()[0] if entry.name == name), None)
 
 
 def alternatives(entry: Entry) -> tuple[Entry, ...]:
@@ -144,7 +208,7 @@ def _index() -> tuple[list[Entry], "np.ndarray[tuple[int, int], np.dtype[np.uint
 
     with INDEX.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
-    raw = bytes.fromhex("".join(row["sketch"] for row in rows))
+    raw = bytes.fromhex("".join(row["sketch"] + row["steps"] for row in rows))
     entries = [
         Entry(
             f"{row['library']}:{row['name']}",
@@ -152,7 +216,8 @@ def _index() -> tuple[list[Entry], "np.ndarray[tuple[int, int], np.dtype[np.uint
             row["input"],
             float(row["gflops"]) if row["gflops"] else None,
             row["fingerprint"],
+            row["order"],
         )
         for row in rows
     ]
-    return entries, np.frombuffer(raw, dtype=">u4").reshape(len(rows), SKETCH)
+    return entries, np.frombuffer(raw, dtype=">u4").reshape(len(rows), 2 * SKETCH)

@@ -214,3 +214,63 @@ def test_a_backbone_below_another_head_is_no_model_without_head(tmp_path, monkey
 
     with pytest.raises(UnknownArchitectureError):
         load_model(tmp_path / "m.pth", meta=True)
+
+
+def renamed(state):
+    """Return a state with other keys, as ports to another library have them."""
+    return {f"port.{number}.{key.rpartition('.')[2]}": v for number, (key, v) in enumerate(state)}
+
+
+@pytest.mark.parametrize("classes", [1000, 7])
+@pytest.mark.parametrize("channels", [3, 1])
+def test_a_port_with_other_keys_is_recognised_by_its_shapes_in_order(tmp_path, classes, channels):
+    model = torchvision.models.mobilenet_v2(num_classes=classes)
+    model.features[0][0] = nn.Conv2d(channels, 32, 3, stride=2, padding=1, bias=False)
+    torch.save(renamed(model.state_dict().items()), tmp_path / "m.pth")
+
+    loaded = load_model(tmp_path / "m.pth")
+
+    assert loaded.architecture == "torchvision:mobilenet_v2"
+    assert loaded.recognised_by == "shapes in their order"
+    assert any("matched by shape and order" in warning for warning in loaded.warnings)
+    x = torch.rand(1, channels, 32, 32)
+    with torch.no_grad():
+        assert torch.allclose(loaded.model(x), model.eval()(x), atol=1e-5)
+
+
+def test_a_port_without_its_head_is_counted_without_it(tmp_path, capsys):
+    pytest.importorskip("timm")
+    state = torchvision.models.mobilenet_v2().state_dict()
+    body = [(key, value) for key, value in state.items() if not key.startswith("classifier")]
+    torch.save(renamed(body), tmp_path / "m.pth")
+
+    assert main(["count", str(tmp_path / "m.pth"), "--json"]) == 0
+
+    found = json.loads(capsys.readouterr().out)
+    # published: 0.301 GMACs, 300,774,272, of which the classifier has 1280 · 1000
+    assert found["matmul_flops"] == 2 * (300_774_272 - 1_280_000)
+
+
+def test_a_changed_block_of_the_same_library_is_no_port(tmp_path):
+    timm = pytest.importorskip("timm")
+    state = timm.create_model("legacy_seresnet50").state_dict()
+    path = tmp_path / "m.pth"
+    changed = {key.replace("se_module", "se_block"): value for key, value in state.items()}
+    torch.save(changed, path)
+
+    with pytest.raises(UnknownArchitectureError, match="closest is "):
+        load_model(path, meta=True)
+
+
+def test_what_is_near_by_shapes_is_named_where_keys_and_order_are_others(tmp_path, capsys):
+    state = list(torchvision.models.mobilenet_v2().state_dict().items())
+    weights = [(key, value) for key, value in state if value.dim() > 1]  # as folded into them
+    torch.save(renamed(weights), tmp_path / "m.pth")
+
+    assert main(["inspect", str(tmp_path / "m.pth"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+
+    assert found["architecture"] is None
+    assert "torchvision:mobilenet_v2" in found["nearest"]
+    with pytest.raises(UnknownArchitectureError, match=r"near .*mobilenet_v2"):
+        load_model(tmp_path / "m.pth", meta=True)

@@ -1,0 +1,131 @@
+"""Find the architecture whose weights these are: the index proposes, comparison decides."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import nn
+
+from flopprof.errors import UnknownArchitectureError, UsageError
+from flopprof.model import Request
+from flopprof.model.architectures import find_architecture
+from flopprof.model.fitted import Fitted, fit_architecture
+from flopprof.model.ports import find_port
+from flopprof.model.recognise import (
+    Entry,
+    Match,
+    alternatives,
+    named_first,
+    near_by_steps,
+    recognise,
+)
+from flopprof.units import counted, safe_text
+
+_BY_HAND = "name its code: --arch package.module:Class, or --arch my_net.py:build"
+BESIDE = 0.1  # share of tensors outside the model's prefix, at most, for it to be recognised
+
+
+def recognise_weights(request: Request) -> tuple[nn.Module, Fitted, tuple[Entry, ...]]:
+    """Return the model whose keys and shapes these weights have, and those that have them too.
+
+    Candidates come from the index; one is taken only when it is built and compared.
+
+    Raises:
+        UnknownArchitectureError: None is; or several are that do not count the same, and the user
+            wants no choice made.
+    """
+    tensors = request.contents.tensors
+    match = recognise({key: info.shape for key, info in tensors.items()})
+    tries = _try(match, request) if match else _Tries({}, "", "")
+    least = min(tries.fits.values(), default=0)
+    fitting = [entry for entry, left_out in tries.fits.items() if left_out == least]
+    if fitting:
+        return _chosen(fitting, request)
+    path = safe_text(request.contents.path)
+    if match and match.exact and tries.lacking:
+        library = match.candidates[0].name.partition(":")[0]
+        raise UnknownArchitectureError(tries.lacking, remedy=f"pip install {library}")
+    port = find_port(request)
+    if port is not None:
+        if request.take.strict:
+            _refuse_choice(path, [port.entry, *port.others])
+        return port.model, port.fitted, port.others
+    count = counted(len(tensors), "tensor")
+    fact = f"{path} holds {count} (a state_dict) of an unknown architecture"
+    closest = tries.closest or _near(request)
+    raise UnknownArchitectureError(f"{fact}; {closest}" if closest else fact, remedy=_BY_HAND)
+
+
+class _Tries(NamedTuple):
+    """What comparing the candidates gave."""
+
+    fits: dict[Entry, int]  # and how many tensors each leaves out
+    closest: str  # that does not fit, and why, in words
+    lacking: str  # what is not installed, in words
+
+
+def _try(match: Match, request: Request) -> _Tries:
+    """Build candidate after candidate, and compare it with the weights."""
+    tensors, path = request.contents.tensors, safe_text(request.contents.path)
+    closest = lacking = ""
+    fits: dict[Entry, int] = {}
+    for entry in _candidates(match):
+        if fits and match.exact:
+            break  # equal fingerprints: the others fit as well
+        try:
+            architecture = find_architecture(entry.name)
+        except UsageError as error:
+            lacking = lacking or f"{path} is {entry.name.replace(':', ' ')}: {error.problem}"
+            if not match.exact:
+                cannot = f"closest is {entry.name}, which cannot be built: {error.problem}"
+                closest = closest or cannot
+            continue
+        _, fitted = fit_architecture(architecture, replace(request, meta=True))
+        beside = fitted.fit.left_out / max(len(tensors), 1)  # such as a loss's weights
+        if fitted.overrides.get("num_classes") == 0 and beside:
+            beside = 1.0  # what lies beside a model without head is the head of another
+        if not fitted.differences and beside <= BESIDE:
+            fits |= dict.fromkeys((entry, *alternatives(entry)), fitted.fit.left_out)
+            continue
+        closest = closest or f"closest is {entry.name}, differs in {fitted.differences}"
+    return _Tries(fits, closest, lacking)
+
+
+def _chosen(fitting: list[Entry], request: Request) -> tuple[nn.Module, Fitted, tuple[Entry, ...]]:
+    """Return the plainest of models that fit, or the one that the file is named after."""
+    first, *others = fitting
+    if request.take.strict:
+        _refuse_choice(safe_text(request.contents.path), fitting)
+    for choice in dict.fromkeys((*named_first(fitting, request.contents.texts), first)):
+        model, fitted = fit_architecture(find_architecture(choice.name), request)
+        if not fitted.differences:  # its head, too, is as the file's
+            break
+    others = [entry for entry in fitting if entry != choice]
+    by = "keys and shapes" if choice == first else "keys, shapes and name"
+    return model, fitted._replace(by=by), tuple(others)
+
+
+def _refuse_choice(path: str, fitting: list[Entry]) -> None:
+    """Raise where several fit that do not count the same."""
+    first, *others = fitting
+    differ = [o for o in others if (o.gflops, o.input) != (first.gflops, first.input)]
+    if differ:
+        shown = ", ".join(f"{o.name} ({o.gflops} GFLOPs)" for o in (first, *differ)[:6])
+        fact = f"{path} may be any of {shown}: their weights have equal keys and shapes"
+        raise UnknownArchitectureError(fact, remedy="name one: --arch …")
+
+
+def _near(request: Request) -> str:
+    """Return in words which models have alike weights one after the other, whatever their keys."""
+    shapes = {key: info.shape for key, info in request.contents.tensors.items()}
+    near = near_by_steps(shapes)[:3]
+    names = ", ".join(entry.name for entry in near)
+    return f"by the shapes of its weights near {names}" if near else ""
+
+
+def _candidates(match: Match) -> Iterator[Entry]:
+    """Yield the candidates; behind torchvision's the same of timm, which also makes headless."""
+    for entry in match.candidates:
+        yield entry
+        if not match.exact and entry.name.startswith("torchvision:"):
+            yield from [e for e in alternatives(entry) if e.name.startswith("timm:")][:1]

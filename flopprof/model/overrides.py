@@ -1,0 +1,62 @@
+"""Read from weights what a library's models can be told: classes, channels, the image's side."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from flopprof.model.architectures import Architecture
+from flopprof.model.compare import Fit
+from flopprof.model.pickles import TensorInfo
+
+
+def find_overrides(
+    architecture: Architecture, model: nn.Module, fit: Fit, tensors: Mapping[str, TensorInfo]
+) -> dict[str, Any]:
+    """Return what a registry's models can be told, so that the shapes come out as saved."""
+    overrides: dict[str, Any] = {}
+    shapes = {key: (tensor.shape, info.shape) for key, (tensor, info, _) in fit.pairs.items()}
+    pairs = [(want, found) for want, found in shapes.values() if want != found]
+    # A detector's heads have four outputs for each class, or as many for each anchor.
+    heads = [
+        found[0] * architecture.classes // want[0] or found[0]
+        for want, found in pairs
+        if found and want[0] and found[1:] == want[1:]
+    ]
+    if heads:
+        overrides["num_classes"] = min(heads)
+    conv = next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
+    built, saved = shapes.get(f"{conv}.weight", ((), ()))
+    if built[1:2] != saved[1:2]:
+        overrides["channels"] = saved[1]
+    if side := _image_size(model, shapes):
+        overrides["image_size"] = side
+    missing, unexpected = fit.wrong["missing"], fit.wrong["unexpected"]
+    head = getattr(model, "pretrained_cfg", {}).get("classifier")  # of timm
+    head = (head,) if isinstance(head, str) else tuple(head or ())
+    if missing and head and all(key.startswith(head) for key in missing):
+        overrides["num_classes"] = 0
+    if unexpected and head and all(key.rpartition(".")[0].endswith(head) for key in unexpected):
+        weights = [i.shape[0] for k, i in tensors.items() if k.endswith(f"{head[0]}.weight")]
+        overrides["num_classes"] = min(weights, default=0)  # a head where there is none
+    if missing and all(key.startswith(("aux1.", "aux2.", "AuxLogits.")) for key in missing):
+        overrides["aux_logits"] = False
+    if unexpected and all(key.startswith("aux_classifier.") for key in unexpected):
+        overrides["aux_loss"] = True
+    return overrides
+
+
+def _image_size(model: nn.Module, shapes: Mapping[str, tuple[Any, Any]]) -> int | None:
+    """Return the image side that a vision transformer's position embedding was saved for."""
+    patch = getattr(model, "patch_size", None) or getattr(
+        getattr(model, "patch_embed", None), "patch_size", None
+    )
+    patch = patch[0] if isinstance(patch, tuple) else patch
+    for key in ("encoder.pos_embedding", "pos_embed"):
+        built, saved = shapes.get(key, ((), ()))
+        if built != saved and len(saved) == 3 and built[::2] == saved[::2] and patch:
+            extra = 1 if key.startswith("encoder") else getattr(model, "num_prefix_tokens", 0)
+            extra = 0 if getattr(model, "no_embed_class", False) else extra
+            return int(patch) * math.isqrt(max(saved[1] - extra, 1))
+    return None
