@@ -155,11 +155,6 @@ def near_by_steps(shapes: Shapes) -> list[Entry]:
     return [entries[i] for i in order[:NEAREST] if common[i] >= NEAR_STEPS * len(mine)]
 
 
-def find_entry(name: str) -> Entry | None:
-    """Return the entry of an architecture, "timm:vit_base_patch16_224"."""
-    return next((entry for entry in _index()[0] if entry.name == name), None)
-
-
 def alternatives(entry: Entry) -> tuple[Entry, ...]:
     """Return the other models with the keys and shapes of this one, plainest first."""
     same = [e for e in _index()[0] if e.fingerprint == entry.fingerprint and e != entry]

@@ -260,7 +260,7 @@ def json_fields(block: AnyBlock) -> AnyBlock:
 
 def is_count(name: str) -> bool:
     """Return whether a field of that name holds FLOPs: those are printed as integers."""
-    return "flops" in name and "_per_" not in name
+    return "flops" in name and "gflops" not in name and "_per_" not in name
 
 
 def schema() -> dict[str, Any]:

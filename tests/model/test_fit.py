@@ -95,14 +95,14 @@ def count(capsys, *arguments):
 
 @pytest.mark.parametrize("meta", [False, True])
 def test_a_hook_before_loading_may_rename(meta, code, tmp_path):
-    old = nn.ModuleDict({"old": nn.Linear(4, 3)})
-    torch.save({f"module.{k}": v for k, v in old.state_dict().items()}, tmp_path / "m.pth")
+    old = nn.Linear(4, 3)
+    torch.save({f"module.old.{k}": v for k, v in old.state_dict().items()}, tmp_path / "m.pth")
 
     loaded = load_model(tmp_path / "m.pth", arch=f"{code}:Renames", meta=meta)
 
     assert loaded.warnings == loaded.missing == ()
     if not meta:
-        assert torch.equal(loaded.model.state_dict()["new.weight"], old["old"].weight)
+        assert torch.equal(loaded.model.state_dict()["new.weight"], old.weight)
 
 
 @pytest.mark.parametrize("meta", [False, True])
