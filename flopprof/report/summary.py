@@ -60,35 +60,82 @@ def summary(run: Run) -> list[tuple[str, str]]:
 
 
 def _summary(run: Run) -> list[tuple[str, str]]:
+    """Return the lines in the order of every report: what ran, FLOPs, times, verdicts, doubts."""
     provenance = run.provenance
-    if isinstance(provenance, TraceProvenance):
-        return _trace_summary(run, provenance)
     totals = run.totals
+    if isinstance(provenance, TraceProvenance):
+        lines = _what_was_traced(provenance)
+    else:
+        lines = _what_was_called(provenance)
+    lines += [("FLOPs", _flops(totals)), ("", _bounds(totals))]
+    if run.recorded_elsewhere and len(run.kernels) and totals.untimed_flops:
+        untimed = si(float(totals.untimed_flops), "FLOPs")
+        text = f"{untimed} of them without a kernel in the trace: no rate is made of these"
+        lines.append(("", text))
+    phases = run.by_phase()
+    if len(phases) > 1:
+        lines.append(("Phases", _phases(phases)))
+    if isinstance(provenance, TraceProvenance):
+        lines += _times_of_trace(run, provenance)
+    elif isinstance(provenance, CallProvenance):
+        lines += _times_of_call(run, provenance)
+    lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
+    if len(run.module_calls):
+        lines.append(("Modules", _modules(run)))
+    return lines + [("Warning", text) for text in provenance.warning_texts]
+
+
+def _what_was_called(provenance: AnyProvenance) -> list[tuple[str, str]]:
     source = provenance.source
     parameters = si(float(source.parameters), "") if source.parameters is not None else UNKNOWN
     file = f", {source.file}" if source.file else ""
-    lines = [
+    return [
         ("Model", f"{provenance.title}, {parameters} parameters{file}"),
         *_alternatives(source.alternatives),
         ("Input", _with_note(provenance.called.input, provenance.called.input_source)),
         ("Device", _device(provenance)),
-        ("FLOPs", _flops(totals)),
     ]
-    lines += [("", _bounds(totals))]
-    phases = run.by_phase()
-    if len(phases) > 1:
-        lines += [("Phases", _phases(phases))]
-    if isinstance(provenance, CallProvenance) and is_timed(run):
+
+
+def _what_was_traced(provenance: TraceProvenance) -> list[tuple[str, str]]:
+    ranks = len(provenance.ranks)
+    several = f" and {ranks - 1} more: {ranks} ranks" if ranks > 1 else ""
+    return [
+        ("Trace", provenance.trace.files[0] + several),
+        ("Device", f"{provenance.device.name}, mostly {provenance.called.dtype}"),
+    ]
+
+
+def _times_of_call(run: Run, provenance: CallProvenance) -> list[tuple[str, str]]:
+    """Return time, rate and coverage of a call that was timed here, and what watched it."""
+    totals = run.totals
+    lines = []
+    if is_timed(run):
         lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
-        lines += [*_figures(run.figures, run.provenance.wall_us), ("Coverage", _coverage(run))]
+        lines += [*_figures(run.figures, provenance.wall_us), ("Coverage", _coverage(run))]
         lines += _compiled(provenance, float(totals.flops))
-    if isinstance(provenance, CallProvenance) and provenance.telemetry:
-        lines += [("Telemetry", _telemetry(run, provenance.telemetry))]
-    lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
-    if len(run.module_calls):
-        lines += [("Modules", _modules(run))]
-    lines += [("Warning", text) for text in provenance.warning_texts]
+    if provenance.telemetry:
+        lines.append(("Telemetry", _telemetry(run, provenance.telemetry)))
     return lines
+
+
+def _times_of_trace(run: Run, provenance: TraceProvenance) -> list[tuple[str, str]]:
+    """Return time, rate and coverage of traces recorded elsewhere, by rank and step."""
+    facts = provenance.trace
+    lines = []
+    coverage = f"FLOPs are known for {percent(run.totals.coverage_frac)} of the time; "
+    if len(run.kernels):
+        text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
+        text += f"device busy {duration(facts.device_busy_us)} of {duration(facts.span_us)}"
+        lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
+        lines += _figures(run.figures, facts.span_us)
+        unlinked = percent(1 - facts.linked_kernel_time_frac)
+        coverage += f"{unlinked} of kernel time belongs to no op in the trace"
+    else:
+        coverage += "there are no kernels"
+    ranks = provenance.ranks
+    lines += [("Coverage", coverage), *_ranks(ranks, facts)]
+    return lines + _steps(provenance.steps, several_ranks=len(ranks) > 1)
 
 
 def _alternatives(others: tuple[Alternative, ...]) -> list[tuple[str, str]]:
@@ -105,43 +152,6 @@ def _alternative(other: Alternative) -> str:
     if not other.gflops > 0:
         return other.architecture
     return f"{other.architecture} ({si(other.gflops * 1e9, 'FLOPs')} at {other.input})"
-
-
-def _trace_summary(run: Run, provenance: TraceProvenance) -> list[tuple[str, str]]:
-    """Return the summary of traces recorded elsewhere."""
-    totals = run.totals
-    facts = provenance.trace
-    ranks = provenance.ranks
-    several = f" and {len(ranks) - 1} more: {len(ranks)} ranks" if len(ranks) > 1 else ""
-    lines = [
-        ("Trace", facts.files[0] + several),
-        ("Device", f"{provenance.device.name}, mostly {provenance.called.dtype}"),
-        ("FLOPs", _flops(totals)),
-        ("", _bounds(totals)),
-    ]
-    if len(run.kernels) and totals.untimed_flops:
-        untimed = si(float(totals.untimed_flops), "FLOPs")
-        lines += [
-            ("", f"{untimed} of them without a kernel in the trace: no rate is made of these")
-        ]
-    phases = run.by_phase()
-    if len(phases) > 1:
-        lines += [("Phases", _phases(phases))]
-    if len(run.kernels):
-        text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
-        text += f"device busy {duration(facts.device_busy_us)} of {duration(facts.span_us)}"
-        lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
-        lines += _figures(run.figures, facts.span_us)
-    text = f"FLOPs are known for {percent(totals.coverage_frac)} of the time; "
-    if len(run.kernels):
-        hidden = 1 - facts.linked_kernel_time_frac
-        text += f"{percent(hidden)} of kernel time belongs to no op in the trace"
-    else:
-        text += "there are no kernels"
-    lines += [("Coverage", text), *_ranks(ranks, facts)]
-    lines += _steps(provenance.steps, several_ranks=len(ranks) > 1)
-    lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
-    return lines + [("Warning", text) for text in provenance.warning_texts]
 
 
 def _steps(steps: tuple[Step, ...], *, several_ranks: bool) -> list[tuple[str, str]]:
