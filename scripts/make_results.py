@@ -192,7 +192,7 @@ def write_run(folder: Path, run: flopprof.Run, extra: dict[str, Any]) -> None:
     chart = folder / "roofline.png"
     run.plot_roofline(chart)
     run.plot_roofline(folder / "points.csv")
-    _shrink(chart)
+    shrink_picture(chart)
     run.sites.to_csv(folder / "sites.csv", index=False)
     run.rooflines.to_csv(folder / "rooflines.csv", index=False)
     environment = msgspec.structs.replace(run.provenance.environment, extra=extra)
@@ -213,7 +213,7 @@ def _of_acceptance(found: Path, about: dict[str, Any]) -> int:
     return 0
 
 
-def _shrink(path: Path) -> None:
+def shrink_picture(path: Path) -> None:
     """Keep 256 colours of a picture: a quarter of the bytes, no eye sees it."""
     with Image.open(path) as opened:
         few = opened.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)

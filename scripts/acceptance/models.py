@@ -19,7 +19,7 @@ from acceptance.journal import MOST_BYTES, Part, write_whole
 from acceptance.stage import NEEDS_CUDA, Place, SkipUnitError, run_units
 from flopprof.capture.training import Training
 from flopprof.judge.roofs import above_roof
-from flopprof.report.folder import save_run
+from flopprof.report.folder import CHART, save_run
 from flopprof.run import Run
 
 NEEDS_S = 30.0
@@ -256,6 +256,8 @@ def _keep(name: str, run: Run, archive: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="flopprof-run-") as folder:
         target = Path(folder) / f"{name}.flopprof"
         save_run(lambda: run, target, sources=(), force=False, progress=lambda _: None)
+        if (target / CHART).exists():
+            make_results.shrink_picture(target / CHART)
         packed = io.BytesIO(archive.read_bytes() if archive.exists() else b"")
         with zipfile.ZipFile(packed, "a", zipfile.ZIP_DEFLATED) as file:
             names = set(file.namelist())
