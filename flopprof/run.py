@@ -69,17 +69,17 @@ class Totals:
 
 def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     """Return the totals of `sites` (table SITES)."""
-    known = sites[sites["flops"].notna()]
-    exact = sum(map(int, known["matmul_flops"])) + sum(map(int, known["vector_flops"]))
+    counted = sites[sites["flops"].notna()]
+    exact = sum(map(int, counted["matmul_flops"])) + sum(map(int, counted["vector_flops"]))
     matmul, vector = (
-        sum(map(int, known[c])) + int(sites[f"{c}_at_least"].sum())
+        sum(map(int, counted[c])) + int(sites[f"{c}_at_least"].sum())
         for c in ("matmul_flops", "vector_flops")
     )
     unknown = sites[sites["flops"].isna()]
     extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
     time_us = sites["time_us"].sum(min_count=1)
     called = sites["calls"].sum()
-    covered_us = known["time_us"].sum(min_count=1) if len(known) else 0.0
+    covered_us = counted["time_us"].sum(min_count=1) if len(counted) else 0.0
     flops = matmul + vector
     missing = sites.loc[sites["verdict"] == "not_run", "hook_flops"].sum()
     there_frac = flops / (flops + missing) if missing > 0 else 1.0
@@ -89,9 +89,9 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
         flops=flops,
         flops_at_most=exact + extra,
         coverage_frac=covered_us / time_us * there_frac if time_us > 0 else math.nan,
-        coverage_calls_frac=known["calls"].sum() / called if called else math.nan,
+        coverage_calls_frac=counted["calls"].sum() / called if called else math.nan,
         wall_us=wall_us,
-        untimed_flops=int(known.loc[known["time_us"] == 0, "flops"].sum()),
+        untimed_flops=int(counted.loc[counted["time_us"] == 0, "flops"].sum()),
     )
 
 
@@ -220,14 +220,16 @@ class Run:
             return None
         measured = sites[sites["flops"].isna() & sites["executed_flops"].notna()]
         parts = ["executed_matmul_flops", "executed_vector_flops", "executed_int_ops"]
-        known = sites[parts].notna().any(axis=1)
+        is_compared = sites[parts].notna().any(axis=1)
         time_us = sites["time_us"].sum(min_count=1)
         share = measured["time_us"].sum() / time_us if time_us > 0 else math.nan
         return Measured(
             flops=sum(map(int, measured["executed_flops"])),
             coverage_frac=share,
             sites=len(measured),
-            compared_frac=sites.loc[known, "time_us"].sum() / time_us if time_us > 0 else math.nan,
+            compared_frac=sites.loc[is_compared, "time_us"].sum() / time_us
+            if time_us > 0
+            else math.nan,
         )
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -293,7 +295,8 @@ class Run:
 
         `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
         """
-        sites, calls = self.sites, self.module_calls
+        sites = self.sites
+        calls = self.module_calls
         types = dict(zip(sites["module_path"], sites["module_type"], strict=True))
         types = dict(zip(calls["module_path"], calls["module_type"], strict=True)) | types
         times = calls["module_path"].value_counts()
@@ -307,7 +310,8 @@ class Run:
             for depth in range(len(parts) + 1):
                 if (above := ".".join(parts[:depth])) in inside:
                     inside[above] += row
-        timed, rows = bool(sites["time_us"].notna().any()), []
+        timed = bool(sites["time_us"].notna().any())
+        rows = []
         for path, module_type in types.items():
             row = {"module_path": path, "module_type": module_type, "calls": times.get(path, 0)}
             itself = own.get(path, np.zeros(len(names)))

@@ -127,21 +127,21 @@ def as_inputs(inputs: Any, kwargs: Mapping[str, Any] | None, model: "nn.Module")
     import torch
     from torch.nn.utils.rnn import PackedSequence
 
-    named = dict(kwargs or {})
+    keywords = dict(kwargs or {})
     if isinstance(inputs, Inputs):
         return inputs
     if isinstance(inputs, torch.Tensor | PackedSequence):
-        return Inputs((inputs,), named)
+        return Inputs((inputs,), keywords)
     if isinstance(inputs, Mapping):
-        return Inputs((), {**inputs, **named})
+        return Inputs((), {**inputs, **keywords})
     if isinstance(inputs, str) or is_size(inputs) or are_sizes(inputs):
         from flopprof.model.inputs import make_inputs, specs_of
 
         device, dtype = home(model)
         args, by_name = make_inputs(specs_of(inputs), device=device, dtype=dtype, seed=SEED)
-        return Inputs(args, {**by_name, **named})
+        return Inputs(args, {**by_name, **keywords})
     if inputs is None or isinstance(inputs, tuple | list):
-        return Inputs(tuple(inputs or ()), named)
+        return Inputs(tuple(inputs or ()), keywords)
     raise UsageError(
         f"inputs are of type {type(inputs).__name__}",
         remedy='give tensors, a size (1, 3, 224, 224), a text "1x3x224x224" or a dict',
@@ -250,8 +250,8 @@ def _initialised(tensors: "Iterable[torch.Tensor]") -> "list[torch.Tensor]":
 
 def first_float(inputs: Inputs) -> str | None:
     """Return the element type of the first floating-point input; None if there is none."""
-    found = (str(t.dtype) for t in inputs.tensors if t.is_floating_point())
-    return next(found, "").removeprefix("torch.") or None
+    dtypes = (str(t.dtype) for t in inputs.tensors if t.is_floating_point())
+    return next(dtypes, "").removeprefix("torch.") or None
 
 
 def meta_twin(model: "nn.Module") -> "nn.Module | None":
@@ -377,7 +377,7 @@ def _no_memory(doing: str, error: BaseException) -> ModelError:
 def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> FlopprofError:
     """Return the input's error where the input is certainly at fault, else the model's."""
     said = (str(error).strip().splitlines() or [""])[0][:300]
-    what = f"{type(error).__name__}: {said}"
+    message = f"{type(error).__name__}: {said}"
     if isinstance(error, TypeError):
         signature = inspect.signature(model.forward)
         try:
@@ -389,20 +389,20 @@ def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> Flopprof
             )
     if refused := _refused(inputs, error):
         return UsageError(
-            f"the model does not take the input {refused}: {what}",
+            f"the model does not take the input {refused}: {message}",
             remedy=f"give {refused} another shape, dtype or range: "
             "--input [NAME=]SHAPE[:DTYPE[:LOW-HIGH]]",
         )
     if "does not require grad" in said and not inputs.needs_gradients:
         return GradientsError(
-            f"the model asks for gradients, and is called without them: {what}",
+            f"the model asks for gradients, and is called without them: {message}",
             remedy="have its forward say `with torch.enable_grad():`",
         )
     remedy = "check that it runs on this input without flopprof, or give another --input"
     lone = next((leaf for leaf in inputs.leaves if type(leaf) is int), None)
     if lone is not None and isinstance(error, TypeError | AttributeError):
         remedy = f"{lone} is a number: for a tensor of as many elements, --input {lone}:float32"
-    return ModelError(f"the model raised while running on {inputs.text}: {what}", remedy=remedy)
+    return ModelError(f"the model raised while running on {inputs.text}: {message}", remedy=remedy)
 
 
 def _refused(inputs: Inputs, error: BaseException) -> str:

@@ -117,12 +117,12 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
     """Name each module call `flopprof:<path>` in a running profiler's trace."""
 
     def enter(_module: nn.Module, path: str, _around: object) -> _RecordFunctionFast:
-        named = _RecordFunctionFast(PREFIX + path)
-        named.__enter__()
-        return named
+        opened = _RecordFunctionFast(PREFIX + path)
+        opened.__enter__()
+        return opened
 
-    def leave(named: _RecordFunctionFast, *_call: object) -> None:
-        named.__exit__(None, None, None)
+    def leave(opened: _RecordFunctionFast, *_call: object) -> None:
+        opened.__exit__(None, None, None)
 
     with quiet_about_hooks(), _calls_named(), _stops_named(), watch_modules(model, enter, leave):
         yield

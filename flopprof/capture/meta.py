@@ -131,15 +131,15 @@ def _traits(func: OpOverload) -> _Traits:
 
 def _recorded(func: OpOverload, args: _Shape, kwargs: dict[str, Any]) -> OpCall:
     """Return the call as the profiler would record it."""
-    given = []
+    arguments_in_order = []
     for index, argument in enumerate(func._schema.arguments):
         if index < len(args):
-            given.append(args[index])
+            arguments_in_order.append(args[index])
         elif argument.name in kwargs:
-            given.append(kwargs[argument.name])
+            arguments_in_order.append(kwargs[argument.name])
         else:
-            given.append(argument.default_value)
-    shapes, kinds, values = zip(*map(_recorded_argument, given), strict=True)
+            arguments_in_order.append(argument.default_value)
+    shapes, kinds, values = zip(*map(_recorded_argument, arguments_in_order), strict=True)
     return OpCall(func._schema.name, shapes=shapes, dtypes=kinds, values=values)
 
 

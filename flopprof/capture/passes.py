@@ -77,8 +77,8 @@ def observer_effect(
     changed = recording.changed_ops
     doubts = []
     if changed:
-        named = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
-        text = f"tracing by module changed which ops run: {named}"
+        examples = ", ".join(f"{op} {times:+d}" for op, times in list(changed.items())[:5])
+        text = f"tracing by module changed which ops run: {examples}"
         doubts.append(Warned(code="changed_ops", text=text))
     was, now = (described.get("threads") for described in (before, place.describe()))
     if was != now:

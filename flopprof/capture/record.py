@@ -140,10 +140,10 @@ def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dic
     bare = _op_names(_trace_once(call, device)[2])
     changed = _op_names(ranged)
     changed.subtract(bare)
-    found = {name: times for name, times in changed.items() if times}
-    if found and _op_names(_trace_once(call, device)[2]) != bare:
+    differing = {name: times for name, times in changed.items() if times}
+    if differing and _op_names(_trace_once(call, device)[2]) != bare:
         return None  # it takes another path each time, with ranges or without
-    return found
+    return differing
 
 
 def _op_names(profiler: Any) -> Counter[str]:

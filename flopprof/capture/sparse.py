@@ -79,8 +79,8 @@ def holds_sparse(model: torch.nn.Module, inputs: "Inputs") -> bool:
     from torch.utils._pytree import tree_leaves
 
     held = tree_leaves([list(vars(module).values()) for module in model.modules()])
-    given = tree_leaves([list(inputs.args), dict(inputs.kwargs)])
-    return any(isinstance(each, Tensor) and is_sparse(each) for each in (*held, *given))
+    passed = tree_leaves([list(inputs.args), dict(inputs.kwargs)])
+    return any(isinstance(each, Tensor) and is_sparse(each) for each in (*held, *passed))
 
 
 # Where the two factors of a product are.

@@ -81,8 +81,8 @@ def find_subject(
         if inputs is None and settings.input_from:
             return Subject(what, inputs_from(settings.input_from, kwargs, what))
         specs = resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
-        given = " ".join(specs) if inputs is None and specs else inputs
-        return Subject(what, as_inputs(given, kwargs, what))
+        its_inputs = " ".join(specs) if inputs is None and specs else inputs
+        return Subject(what, as_inputs(its_inputs, kwargs, what))
     from flopprof.model import Take, load_model
 
     loaded = load_model(
@@ -97,11 +97,11 @@ def find_subject(
     )
     where = "meta" if meta else device
     if inputs is not None or kwargs:
-        found = as_inputs(inputs, kwargs, loaded.model).to(where)
+        inputs_of_call = as_inputs(inputs, kwargs, loaded.model).to(where)
         source = "given"
     else:
-        found, source = _inputs_of_file(loaded, settings, where)
-    return Subject(loaded.model, found, _origin_of(loaded, what, settings, source))
+        inputs_of_call, source = _inputs_of_file(loaded, settings, where)
+    return Subject(loaded.model, inputs_of_call, _origin_of(loaded, what, settings, source))
 
 
 def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_source: str) -> Origin:
@@ -192,21 +192,25 @@ def inputs_from(spec: str, kwargs: Mapping[str, Any] | None, model: "nn.Module")
     function = find_function(spec, "--input-from")
     with torch.random.fork_rng(devices=[]), foreign_code(f"--input-from {spec}"):
         torch.default_generator.manual_seed(SEED)
-        made = function()
-    if _are_both(made):
-        return as_inputs(tuple(made[0]), {**made[1], **(kwargs or {})}, model)
-    if not isinstance(made, dict | tuple | list):
-        made = (made,)
-    if isinstance(made, tuple | list):
-        return Inputs(tuple(made), dict(kwargs or {}))
-    return as_inputs(made, kwargs, model)
+        returned = function()
+    if _are_both(returned):
+        return as_inputs(tuple(returned[0]), {**returned[1], **(kwargs or {})}, model)
+    if not isinstance(returned, dict | tuple | list):
+        returned = (returned,)
+    if isinstance(returned, tuple | list):
+        return Inputs(tuple(returned), dict(kwargs or {}))
+    return as_inputs(returned, kwargs, model)
 
 
-def _are_both(made: Any) -> bool:
+def _are_both(returned: Any) -> bool:
     """Return whether these are positional and keyword inputs: (args, kwargs)."""
-    if not isinstance(made, tuple) or len(made) != 2 or not isinstance(made[0], tuple | list):
+    if (
+        not isinstance(returned, tuple)
+        or len(returned) != 2
+        or not isinstance(returned[0], tuple | list)
+    ):
         return False
-    return isinstance(made[1], dict) and all(isinstance(key, str) for key in made[1])
+    return isinstance(returned[1], dict) and all(isinstance(key, str) for key in returned[1])
 
 
 def training_of(settings: Settings) -> Training | None:

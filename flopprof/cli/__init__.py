@@ -114,7 +114,9 @@ def main(arguments: Sequence[str]) -> int:
             signal.signal(signal.SIGTERM, _interrupt)
             return _run(arguments)
         except FlopprofError as error:
-            fact, remedy, details = error.problem, error.remedy, error.details
+            fact = error.problem
+            remedy = error.remedy
+            details = error.details
             return _fail(fact, remedy, error.exit_code, as_json=as_json, details=details)
         except KeyboardInterrupt:
             return _fail(

@@ -44,7 +44,8 @@ class LoraLinear(nn.Module):
 def load_adapter(request: Request) -> Loaded:
     """Return the base model with the adapter's layers in it, as PEFT runs it unmerged."""
     contents = request.contents
-    path, base_name = safe_text(contents.path), text(contents.adapter, "base_model_name_or_path")
+    path = safe_text(contents.path)
+    base_name = text(contents.adapter, "base_model_name_or_path")
     method = text(contents.adapter, "peft_type") or "an unnamed method"
     fact = (
         f"{path} is an adapter by {safe_text(method)} with {len(contents.tensors)} tensors for "

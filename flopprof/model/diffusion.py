@@ -18,7 +18,8 @@ _TOKENS = 77  # of CLIP's text encoder
 def load_diffusers(request: Request) -> Loaded:
     """Return the model of diffusers that config.json describes, with the folder's weights."""
     contents = request.contents
-    path, config = safe_text(contents.path), contents.config
+    path = safe_text(contents.path)
+    config = contents.config
     if request.arch is not None:
         source = "weights of diffusers by"
         return fit_weights(request, source, lambda: read_weights(contents))

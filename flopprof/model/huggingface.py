@@ -27,7 +27,8 @@ _CONFIG = "take the config.json that was saved with the model"
 @loader("huggingface")
 def load_folder(request: Request) -> Loaded:
     """Return the model that the folder's config.json describes, with the folder's weights."""
-    config, path = request.contents.config, safe_text(request.contents.path)
+    config = request.contents.config
+    path = safe_text(request.contents.path)
     if "auto_map" in config and not text(config, "model_type"):
         refuse_code(request, "a model with code of its own (auto_map)")
     if name := text(config, "architecture"):  # as timm writes it

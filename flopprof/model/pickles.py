@@ -247,7 +247,8 @@ def read_pickle(path: Path, kind: str) -> Pickled:
     sizes_bytes = {name: info.compress_size for name, info in members.items()}
     if any(i.compress_type for name, i in members.items() if name.startswith("data")):
         raise ValueError("its tensors are compressed, which torch.save never does")
-    file_bytes, length_bytes = path.stat().st_size, sizes_bytes.get("data.pkl", MAX_BYTES)
+    file_bytes = path.stat().st_size
+    length_bytes = sizes_bytes.get("data.pkl", MAX_BYTES)
     if sum(sizes_bytes.values()) > file_bytes or length_bytes > MAX_BYTES:
         raise ValueError("its members are larger than the file, or its pickle than any model's")
     with path.open("rb") as file:

@@ -113,7 +113,8 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
     origin_us = _origin_us(run)
 
     def write(event: dict[str, Any]) -> None:
-        start, length = event.get("ts"), event.get("dur", 0)
+        start = event.get("ts")
+        length = event.get("dur", 0)
         if not isinstance(start, int | float) or not isinstance(length, int | float):
             return
         start_us = float(start) - origin_us
