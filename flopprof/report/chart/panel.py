@@ -9,6 +9,7 @@ import pandas as pd
 
 from flopprof.judge.roofs import is_above
 from flopprof.report.chart import layout
+from flopprof.report.chart.data import PLACES
 from flopprof.report.chart.layout import LETTER, TEXT, Floats, spread
 from flopprof.report.chart.sheet import (
     AXIS,
@@ -230,7 +231,7 @@ def _draw_rug(sheet: Sheet) -> float:
             y += 12
             sheet.box(x, edge, width, 6, **style)
             sheet.box(AXIS, y - 3, 12, 6, **style)
-            name = f"{percent(row.share_frac)} of time: {row.name.partition(' (')[0]}"
+            name = f"{percent(row.share_frac)} of time: {PLACES[row.place]}"
             sheet.text(AXIS + 16, y, f"{series} {name}".strip())
             x += width
         edge += 6
