@@ -55,9 +55,9 @@ def main() -> None:
         rows.append(row(entry, before.get(entry.name), built=built))
     print("\r\x1b[K", end="", file=sys.stderr)
     for way in COLUMNS[1:]:
-        found = [r[way] for r in rows if r[way]]
-        counts = {what: found.count(what) for what in sorted(set(found))}
-        print(f"{way:10} {len(found)} models: {counts}")
+        outcomes = [r[way] for r in rows if r[way]]
+        counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
+        print(f"{way:10} {len(outcomes)} models: {counts}")
     with TARGET.open("w", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()

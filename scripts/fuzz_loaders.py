@@ -80,7 +80,7 @@ def main() -> int:
                 break
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{sum(outcomes.values())} mutations of {len(files)} files, seed {args.seed}")
-    print(", ".join(f"{what} {times}" for what, times in outcomes.most_common()))
+    print(", ".join(f"{outcome} {times}" for outcome, times in outcomes.most_common()))
     print(
         f"slowest {slowest[0]:.2f} s (mutation {slowest[1]}), memory at most {peak:.0f} MiB", end=""
     )

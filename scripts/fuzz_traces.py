@@ -75,7 +75,7 @@ def main() -> int:
     count = sum(outcomes.values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{count} mutations of {len(sources)} traces, seed {args.seed}: ", end="")
-    print(", ".join(f"{what} {times}" for what, times in outcomes.most_common()))
+    print(", ".join(f"{outcome} {times}" for outcome, times in outcomes.most_common()))
     print(f"{60 * count / (time.monotonic() - began):.0f} a minute, ", end="")
     print(f"slowest {slowest[0]:.2f} s (mutation {slowest[1]}), memory at most {peak:.0f} MiB")
     return 0

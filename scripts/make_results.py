@@ -200,12 +200,12 @@ def write_run(folder: Path, run: flopprof.Run, extra: dict[str, Any]) -> None:
     (folder / "meta.json").write_bytes(encode(provenance))
 
 
-def _of_acceptance(found: Path, about: dict[str, Any]) -> int:
+def _of_acceptance(acceptance_folder: Path, about: dict[str, Any]) -> int:
     """Fill results/gpu-NAME from a folder of gpu_acceptance; return the exit code."""
     from acceptance.results import fill
 
     try:
-        folder = fill(found, ROOT / "results", about, write_run)
+        folder = fill(acceptance_folder, ROOT / "results", about, write_run)
     except FlopprofError as error:
         print(f"make_results: {error.problem}\n  {error.remedy}", file=sys.stderr)
         return error.exit_code

@@ -77,26 +77,28 @@ def _tools(
     activities = [ProfilerActivity.CPU]
     if not place.rehearses:
         activities.append(ProfilerActivity.CUDA)
-    found: dict[str, float] = {}
+    flops_by_tool: dict[str, float] = {}
 
     def under_profiler() -> None:
         with profile(activities=activities, record_shapes=True, with_flops=True) as profiler:
             call()
             _wait(place)
-        found["profiler"] = float(sum(event.flops or 0 for event in profiler.key_averages()))
+        flops_by_tool["profiler"] = float(
+            sum(event.flops or 0 for event in profiler.key_averages())
+        )
 
     def under_counter() -> None:
         with FlopCounterMode(display=False) as counter:
             call()
-        found["counter"] = float(counter.get_total_flops())
+        flops_by_tool["counter"] = float(counter.get_total_flops())
 
     def counted() -> None:
-        found["count"] = float(flopprof.count_flops(model, tensors).matmul_flops)
+        flops_by_tool["count"] = float(flopprof.count_flops(model, tensors).matmul_flops)
 
     tools: dict[str, Tool] = {
-        "torch_profiler": (under_profiler, lambda: found.get("profiler")),
-        "flop_counter_mode": (under_counter, lambda: found.get("counter")),
-        "flopprof_count": (counted, lambda: found.get("count")),
+        "torch_profiler": (under_profiler, lambda: flops_by_tool.get("profiler")),
+        "flop_counter_mode": (under_counter, lambda: flops_by_tool.get("counter")),
+        "flopprof_count": (counted, lambda: flops_by_tool.get("count")),
     }
     if _has_deepspeed():
         tools["deepspeed"] = _deepspeed(model, tensors)
@@ -110,24 +112,24 @@ def _has_deepspeed() -> bool:
 def _deepspeed(model: nn.Module, tensors: tuple[Any, ...]) -> Tool:
     from deepspeed.profiling.flops_profiler import get_model_profile
 
-    found: dict[str, float] = {}
+    counted: dict[str, float] = {}
 
     def use() -> None:
         flops, _, _ = get_model_profile(
             model, args=list(tensors), print_profile=False, detailed=False, as_string=False,
             warm_up=1,
         )  # fmt: skip
-        found["flops"] = float(flops)
+        counted["flops"] = float(flops)
 
-    return use, lambda: found.get("flops")
+    return use, lambda: counted.get("flops")
 
 
 def _tensors(inputs: Any, device: str) -> tuple[Any, ...]:
     """Return the inputs on the device; a size makes random values."""
     if isinstance(inputs, tuple) and all(isinstance(size, int) for size in inputs):
         inputs = torch.randn(*inputs)
-    given = inputs if isinstance(inputs, tuple) else (inputs,)
-    return tuple(one.to(device) if isinstance(one, torch.Tensor) else one for one in given)
+    positional = inputs if isinstance(inputs, tuple) else (inputs,)
+    return tuple(one.to(device) if isinstance(one, torch.Tensor) else one for one in positional)
 
 
 def _wait(place: Place) -> None:
