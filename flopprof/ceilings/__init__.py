@@ -13,7 +13,7 @@ from flopprof.ceilings.ceiling import (
     load_ceilings,
     save_ceilings,
 )
-from flopprof.ceilings.datasheet import ceilings_for_gpu, peak_rows
+from flopprof.ceilings.datasheet import boards_called, ceilings_for_gpu, peak_rows
 from flopprof.devices import Device
 from flopprof.errors import FlopprofError, UsageError
 
@@ -112,14 +112,21 @@ def ceilings_of_trace(
     if gpu is not None:
         ceilings = ceilings_for_gpu({"name": gpu})
         if not ceilings.entries:
-            raise UsageError(
-                f"no GPU of the table is called {gpu!r}, or several are",
-                remedy="known are: " + ", ".join(row["name"] for row in peak_rows()),
-            )
+            raise _no_single_gpu(gpu)
         return ceilings
     if not on_gpu:
         return Ceilings({}, warnings=("no ceiling is known: give --ceilings FILE",))
     return ceilings_for_gpu(device)
+
+
+def _no_single_gpu(gpu: str) -> UsageError:
+    boards = boards_called(gpu)
+    if boards:
+        return UsageError(
+            f"{gpu!r} may be any of {len(boards)} boards", remedy=f"name one: {', '.join(boards)}"
+        )
+    every = ", ".join(row["name"] for row in peak_rows())
+    return UsageError(f"no GPU of the table is called {gpu!r}", remedy=f"known are: {every}")
 
 
 def _of_trace_and_file(device: dict[str, Any], file: str | Path, *, on_gpu: bool) -> Ceilings:

@@ -90,6 +90,11 @@ def _read(name: str) -> tuple[Row, ...]:
         return tuple(csv.DictReader(file))
 
 
+def boards_called(name: str) -> list[str]:
+    """Return the names of the boards that a name, as a person types it, may mean."""
+    return [row["name"] for row in _fitting({"name": name})]
+
+
 def _find(facts: dict[str, Any]) -> Row | None:
     rows = _fitting(facts)
     if len(rows) > 1:  # boards of one name: the SMs and the bus tell

@@ -35,7 +35,7 @@ def compared(before: Run, after: Run) -> dict[str, Any]:
     totals = {name: [_total(run, name) for run in (before, after)] for name in _TOTALS}
     earlier = _sums(before.sites).add_suffix("_before")
     later = _sums(after.sites).add_suffix("_after")
-    joined = earlier.join(later, how="outer").fillna({"calls_before": 0, "calls_after": 0})
+    joined = earlier.join(later, how="outer")
     moved = pd.DataFrame(
         {
             name: (joined[f"{name}_after"].fillna(0) - joined[f"{name}_before"].fillna(0)).abs()
@@ -53,7 +53,7 @@ def _total(run: Run, name: str) -> Any:
 
 def _site(key: tuple[Any, ...], row: "pd.Series[float]") -> dict[str, Any]:
     """Return a site as `compared` lists it."""
-    is_there = {side: bool(row[f"calls_{side}"] > 0) for side in _SIDES}
+    is_there = {side: not math.isnan(row[f"calls_{side}"]) for side in _SIDES}
     values = {
         name: [float(row[f"{name}_{side}"]) if is_there[side] else None for side in _SIDES]
         for name in _SUMS

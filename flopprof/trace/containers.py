@@ -3,6 +3,7 @@
 import bz2
 import importlib
 import lzma
+import struct
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -127,6 +128,16 @@ class _Unpacked:
         return block
 
 
+class _FirstFile(_Unpacked):
+    """The first file of a zip archive whose end, where the directory is, was cut off."""
+
+    def __init__(self, source: Readable) -> None:
+        super().__init__(source, lambda: zlib.decompressobj(-15), "the zip archive")
+
+    def read(self, size: int) -> bytes:
+        return b"" if self._decoder.eof else super().read(size)
+
+
 @contextmanager
 def opened_trace(path: Path) -> Iterator[Readable]:
     """Yield the bytes of the trace at `path`; a zip's member may be named as `a.zip/member`.
@@ -154,6 +165,9 @@ def _layer(path: Path, member: str, last: int, opened: ExitStack) -> Readable:
         source = _Plain(opened.enter_context(path.open("rb")), "the file")
     for depth in range(last):
         head = _read_head(source)
+        if (offset := _first_file_at(head, member)) is not None:
+            source = _FirstFile(_Headed(head[offset:], source))
+            continue
         source = _Headed(head, source)
         if head[257:262] == b"ustar":
             names = _names_in_tar(source, opened)
@@ -168,6 +182,21 @@ def _layer(path: Path, member: str, last: int, opened: ExitStack) -> Readable:
             f"{file_text(path)} is compressed more than {_DEEPEST} times", remedy="unpack it"
         )
     return source
+
+
+def _first_file_at(head: bytes, wanted: str) -> int | None:
+    """Return where in a zip archive that begins with `head` its first file is; None if unusable.
+
+    That is a deflated and unencrypted one, called as `wanted` if that is given.
+    """
+    if head[:4] != b"PK\x03\x04" or len(head) < _HEAD_BYTES:
+        return None
+    flags, method = struct.unpack_from("<HH", head, 6)
+    name_bytes, extra_bytes = struct.unpack_from("<HH", head, 26)
+    name = head[30 : 30 + name_bytes].decode("utf-8", "replace")
+    offset = 30 + name_bytes + extra_bytes
+    is_usable = method == 8 and not flags & 1 and offset < len(head) and _is_trace_name(name)
+    return offset if is_usable and wanted in ("", name) else None
 
 
 def _is_archive(path: Path) -> bool:
@@ -229,15 +258,17 @@ def _gzip_decoder() -> Callable[[], Any]:
 
 def _zstandard(path: Path) -> Callable[[], Any]:
     """Return what makes decoders of zstandard, which Python has from 3.14 on."""
-    try:
-        module: Any = importlib.import_module("compression.zstd")
-    except ImportError as error:
-        raise LoadError(
-            f"{file_text(path)} is compressed by zstandard, which this Python cannot unpack",
-            remedy="unpack it: zstd -d FILE; or use Python 3.14",
-        ) from error
-    decoder: Callable[[], Any] = module.ZstdDecompressor
-    return decoder
+    for name in ("compression.zstd", "backports.zstd"):  # one interface
+        try:
+            module: Any = importlib.import_module(name)
+        except ImportError:
+            continue
+        decoder: Callable[[], Any] = module.ZstdDecompressor
+        return decoder
+    raise LoadError(
+        f"{file_text(path)} is compressed by zstandard, which this Python cannot unpack",
+        remedy="pip install 'flopprof[zstd]', or unpack it: zstd -d FILE",
+    )
 
 
 def _from_zip(path: Path, wanted: str, opened: ExitStack) -> Readable:

@@ -137,7 +137,7 @@ def _build(
         events.warnings.append(f"{events.odd} events without finite times were left out")
     info = {
         "schema_version": header.get("schemaVersion"),
-        "has_shapes": any(s.shapes for s in events.signatures),
+        "has_shapes": events.calls.has_shapes,
         "has_values": events.calls.has_values,
         "rank": rank,
         "world_size": numbers.get("world_size", 1),
@@ -205,6 +205,9 @@ def _devices(properties: Any, warnings: list[str]) -> list[dict[str, Any]]:
     odd = ["a list of devices"] if len(devices) < len(listed) else []
     for device in devices:
         for key, kind in _DEVICE_TYPES.items():
+            value = device.get(key)
+            if kind is int and type(value) is float and value.is_integer():
+                device[key] = int(value)
             if key in device and type(device[key]) is not kind:
                 odd.append(f"{key} {safe_text(device.pop(key), 60)!r}")
     if odd:

@@ -38,6 +38,7 @@ class Signatures:
 
     every: list[Signature] = field(default_factory=list)
     has_values: bool = False  # whether any call has Concrete Inputs
+    has_shapes: bool = False  # whether any has Input Dims, though they may be no shapes
     warnings: list[str] = field(default_factory=list)
     _as_written: dict[tuple[str, bytes, bytes, bytes, bytes], int] = field(default_factory=dict)
     _numbers: dict[tuple[str, bytes], int] = field(default_factory=dict)
@@ -74,6 +75,7 @@ class Signatures:
         number = self._numbers.get(key)
         if number is None:
             self.has_values = self.has_values or bool(values)
+            self.has_shapes = self.has_shapes or bool(shapes)
             number = len(self.every)
             self._numbers[key] = number
             call = (self._shapes(name, shapes), types, values, self._shapes(name, strides))

@@ -5,7 +5,9 @@ from importlib import resources
 
 import pytest
 
+from flopprof.ceilings import ceilings_of_trace
 from flopprof.ceilings.datasheet import ceilings_for_gpu, flops_per_clk, peak_rows
+from flopprof.errors import UsageError
 
 
 def rooflines_for_gpu(properties):
@@ -255,3 +257,18 @@ def test_a_gpu_without_a_name_is_asked_back_with_the_one_that_fits(name):
 def test_every_name_in_the_table_fits_one_row_alone():
     for row in peak_rows():
         assert not rooflines_for_gpu({"name": row["name"]}).empty, row["name"]
+
+
+def test_a_name_of_several_boards_is_answered_with_them():
+    with pytest.raises(UsageError, match="'H100' may be any of") as caught:
+        ceilings_of_trace({}, "H100", None, on_gpu=True)
+
+    assert "H100 PCIe" in caught.value.remedy
+    assert "A100" not in caught.value.remedy
+
+
+def test_a_name_of_no_board_is_answered_with_all():
+    with pytest.raises(UsageError, match="no GPU of the table is called 'Voodoo'") as caught:
+        ceilings_of_trace({}, "Voodoo", None, on_gpu=True)
+
+    assert "A100" in caught.value.remedy

@@ -89,3 +89,12 @@ def test_no_torch(tmp_path):
     )
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_a_site_without_calls_in_both_runs_is_the_same():
+    hidden = {"op": "(gap)", "module_path": "net", "calls": 0, "verdict": "hidden", "site_id": 0}
+
+    [site] = compared(make_run([hidden]), make_run([hidden]))["sites"]
+
+    assert site["change"] == "same"
+    assert site["calls"] == [0, 0]

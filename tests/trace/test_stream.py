@@ -483,3 +483,33 @@ def test_a_damaged_trace_is_a_run_with_its_warning(tmp_path):
 
     assert run.sites["matmul_flops"].sum() == 9 * 240
     assert any("1 event is missing" in text for text in run.provenance.warning_texts)
+
+
+def test_a_zip_that_was_cut_is_read_up_to_there(tmp_path):
+    listed = [op("aten::relu", n * 1e6, 1, text=noise(n)) for n in range(6000)]
+    packed = zipped(folder__t_json=text_of(listed).encode())
+
+    trace = read(tmp_path, packed[: len(packed) // 2], "t.zip")
+
+    assert 1000 < len(trace.ops) < 6000
+    assert any("zip archive is cut off" in text for text in trace.info["warnings"])
+
+
+def test_a_zip_without_its_directory_is_read_as_far_as_its_first_file(tmp_path):
+    listed = [op("aten::relu", n * 1e6, 1, text=noise(n)) for n in range(100)]
+    packed = zipped(t_json=text_of(listed).encode(), more_json=b"{}")
+
+    trace = read(tmp_path, packed[: packed.index(b"PK\x03\x04", 4) + 20], "t.zip")
+
+    assert len(trace.ops) == 100
+
+
+def test_memory_as_a_float_is_a_size_and_impossible_shapes_are_no_lack_of_shapes(tmp_path):
+    device = H100 | {"totalGlobalMem": 85e9}
+    odd = with_shapes(op("aten::mm", 0, 10), {"Input Dims": [1, 2]})
+
+    trace = read(tmp_path, text_of([odd], deviceProperties=[device]).encode(), "t.json")
+
+    assert trace.devices[0]["totalGlobalMem"] == 85_000_000_000
+    assert trace.info["has_shapes"]
+    assert len(trace.info["warnings"]) == 1  # of the shapes that are none
