@@ -172,6 +172,9 @@ def input_hint(
         return None
     hints = []
     for spec in architecture.input.split():
+        if "=" in spec:  # made from the config, for the very weights
+            hints.append(spec)
+            continue
         batch, channels, *sizes = spec.split("x")
         side = overrides.get("image_size") or getattr(model, "image_size", None)
         if isinstance(side, int) and architecture.adapts:

@@ -2,11 +2,14 @@
 
 import json
 import os
+import sys
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+import flopprof
 from flopprof.cli import main
 from flopprof.errors import FlopprofError, LoadError, RefusedError, UnknownArchitectureError
 from flopprof.model import load_model
@@ -302,3 +305,33 @@ def test_inspecting_an_adapter_names_its_base(tmp_path, capsys):
     assert main(["inspect", str(tmp_path)]) == 0
 
     assert "Adapter   of someone/base" in capsys.readouterr().out
+
+
+class UNet2DModel(nn.Module):
+    """Stands for diffusers' class of this name, which tests do not install."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 2, 1, bias=False)
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(config["in_channels"])
+
+    def forward(self, sample, timestep):
+        return self.conv(sample) + timestep
+
+
+def test_a_folder_of_diffusers_is_counted_for_the_inputs_of_its_config(tmp_path, monkeypatch):
+    diffusers = ModuleType("diffusers")
+    monkeypatch.setattr(diffusers, "UNet2DModel", UNet2DModel, raising=False)
+    monkeypatch.setitem(sys.modules, "diffusers", diffusers)
+    config = {"_class_name": "UNet2DModel", "in_channels": 3, "sample_size": 16}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = UNet2DModel(3).state_dict()
+    write_safetensors(tmp_path / "diffusion_pytorch_model.safetensors", weights)
+
+    count = flopprof.count_flops(str(tmp_path))
+
+    # 2 channels × 16·16 positions × 3 multiply-adds × 2; an add each for the timestep.
+    assert (count.matmul_flops, count.vector_flops) == (3072, 512)
