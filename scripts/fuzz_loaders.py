@@ -24,10 +24,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from flopprof.cli.inspect import _found  # noqa: E402
 from flopprof.errors import LoadError, RefusedError, UsageError  # noqa: E402
-from flopprof.model.contents import read_contents  # noqa: E402
-from flopprof.model.detect import detect  # noqa: E402
+from flopprof.model.facts import file_facts  # noqa: E402
 from tests.model.mutations import mutate, mutate_inside, originals  # noqa: E402
 from tests.model.test_corpus import CORPUS, MARKER  # noqa: E402
 
@@ -91,9 +89,7 @@ def main() -> int:
 def read(path: Path) -> str:
     """Return what reading the file came to."""
     try:
-        kind = detect(path)
-        contents = read_contents(path, kind) if kind.is_readable else None
-        return str(_found(path, kind, contents)["kind"])
+        return str(file_facts(path)["kind"])
     except (LoadError, RefusedError, UsageError) as error:
         if not (error.problem.isprintable() and error.remedy):
             raise RuntimeError(f"not fit to be printed: {error.problem!r}") from error

@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +59,7 @@ def mutate_inside(data: bytes, random: np.random.Generator) -> bytes:
     return changed.getvalue()
 
 
-def originals(corpus: dict[str, tuple[object, ...]], folder: Path) -> dict[str, bytes]:
+def originals(corpus: Mapping[str, tuple[object, ...]], folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file of the corpus that is one, and not too long to mutate."""
     found = {}
     for name, (write, *_) in corpus.items():

@@ -1,0 +1,50 @@
+"""The scripts in Python still fit the package: no type checker reads what they import."""
+
+import importlib.util
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from tests.model.mutations import mutate, mutate_inside, originals
+from tests.model.test_corpus import CORPUS
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Return a script as a module; its `main` does not run."""
+    monkeypatch.setattr(sys, "path", list(sys.path))  # scripts add the root to it
+    monkeypatch.syspath_prepend(SCRIPTS)  # as Python does
+    spec = importlib.util.spec_from_file_location(f"script_{name}", SCRIPTS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in SCRIPTS.glob("*.py")))
+def test_what_a_script_imports_is_there(name, monkeypatch):
+    assert callable(load(name, monkeypatch).main)
+
+
+def test_mutated_model_files_come_to_a_description_or_to_an_error_with_a_remedy(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    script = load("fuzz_loaders", monkeypatch)
+    files = originals(CORPUS, tmp_path)
+    path = tmp_path / "mutated"
+    outcomes = set()
+    for number in range(100):
+        chance = np.random.default_rng([1, number])
+        content = files[random.Random(number).choice(sorted(files))]
+        path.write_bytes((mutate, mutate_inside)[number % 2](content, chance))
+        outcomes.add(script.read(path))
+
+    assert "LoadError" in outcomes
+    assert len(outcomes) > 3  # and kinds of files
