@@ -98,6 +98,7 @@ class DeviceFacts(Part, frozen=True, kw_only=True):
     threads: int | None = None
     capability: str | None = None
     arch: str | None = None
+    features: tuple[str, ...] = ()
     sm_count: int | None = None
     memory_bytes: int | None = None
     l2_bytes: int | None = None

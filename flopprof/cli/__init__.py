@@ -12,7 +12,7 @@ import sys
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from typing import Any, Final, NoReturn, TextIO
 
 from flopprof._version import __version__
@@ -178,11 +178,14 @@ def _handle(args: Namespace) -> int:
     from flopprof.provenance import COMMAND
     from flopprof.units import file_text
 
-    before = COMMAND.set(file_text(shlex.join(["flopprof", *args.arguments]), 2000))
-    try:
+    with ExitStack() as cleanup:
+        before = COMMAND.set(file_text(shlex.join(["flopprof", *args.arguments]), 2000))
+        cleanup.callback(COMMAND.reset, before)
+        if getattr(args, "no_advice", False):
+            from flopprof.report.advice import SHOWN
+
+            cleanup.callback(SHOWN.reset, SHOWN.set(False))
         code: int = args.handler(args)
-    finally:
-        COMMAND.reset(before)
     return code
 
 

@@ -25,6 +25,7 @@ def report(parser: ArgumentParser) -> Handler:
     names = ", ".join(format_names())
     parser.add_argument("--format", help=f"{names} (default: text, or by -o's suffix)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
+    parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
 
     def handle(args: Namespace) -> int:
         from flopprof.report import format_for

@@ -29,6 +29,7 @@ def run(parser: ArgumentParser) -> Handler:
         help="take weights that lack keys of --arch (their values stay random) or have others",
     )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
+    parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
 
     def handle(args: Namespace) -> int:
         from flopprof.cli.options import contain, settings_of

@@ -14,6 +14,7 @@ def trace(parser: ArgumentParser) -> Handler:
     example: flopprof trace trace.json.gz -o trace.flopprof
     """
     _add_arguments(parser)
+    parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
 
     def handle(args: Namespace) -> int:
         from flopprof.api import analyse_traces

@@ -12,6 +12,8 @@ from typing import Any
 from flopprof.devices import RandomState, device
 from flopprof.errors import UsageError
 
+_LOW_PRECISION = ("avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "avx512_fp16")
+
 
 @device("cpu")
 class CpuDevice:
@@ -78,10 +80,21 @@ class CpuDevice:
             "cores": cores,
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
+            "features": low_precision_features(),
             "memory_bytes": memory_bytes,
             "l2_bytes": caches.get(2),
             "l3_bytes": caches.get(3),
         }
+
+
+def low_precision_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Return what this CPU multiplies narrow types with: "amx_bf16"; empty where it is not told."""
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return ()
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
+    return tuple(flag for flag in flags if flag in _LOW_PRECISION)
 
 
 def free_memory_bytes(

@@ -18,6 +18,7 @@ from flopprof.provenance import (
     TraceFacts,
     TraceProvenance,
 )
+from flopprof.report.advice import advice_lines
 from flopprof.report.executed import executed_lines
 from flopprof.report.figures import Figures, main_roofline
 from flopprof.run import Run, Totals
@@ -56,7 +57,8 @@ def is_timed(run: Run) -> bool:
 
 def summary(run: Run) -> list[tuple[str, str]]:
     """Return the summary as (label, text) lines; what a file may have chosen is cleaned."""
-    return [(label, clean_text(text)) for label, text in _summary(run)]
+    lines = _summary(run) + [("Next", text) for text in advice_lines(run)]
+    return [(label, clean_text(text)) for label, text in lines]
 
 
 def _summary(run: Run) -> list[tuple[str, str]]:

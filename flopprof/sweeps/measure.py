@@ -1,8 +1,6 @@
 """Measure every cell of a grid, each in a process of its own, and go on where a sweep stopped."""
 
 import json
-import math
-import os
 import statistics
 import sys
 import tempfile
@@ -12,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Unpack
 
+from flopprof.devices.cpu import free_memory_bytes
 from flopprof.errors import UsageError
 from flopprof.model.trusted import parse_bytes, supervised
 from flopprof.settings import Options, Progress, Settings, silent
@@ -24,6 +23,7 @@ from flopprof.units import duration, safe_text, si
 TIMED_OUT = "timed_out"
 CELL_TIME_LIMIT_S = 1800.0
 FREE_MEMORY_SHARE = 0.9  # of what is free when a sweep begins: the rest is for everybody else
+UNLIMITED = 2**62
 _KILLED = (-9, 137)  # exit codes of what the system killed, mostly since memory ran out
 
 
@@ -62,7 +62,7 @@ def sweep(
     Settings.of(options)  # is refused now, not in every cell
     shared = _plain(options)
     cells = cells_of(grid)
-    limit_bytes = parse_bytes(memory_limit) if memory_limit else _free_bytes()
+    limit_bytes = _memory_limit(memory_limit)
     with _kept(output) as path:
         folder = Folder(path)
         folder.open(str(what), shared, force=force)
@@ -175,13 +175,9 @@ def _no_answer(
     return {"status": FAILED, "reason": f"its process ended with exit code {code}{last}"}
 
 
-def _free_bytes() -> int:
-    """Return most of the memory that is free now; without limits where the system does not say."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(int(line.split()[1]) * 1024 * FREE_MEMORY_SHARE)
-    with suppress(OSError, ValueError):
-        pages = os.sysconf("SC_PHYS_PAGES")
-        return int(pages * os.sysconf("SC_PAGE_SIZE") * FREE_MEMORY_SHARE)
-    return int(math.pow(2, 62))
+def _memory_limit(text: str | None) -> int:
+    """Return the bytes that a cell may take: what was said, else most of what is free."""
+    if text is not None:
+        return parse_bytes(text)
+    free = free_memory_bytes()
+    return UNLIMITED if free is None else int(free * FREE_MEMORY_SHARE)
