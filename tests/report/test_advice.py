@@ -44,7 +44,8 @@ def run_of(*sites: dict[str, Any], overhead_us: float = 0.0, **device: Any) -> R
     rows = [{**each, "site_id": n} for n, each in enumerate([*sites, filler])]
     run = make_run(rows, wall_us={"median": 100.0})
     provenance = called(run)
-    facts = DeviceFacts(**({"name": "a CPU", "kind": "cpu", "cores": 2, "threads": 2} | device))
+    facts = DeviceFacts(name="a CPU", kind="cpu", cores=2, threads=2)
+    facts = msgspec.structs.replace(facts, **device)
     timing = msgspec.structs.replace(provenance.timing, host_overhead_us=overhead_us)
     return run.replaced(provenance=msgspec.structs.replace(provenance, device=facts, timing=timing))
 
