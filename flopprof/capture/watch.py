@@ -111,7 +111,7 @@ def watch(
         )
 
         def calling(called: "nn.Module") -> Call:
-            return _call_of(called, subject, snapshot, device, settings)
+            return call_of(called, subject, snapshot, device, settings)
 
         call = calling(model)
         described = device.describe()
@@ -179,7 +179,7 @@ def _eager_passes(
     )
 
 
-def _call_of(
+def call_of(
     model: "nn.Module", subject: Subject, snapshot: Snapshot, device: Device, settings: Settings
 ) -> Call:
     """Return the call that each pass makes: a forward pass, or a training step."""

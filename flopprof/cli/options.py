@@ -12,8 +12,23 @@ if TYPE_CHECKING:
     from flopprof.settings import Settings
 
 
-def add_model_arguments(parser: ArgumentParser, *, swept: bool = False) -> None:
-    """Add the arguments that say which model and which input; `swept` are sizes and dtype."""
+def add_model_arguments(
+    parser: ArgumentParser, *, swept: bool = False, named: bool = False
+) -> None:
+    """Add the arguments that say which model and which input.
+
+    Args:
+        parser: The subcommand's.
+        swept: Whether sizes and dtype are lists, which the subcommand adds itself.
+        named: Whether the subcommand names the model itself.
+    """
+    if not named:
+        parser.add_argument(
+            "model",
+            metavar="MODEL",
+            help="model file: a state_dict, a checkpoint, …; or code, with random weights: "
+            "PLACE:NAME, as for --arch",
+        )
     _add_architecture(parser)
     _add_input(parser)
     if not swept:
@@ -23,12 +38,6 @@ def add_model_arguments(parser: ArgumentParser, *, swept: bool = False) -> None:
 
 
 def _add_architecture(parser: ArgumentParser) -> None:
-    parser.add_argument(
-        "model",
-        metavar="MODEL",
-        help="model file: a state_dict, a checkpoint, …; or code, with random weights: "
-        "PLACE:NAME, as for --arch",
-    )
     parser.add_argument(
         "--arch",
         metavar="PLACE:NAME",

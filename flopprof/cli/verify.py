@@ -1,6 +1,6 @@
 """`flopprof verify`: compare what was counted with what was executed."""
 
-from argparse import ArgumentParser, Namespace
+from argparse import SUPPRESS, ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,6 +8,8 @@ from flopprof.cli import Handler, Progress, command, print_json
 from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from flopprof.run import Run
     from flopprof.settings import Progress as Told
 
@@ -17,12 +19,16 @@ def verify(parser: ArgumentParser) -> Handler:
     """Compare what was counted with what the hardware executed.
 
     example: flopprof verify resnet18.flopprof --counters counters.csv -o verified.flopprof
+             flopprof verify torchvision:resnet18 --device cuda
     """
+    from flopprof.cli.options import add_measuring_arguments, add_model_arguments
+
     parser.add_argument(
         "what",
-        nargs="?",
-        metavar="RUN",
-        help="folder written by flopprof run or trace, or a trace; without it, counters alone",
+        nargs="*",
+        metavar="WHAT",
+        help="with --counters: a folder written by flopprof run or trace, or a trace, or nothing; "
+        "else a model, to run under counters: MODEL as for flopprof run",
     )
     parser.add_argument(
         "--counters",
@@ -35,18 +41,70 @@ def verify(parser: ArgumentParser) -> Handler:
     parser.add_argument(
         "--annotate", metavar="OUT", help="of a trace: write it again, with what was executed in it"
     )
+    parser.add_argument("--ranges", metavar="DIR", help=SUPPRESS)  # for itself, below a profiler
+    add_model_arguments(parser, named=True)
+    add_measuring_arguments(parser)
     return run
 
 
 def run(args: Namespace) -> int:
     """Hand the arguments to what compares these."""
-    if not args.counters:
+    if args.counters:
+        return _join(args) if args.what else _show_launches(args)
+    if not args.what:
         raise UsageError(
-            "no counters were named", remedy="flopprof verify RUN --counters FILE; see --help"
+            "nothing to verify was named", remedy="flopprof verify RUN --counters FILE; see --help"
         )
-    if args.what is None:
-        return _show_launches(args)
-    return _join(args)
+    return _measure(args)
+
+
+def _only(args: Namespace) -> str:
+    """Return the one thing that is named.
+
+    Raises:
+        UsageError: Several are.
+    """
+    if len(args.what) > 1:
+        raise UsageError(f"{len(args.what)} were named: {', '.join(args.what)}", remedy="name one")
+    return str(args.what[0])
+
+
+def _measure(args: Namespace) -> int:
+    """Run a model where its work can be counted by hardware."""
+    from flopprof.cli.options import contain, settings_of
+
+    args.model = _only(args)
+    if args.compile:
+        raise UsageError("compiled code is not verified", remedy="leave out --compile")
+    settings = settings_of(args)
+    if (code := contain(args, Path(args.output) if args.output else None)) is not None:
+        return code
+    if args.ranges:
+        from flopprof.verified import make_ranged_call
+
+        make_ranged_call(args.model, settings, args.ranges)
+        return 0
+    if not str(args.device).startswith("cuda") and not _is_gpu(args.device):
+        raise UsageError(
+            f"nothing here counts what {args.device} executes",
+            remedy="--device cuda, or join counters of elsewhere: --counters FILE",
+        )
+    from flopprof.verified import verify_under_ncu
+
+    with Progress() as progress:
+        return _finish(
+            args,
+            lambda: verify_under_ncu(args.model, settings, args.arguments, progress),
+            sources=[args.model],
+            progress=progress,
+        )
+
+
+def _is_gpu(name: str) -> bool:
+    """Return whether a device's name, such as auto, means a GPU here."""
+    from flopprof.devices import find_device
+
+    return find_device(name).torch_device.startswith("cuda")
 
 
 def _show_launches(args: Namespace) -> int:
@@ -68,32 +126,42 @@ def _show_launches(args: Namespace) -> int:
 def _join(args: Namespace) -> int:
     """Join counters to a saved run, or to a trace, and show or save it."""
     from flopprof.executed.attach import join_counters
+
+    what = _only(args)
+    if args.annotate and Path(what).is_dir():
+        raise UsageError("--annotate writes a trace again", remedy="name the trace in place of DIR")
+    sources = [*args.counters] + ([] if Path(what).is_dir() else [what])
+    with Progress() as progress:
+
+        def make() -> "Run":
+            loaded = _loaded(what, progress)
+            progress("reading counters")
+            return join_counters(loaded, args.counters)
+
+        return _finish(args, make, sources=sources, progress=progress)
+
+
+def _finish(
+    args: Namespace, make: "Callable[[], Run]", *, sources: list[str], progress: Progress
+) -> int:
+    """Make a run with counters; save it and write its trace where asked for; print it."""
     from flopprof.report.folder import save_run
     from flopprof.report.launches import verified_object, verified_text
     from flopprof.report.perfetto import annotate_trace
 
-    if args.annotate and Path(args.what).is_dir():
-        raise UsageError("--annotate writes a trace again", remedy="name the trace in place of DIR")
     files: list[str] = []
-    with Progress() as progress:
-
-        def make() -> "Run":
-            loaded = _loaded(args.what, progress)
-            progress("reading counters")
-            return join_counters(loaded, args.counters)
-
-        if args.output:
-            sources = [*args.counters] + ([] if Path(args.what).is_dir() else [args.what])
-            saved = save_run(
-                make, Path(args.output), sources=sources, force=args.force, progress=progress
-            )
-            verified = saved.run
-            files = [str(path) for path in saved.files]
-        else:
-            verified = make()
-        if args.annotate:
-            progress(f"writing {args.annotate}")
-            files.append(str(annotate_trace(args.what, args.annotate, verified)))
+    if args.output:
+        saved = save_run(
+            make, Path(args.output), sources=sources, force=args.force, progress=progress
+        )
+        verified = saved.run
+        files = [str(path) for path in saved.files]
+    else:
+        verified = make()
+    if args.annotate:
+        progress(f"writing {args.annotate}")
+        files.append(str(annotate_trace(args.what[0], args.annotate, verified)))
+    progress("done")
     if args.json:
         print_json(verified_object(verified, files))
     else:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.executed.launches import bare_kernel
+from flopprof.executed.names import range_name
 from flopprof.tables import tuples
 from flopprof.units import counted, safe_text
 
@@ -44,12 +45,6 @@ class Joined:
     def nothing(cls, size: int) -> "Joined":
         """Return that no launch was found."""
         return cls(np.full(size, -1), np.full(size, -1), [""] * size)
-
-
-def range_name(op: str) -> str:
-    """Return an op's name as a range may have it: colons and slashes would split it."""
-    name = op.replace("::", ".")
-    return re.sub(r"[^\w.\[\]<>-]", "_", name)
 
 
 def join(launches: pd.DataFrame, kernels: pd.DataFrame, ops: pd.DataFrame) -> Joined:

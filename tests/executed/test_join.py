@@ -6,7 +6,7 @@ import pytest
 
 from flopprof.api import analyse_traces
 from flopprof.executed.attach import join_counters
-from flopprof.executed.join import range_name
+from flopprof.executed.names import range_name
 from flopprof.run import Run
 from tests.events import kernel, launch, op, with_shapes, write_trace
 from tests.executed.sheets import ADD, FMA, MUL, wide_text
