@@ -41,6 +41,12 @@ FILES = {
         "from flopprof.report import report_format\n"
         '@report_format("made_up", ".made")\n'
         "def made_up(run): return run.sites.op.iloc[0]\n"
+        "from flopprof.report.answer import json_block\n"
+        "from flopprof.run import Run\n"
+        '@json_block("made_up_block")\n'
+        "def made_up_block(run: Run) -> int:\n"
+        '    """Seven of them."""\n'
+        "    return 7\n"
     ),
     "cli/made_up.py": (
         "from flopprof.cli import command\n"
@@ -84,6 +90,8 @@ def extended(tmp_path_factory):
         ("formulas aten::made_up_view", "0 FLOPs: view"),
         ("report RUN --format made_up", "conv2d"),
         ("report RUN --format csv", "made_up_frac"),
+        ("report RUN --format json", '"made_up_block": 7'),
+        ("report --schema", '"description": "Seven of them."'),
         # [2,4] @ [4,5]: 2·5 outputs × 4 multiply-adds × 2 = 80 FLOPs.
         ("count model.made", "matmul 80 FLOPs"),
     ],
