@@ -122,6 +122,11 @@ class _Row:
                 return self.cells[self.places[name]].strip()
         return ""
 
+    @property
+    def number_of_launch(self) -> int:
+        """What Nsight Compute numbers the launch by, which may have separators of thousands."""
+        return int(self.text("id").replace(",", ""))
+
     def integer(self, *names: str) -> int:
         """Return the last number in a cell, "Agent 1" or "1"; -1 without any."""
         digits = re.findall(r"\d+", self.text(*names))
@@ -138,7 +143,7 @@ def _ncu_launch(row: _Row, ranges: list[int]) -> Launch:
     capability = re.fullmatch(r"(\d+)\.(\d+)", row.text("cc"))
     return Launch(
         NVIDIA,
-        (row.text("processid"), int(row.text("id"))),
+        (row.text("processid"), row.number_of_launch),
         row.text("kernelname"),
         grid=_size(row.text("gridsize")),
         block=_size(row.text("blocksize")),
@@ -176,7 +181,7 @@ def _ncu_long(sheet: Sheet) -> Iterator[Launch]:
     launches: dict[tuple[str, int], Launch] = {}
     for _, cells in sheet.rows:
         row = _Row(cells, places)
-        key = (row.text("processid"), int(row.text("id")))
+        key = (row.text("processid"), row.number_of_launch)
         launch = launches.setdefault(key, _ncu_launch(row, ranges))
         metric = row.text("metricname")
         metric = _LABELS.get(metric, metric)

@@ -162,7 +162,7 @@ def _add_row(sheet: Sheet, number: int, cells: list[str], path: Path) -> None:
     at = next(i for i, name in enumerate(sheet.header) if plain_name(name) in _KEYS[sheet.kind])
     key = cells[at].strip() if len(cells) > at else "-"
     is_units = sheet.kind == "ncu wide" and not key and not sheet.rows
-    if not is_units and not key.isdecimal():
+    if not is_units and not key.replace(",", "").isdecimal():
         return  # what the program printed
     # In a page with rules, the rest of a number that was torn stands in the place of a rule.
     rule = next((i for i, name in enumerate(sheet.header) if plain_name(name) == "rulename"), width)

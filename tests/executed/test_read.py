@@ -261,6 +261,13 @@ def test_forms_of_one_file(tmp_path, data):
     assert one(path)["executed_vector_flops"] == 90
 
 
+def test_a_number_of_a_launch_may_have_separators_of_thousands(tmp_path):
+    path = tmp_path / "many.csv"
+    path.write_text(GOOD.replace('"0","1","a.out"', '"1,024","1","a.out"'))
+
+    assert one(path)["executed_vector_flops"] == 90
+
+
 def test_two_tables_in_one_file(tmp_path):
     path = tmp_path / "both.csv"
     path.write_text(GOOD + "more output\n" + GOOD.replace('"30"', '"40"'))
