@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 from torch.nn.modules import module as base
 from torch.utils import checkpoint
 
-from flopprof.tables import AHEAD_OF_TIME, STOPPED
+from flopprof.tables import AHEAD_OF_TIME, KEPT, STOPPED
 
 T = TypeVar("T")
 
@@ -124,7 +124,13 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
     def leave(opened: _RecordFunctionFast, *_call: object) -> None:
         opened.__exit__(None, None, None)
 
-    with quiet_about_hooks(), _calls_named(), _stops_named(), watch_modules(model, enter, leave):
+    with (
+        quiet_about_hooks(),
+        _calls_named(),
+        _stops_named(),
+        _kept_named(),
+        watch_modules(model, enter, leave),
+    ):
         yield
 
 
@@ -178,6 +184,27 @@ def _stops_named() -> Iterator[None]:
         yield
     finally:
         del stop.__init__
+
+
+@contextmanager
+def _kept_named() -> Iterator[None]:
+    """Have a trace show which recomputed ops a selective checkpoint had kept: they do no work."""
+    kept = getattr(checkpoint, "_VersionWrapper", None)
+    if kept is None or not hasattr(kept, "get_val"):
+        yield
+        return
+    get_value = kept.get_val
+
+    def ranged(*args: Any, **kwargs: Any) -> Any:
+        with _RecordFunctionFast(KEPT):
+            pass
+        return get_value(*args, **kwargs)
+
+    kept.get_val = ranged
+    try:
+        yield
+    finally:
+        kept.get_val = get_value
 
 
 @contextmanager

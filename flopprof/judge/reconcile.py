@@ -255,7 +255,7 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
             out.put(exact[0], agreement(rows[exact[0]]))
         return
     if not working and sum(hook) > 0:
-        out.not_run.append(_not_run_row(call, hook))
+        out.not_run += _not_run_rows(call, hook, {rows[i].phase for i in indices})
         return
     sums = (
         sum(rows[i].matmul_flops for i in working),
@@ -311,6 +311,17 @@ def _by_class(
             else:
                 said[index][class_] = "differs"
     return said
+
+
+def _not_run_rows(call: _Call, hook: tuple[float, float], phases: set[str]) -> list[dict[str, Any]]:
+    """Return the row of a call without ops that work; none where a checkpoint had kept its result.
+
+    Args:
+        call: The module call.
+        hook: What it counted.
+        phases: Those of the ops that the call has.
+    """
+    return [] if phases == {"recompute"} else [_not_run_row(call, hook)]
 
 
 def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flopprof.tables import GAPS, STOPPED
-from flopprof.trace.counting import is_exact, outer_views, unfinished
+from flopprof.tables import GAPS, KEPT, STOPPED
+from flopprof.trace.counting import is_exact, outer_views, unfinished, with_ancestors
 from flopprof.trace.events import OP, RANGE, Events
 from flopprof.trace.tangents import with_tangents
 
@@ -44,6 +44,7 @@ class Tree:
         self.rows = np.full(size, -1)
         self.kernel_ops = array("q")
         self.in_tf32: set[int] = set()  # nodes with a kernel that multiplies in TF32
+        self.kept: list[int] = []  # ops whose results a checkpoint had kept
         self.stopped: list[int] = []  # ops at which a recomputation ended
         self.promoted: set[int] = set()  # ops only because they launched kernels
         self.module_types: dict[str, str] = {}
@@ -104,6 +105,7 @@ class Tree:
             self.label[node] = label
         stopped = [*self.stopped, *self._childless_recomputations(labels)]
         passed |= unfinished(stopped, labels, self.op_parent, self.events.signatures)
+        passed |= with_ancestors(self.kept, self.op_parent)
         exact = [is_exact(signature.work) for signature in self.events.signatures]
         inside = [False] * len(labels)  # a counted op
         for node, label in enumerate(labels):
@@ -200,6 +202,8 @@ class Tree:
             self.phase[node] = "optimizer"
         elif name == STOPPED and self.op_parent[node] >= 0:
             self.stopped.append(self.op_parent[node])
+        elif name == KEPT and self.op_parent[node] >= 0:
+            self.kept.append(self.op_parent[node])
 
     def gaps_frame(self) -> pd.DataFrame:
         """Return the gaps as a table, less what ops of other threads fill of them."""

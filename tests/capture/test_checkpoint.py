@@ -1,10 +1,16 @@
 """Activation checkpointing: what is computed again counts, what was stopped does not."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import (
+    checkpoint,
+    create_selective_checkpoint_contexts,
+    set_checkpoint_early_stop,
+)
 
 import flopprof
 
@@ -116,3 +122,20 @@ def test_a_trace_recorded_elsewhere_shows_where_a_recomputation_stopped(tmp_path
     profiler.export_chrome_trace(str(tmp_path / "trace.json"))
 
     assert flopprof.analyse_traces(tmp_path / "trace.json").totals.matmul_flops == 6 * PRODUCT
+
+
+class Selective(nn.Module):
+    """A checkpoint that keeps what its products return."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        contexts = partial(create_selective_checkpoint_contexts, [torch.ops.aten.addmm.default])
+        return checkpoint(self.net, x, use_reentrant=False, context_fn=contexts)
+
+
+def test_what_a_selective_checkpoint_keeps_is_not_computed_again():
+    # Forward 2 products, none again; backward 3.
+    assert both(Selective(), torch.randn(16, 64)) == (5 * PRODUCT, 5 * PRODUCT)
