@@ -26,6 +26,7 @@ from flopprof.capture.describe import (
     what_is_missing,
 )
 from flopprof.capture.foreign import foreign_modules, foreign_work
+from flopprof.capture.graph import count_graph, is_graph
 from flopprof.capture.passes import count_and_trace
 from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
 from flopprof.capture.watch import Watched, on_device, watch
@@ -180,6 +181,11 @@ def run_count(
         return _count(find_subject(what, inputs, kwargs, settings), settings, progress)
     progress("loading")
     settings = replace(settings, partial=True)  # shapes are the code's, whatever weights there are
+    if is_graph(what):
+        graph = count_graph(Path(what), inputs, settings)
+        witnesses = Witnesses(MODULE_CALLS.empty(), [TracedCall(*graph.tables)])
+        doubts = warned("model", graph.doubts)
+        return assemble(witnesses, ROOFLINES.empty(), graph.provenance, doubts=doubts)
     subject = find_subject(what, inputs, kwargs, settings, meta=True)
     try:
         return _count(subject, settings, progress)

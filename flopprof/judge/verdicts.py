@@ -30,6 +30,7 @@ OWN_NAMESPACES = frozenset(
     (
         *("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "stored"),
         "torch_nn",
+        "onnx",
         *("autograd", "c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd"),
         *("_dtensor", "fsdp", "symm_mem"),
     )

@@ -1,0 +1,123 @@
+"""Count an ONNX graph as if its nodes were the ops of one call; nothing of it is executed."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+
+from flopprof.capture.describe import describe_environment
+from flopprof.errors import UsageError
+from flopprof.formulas.graph import node_kind, node_work
+from flopprof.model.detect import detect
+from flopprof.model.graphs import Graph, GraphNode, read_graph, shapes_text
+from flopprof.model.inputs import parse_input
+from flopprof.model.resize import resized
+from flopprof.provenance import Called, CountProvenance, DeviceFacts, Source
+from flopprof.settings import Settings
+from flopprof.tables import GAPS, KERNELS, OPS
+from flopprof.units import counted, safe_text
+
+_NAMED = 6  # ops that a warning tells
+
+
+class CountedGraph(NamedTuple):
+    """Tables OPS, GAPS and KERNELS of a graph's nodes, and what a run says of it."""
+
+    tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
+    provenance: CountProvenance
+    doubts: list[str]
+
+
+def is_graph(what: str | Path) -> bool:
+    """Return whether `what` is an ONNX file."""
+    path = Path(what)
+    return path.is_file() and detect(path).name == "onnx"
+
+
+def count_graph(path: Path, inputs: Any, settings: Settings) -> CountedGraph:
+    """Return the nodes of the ONNX file at `path` with their FLOPs.
+
+    Raises:
+        UsageError: An option is given that a graph has no use for, or an input's size is open.
+        LoadError: The file is damaged.
+    """
+    for option, value in (("--train", settings.train), ("--arch", settings.arch)):
+        if value:
+            fact = f"{option} is given, and {safe_text(path)} is an ONNX graph, counted as it is"
+            raise UsageError(fact, remedy=f"leave out {option}")
+    graph = read_graph(path, [parse_input(text) for text in _texts(inputs, settings)])
+    rows = [_row(place, node) for place, node in enumerate(graph.nodes)]
+    ops = OPS.from_rows(rows)
+    dtype = _main_dtype(ops)
+    source = Source(
+        model=graph.name,
+        parameters=graph.parameters,
+        file=f"ONNX graph of {safe_text(path)}",
+        weights="meta",
+    )
+    called = Called(dtype=dtype, input=graph.input, input_source=graph.input_source)
+    provenance = CountProvenance(
+        source=source,
+        called=called,
+        device=DeviceFacts(name="meta", kind="meta"),
+        environment=describe_environment(),
+    )
+    doubts = [*graph.notes, *_unknown(graph, ops)]
+    return CountedGraph((ops, GAPS.empty(), KERNELS.empty()), provenance, doubts)
+
+
+def _texts(inputs: Any, settings: Settings) -> Sequence[str]:
+    if isinstance(inputs, str):
+        return inputs.split()
+    if isinstance(inputs, tuple | list) and inputs and all(isinstance(n, int) for n in inputs):
+        return ["x".join(map(str, inputs)) + (":float32" if len(inputs) == 1 else "")]
+    if inputs is not None or settings.input_from:
+        raise UsageError(
+            "an ONNX graph takes the sizes of its inputs, no tensors",
+            remedy='give them as text: "input=1x3x224x224"',
+        )
+    return resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
+
+
+def _row(place: int, node: GraphNode) -> dict[str, Any]:
+    work = node_work(node)
+    kind = node_kind(node.op)
+    dtype = next((kind for kind in (*node.output_dtypes, *node.input_dtypes) if kind), "")
+    return {
+        "op_id": place,
+        "external_id": -1,
+        "parent_op_id": -1,
+        "op": node.op if "::" in node.op else f"onnx::{node.op}",
+        "kind": kind,
+        "module_path": node.name,
+        "call_id": -1,
+        "phase": "forward",
+        "sequence_nr": -1,
+        "thread": "graph",
+        "start_us": float(place),
+        "input_shapes": shapes_text(node),
+        "dtype": dtype,
+        "counted": work is not None,
+        "matmul_flops": float(work.matmul_flops * node.times) if work else math.nan,
+        "vector_flops": float(work.vector_flops * node.times) if work else math.nan,
+        "min_bytes": float(work.min_bytes * node.times) if work else math.nan,
+    }
+
+
+def _main_dtype(ops: pd.DataFrame) -> str:
+    """Return the element type of most matmul FLOPs, else of most nodes."""
+    sums = ops.groupby("dtype", observed=True)["matmul_flops"].sum()
+    return str(sums.idxmax()) if len(sums) and sums.max() > 0 else "float32"
+
+
+def _unknown(graph: Graph, ops: pd.DataFrame) -> list[str]:
+    """Return a sentence on the nodes whose FLOPs are not known."""
+    unknown = ops[ops["matmul_flops"].isna()]
+    if not len(unknown):
+        return []
+    names = unknown["op"].value_counts()
+    shown = ", ".join(f"{name} ({count})" for name, count in names.head(_NAMED).items())
+    total = counted(len(graph.nodes), "node")
+    return [f"{len(unknown)} of {total} are not counted: {safe_text(shown)}"]
