@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from flopprof import dtypes
 from flopprof.errors import FlopprofError, LoadError, RefusedError, UsageError
 from flopprof.model.account import weights_object
+from flopprof.model.beside import with_neighbours
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import FileKind, detect
 from flopprof.model.pickles import by_risk
@@ -148,7 +149,8 @@ def _from_file(
     path: Path, *, arch: str | None, trust: Trust | None, meta: bool, take: Take
 ) -> Loaded:
     kind = detect(path)
-    contents = read_contents(path, kind)
+    alone = read_contents(path, kind)
+    contents = with_neighbours(alone)
     import_all("flopprof.model")
     load = LOADERS.get(contents.kind)
     if load is None or kind.remedy:
@@ -156,6 +158,9 @@ def _from_file(
     try:
         loaded = load(Request(contents, arch, trust, meta, take))
     except FlopprofError as error:
+        if contents.kind != alone.kind and not contents.shards and isinstance(error, LoadError):
+            load_alone = LOADERS.require(alone.kind)  # the config.json beside is another's
+            return load_alone(Request(alone, arch, trust, meta, take))
         if contents.tensors and not isinstance(error, UsageError):
             error.details["weights"] = weights_object(contents)
         raise

@@ -11,6 +11,7 @@ from torch import nn
 
 from flopprof.errors import LoadError, UnknownArchitectureError
 from flopprof.model import LOADERS, Loaded, Request, loader
+from flopprof.model.beside import base_folder
 from flopprof.model.configs import text
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import detect
@@ -67,7 +68,7 @@ def load_adapter(request: Request) -> Loaded:
 
 def _find_base(contents: Contents, name: str) -> Contents | None:
     """Return the contents of the folder that the adapter names, here or in the hub's cache."""
-    folder = contents.path
+    folder = base_folder(contents.path)
     if contents.config:  # base and adapter in one folder
         return replace(contents, kind="huggingface", tensors={}, shards=())
     if not name or safe_text(name, 1000) != name:

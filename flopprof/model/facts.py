@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flopprof.model.account import weights_object
+from flopprof.model.beside import with_neighbours
 from flopprof.model.configs import text
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import detect
@@ -34,7 +35,7 @@ def file_facts(path: Path) -> dict[str, Any]:
         LoadError: It is damaged.
     """
     kind = detect(path)
-    contents = read_contents(path, kind) if kind.is_readable else None
+    contents = with_neighbours(read_contents(path, kind)) if kind.is_readable else None
     shards = contents.shards if contents else ()
     files: Iterable[Path] = shards or [path]
     if path.is_dir() and not shards:

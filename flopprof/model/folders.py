@@ -18,7 +18,7 @@ _NAMES = (
     "open_clip_pytorch_model", "adapter_model", "consolidated",
 )  # fmt: skip
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-_NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)(\.[a-z]+)")
+NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)(\.[a-z]+)")
 _SLICE = re.compile(r"consolidated\.(\d+)\.(pth|pt)")
 _BESIDE = re.compile(  # what trainers leave beside the weights
     r"(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|args|trainer_state)\..*"
@@ -115,7 +115,7 @@ def _indexed(index: Path) -> list[Path]:
 
 def _numbered(folder: Path, names: list[str]) -> list[Path]:
     """Return the parts of a checkpoint whose index is not there: all of them, or an error."""
-    parts = [match for name in names if (match := _NUMBERED.fullmatch(name))]
+    parts = [match for name in names if (match := NUMBERED.fullmatch(name))]
     parts = [match for match in parts if match[4] in _SUFFIXES]
     parts = [match for match in parts if match[4] == parts[0][4] and match[1] == parts[0][1]]
     if not parts:
