@@ -60,8 +60,8 @@ PACKAGES = {
     "mne-icalabel==0.10.0": ["*.pt"],
     "anarcii==2.0.8": ["*.pt"],
     "pesto-pitch==2.0.1": ["*.ckpt"],
-    "tiara==1.0.3": ["*/second_nnet*.pkl"],
-    "geoclip==1.3.0": ["*image_encoder*.pth", "*logit_scale*.pth"],
+    "tiara==1.0.2": ["*/second_nnet*.pkl"],
+    "geoclip==1.3.0": ["*image_encoder*.pth"],
     "rxnmapper==0.4.3": ["*.bin"],
     "silero-vad==6.2.3": ["*.safetensors"],
 }
