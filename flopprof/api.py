@@ -6,6 +6,7 @@ The first three take a module, or what the command line takes for MODEL, and opt
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
@@ -30,8 +31,8 @@ from flopprof.capture.graph import count_graph, is_graph
 from flopprof.capture.passes import count_and_trace
 from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
 from flopprof.capture.watch import Watched, on_device, watch
-from flopprof.errors import FlopprofError, GradientsError, ModelError, UsageError
-from flopprof.files import real_path
+from flopprof.errors import FlopprofError, GradientsError, ModelError
+from flopprof.formulas.external import loaded_files
 from flopprof.judge.hidden import hidden_gaps
 from flopprof.judge.spread import TracedCall
 from flopprof.judge.walk import owners
@@ -59,10 +60,13 @@ from flopprof.trace.ranks import (
     dtype_of_most_work,
     gpu_of,
     read_job,
+    read_rank,
     together,
 )
 from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.remote import base_name, named_traces
 from flopprof.trace.replay import join_capture
+from flopprof.trace.workers import Workers
 from flopprof.units import file_text
 
 if TYPE_CHECKING:
@@ -438,44 +442,44 @@ def analyse_traces(
     ceilings: str | Path | None = None,
     skip_steps: int = 0,
     capture: str | Path | None = None,
+    workers: int | Workers = 1,
     progress: Progress = silent,
 ) -> Run:
     """Return the `Run` of one trace, or of several ranks' traces of one job together.
 
-    Ops, kernels and sites of all ranks are added up; `provenance.ranks` has each rank's part. No
-    torch is imported.
+    Ops, kernels and sites of all ranks are added up; `provenance.ranks` has each rank's part. Of
+    several, one that is damaged is a rank with its `fault`. No torch is imported.
 
     Args:
-        paths: Chrome traces by torch.profiler, `.json` or `.json.gz`.
+        paths: Chrome traces by torch.profiler, `.json` or `.json.gz`: files, addresses that fsspec
+            knows (`s3://…`), or patterns (`ranks/*.json.gz`).
         gpu: Name of the GPU whose ceilings count, in place of the one that the trace names.
         ceilings: A ceilings file, whose entries go before the tables'.
         skip_steps: How many profiler steps to leave out from the start.
         capture: The trace of the capture of graphs that are replayed here: their kernels get its
             ops, by order and name.
+        workers: How many processes read ranks; or `Workers(dask=ADDRESS)`, a Dask cluster's.
+            Formulas of files go there too, those that this process registered itself do not.
         progress: Called with the name of each stage as it begins.
 
     Raises:
         UsageError: No such file, GPU or step.
-        LoadError: A file is no trace, or damaged.
+        LoadError: No file is a trace that can be read.
     """
     from flopprof.ceilings import ceilings_of_trace
 
-    if isinstance(paths, str | Path):
-        paths = [paths]
-    files = [Path(path) for path in paths]
-    if len({real_path(file) for file in files}) < len(files):
-        raise UsageError("one trace is given twice", remedy="give each rank's trace once")
-    for file in files if capture is None else [*files, Path(capture)]:
-        check_is_no_model(file)
-    replayed = _joined_to(capture, progress)
-    job = read_job(files, skip_steps=skip_steps, replayed=replayed, progress=progress)
+    files = named_traces([paths] if isinstance(paths, str | Path) else paths)
+    replayed = None if capture is None else _joined_to(capture, progress)
+    task = partial(read_rank, skip_steps=skip_steps, formulas=loaded_files(), replayed=replayed)
+    job = read_job(files, task, workers, progress)
+    name = base_name(files[0]).removesuffix(".gz").removesuffix(".json")
     progress("reconciling")
     traced = TracedCall(*together(job.traces))
     on_gpu = len(traced.kernels) > 0
     device = gpu_of(job.gpu_trace)
     limits = ceilings_of_trace(device, gpu, ceilings, on_gpu=on_gpu)
     provenance = TraceProvenance(
-        source=Source(model=file_text(files[0].name).removesuffix(".gz").removesuffix(".json")),
+        source=Source(model=file_text(name)),
         called=Called(dtype=dtype_of_most_work(traced.ops)),
         device=described_gpu(device, gpu, job.gpu_trace.info["vendors"], on_gpu=on_gpu),
         environment=Environment(flopprof=__version__, date=now(), command=COMMAND.get()),
@@ -488,10 +492,9 @@ def analyse_traces(
     return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
 
 
-def _joined_to(capture: str | Path | None, progress: Progress) -> "Callable[[Trace], Trace]":
-    """Return what gives a replay's kernels the ops of their capture; nothing without one."""
-    if capture is None:
-        return lambda trace: trace
+def _joined_to(capture: str | Path, progress: Progress) -> Callable[[Trace], Trace]:
+    """Return what gives a replay's kernels the ops of their capture."""
+    check_is_no_model(Path(capture))
     progress(f"reading {file_text(Path(capture).name)}")
     captured = read_trace(capture, as_capture=True)
-    return lambda trace: join_capture(trace, captured, owners(captured.ops))
+    return partial(join_capture, capture=captured, owner=owners(captured.ops))

@@ -51,6 +51,10 @@ class FlopprofError(Exception):
         self.remedy = remedy
         self.details: dict[str, Any] = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Return how another process makes this error again."""
+        return _error_again, (type(self), self.problem, self.remedy, self.details)
+
 
 class UsageError(FlopprofError):
     """Bad arguments, a missing path, a wrong shape, no CUDA, output that cannot be written."""
@@ -84,3 +88,11 @@ class ModelError(FlopprofError):
 
 class GradientsError(ModelError):
     """The model asks for gradients, and was called without them."""
+
+
+def _error_again(
+    kind: type[FlopprofError], problem: str, remedy: str, details: dict[str, Any]
+) -> FlopprofError:
+    error = kind(problem, remedy=remedy)
+    error.details = details
+    return error

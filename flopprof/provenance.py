@@ -257,6 +257,8 @@ class TraceFacts(KernelTimes, frozen=True, kw_only=True):
         linked_kernel_frac: Share of compute kernels that belong to an op.
         linked_kernel_time_frac: The same by time.
         slowest_rank: The rank whose own kernels took longest; None for one rank or no straggler.
+        world_size: How many ranks the job has, as its traces say.
+        missing_ranks: Those of them of which there is no trace here, where there are several.
     """
 
     files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -264,10 +266,12 @@ class TraceFacts(KernelTimes, frozen=True, kw_only=True):
     linked_kernel_frac: float = math.nan
     linked_kernel_time_frac: float = math.nan
     slowest_rank: int | None = None
+    world_size: int | None = None
+    missing_ranks: tuple[int, ...] = ()
 
 
 class Rank(KernelTimes, frozen=True, kw_only=True):
-    """One rank's part of a job."""
+    """One rank's part of a job; `fault` says why one has no figures."""
 
     rank: int
     file: str
@@ -278,6 +282,7 @@ class Rank(KernelTimes, frozen=True, kw_only=True):
     linked_kernel_time_us: float = math.nan
     all_kernels_us: float = math.nan
     overlapped_us: float = math.nan
+    fault: str | None = None
 
 
 class Step(Part, frozen=True, kw_only=True):

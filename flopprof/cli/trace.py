@@ -1,17 +1,23 @@
 """`flopprof trace`: analyse profiler traces recorded elsewhere."""
 
+import os
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flopprof.cli import Handler, Progress, command
+
+if TYPE_CHECKING:
+    from flopprof.trace.workers import Workers
 
 
 @command("trace")
 def trace(parser: ArgumentParser) -> Handler:
     """Analyse traces that torch.profiler recorded anywhere: FLOPs, kernels, coverage, rooflines.
 
-    Several files are ranks of one job.
+    Several files are ranks of one job; they may lie in object storage: s3://bucket/ranks/*.json.gz
     example: flopprof trace trace.json.gz -o trace.flopprof
+    example: flopprof trace 'ranks/*.json.gz' --workers 8
     """
     _add_arguments(parser)
     parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
@@ -22,8 +28,10 @@ def trace(parser: ArgumentParser) -> Handler:
         from flopprof.formulas.external import load_formulas
         from flopprof.report.folder import folder_of_trace, save_run
         from flopprof.report.perfetto import annotate_trace
+        from flopprof.trace.remote import base_name, expanded
 
         _refuse_nonsense(args)
+        args.files = expanded(args.files)
         if args.annotate:
             _check_annotated(args)
         if args.formulas:
@@ -36,9 +44,10 @@ def trace(parser: ArgumentParser) -> Handler:
                     ceilings=args.ceilings,
                     skip_steps=args.skip_steps,
                     capture=args.capture,
+                    workers=_workers(args),
                     progress=progress,
                 ),
-                Path(args.output) if args.output else folder_of_trace(args.files[0]),
+                Path(args.output) if args.output else folder_of_trace(base_name(args.files[0])),
                 sources=args.files,
                 force=args.force,
                 progress=progress,
@@ -54,7 +63,9 @@ def trace(parser: ArgumentParser) -> Handler:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="trace .json or .json.gz")
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="trace .json or .json.gz, pattern, address"
+    )
     limits = parser.add_mutually_exclusive_group()
     limits.add_argument(
         "--gpu", metavar="NAME", help="ceilings of this GPU, such as H100 SXM5 80GB"
@@ -65,6 +76,13 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--formulas", metavar="FILE.py", help="file with formulas of your own")
     parser.add_argument(
         "--skip-steps", type=int, default=0, metavar="N", help="leave out the first N steps"
+    )
+    who = parser.add_mutually_exclusive_group()
+    who.add_argument(
+        "--workers", type=int, metavar="N", help="processes that read ranks (default: the cores)"
+    )
+    who.add_argument(
+        "--dask", metavar="ADDRESS", help="scheduler of a Dask cluster that reads them: tcp://…"
     )
     parser.add_argument(
         "--capture",
@@ -80,6 +98,16 @@ def _add_arguments(parser: ArgumentParser) -> None:
         "-o", "--output", metavar="DIR", help="folder to write (default: FILE's stem + .flopprof)"
     )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
+
+
+def _workers(args: Namespace) -> "Workers":
+    """Return who reads the ranks: a process for each core, unless said otherwise."""
+    from flopprof.trace.workers import Workers
+
+    processes = args.workers
+    if processes is None:
+        processes = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    return Workers(processes=processes, dask=args.dask)
 
 
 def _refuse_nonsense(args: Namespace) -> None:

@@ -38,6 +38,11 @@ def load_formulas(path: str | Path) -> None:
         _LOADED.add(file)
 
 
+def loaded_files() -> tuple[str, ...]:
+    """Return the files whose formulas are registered, for another process to load."""
+    return tuple(sorted(map(str, _LOADED)))
+
+
 def find_op_formula(op: str) -> Formula | None:
     """Return the formula of `op`, wherever it is from, or None."""
     formula = FREE_OPS.get(op) or OP_FORMULAS.get(op)

@@ -85,10 +85,10 @@ def figures(run: Run) -> Figures:
 
 
 def spent_wall_us(run: Run) -> float:
-    """Return the time that rates are made of: a bare call's, or a trace's span times its ranks."""
+    """Return the time that rates are made of: a bare call's, or the spans of a trace's ranks."""
     provenance = run.provenance
     if isinstance(provenance, TraceProvenance):
-        return provenance.trace.span_us * max(len(provenance.ranks), 1)
+        return provenance.trace.span_us  # of all ranks together
     return provenance.wall_us
 
 
@@ -202,7 +202,7 @@ def _attainable_wall_us(run: Run) -> float:
         return math.nan
     ranks = 1
     if isinstance(run.provenance, TraceProvenance):
-        ranks = max(len(run.provenance.ranks), 1)
+        ranks = max(sum(rank.fault is None for rank in run.provenance.ranks), 1)
     attainable_us = float(np.fmin(at_roof_us, times_us).sum()) / ranks
     return min(attainable_us, spent_wall_us(run) / ranks)
 

@@ -211,15 +211,21 @@ def _ranks(ranks: tuple[Rank, ...], facts: TraceFacts) -> list[tuple[str, str]]:
     """Return a line per rank of a job, those that were busy longest first, and the verdict."""
     if len(ranks) == 1 and not facts.communication_us > 0:
         return []
-    longest = sorted(ranks, key=lambda rank: rank.device_busy_us, reverse=True)
+    read = [rank for rank in ranks if rank.fault is None]
+    longest = sorted(read, key=lambda rank: rank.device_busy_us, reverse=True)
     lines = []
     for rank in longest[:STEPS]:
         text = f"{rank.rank}: {si(rank.flops, 'FLOPs')}, busy "
         text += f"{duration(rank.device_busy_us)}, collectives "
         text += f"{duration(rank.communication_us)} ({percent(rank.communication_frac)}), "
         lines.append(("Rank", f"{text}{percent(rank.overlap_frac)} of them behind computation"))
-    if len(ranks) > STEPS:
-        lines.append(("", f"and {len(ranks) - STEPS} ranks more: see --json"))
+    if len(read) > STEPS:
+        lines.append(("", f"and {len(read) - STEPS} ranks more: see --json"))
+    if facts.missing_ranks:
+        count = len(facts.missing_ranks)
+        numbers = ", ".join(map(str, facts.missing_ranks[:STEPS]))
+        more = f" and {count - STEPS} more" if count > STEPS else ""
+        lines.append(("Missing", f"{count} of {facts.world_size} ranks: {numbers}{more}"))
     if facts.slowest_rank is not None:
         slowest = f"rank {facts.slowest_rank} is the slowest: its own kernels took longest"
         lines.append(("", slowest))

@@ -1,6 +1,7 @@
 """Several traces of one job, a rank each: read one by one, added up, compared."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +12,21 @@ import numpy as np
 import pandas as pd
 
 from flopprof.devices.categories import device_kind
-from flopprof.errors import UsageError
+from flopprof.errors import LoadError, UsageError
+from flopprof.formulas import load_op_formulas
+from flopprof.formulas.external import load_formulas
 from flopprof.provenance import DeviceFacts, Rank, Step, TraceFacts
 from flopprof.settings import Progress
 from flopprof.tables import KERNELS, OPS
 from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.remote import base_name, local_copy
 from flopprof.trace.tree import busy_until
+from flopprof.trace.workers import Task, Workers, read_all
 from flopprof.units import file_text
 
 _STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
+_LARGEST_JOB = 1_000_000  # ranks; more is a damaged number
+_RANK = re.compile(r"rank[-_.]?(\d{1,7})", re.IGNORECASE)
 _ADDED = ("kernel_time_us", "device_busy_us", "communication_us", "span_us")
 
 
@@ -45,53 +52,100 @@ class Job:
         return next((trace for trace in self.traces if len(trace.kernels)), self.traces[0])
 
 
-def read_job(
-    files: Sequence[Path],
+def read_rank(
+    file: str | Path,
     *,
     skip_steps: int,
-    replayed: Callable[[Trace], Trace],
-    progress: Progress,
-) -> Job:
-    """Return the traces in `files`, each a rank.
+    formulas: Sequence[str],
+    replayed: Callable[[Trace], Trace] | None,
+) -> Trace:
+    """Return the trace of one rank, less the steps to skip; done anywhere.
 
     Args:
-        files: Trace files, each once.
+        file: A trace file, or the address of one.
         skip_steps: How many profiler steps to leave out from the start.
+        formulas: Files with the user's formulas.
         replayed: Gives the kernels of a replay the ops of their capture.
+
+    Raises:
+        UsageError: There is no such file, or not that many steps.
+        LoadError: It is no trace, or damaged.
+    """
+    for one in formulas:
+        load_formulas(one)
+    with local_copy(file) as path:
+        trace = read_trace(path)
+        if replayed is not None:
+            trace = replayed(trace)
+        return _without_steps(path, trace, skip_steps) if skip_steps else trace
+
+
+def read_job(
+    files: Sequence[str | Path], task: Task, workers: int | Workers, progress: Progress
+) -> Job:
+    """Return the traces in `files`, each a rank; of several, one that cannot be read is told.
+
+    Args:
+        files: Trace files, or addresses, each once.
+        task: `read_rank` with its options.
+        workers: Who reads them, or how many processes.
         progress: Called with the name of each file as it is read.
 
     Raises:
         UsageError: There is no such file, or not that many steps.
-        LoadError: A file is no trace, or damaged.
+        LoadError: None of the files is a trace that can be read.
     """
+    if isinstance(workers, int):
+        workers = Workers(processes=workers)
+    load_op_formulas()  # other processes may have done the reading; the judge asks for them here
     traces: dict[int, Trace] = {}
     ranks = []
     steps = []
     warnings = []
-    for file in files:
-        progress(f"reading {file_text(file.name)}")
-        trace = replayed(read_trace(file))
+    failed: list[tuple[str | Path, LoadError]] = []
+    for file, outcome in zip(files, read_all(task, files, workers, progress), strict=True):
+        if isinstance(outcome, LoadError):
+            failed.append((file, outcome))
+            continue
+        trace = outcome
         rank = int(trace.info["rank"])
         if rank in traces:
             again = f"{file_text(file)} says it is rank {rank} again"
             rank = max(traces) + 1
             warnings.append(f"{again}: numbered {rank} here, as if they were ranks of one job")
             trace.kernels["rank"] = rank
-        if skip_steps:
-            trace = _without_steps(file, trace, skip_steps)
         traces[rank] = trace
         ranks.append(_rank(rank, file, trace))
         steps += [Step(rank=rank, **step) for step in _steps(trace)]
         warnings += [*trace.info["warnings"], *_doubts(file, trace)]
+    if not traces:
+        raise failed[0][1]
+    for file, error in failed:
+        number = _rank_in_name(file, taken=[rank.rank for rank in ranks])
+        ranks.append(Rank(rank=number, file=file_text(file), fault=error.problem))
+        warnings.append(f"rank {number} is missing: {error.problem}")
     gpus = {str(gpu_of(trace).get("name")) for trace in traces.values() if len(trace.kernels)}
     if len(gpus) > 1:
         warnings.append(f"the ranks ran on different devices: {', '.join(sorted(gpus))}")
     return Job(list(traces.values()), ranks, steps, warnings)
 
 
-def add_up_ranks(job: Job, files: Sequence[Path]) -> TraceFacts:
+def _rank_in_name(file: str | Path, taken: Sequence[int]) -> int:
+    """Return the rank that a file is named after, else the next one that is free."""
+    told = _RANK.search(base_name(file))
+    if told is not None and int(told[1]) not in taken:
+        return int(told[1])
+    return max(taken) + 1
+
+
+def add_up_ranks(job: Job, files: Sequence[str | Path]) -> TraceFacts:
     """Return what all ranks did together."""
-    sums = pd.DataFrame([msgspec.structs.asdict(rank) for rank in job.ranks])
+    read = [rank for rank in job.ranks if rank.fault is None]
+    sums = pd.DataFrame([msgspec.structs.asdict(rank) for rank in read])
+    world_size = max(int(trace.info["world_size"]) for trace in job.traces)
+    missing: set[int] = set()
+    if len(files) > 1 and world_size <= _LARGEST_JOB:
+        missing = set(range(world_size)) - {rank.rank for rank in read}
     return TraceFacts(
         files=tuple(file_text(file) for file in files),
         origin_us=float(job.traces[0].info["origin_us"]),
@@ -102,6 +156,8 @@ def add_up_ranks(job: Job, files: Sequence[Path]) -> TraceFacts:
         communication_frac=_share(sums, "communication_us", "all_kernels_us"),
         overlap_frac=_share(sums, "overlapped_us", "communication_us"),
         slowest_rank=_slowest(sums),
+        world_size=world_size,
+        missing_ranks=tuple(sorted(missing)),
     )
 
 
@@ -117,7 +173,7 @@ def _slowest(ranks: pd.DataFrame) -> int | None:
     return int(busy.idxmax())
 
 
-def _rank(rank: int, file: Path, trace: Trace) -> Rank:
+def _rank(rank: int, file: str | Path, trace: Trace) -> Rank:
     """Return what one rank did."""
     kernels = trace.kernels
     ops = trace.ops[trace.ops["counted"]]
@@ -128,7 +184,7 @@ def _rank(rank: int, file: Path, trace: Trace) -> Rank:
     talking_us = _union(collectives)
     either_us = _union(kernels[kernels["kind"].isin(("compute", "communication"))])
     overlapped_us = busy_us + talking_us - either_us
-    times = {
+    times: dict[str, Any] = {
         "kernel_time_us": float(compute["duration_us"].sum()),
         "device_busy_us": busy_us,
         "linked_kernel_time_us": float(linked["duration_us"].sum()),
@@ -204,7 +260,7 @@ def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
     return Trace(ops, gaps, kernels, trace.module_types, trace.devices, info)
 
 
-def _doubts(file: Path, trace: Trace) -> list[str]:
+def _doubts(file: str | Path, trace: Trace) -> list[str]:
     """Return what makes the figures of a trace incomplete."""
     if not len(trace.ops):
         remedy = "record it with ProfilerActivity.CPU as well, and record_shapes=True"

@@ -15,7 +15,7 @@ CHECKS = {
     "ceilings file of a trace": ("flopprof.ceilings", "load_ceilings"),
     "device": ("flopprof.devices", "find_device"),
     "target": ("flopprof.files", "check_target"),
-    "a trace or something else": ("flopprof.api", "check_is_no_model"),
+    "a trace or something else": ("flopprof.trace.remote", "check_is_no_model"),
 }
 
 
