@@ -43,6 +43,7 @@ from flopprof.provenance import (
     CountProvenance,
     DeviceFacts,
     Environment,
+    Memory,
     Source,
     Spread,
     Timing,
@@ -232,12 +233,22 @@ def _counted(subject: Subject, settings: Settings) -> Run:
         called=_called(subject, settings, main_dtype(subject.model, subject.inputs)),
         device=DeviceFacts(name=where, kind=where),
         environment=describe_environment(),
+        memory=_memory(subject, settings),
     )
     foreign = foreign_modules(subject.model)
     doubts += warned("foreign", foreign_work(foreign))
     doubts += warned("trace", trace.info["warnings"])
     witnesses = Witnesses(module_calls, [as_call(trace, foreign)])
     return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
+
+
+def _memory(subject: Subject, settings: Settings) -> Memory | None:
+    """Return what the call needs of memory, where that was asked for."""
+    if not settings.memory:
+        return None
+    from flopprof.capture.memory import describe_memory  # which imports torch
+
+    return describe_memory(subject.model, subject.inputs, training_of(settings))
 
 
 def _count_on_meta(
@@ -353,6 +364,7 @@ def run_profile(
             watched.telemetry, max(settings.warmup - 1, 0) + settings.repeats
         ),
         compiled=watched.compiled[0] if watched.compiled else None,
+        memory=_memory(subject, settings),
     )
     foreign = foreign_modules(subject.model)
     traced = [as_call(trace, foreign) for trace in (watched.trace, *watched.others)]

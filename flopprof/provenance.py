@@ -297,6 +297,30 @@ class Step(Part, frozen=True, kw_only=True):
     kernel_time_us: float = math.nan
 
 
+class Memory(Part, frozen=True, kw_only=True):
+    """What one call needs of memory; NaN where it is not known.
+
+    Attributes:
+        parameters_bytes: All parameters.
+        buffers_bytes: All buffers.
+        gradients_bytes: Of a training step: one for each parameter that is trained.
+        optimizer_bytes: Of a training step: the optimizer's state.
+        activations_bytes: Of a training step: what is saved for the backward pass, inputs included.
+        kv_cache_bytes: Keys and values that the call leaves for the next.
+        peak_bytes: The most at one time, of all of these and what is made on the way.
+        peak_source: Where the peak comes from: "shapes", or "device" as the allocator counted it.
+    """
+
+    parameters_bytes: float = math.nan
+    buffers_bytes: float = math.nan
+    gradients_bytes: float = math.nan
+    optimizer_bytes: float = math.nan
+    activations_bytes: float = math.nan
+    kv_cache_bytes: float = math.nan
+    peak_bytes: float = math.nan
+    peak_source: str | None = None
+
+
 class SavedTotals(Part, frozen=True, kw_only=True):
     """The totals as they were when the run was saved: tables that add up otherwise are damaged."""
 
@@ -334,6 +358,7 @@ class Provenance(Part, tag_field="kind", frozen=True, kw_only=True):
     environment: Environment
     warnings: tuple[Warned, ...] = ()
     totals: SavedTotals | None = None
+    memory: Memory | None = None
     executed: Executed | None = None
 
     @property

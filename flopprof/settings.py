@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
     tf32: bool
     autocast: str | None
     compile: bool | str
+    memory: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +91,7 @@ class Settings:
         autocast: Element type that `torch.autocast` runs products in: bfloat16 or float16.
         compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
             FLOPs and sites are those of the eager call: the mathematics is the same.
+        memory: Whether to say what the call needs of memory: one more call, on the meta device.
     """
 
     arch: str | None = None
@@ -115,6 +117,7 @@ class Settings:
     tf32: bool = False
     autocast: str | None = None
     compile: bool | str = False
+    memory: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no call can be run with; options are spelled as the command line does.

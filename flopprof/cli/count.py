@@ -22,6 +22,7 @@ def count(parser: ArgumentParser) -> Handler:
         action="store_true",
         help="also print multiply-adds, with and without attention's products, as others publish",
     )
+    parser.set_defaults(memory=True)
 
     def handle(args: Namespace) -> int:
         from flopprof.cli.options import contain, settings_of

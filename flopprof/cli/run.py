@@ -30,6 +30,7 @@ def run(parser: ArgumentParser) -> Handler:
     )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
     parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
+    parser.set_defaults(memory=True)
 
     def handle(args: Namespace) -> int:
         from flopprof.cli.options import contain, settings_of

@@ -21,6 +21,7 @@ from flopprof.provenance import (
 from flopprof.report.advice import advice_lines
 from flopprof.report.executed import executed_lines
 from flopprof.report.figures import Figures, main_roofline
+from flopprof.report.memory import memory_line
 from flopprof.run import Run, Totals
 from flopprof.units import (
     UNKNOWN,
@@ -84,6 +85,8 @@ def _summary(run: Run) -> list[tuple[str, str]]:
     lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
     if len(run.module_calls):
         lines.append(("Modules", _modules(run)))
+    if needed := memory_line(run):
+        lines.append(("Memory", needed))
     return lines + [("Warning", text) for text in provenance.warning_texts]
 
 
