@@ -17,8 +17,7 @@ from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.alone import alone
 from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
 from flopprof.capture.describe import (
-    count_samples,
-    count_tokens,
+    describe_call,
     describe_environment,
     describe_source,
     describe_telemetry,
@@ -38,7 +37,6 @@ from flopprof.judge.spread import TracedCall
 from flopprof.judge.walk import owners
 from flopprof.provenance import (
     COMMAND,
-    Called,
     CallProvenance,
     CountProvenance,
     DeviceFacts,
@@ -230,7 +228,13 @@ def _counted(subject: Subject, settings: Settings) -> Run:
     doubts += warned("model", missing)
     provenance = CountProvenance(
         source=describe_source(subject.model, module_calls, subject.origin),
-        called=_called(subject, settings, main_dtype(subject.model, subject.inputs)),
+        called=describe_call(
+            subject.model,
+            subject.inputs,
+            subject.origin,
+            settings,
+            main_dtype(subject.model, subject.inputs),
+        ),
         device=DeviceFacts(name=where, kind=where),
         environment=describe_environment(),
         memory=_memory(subject, settings),
@@ -356,7 +360,7 @@ def run_profile(
     progress("reconciling")
     provenance = CallProvenance(
         source=describe_source(subject.model, watched.module_calls, subject.origin),
-        called=_called(subject, settings, dtype),
+        called=describe_call(subject.model, subject.inputs, subject.origin, settings, dtype),
         device=DeviceFacts(**watched.device),
         environment=describe_environment(),
         timing=_timing(watched, settings),
@@ -416,19 +420,6 @@ def _ceilings(
     dtypes = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
     with using_threads(settings.threads):
         return find_ceilings(device, user=user, dtypes=dtypes, progress=progress)
-
-
-def _called(subject: Subject, settings: Settings, dtype: str) -> Called:
-    return Called(
-        dtype=dtype,
-        input=subject.inputs.text,
-        input_source=subject.origin.input_source,
-        train=bool(settings.train),
-        tf32=settings.tf32,
-        autocast=settings.autocast,
-        samples=count_samples(subject.model, subject.inputs),
-        tokens=count_tokens(subject.model, subject.inputs),
-    )
 
 
 def _timing(watched: Watched, settings: Settings) -> Timing:

@@ -11,7 +11,8 @@ import msgspec
 
 from flopprof._version import __version__
 from flopprof.capture.call import Inputs, first_float, home
-from flopprof.provenance import COMMAND, Alternative, Environment, Source, Telemetry
+from flopprof.provenance import COMMAND, Alternative, Called, Environment, Source, Telemetry
+from flopprof.settings import Settings
 from flopprof.units import percent, safe_text
 
 if TYPE_CHECKING:
@@ -71,6 +72,30 @@ def describe_source(model: "nn.Module", module_calls: "pd.DataFrame", origin: Or
         file=origin.file,
         weights=origin.weights,
         never_called=tuple(never_called),
+    )
+
+
+def describe_call(
+    model: "nn.Module", inputs: Inputs, origin: Origin, settings: Settings, dtype: str
+) -> Called:
+    """Return what the model is called with, and how.
+
+    Args:
+        model: The model.
+        inputs: Its inputs.
+        origin: Where they come from.
+        settings: How it is called.
+        dtype: Element type of most work.
+    """
+    return Called(
+        dtype=dtype,
+        input=inputs.text,
+        input_source=origin.input_source,
+        train=bool(settings.train),
+        tf32=settings.tf32,
+        autocast=settings.autocast,
+        samples=count_samples(model, inputs),
+        tokens=count_tokens(model, inputs),
     )
 
 
