@@ -37,6 +37,7 @@ from flopprof.judge.spread import TracedCall
 from flopprof.judge.walk import owners
 from flopprof.provenance import (
     COMMAND,
+    Called,
     CallProvenance,
     CountProvenance,
     DeviceFacts,
