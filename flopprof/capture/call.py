@@ -196,10 +196,10 @@ def unchanged(
 
     # A frozen TorchScript module has no mode.
     before = [(m, getattr(m, "training", False), dict(m._buffers.items())) for m in model.modules()]
-    parameters = _initialised(model.parameters())
+    parameters = initialised(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
     versions = [None if p.is_inference() else p._version for p in parameters]
-    kept = [*_initialised(model.buffers()), *(parameters if training else ())]
+    kept = [*initialised(model.buffers()), *(parameters if training else ())]
     dense = [tensor for tensor in kept if tensor.layout == torch.strided and not tensor.is_meta]
     copies = [tensor.detach().clone() for tensor in dense]
     device = torch.device(home(model)[0])
@@ -242,7 +242,8 @@ def _set_mode(model: "nn.Module", training: bool) -> None:
             module.training = training
 
 
-def _initialised(tensors: "Iterable[torch.Tensor]") -> "list[torch.Tensor]":
+def initialised(tensors: "Iterable[torch.Tensor]") -> "list[torch.Tensor]":
+    """Return those that have a shape: lazy modules' have none before the first call."""
     from torch.nn.parameter import is_lazy
 
     return [tensor for tensor in tensors if not is_lazy(tensor)]

@@ -10,7 +10,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flopprof.capture.call import Inputs, guarded, home, meta_twin, unchanged
+from flopprof.capture.call import Inputs, guarded, home, initialised, meta_twin, unchanged
 from flopprof.capture.training import Step, Training
 from flopprof.errors import FlopprofError
 from flopprof.provenance import Memory
@@ -30,7 +30,7 @@ class _LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, known: Iterable[torch.Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
         self._sizes = {_key(tensor): 0 for tensor in known}  # theirs is counted apart
@@ -77,13 +77,11 @@ def describe_memory(model: "nn.Module", inputs: Inputs, training: Training | Non
 
 def _fixed(model: "nn.Module", training: Training | None) -> Memory:
     """Return what is known without a call."""
-    from torch.nn.parameter import is_lazy
-
-    parameters = [p for p in model.parameters() if not is_lazy(p)]
+    parameters = initialised(model.parameters())
     gradients = sum(p.nbytes for p in parameters if p.requires_grad) if training else 0
     return Memory(
         parameters_bytes=sum(p.nbytes for p in parameters),
-        buffers_bytes=sum(b.nbytes for b in model.buffers() if not is_lazy(b)),
+        buffers_bytes=sum(b.nbytes for b in initialised(model.buffers())),
         gradients_bytes=gradients,
         optimizer_bytes=math.nan if training else 0,
         activations_bytes=math.nan if training else 0,
@@ -128,7 +126,7 @@ def _watched(
 
 
 def _key(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _state_bytes(of_call: Inputs) -> int:
