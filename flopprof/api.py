@@ -3,7 +3,6 @@
 The first three take a module, or what the command line takes for MODEL, and options (`Settings`).
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +20,7 @@ from flopprof.capture.describe import (
     describe_environment,
     describe_source,
     describe_telemetry,
+    describe_timing,
     main_dtype,
     now,
     what_is_missing,
@@ -44,8 +44,6 @@ from flopprof.provenance import (
     Environment,
     Memory,
     Source,
-    Spread,
-    Timing,
     TraceProvenance,
     Warned,
     warned,
@@ -364,7 +362,7 @@ def run_profile(
         called=describe_call(subject.model, subject.inputs, subject.origin, settings, dtype),
         device=DeviceFacts(**watched.device),
         environment=describe_environment(),
-        timing=_timing(watched, settings),
+        timing=describe_timing(watched, settings),
         telemetry=describe_telemetry(
             watched.telemetry, max(settings.warmup - 1, 0) + settings.repeats
         ),
@@ -421,22 +419,6 @@ def _ceilings(
     dtypes = dict.fromkeys((dtype, *trace.ops.loc[works, "dtype"].unique()))
     with using_threads(settings.threads):
         return find_ceilings(device, user=user, dtypes=dtypes, progress=progress)
-
-
-def _timing(watched: Watched, settings: Settings) -> Timing:
-    from flopprof.capture.record import summarise_times
-
-    eager_us = Spread(**summarise_times(watched.times_us))
-    return Timing(
-        wall_us=watched.compiled[1] if watched.compiled else eager_us,
-        eager_wall_us=eager_us if watched.compiled else None,
-        repeats=settings.repeats,
-        traces=1 + len(watched.others),
-        traced_us=watched.traced_us,
-        slowdown_frac=watched.traced_us / eager_us.median - 1,
-        device_busy_us=watched.trace.info.get("device_busy_us", math.nan),
-        observer=watched.observer,
-    )
 
 
 def analyse_traces(

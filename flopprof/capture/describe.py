@@ -11,13 +11,24 @@ import msgspec
 
 from flopprof._version import __version__
 from flopprof.capture.call import Inputs, first_float, home
-from flopprof.provenance import COMMAND, Alternative, Called, Environment, Source, Telemetry
+from flopprof.provenance import (
+    COMMAND,
+    Alternative,
+    Called,
+    Environment,
+    Source,
+    Spread,
+    Telemetry,
+    Timing,
+)
 from flopprof.settings import Settings
 from flopprof.units import percent, safe_text
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import nn
+
+    from flopprof.capture.watch import Watched
 
 _CONTAINERS = ("ModuleList", "ModuleDict")  # are never called themselves
 _NOT_TOKENS = re.compile("mask|position|type|label|target|length")  # in names of inputs
@@ -161,6 +172,23 @@ def what_is_missing(
     if not math.isnan(share):
         text += f", {percent(share)} of its layers' matmul FLOPs"
     return [f"{text}; {values}"]
+
+
+def describe_timing(watched: "Watched", settings: Settings) -> Timing:
+    """Return how long the calls took that were watched."""
+    from flopprof.capture.record import summarise_times
+
+    eager_us = Spread(**summarise_times(watched.times_us))
+    return Timing(
+        wall_us=watched.compiled[1] if watched.compiled else eager_us,
+        eager_wall_us=eager_us if watched.compiled else None,
+        repeats=settings.repeats,
+        traces=1 + len(watched.others),
+        traced_us=watched.traced_us,
+        slowdown_frac=watched.traced_us / eager_us.median - 1,
+        device_busy_us=watched.trace.info.get("device_busy_us", math.nan),
+        observer=watched.observer,
+    )
 
 
 def describe_environment() -> Environment:
