@@ -69,15 +69,15 @@ def read_graph(path: Path, specs: Sequence[Spec]) -> Graph:
     try:
         model = onnx.load_model_from_string(path.read_bytes())
     except Exception as error:  # protobuf's own classes
-        raise damaged(path, f"it is no ONNX protobuf: {error}") from error
+        raise damaged(path, f"an ONNX model whose protobuf does not parse: {error}") from error
     if not model.graph.node or len(model.graph.node) > _MAX_NODES:
-        raise damaged(path, f"its graph has {len(model.graph.node)} nodes")
+        raise damaged(path, f"an ONNX model whose graph has {len(model.graph.node)} nodes")
     try:
         return _of_model(model, path, specs)
     except (UsageError, MemoryError):
         raise
     except Exception as error:  # what onnx and protobuf raise on graphs that do not hold together
-        raise damaged(path, f"its graph does not hold together: {error}") from error
+        raise damaged(path, f"an ONNX model whose graph does not hold together: {error}") from error
 
 
 def _of_model(model: Any, path: Path, specs: Sequence[Spec]) -> Graph:
