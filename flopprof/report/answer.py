@@ -11,6 +11,7 @@ own to the object by one function in its own file:
 The type that it returns (structs, lists, dictionaries) and its docstring are the block's schema.
 """
 
+import inspect
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -296,10 +297,11 @@ def schema() -> dict[str, Any]:
 
 def _describe_fields(component: dict[str, Any]) -> None:
     """Move the sentences on a type's fields from its docstring to the fields."""
-    summary, _, rest = component.get("description", "").partition("Attributes:\n")
+    text = inspect.cleandoc(component.get("description", ""))  # as Python 3.13 keeps docstrings
+    summary, _, rest = text.partition("Attributes:\n")
     if summary:
         component["description"] = " ".join(summary.split())
-    for match in re.finditer(r"^ {8}(\w+): ((?:.+\n?)(?: {12}.+\n?)*)", rest, re.MULTILINE):
+    for match in re.finditer(r"^ {4}(\w+): ((?:.+\n?)(?: {8}.+\n?)*)", rest, re.MULTILINE):
         name, sentence = match.groups()
         properties = component["properties"]
         properties[name] = {"description": " ".join(sentence.split()), **properties[name]}
