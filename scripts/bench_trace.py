@@ -4,8 +4,8 @@
     scripts/bench_trace.py TRACE.json.gz [--events 100000 1000000 3000000]
 
 The file read is TRACE, repeated with shifted times and ids until it has so many events. flopprof's
-figure includes links, FLOPs and sites; the other two only parse. Ratios within one run are what to
-compare: the machine may be busy.
+figure includes links, FLOPs and sites; the command's tables, report and chart too; the first two
+only parse. Ratios within one run are what to compare: the machine may be busy.
 """
 
 import argparse
@@ -33,6 +33,11 @@ READERS = {
     "from flopprof.tables import MODULE_CALLS, ROOFLINES\n" + START + "t = read_trace(path)\n"
     "reconcile(MODULE_CALLS.empty(), [as_call(t)], ROOFLINES.empty(), dtype='float32')",
 }
+READERS["command"] = (
+    "from flopprof.cli import main\n"
+    + START
+    + "main(['trace', path, '-o', path + '.flopprof', '--force'])"
+)
 IDS = ("correlation", "External id", "external id")
 
 
@@ -77,7 +82,7 @@ def main() -> None:
             for name, code in READERS.items():
                 command = [sys.executable, "-c", PRELUDE + code + REPORT, str(path)]
                 done = subprocess.run(command, check=True, capture_output=True, text=True)
-                cpu, peak = map(float, done.stdout.split())
+                cpu, peak = map(float, done.stdout.split()[-2:])  # behind what the command prints
                 base = base or cpu
                 row = f"{events:9} {size:6.0f}  {name:10} {cpu:7.2f} {cpu / base:11.2f} {peak:8.0f}"
                 print(row, flush=True)
