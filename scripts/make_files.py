@@ -69,7 +69,7 @@ PACKAGES = {
 # What is no product, as looked up by hand in the packages' code: by package, patterns of keys.
 APART = {
     "anarcii": ["*embedding*"],
-    "torchfcpe": ["*.original0"],  # lengths of weight normalisation
+    "torchfcpe": ["*.original0", "*.weight_g"],  # lengths of weight normalisation
     "attacut": ["*embeddings*"],
     "batdetect2": ["*coord*", "conv_dn_?.*", "conv_up_?.*"],
     "rxnmapper": ["*word_embeddings*", "*position_embeddings*", "*token_type*", "*position_ids*"],
