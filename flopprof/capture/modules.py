@@ -62,6 +62,7 @@ def _record(
         tensors = went_in + came_out
         floating = (t.dtype for t in tensors if t.is_floating_point() or t.is_complex())
         row["module_type"] = canonical_name(type(module))
+        row["self_parameters"] = _own_parameters(module)
         row["dtype"] = str(next(floating, "")).removeprefix("torch.")
         for name, some in (("input_shapes", went_in), ("output_shapes", came_out)):
             row[name] = shapes_text(tuple(t.shape) for t in some if not t.is_nested)
@@ -85,6 +86,11 @@ def _record(
         keep(row)
 
     return watch_modules(model, entering, leaving)
+
+
+def _own_parameters(module: nn.Module) -> float:
+    """Return the elements of a module's own parameters."""
+    return float(sum(p.numel() for p in module.parameters(recurse=False)))
 
 
 def _packed_rows(value: Any) -> Any:

@@ -14,7 +14,7 @@ def count(parser: ArgumentParser) -> Handler:
 
     example: flopprof count resnet18.pth --arch torchvision:resnet18 --input 8x3x224x224
     """
-    from flopprof.cli.options import add_model_arguments
+    from flopprof.cli.options import add_model_arguments, add_view_arguments
 
     add_model_arguments(parser)
     parser.add_argument(
@@ -22,18 +22,21 @@ def count(parser: ArgumentParser) -> Handler:
         action="store_true",
         help="also print multiply-adds, with and without attention's products, as others publish",
     )
+    add_view_arguments(parser)
     parser.set_defaults(memory=True)
 
     def handle(args: Namespace) -> int:
-        from flopprof.cli.options import contain, settings_of
+        from flopprof.cli.options import contain, settings_of, view_of
 
         settings = settings_of(args)
+        view = view_of(args)
         if (code := contain(args)) is not None:
             return code
         from flopprof.api import run_count  # which imports torch
         from flopprof.cli.stored import print_weights
         from flopprof.report.json import to_object
         from flopprof.report.macs import Macs
+        from flopprof.report.text import text_report
 
         try:
             with Progress() as progress:
@@ -46,7 +49,7 @@ def count(parser: ArgumentParser) -> Handler:
         if args.json:
             print_json(to_object(run, macs=macs))
             return 0
-        print(run.report("text"), end="")
+        print(text_report(run, view), end="")
         if macs:
             print(macs.text())
         return 0

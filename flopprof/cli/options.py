@@ -1,7 +1,7 @@
 """Arguments that the subcommands on a model share, and the settings that they make."""
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +9,7 @@ from flopprof.cli import answer_stream
 from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
+    from flopprof.report.text import View
     from flopprof.settings import Settings
 
 
@@ -185,6 +186,34 @@ def add_repeat_arguments(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--ceilings", metavar="FILE", help="written by flopprof ceilings -o; goes before all others"
     )
+
+
+def add_view_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say what of a run is printed."""
+    parser.add_argument(
+        "--depth", type=int, metavar="N", help="print the module tree, N levels below the model"
+    )
+    parser.add_argument("--top", type=int, metavar="N", help="sites to print (default: 15)")
+    parser.add_argument(
+        "--sort", choices=("time", "flops", "bytes", "calls"), help="what sites are sorted by"
+    )
+    parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
+
+
+def view_of(args: Namespace) -> "View":
+    """Return what of a run the arguments want to be printed.
+
+    Raises:
+        UsageError: A number is below what there can be.
+    """
+    from flopprof.report.text import SORTS, View
+
+    for name in ("depth", "top"):
+        number = getattr(args, name)
+        if number is not None and number < 1:
+            raise UsageError(f"--{name} is {number}", remedy="give at least 1")
+    view = View(sort=SORTS.get(args.sort or ""), depth=args.depth)
+    return view if args.top is None else replace(view, top=args.top)
 
 
 def settings_of(args: Namespace) -> "Settings":

@@ -20,27 +20,31 @@ def report(parser: ArgumentParser) -> Handler:
         default=SUPPRESS,
         help="print the JSON Schema of what --json prints, and exit; needs no DIR",
     )
+    from flopprof.cli.options import add_view_arguments
     from flopprof.report import format_names
 
     names = ", ".join(format_names())
     parser.add_argument("--format", help=f"{names} (default: text, or by -o's suffix)")
     parser.add_argument("-o", "--output", metavar="FILE", help="write here (default: stdout)")
-    parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
+    add_view_arguments(parser)
 
     def handle(args: Namespace) -> int:
+        from flopprof.cli.options import view_of
         from flopprof.report import format_for
         from flopprof.report.json import to_object
+        from flopprof.report.text import text_report
         from flopprof.run import Run
 
         args.output = None if args.output == "-" else args.output  # as others spell stdout
         form = format_for(args.output, args.format)
+        view = view_of(args)
         loaded = Run.load(args.run)
         if args.output:
             loaded.save_report(args.output, form)
         if args.json:
             print_json(to_object(loaded, [args.output] if args.output else []))
         elif not args.output:
-            print(loaded.report(form), end="")
+            print(text_report(loaded, view) if form == "text" else loaded.report(form), end="")
         return 0
 
     return handle

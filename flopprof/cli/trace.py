@@ -19,11 +19,14 @@ def trace(parser: ArgumentParser) -> Handler:
     example: flopprof trace trace.json.gz -o trace.flopprof
     example: flopprof trace 'ranks/*.json.gz' --workers 8
     """
+    from flopprof.cli.options import add_view_arguments
+
     _add_arguments(parser)
-    parser.add_argument("--no-advice", action="store_true", help="do not say what to do next")
+    add_view_arguments(parser)
 
     def handle(args: Namespace) -> int:
         from flopprof.api import analyse_traces
+        from flopprof.cli.options import view_of
         from flopprof.cli.run import print_saved
         from flopprof.formulas.external import load_formulas
         from flopprof.report.folder import folder_of_trace, save_run
@@ -31,6 +34,7 @@ def trace(parser: ArgumentParser) -> Handler:
         from flopprof.trace.remote import base_name, expanded
 
         _refuse_nonsense(args)
+        view = view_of(args)
         args.files = expanded(args.files)
         if args.annotate:
             _check_annotated(args)
@@ -52,7 +56,7 @@ def trace(parser: ArgumentParser) -> Handler:
                 force=args.force,
                 progress=progress,
             )
-        print_saved(saved, as_json=args.json)
+        print_saved(saved, view, as_json=args.json)
         if args.annotate:
             with Progress() as progress:
                 progress(f"writing {args.annotate}")

@@ -413,11 +413,21 @@ def _verdicts(run: Run) -> str:
     return ", ".join(parts)
 
 
-def top_sites(run: Run, top: int = TOP) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, as text, of the sites that take most time (or have most FLOPs)."""
+def top_sites(
+    run: Run, top: int = TOP, *, sort: str | None = None
+) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows, as text, of the sites that take most time (or have most FLOPs).
+
+    Args:
+        run: The result.
+        top: How many.
+        sort: A column of numbers to sort by instead, the largest first.
+    """
     timed = is_timed(run)
     sites = run.sites
     sites = sites[sites["flops"].isna() | (sites["flops"] > 0) | (sites["time_share_frac"] > 0.005)]
+    if sort:
+        sites = sites.sort_values(sort, ascending=False, kind="stable")
     header = ["module", "op", "calls", "FLOPs"]
     header += ["time", "FLOP/s", "FLOP/B", "roof", "bound"] if timed else ["FLOP/B"]
     rows = []

@@ -4,17 +4,19 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 from flopprof.report import report_format
 from flopprof.report.misses import Missed, heading, missed
-from flopprof.report.summary import summary, top_sites
+from flopprof.report.summary import TOP, summary, top_sites
+from flopprof.report.tree import module_tree
 from flopprof.run import Run
 from flopprof.units import clean_text, columns, counted, percent, shorten, shorten_path, si
 
 ELSEWHERE = 120  # columns
 NARROWEST = 80  # columns; below it the numbers alone do not fit
 EXAMPLES = 3  # ops named of one verdict
-_NUMERIC = frozenset(("calls", "FLOPs", "time", "FLOP/s", "FLOP/B", "roof"))
+_NUMERIC = frozenset(("calls", "params", "FLOPs", "share", "time", "FLOP/s", "FLOP/B", "roof"))
 
 
 def text_width() -> int:
@@ -24,16 +26,39 @@ def text_width() -> int:
     return max(NARROWEST, shutil.get_terminal_size((ELSEWHERE, 24)).columns)
 
 
+@dataclass(frozen=True, slots=True)
+class View:
+    """What of a run a text shows.
+
+    Attributes:
+        top: Sites listed.
+        sort: Column of `SITES` that they are sorted by, the largest first; None for their rank.
+        depth: Levels of the module tree; None for no tree.
+    """
+
+    top: int = TOP
+    sort: str | None = None
+    depth: int | None = None
+
+
+SORTS = {"time": "time_us", "flops": "flops", "bytes": "min_bytes", "calls": "calls"}
+"""What sites may be sorted by → their column."""
+
+
 @report_format("text", ".txt")
-def text_report(run: Run) -> str:
-    """Return summary, top sites and misses as plain text."""
+def text_report(run: Run, view: View | None = None) -> str:
+    """Return summary, module tree where asked for, top sites and misses as plain text."""
+    view = view or View()
     width = text_width()
     lines = []
     for label, text in summary(run):
         lines += textwrap.wrap(
             text, width, initial_indent=f"{label:<10}", subsequent_indent=" " * 10
         )
-    header, rows = top_sites(run)
+    if view.depth is not None:
+        tree = [[clean_text(cell) for cell in row] for row in module_tree(run, view.depth)]
+        lines += ["", *aligned(tree, right=_NUMERIC, width=width)]
+    header, rows = top_sites(run, view.top, sort=view.sort)
     cells = [[clean_text(cell) for cell in row] for row in [header, *rows]]
     lines += ["", *aligned(cells, right=_NUMERIC, width=width)]
     if len(run.sites) > len(rows):
