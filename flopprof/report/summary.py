@@ -133,7 +133,7 @@ def _times_of_trace(run: Run, provenance: TraceProvenance) -> list[tuple[str, st
         text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
         text += f"device busy {duration(facts.device_busy_us)} of {duration(facts.span_us)}"
         lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
-        lines += _figures(run.figures, facts.span_us)
+        lines += _figures(run.figures, facts.span_us / max(len(provenance.ranks), 1))
         unlinked = percent(1 - facts.linked_kernel_time_frac)
         coverage += f"{unlinked} of kernel time belongs to no op in the trace"
     else:
