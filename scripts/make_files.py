@@ -66,8 +66,8 @@ PACKAGES = {
     "silero-vad==6.2.3": ["*.safetensors"],
 }
 
-# What is no product, by package, as patterns of keys: judged from names, shapes and what is known of
-# the packages' models; not looked up in their code.
+# What is no product, by package, as patterns of keys: judged by names, shapes and what is known
+# of the packages' models, not looked up in their code.
 APART = {
     "anarcii": ["*embedding*"],
     "torchfcpe": ["*.original0", "*.weight_g"],  # lengths of weight normalisation
