@@ -8,6 +8,7 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from flopprof.cli import main
+from flopprof.tables import ROOFLINES
 from tests.builders import make_run
 
 
@@ -29,6 +30,14 @@ def saved(tmp_path, capsys):
         ("--max-gflops 1527e-9", False),
         ("--max-gflops 528e-9 --allow-unknown", True),
         ("--max-gflops 527e-9 --allow-unknown", False),
+        # A bare call takes 50 µs.
+        ("--max-ms 0.05", True),
+        ("--max-ms 0.049", False),
+        # No ceiling, so no utilisation; nothing says what memory it needs.
+        ("--min-mfu 0", False),
+        ("--min-mfu 40% --allow-unknown", True),
+        ("--max-memory 16G", False),
+        ("--max-memory 1 --allow-unknown", True),
         ("--no-verdict disagrees", True),
         ("--no-verdict unknown", False),
     ],
@@ -113,6 +122,9 @@ def test_check_prints_one_json_object(saved, capsys):
         ["--min-coverage", "95"],
         ["--max-unknown-frac", "nan"],
         ["--max-gflops", "-1"],
+        ["--max-ms", "nan"],
+        ["--min-mfu", "40"],
+        ["--max-memory", "much"],
         ["--no-verdict", "wrong"],
         ["--max-gflops", "1", "--junit", "/nowhere/at/all.xml"],
     ],
@@ -198,3 +210,32 @@ def test_a_stub_that_may_be_filled_in_is_not_replaced(saved, tmp_path, capsys):
     assert stub.read_text() == "# filled in\n"
     assert main(["misses", saved, "--stub", str(stub), "--force"]) == 0
     assert "op_formula" in stub.read_text()
+
+
+def test_what_was_measured_is_held_against_its_limit(tmp_path, capsys):
+    roof = {"dtype": "float32", "unit": "tensor", "memory_level": "DRAM", "valid": True}
+    peaks = {"peak_flops_per_s": 96e6, "peak_bytes_per_s": 1e9, "kind": "user"}
+    run = make_run(telemetry={"calls": 1, "peak_memory_bytes": 5e8})
+    folder = str(run.replaced(rooflines=ROOFLINES.from_rows([roof | peaks])).save(tmp_path / "a"))
+
+    # 480 matmul FLOPs in 50 µs are 9.6 MFLOP/s: 10 % of 96.
+    assert main(["check", folder, "--min-mfu", "10%", "--max-memory", "500M"]) == 0
+    assert main(["check", folder, "--min-mfu", "0.11"]) == 1
+    assert main(["check", folder, "--max-memory", "499M"]) == 1
+    printed = capsys.readouterr().out
+    assert "--min-mfu 0.11: MFU is 10.0 %" in printed
+    assert "--max-memory 499 MB: a call needs 500 MB at its peak" in printed
+
+
+def test_a_pass_says_what_was_not_known(saved, capsys):
+    assert main(["check", saved, "--max-memory", "1G", "--allow-unknown"]) == 0
+
+    assert "the peak of memory is not known" in capsys.readouterr().out
+
+
+def test_the_span_of_a_trace_is_no_time_of_a_call(tmp_path, capsys):
+    run = make_run(wall_us=None, trace={"files": ["t.json"], "span_us": 10.0})
+    folder = str(run.save(tmp_path / "trace"))
+
+    assert main(["check", folder, "--max-ms", "1000"]) == 1
+    assert "the time of a call is not known" in capsys.readouterr().out

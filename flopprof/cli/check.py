@@ -31,9 +31,18 @@ def check(parser: ArgumentParser) -> Handler:
         help="most GFLOPs of the run; those that are unknown count with their bound",
     )
     parser.add_argument(
+        "--max-ms", type=float, metavar="N", help="longest median time of a call, in ms"
+    )
+    parser.add_argument(
+        "--min-mfu", metavar="FRAC", help="least model FLOPs utilisation: 0.4, or 40%%"
+    )
+    parser.add_argument(
+        "--max-memory", metavar="BYTES", help="most memory of a call at one time, such as 500M"
+    )
+    parser.add_argument(
         "--allow-unknown",
         action="store_true",
-        help="let FLOPs that are unknown pass --max-gflops",
+        help="let what is not known pass the limits on FLOPs, time, MFU and memory",
     )
     parser.add_argument(
         "--no-verdict", action="append", default=[], metavar="V", help=f"repeatable; {_VERDICTS}"
@@ -42,13 +51,24 @@ def check(parser: ArgumentParser) -> Handler:
 
     def handle(args: Namespace) -> int:
         from flopprof.files import write_atomically
-        from flopprof.report.limits import Limits, judge_limits, junit, note_on_unknown
+        from flopprof.model.trusted import parse_bytes
+        from flopprof.report.limits import (
+            Limits,
+            judge_limits,
+            junit,
+            note_on_unknown,
+            notes_on,
+            share_of,
+        )
         from flopprof.run import SCHEMA_VERSION, Run, to_json
 
         limits = Limits(
             min_coverage_frac=args.min_coverage,
             max_unknown_frac=args.max_unknown_frac,
             max_gflops=args.max_gflops,
+            max_ms=args.max_ms,
+            min_mfu_frac=share_of("--min-mfu", args.min_mfu),
+            max_memory_bytes=parse_bytes(args.max_memory) if args.max_memory else None,
             allow_unknown=args.allow_unknown,
             no_verdicts=tuple(args.no_verdict),
         )
@@ -65,7 +85,8 @@ def check(parser: ArgumentParser) -> Handler:
             print("\n".join(broken))
         else:
             held = "1 rule holds" if len(rules) == 1 else f"{len(rules)} rules hold"
-            print(clean_lines(f"{args.run}: {held}{note_on_unknown(run, limits)}"))
+            notes = note_on_unknown(run, limits) + notes_on(rules)
+            print(clean_lines(f"{args.run}: {held}{notes}"))
         return 1 if broken else 0
 
     return handle

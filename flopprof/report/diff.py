@@ -1,49 +1,49 @@
-"""What is other in one run than in another: totals, and sites that both or only one have."""
+"""What is other in one run than in another: conditions, totals, modules, ops and sites."""
 
 import math
 from typing import Any
 
 import pandas as pd
 
+from flopprof.provenance import plain
+from flopprof.report import noise
+from flopprof.report.conditions import differing_conditions, doubts_of
+from flopprof.report.limits import peak_memory_bytes
+from flopprof.report.noise import Timed
 from flopprof.run import Run, whole
-from flopprof.units import (
-    UNKNOWN,
-    clean_text,
-    columns,
-    duration,
-    percent,
-    safe_text,
-    shorten,
-    si,
-    three_digits,
-)
 
 KEYS = ["op", "module_path", "phase"]
 _TOTALS = ("matmul_flops", "vector_flops", "flops", "flops_at_most", "coverage_frac", "wall_us")
 _SUMS = ["calls", "flops", "time_us"]
 _SIDES = ("before", "after")
-_PLACE_COLUMNS = 48  # of a terminal, for a site's module and op
+_SPREAD = ["time_p5_us", "time_p95_us"]
 
 
 def compared(before: Run, after: Run) -> dict[str, Any]:
-    """Return `totals` (name → before, after) and `sites`, those first whose time changed most.
+    """Return what differs between two runs, as `flopprof diff --json` prints it.
+
+    `conditions` comes first: those that differ. `time` is the wall time of both with its spreads,
+    `totals` and `figures` are name → before, after. `modules` (their own FLOPs and time, without
+    those of modules inside), `ops` and `sites` are lists, those first whose time changed most.
 
     A site is one op, module path and phase here: batches and dtypes are what runs are compared for.
-    Each has `calls`, `flops` and `time_us` as (before, after), None where the run has no such site,
-    NaN where unknown; and `change`: added, removed, changed (calls or FLOPs), or same.
+    Each entry has `calls`, `flops` and `time_us` as (before, after), None where the run has no such
+    entry, NaN where unknown; `change`: added, removed, changed (calls or FLOPs), or same; and
+    `time_change`: slower, faster, noise, or unknown (no time, or no spread).
     """
-    totals = {name: [_total(run, name) for run in (before, after)] for name in _TOTALS}
-    earlier = _sums(before.sites).add_suffix("_before")
-    later = _sums(after.sites).add_suffix("_after")
-    joined = earlier.join(later, how="outer")
-    moved = pd.DataFrame(
-        {
-            name: (joined[f"{name}_after"].fillna(0) - joined[f"{name}_before"].fillna(0)).abs()
-            for name in ("time_us", "flops")
-        }
-    )
-    order = moved.sort_values(["time_us", "flops"], ascending=False, kind="stable").index
-    return {"totals": totals, "sites": [_site(key, joined.loc[key]) for key in order]}
+    wall = noise.described(before, after)
+    judge = _Judge(before, after)
+    runs = (before, after)
+    return {
+        "conditions": differing_conditions(before, after),
+        "doubts": dict(zip(_SIDES, map(doubts_of, runs), strict=True)),
+        "time": wall,
+        "totals": {name: [_total(run, name) for run in runs] for name in _TOTALS},
+        "figures": _paired(*(_figures(run) for run in runs)),
+        "modules": judge.entries([_modules(run) for run in runs], ["module_path"]),
+        "ops": judge.entries([run.sites for run in runs], ["op"]),
+        "sites": judge.entries([run.sites for run in runs], KEYS),
+    }
 
 
 def _total(run: Run, name: str) -> Any:
@@ -51,21 +51,99 @@ def _total(run: Run, name: str) -> Any:
     return whole(value) if "flops" in name else value
 
 
-def _site(key: tuple[Any, ...], row: "pd.Series[float]") -> dict[str, Any]:
-    """Return a site as `compared` lists it."""
-    is_there = {side: not math.isnan(row[f"calls_{side}"]) for side in _SIDES}
-    values = {
-        name: [float(row[f"{name}_{side}"]) if is_there[side] else None for side in _SIDES]
-        for name in _SUMS
-    }
-    place = dict(zip(KEYS, map(str, key), strict=True))
-    return place | {"change": _change(is_there, values)} | values
+def _figures(run: Run) -> dict[str, Any]:
+    """Return the figures that are numbers, and the peak of memory where it is known."""
+    figures = plain(run.figures)
+    parameters = run.provenance.source.parameters
+    figures["parameters"] = math.nan if parameters is None else parameters
+    figures["peak_memory_bytes"] = peak_memory_bytes(run)
+    return {name: value for name, value in figures.items() if not isinstance(value, dict)}
 
 
-def _sums(sites: pd.DataFrame) -> pd.DataFrame:
-    """Return the sums per key; one unknown part makes an unknown sum."""
-    groups = sites.groupby(KEYS, sort=False, observed=True)[_SUMS]
-    return groups.agg(lambda values: values.sum(skipna=False))
+def _paired(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, list[Any]]:
+    return {name: [earlier[name], later[name]] for name in earlier}
+
+
+def _modules(run: Run) -> pd.DataFrame:
+    """Return the sites, and a row without work per module that was called and has none."""
+    calls = run.module_calls
+    idle = calls[~calls["module_path"].isin(run.sites["module_path"])]
+    rows = dict.fromkeys(_SUMS, 0.0)
+    times = run.sites["time_us"]
+    is_timed = bool(times.notna().any())
+    rows |= dict.fromkeys(["time_us", *_SPREAD], 0.0 if is_timed else math.nan)
+    paths = idle[["module_path"]].drop_duplicates().assign(**rows, samples=-1)
+    columns = ["module_path", *_SUMS, *_SPREAD, "samples"]
+    sites = run.sites[columns].astype({"module_path": object})
+    return pd.concat([sites, paths[columns]], ignore_index=True) if len(paths) else sites
+
+
+class _Judge:
+    """Joins entries of two runs and judges each change of time."""
+
+    def __init__(self, before: Run, after: Run) -> None:
+        self.floor = noise.floor_frac(before, after, of_sites=True)
+        whole_us = [run.sites["time_us"].sum(min_count=1) for run in (before, after)]
+        self.least_us = noise.SHARE_FLOOR * float(pd.Series(whole_us).min())
+
+    def entries(self, tables: list[pd.DataFrame], keys: list[str]) -> list[dict[str, Any]]:
+        """Return an entry per key that one of the tables has, most change of time first."""
+        earlier, later = (_sums(table, keys) for table in tables)
+        joined = earlier.add_suffix("_before").join(later.add_suffix("_after"), how="outer")
+        moved = pd.DataFrame(
+            {
+                name: (joined[f"{name}_after"].fillna(0) - joined[f"{name}_before"].fillna(0)).abs()
+                for name in ("time_us", "flops")
+            }
+        )
+        order = moved.sort_values(["time_us", "flops"], ascending=False, kind="stable").index
+        rows = joined.loc[order].to_dict("records")
+        return [
+            self._entry(keys, key if isinstance(key, tuple) else (key,), row)
+            for key, row in zip(order, rows, strict=True)
+        ]
+
+    def _entry(self, keys: list[str], key: tuple[Any, ...], row: dict[Any, Any]) -> dict[str, Any]:
+        """Return an entry as `compared` lists it."""
+        is_there = {side: not math.isnan(row[f"calls_{side}"]) for side in _SIDES}
+        values = {
+            name: [float(row[f"{name}_{side}"]) if is_there[side] else None for side in _SIDES]
+            for name in _SUMS
+        }
+        place = dict(zip(keys, map(str, key), strict=True))
+        times = [_timed(row, side) for side in _SIDES]
+        told = {"change": _change(is_there, values), "time_change": self._time_change(*times)}
+        return place | told | values
+
+    def _time_change(self, before: Timed, after: Timed) -> str:
+        """Return what `noise.significance` says, but noise for what hardly matters to the run."""
+        told = noise.significance(before, after, self.floor)
+        is_small = abs(after.median_us - before.median_us) < self.least_us
+        return noise.NOISE if told != noise.UNKNOWN and is_small else told
+
+
+def _timed(row: dict[Any, Any], side: str) -> Timed:
+    samples = row[f"samples_{side}"]
+    return Timed(
+        row[f"time_us_{side}"],
+        row[f"time_p5_us_{side}"],
+        row[f"time_p95_us_{side}"],
+        0 if math.isnan(samples) else int(samples),
+    )
+
+
+def _sums(sites: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    """Return the sums per key; one unknown part makes an unknown sum.
+
+    Spreads add up as if all parts were slow together: a wide bound. The samples are the fewest of
+    those of parts that have a time.
+    """
+    columns = [*_SUMS, *_SPREAD]
+    groups = sites.groupby(keys, sort=False, observed=True)
+    sums = groups[columns].agg(lambda values: values.sum(skipna=False))
+    timed = sites.assign(samples=sites["samples"].where(sites["samples"] >= 0))
+    fewest = timed.groupby(keys, sort=False, observed=True)["samples"].min()
+    return sums.join(fewest)
 
 
 def _change(is_there: dict[str, bool], values: dict[str, list[float | None]]) -> str:
@@ -78,51 +156,3 @@ def _change(is_there: dict[str, bool], values: dict[str, list[float | None]]) ->
 
 def _equal(a: float | None, b: float | None) -> bool:
     return a == b or (a != a and b != b)  # both unknown
-
-
-def compared_text(comparison: dict[str, Any], names: tuple[str, str], top: int = 15) -> str:
-    """Return what `compared` says as text of at most 100 columns."""
-    lines = [f"{safe_text(names[0])} → {safe_text(names[1])}", ""]
-    forms = {"wall_us": duration, "coverage_frac": percent}
-    for name, (before, after) in comparison["totals"].items():
-        form = forms.get(name, _count)
-        values = f"{form(float(before)):>16}{form(float(after)):>16}"
-        lines.append(f"{name:14}{values}   {_ratio(before, after)}")
-    sites = comparison["sites"]
-    changes = [site["change"] for site in sites]
-    counts = [f"{changes.count(kind)} {kind}" for kind in ("same", "changed", "added", "removed")]
-    lines += ["", "sites: " + ", ".join(counts), ""]
-    lines += map(_site_line, sites[:top])
-    if len(sites) > top:
-        lines.append(f"… and {len(sites) - top} sites more: see --json")
-    return "\n".join(lines) + "\n"
-
-
-def _site_line(site: dict[str, Any]) -> str:
-    """Return a site's place, its time before and after (its FLOPs where none is known), change."""
-    module = clean_text(site["module_path"] or "(model)")
-    op = clean_text(site["op"]).removeprefix("aten::")
-    place = shorten(f"{module} {op}", _PLACE_COLUMNS)
-    pad = " " * (_PLACE_COLUMNS - columns(place))
-    is_timed = any(value is not None and value == value for value in site["time_us"])
-    before, after = site["time_us"] if is_timed else site["flops"]
-    form = duration if is_timed else _count
-    texts = [UNKNOWN if value is None else form(value) for value in (before, after)]
-    values = f"{texts[0]:>12}{texts[1]:>12}   {_ratio(before, after)}"
-    return f"{place}{pad}{values:36} {site['change']}".rstrip()
-
-
-def _count(value: float) -> str:
-    return si(value, "FLOPs")
-
-
-def _ratio(before: float | None, after: float | None) -> str:
-    """Return by how much something changed, "+12.3 %" or "× 4.00"; "" where it is not known."""
-    if before is None or after is None or not (before > 0 and math.isfinite(before + after)):
-        return ""
-    if before == after:
-        return "="
-    ratio = after / before
-    if not 0.5 < ratio < 2:
-        return f"× {three_digits(ratio)}"
-    return f"{'+' if ratio > 1 else '−'}{percent(abs(ratio - 1))}"

@@ -6,16 +6,24 @@ from typing import NamedTuple
 
 from flopprof.errors import UsageError
 from flopprof.judge.verdicts import VERDICTS
+from flopprof.provenance import CallProvenance
+from flopprof.registry import import_all
+from flopprof.report.answer import JSON_BLOCKS
+from flopprof.report.noise import timed_of
 from flopprof.run import Run
-from flopprof.units import UNKNOWN, clean_text, percent, si
+from flopprof.units import UNKNOWN, clean_text, duration, percent, si
 
 
 class Rule(NamedTuple):
-    """One limit, its value in the run, and how that breaks it: '' where it holds."""
+    """One limit, its value in the run, and how that breaks it: '' where it holds.
+
+    `note` is what is to be said of a rule that holds: what it does not promise.
+    """
 
     name: str
     value: float
     broken: str
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +34,19 @@ class Limits:
         min_coverage_frac: Least share of time whose FLOPs are known.
         max_unknown_frac: Largest share of time whose FLOPs are not.
         max_gflops: Most FLOPs, in 10⁹; those that are unknown count with their bound.
-        allow_unknown: Whether FLOPs that are unknown pass `max_gflops`.
+        max_ms: Longest median time of a call, or of a profiler step.
+        min_mfu_frac: Least model FLOPs utilisation.
+        max_memory_bytes: Most memory of a call at one time.
+        allow_unknown: Whether what is not known passes, other than coverage.
         no_verdicts: Verdicts that no site may have.
     """
 
     min_coverage_frac: float | None = None
     max_unknown_frac: float | None = None
     max_gflops: float | None = None
+    max_ms: float | None = None
+    min_mfu_frac: float | None = None
+    max_memory_bytes: float | None = None
     allow_unknown: bool = False
     no_verdicts: tuple[str, ...] = ()
 
@@ -41,17 +55,39 @@ class Limits:
         fractions = {
             "--min-coverage": self.min_coverage_frac,
             "--max-unknown-frac": self.max_unknown_frac,
+            "--min-mfu": self.min_mfu_frac,
         }
         for option, value in fractions.items():
             if value is not None and not 0 <= value <= 1:
                 remedy = "give a fraction between 0 and 1: 0.95"
                 raise UsageError(f"{option} is {value}", remedy=remedy)
-        if self.max_gflops is not None and not self.max_gflops >= 0:
-            raise UsageError(f"--max-gflops is {self.max_gflops}", remedy="give 0 or more")
+        for option, value in {"--max-gflops": self.max_gflops, "--max-ms": self.max_ms}.items():
+            if value is not None and not value >= 0:
+                raise UsageError(f"{option} is {value}", remedy="give 0 or more")
         for verdict in self.no_verdicts:
             if verdict not in VERDICTS:
                 remedy = "known: " + ", ".join(VERDICTS)
                 raise UsageError(f"there is no verdict {verdict!r}", remedy=remedy)
+
+
+def share_of(option: str, text: str | None) -> float | None:
+    """Return the fraction that "5%", "0.05" or "0" says; None for None.
+
+    Raises:
+        UsageError: It says none, a negative one, or more than 1 without "%", such as 5.
+    """
+    if text is None:
+        return None
+    number = text.strip().removesuffix("%")
+    is_percent = number != text.strip()
+    try:
+        value = float(number)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf or (value > 1 and not is_percent):
+        remedy = f"give a share: {option} 5%, which is 0.05"
+        raise UsageError(f"{option} is {clean_text(text)}", remedy=remedy)
+    return value / 100 if is_percent else value
 
 
 def judge_limits(run: Run, limits: Limits) -> list[Rule]:
@@ -64,6 +100,7 @@ def judge_limits(run: Run, limits: Limits) -> list[Rule]:
     if limits.max_gflops is not None:
         name = f"--max-gflops {limits.max_gflops:g}"
         rules.append(Rule(name, float(run.totals.flops) / 1e9, _too_much(name, run, limits)))
+    rules += _measured_rules(run, limits)
     for verdict in dict.fromkeys(limits.no_verdicts):
         rules.append(_verdict_rule(run, verdict))
     if not rules:
@@ -90,6 +127,59 @@ def _coverage_rules(run: Run, limits: Limits) -> list[Rule]:
         fact = f"{name}: FLOPs are unknown for {percent(unknown)} of the {whole}"
         rules.append(Rule(name, unknown, "" if holds else fact))
     return rules
+
+
+def _measured_rules(run: Run, limits: Limits) -> list[Rule]:
+    """Return the rules on what was measured: time, utilisation, memory."""
+    rules = []
+    if limits.max_ms is not None:
+        timed = timed_of(run)
+        is_time_of_call = timed.of in ("call", "step")
+        value = timed.median_us / 1e3 if is_time_of_call else math.nan
+        name = f"--max-ms {limits.max_ms:g}"
+        said = f"a {timed.of or 'call'} takes {duration(value * 1e3)}"
+        missing = "the time of a call is not known: flopprof run measures it"
+        rules.append(_measured(name, value, value <= limits.max_ms, (said, missing)))
+    if limits.min_mfu_frac is not None:
+        value = run.figures.mfu_frac
+        name = f"--min-mfu {limits.min_mfu_frac:g}"
+        said = f"MFU is {percent(value)}"
+        missing = "MFU is not known: it needs a time and a ceiling (flopprof ceilings)"
+        rules.append(_measured(name, value, value >= limits.min_mfu_frac, (said, missing)))
+    if limits.max_memory_bytes is not None:
+        value = peak_memory_bytes(run)
+        name = f"--max-memory {si(limits.max_memory_bytes, 'B')}"
+        said = f"a call needs {si(value, 'B')} at its peak"
+        missing = "the peak of memory is not known"
+        rules.append(_measured(name, value, value <= limits.max_memory_bytes, (said, missing)))
+    if not limits.allow_unknown:
+        return rules
+    return [_allowed(rule) if math.isnan(rule.value) else rule for rule in rules]
+
+
+def _measured(name: str, value: float, holds: bool, words: tuple[str, str]) -> Rule:
+    """Return a rule on a figure; `words` say what it is, and that it is not known."""
+    said, missing = words
+    if math.isnan(value):
+        return Rule(name, value, f"{name}: {missing}; --allow-unknown lets that pass")
+    return Rule(name, value, "" if holds else f"{name}: {said}")
+
+
+def _allowed(rule: Rule) -> Rule:
+    """Return a rule that what is not known has broken as one that holds, and says so."""
+    return Rule(rule.name, rule.value, "", rule.broken.partition("; --allow-unknown")[0])
+
+
+def peak_memory_bytes(run: Run) -> float:
+    """Return the most memory that a call needs at one time; NaN where it is not known."""
+    import_all("flopprof.report")
+    block = JSON_BLOCKS.get("memory")
+    needed = block(run) if block else None
+    if needed is not None and needed.peak_bytes > 0:
+        return float(needed.peak_bytes)
+    provenance = run.provenance
+    telemetry = provenance.telemetry if isinstance(provenance, CallProvenance) else None
+    return telemetry.peak_memory_bytes if telemetry else math.nan
 
 
 def _too_much(name: str, run: Run, limits: Limits) -> str:
@@ -120,6 +210,11 @@ def _verdict_rule(run: Run, verdict: str) -> Rule:
     reason = " ".join(first["reason"].split())
     fact = f"{name}: {len(sites)} sites ({share} of the time), such as {place}: {reason}"
     return Rule(name, float(len(sites)), clean_text(fact))
+
+
+def notes_on(rules: list[Rule]) -> str:
+    """Return what rules that hold do not promise, to be said behind them."""
+    return "".join(f"; {rule.note}" for rule in rules if rule.note and not rule.broken)
 
 
 def note_on_unknown(run: Run, limits: Limits) -> str:

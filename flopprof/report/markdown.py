@@ -32,17 +32,17 @@ _COLUMNS = {  # of the table of sites, as headed there
 def markdown_report(run: Run) -> str:
     """Return summary, top sites, misses, modules, kernels as GitHub-flavoured Markdown."""
     title = run.provenance.title or "model"
-    lines = [f"# flopprof: {_cell(title)}", "", "| | |", "|---|---|"]
-    lines += [f"| {_cell(label)} | {_cell(text)} |" for label, text in summary(run)]
+    lines = [f"# flopprof: {cell(title)}", "", "| | |", "|---|---|"]
+    lines += [f"| {cell(label)} | {cell(text)} |" for label, text in summary(run)]
     header, rows = top_sites(run, TOP)
-    lines += ["", "## Top sites", "", *_table(header, rows), ""]
+    lines += ["", "## Top sites", "", *table(header, rows), ""]
     docs = {_COLUMNS[c.name]: c.doc for c in SITES.columns if c.name in _COLUMNS}
     lines += [f"- **{name}**: {docs[name]}" for name in header]
     executed = executed_table(run, TOP)
     if executed:
-        rows = [[_cell(cell) for cell in row] for row in executed]
-        lines += ["", "## Executed, by counters", "", *_table(rows[0], rows[1:])]
-    lines += ["", "## What was missed", "", _cell(heading(run))]
+        rows = [[cell(text) for text in row] for row in executed]
+        lines += ["", "## Executed, by counters", "", *table(rows[0], rows[1:])]
+    lines += ["", "## What was missed", "", cell(heading(run))]
     for group in missed(run):
         lines += _missed_lines(group)
     lines += ["", "## Modules", "", *_modules(run)]
@@ -62,7 +62,7 @@ def _missed_lines(group: Missed) -> list[str]:
     for entry in group.ops[:EXAMPLES]:
         place = entry.modules[0] or "(model)"
         name = entry.op.removeprefix("aten::")
-        lines.append(f"  - {_cell(place)}: {_cell(name)}: {_cell(entry.reason)}")
+        lines.append(f"  - {cell(place)}: {cell(name)}: {cell(entry.reason)}")
     if len(group.ops) > EXAMPLES:
         more = counted(len(group.ops) - EXAMPLES, "op")
         lines.append(f"  - and {more} more")
@@ -84,7 +84,7 @@ def _modules(run: Run) -> list[str]:
             si(module.achieved_flops_per_s, ""),
         ]
         rows.append(row)
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _kernels(kernels: pd.DataFrame) -> list[str]:
@@ -98,18 +98,19 @@ def _kernels(kernels: pd.DataFrame) -> list[str]:
             percent(kernel.time_share_frac),
         ]
         rows.append(row)
-    return _table(["kernel", "kind", "calls", "time", "share"], rows)
+    return table(["kernel", "kind", "calls", "time", "share"], rows)
 
 
-def _table(header: list[str], rows: list[list[str]]) -> list[str]:
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table; its cells are made safe."""
     return [_row(header), _row(["---"] * len(header)), *map(_row, rows)]
 
 
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+    return "| " + " | ".join(map(cell, cells)) + " |"
 
 
-def _cell(text: str) -> str:
+def cell(text: str) -> str:
     """Return `text` without what Markdown or HTML would act on."""
     text = clean_text(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
     # An underscore between letters is no emphasis.

@@ -6,9 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from torch import nn
 
+import flopprof
 from flopprof.cli import main
-from flopprof.report.diff import compared, compared_text
+from flopprof.report.diff import compared
+from flopprof.report.difftext import compared_markdown, compared_text
 from tests.builders import make_run
 
 
@@ -98,3 +102,70 @@ def test_a_site_without_calls_in_both_runs_is_the_same():
 
     assert site["change"] == "same"
     assert site["calls"] == [0, 0]
+
+
+def layers(last=4, dtype=torch.float32):
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, last)).to(dtype)
+
+
+def test_a_widened_layer_is_exactly_what_changed():
+    runs = [flopprof.count_flops(layers(last), (2, 6)).run for last in (4, 8)]
+
+    found = compared(*runs)
+
+    # 2·5·4 multiply-adds × 2 = 80, and 2·4 biases: 88; twice as wide, twice as many.
+    changed = [(m["module_path"], m["flops"]) for m in found["modules"] if m["change"] != "same"]
+    assert changed == [("2", [88.0, 176.0])]
+    assert [m["module_path"] for m in found["modules"]].count("") == 1
+    assert found["conditions"] == []
+    assert [op["change"] for op in found["ops"] if op["op"] == "aten::linear"] == ["changed"]
+
+
+def test_the_element_type_is_the_first_condition_that_differs(capsys, tmp_path):
+    dtypes = (torch.float32, torch.bfloat16)
+    folders = []
+    for name, dtype in zip("ab", dtypes, strict=True):
+        run = flopprof.count_flops(layers(dtype=dtype), torch.zeros(2, 6, dtype=dtype)).run
+        folders.append(str(run.save(tmp_path / name)))
+
+    assert main(["diff", *folders, "--fail-flops", "0"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == ["conditions that differ:", "  dtype         float32 → bfloat16"]
+    assert "modules: 4 same, 0 changed, 0 added, 0 removed" in lines
+
+
+def test_conditions_are_those_of_the_provenance():
+    before = make_run(BEFORE, dtype="float32", train=False, torch="2.10.0", input="1x3")
+    device = {"name": "a CPU", "kind": "cpu", "threads": 4}
+    after = make_run(
+        BEFORE, train=True, torch="2.11.0", input="2x3", device=device, autocast="bf16"
+    )
+
+    found = compared(before, after)["conditions"]
+
+    assert [(one["name"], one["before"], one["after"]) for one in found] == [
+        ("autocast", None, "bf16"),
+        ("train", False, True),
+        ("input", "1x3", "2x3"),
+        ("threads", 2, 4),
+        ("torch", "2.10.0", "2.11.0"),
+    ]
+
+
+def test_a_module_that_only_one_run_has_is_added_or_removed():
+    found = compared(make_run(BEFORE), make_run([*BEFORE, row("aten::mm", "c", 7.0, 1.0)]))
+
+    changes = {module["module_path"]: module["change"] for module in found["modules"]}
+    assert changes == {"a": "same", "b": "same", "c": "added"}
+    assert found["ops"][0]["calls"] == [2.0, 3.0]
+
+
+def test_names_become_no_markup():
+    sites = [row("aten::mm", "<img src=x>|`a`", 1.0, 1.0)]
+
+    text = compared_markdown(compared(make_run([]), make_run(sites)), ("a|b", "*c*"))
+
+    assert "<img" not in text
+    assert "### flopprof: a\\|b → \\*c\\*" in text
+    assert "added" in text
