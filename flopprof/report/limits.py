@@ -6,9 +6,7 @@ from typing import NamedTuple
 
 from flopprof.errors import UsageError
 from flopprof.judge.verdicts import VERDICTS
-from flopprof.provenance import CallProvenance
-from flopprof.registry import import_all
-from flopprof.report.answer import JSON_BLOCKS
+from flopprof.report.memory import memory
 from flopprof.report.noise import timed_of
 from flopprof.run import Run
 from flopprof.units import UNKNOWN, clean_text, duration, percent, si
@@ -150,7 +148,7 @@ def _measured_rules(run: Run, limits: Limits) -> list[Rule]:
         value = peak_memory_bytes(run)
         name = f"--max-memory {si(limits.max_memory_bytes, 'B')}"
         said = f"a call needs {si(value, 'B')} at its peak"
-        missing = "the peak of memory is not known"
+        missing = "the peak of memory is not known: flopprof run and count tell it"
         rules.append(_measured(name, value, value <= limits.max_memory_bytes, (said, missing)))
     if not limits.allow_unknown:
         return rules
@@ -172,14 +170,8 @@ def _allowed(rule: Rule) -> Rule:
 
 def peak_memory_bytes(run: Run) -> float:
     """Return the most memory that a call needs at one time; NaN where it is not known."""
-    import_all("flopprof.report")
-    block = JSON_BLOCKS.get("memory")
-    needed = block(run) if block else None
-    if needed is not None and needed.peak_bytes > 0:
-        return float(needed.peak_bytes)
-    provenance = run.provenance
-    telemetry = provenance.telemetry if isinstance(provenance, CallProvenance) else None
-    return telemetry.peak_memory_bytes if telemetry else math.nan
+    needed = memory(run)
+    return math.nan if needed is None else needed.peak_bytes
 
 
 def _too_much(name: str, run: Run, limits: Limits) -> str:
