@@ -2,8 +2,12 @@
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flopprof.cli import Handler, clean_lines, command, print_json
+
+if TYPE_CHECKING:
+    from flopprof.report.limits import Limits
 
 _VERDICTS = "one of those of the report: disagrees, unknown, hidden, …"
 
@@ -30,15 +34,7 @@ def check(parser: ArgumentParser) -> Handler:
         metavar="N",
         help="most GFLOPs of the run; those that are unknown count with their bound",
     )
-    parser.add_argument(
-        "--max-ms", type=float, metavar="N", help="longest median time of a call, in ms"
-    )
-    parser.add_argument(
-        "--min-mfu", metavar="FRAC", help="least model FLOPs utilisation: 0.4, or 40%%"
-    )
-    parser.add_argument(
-        "--max-memory", metavar="BYTES", help="most memory of a call at one time, such as 500M"
-    )
+    _add_measured(parser)
     parser.add_argument(
         "--allow-unknown",
         action="store_true",
@@ -48,45 +44,62 @@ def check(parser: ArgumentParser) -> Handler:
         "--no-verdict", action="append", default=[], metavar="V", help=f"repeatable; {_VERDICTS}"
     )
     parser.add_argument("--junit", metavar="FILE", help="write the outcome as JUnit XML, too")
+    return _handle
 
-    def handle(args: Namespace) -> int:
-        from flopprof.files import write_atomically
-        from flopprof.model.trusted import parse_bytes
-        from flopprof.report.limits import (
-            Limits,
-            judge_limits,
-            junit,
-            note_on_unknown,
-            notes_on,
-            share_of,
-        )
-        from flopprof.run import SCHEMA_VERSION, Run, to_json
 
-        limits = Limits(
-            min_coverage_frac=args.min_coverage,
-            max_unknown_frac=args.max_unknown_frac,
-            max_gflops=args.max_gflops,
-            max_ms=args.max_ms,
-            min_mfu_frac=share_of("--min-mfu", args.min_mfu),
-            max_memory_bytes=parse_bytes(args.max_memory) if args.max_memory else None,
-            allow_unknown=args.allow_unknown,
-            no_verdicts=tuple(args.no_verdict),
-        )
-        run = Run.load(args.run)
-        rules = judge_limits(run, limits)
-        broken = [rule.broken for rule in rules if rule.broken]
-        if args.junit:
-            write_atomically(Path(args.junit), junit(args.run, rules))
-        if args.json:
-            rows = [rule._asdict() | {"holds": not rule.broken} for rule in rules]
-            outcome = {"run": args.run, "holds": not broken, "rules": rows}
-            print_json(to_json({"schema_version": SCHEMA_VERSION, **outcome}))
-        elif broken:
-            print("\n".join(broken))
-        else:
-            held = "1 rule holds" if len(rules) == 1 else f"{len(rules)} rules hold"
-            notes = note_on_unknown(run, limits) + notes_on(rules)
-            print(clean_lines(f"{args.run}: {held}{notes}"))
-        return 1 if broken else 0
+def _add_measured(parser: ArgumentParser) -> None:
+    """Add the limits on what was measured."""
+    parser.add_argument(
+        "--max-ms", type=float, metavar="N", help="longest median time of a call, in ms"
+    )
+    parser.add_argument(
+        "--min-mfu", metavar="FRAC", help="least model FLOPs utilisation: 0.4, or 40%%"
+    )
+    parser.add_argument(
+        "--max-memory", metavar="BYTES", help="most memory of a call at one time, such as 500M"
+    )
 
-    return handle
+
+def _handle(args: Namespace) -> int:
+    from flopprof.files import write_atomically
+    from flopprof.report.limits import judge_limits, junit, note_on_unknown, notes_on
+    from flopprof.run import SCHEMA_VERSION, Run, to_json
+
+    limits = _limits(args)
+    run = Run.load(args.run)
+    rules = judge_limits(run, limits)
+    broken = [rule.broken for rule in rules if rule.broken]
+    if args.junit:
+        write_atomically(Path(args.junit), junit(args.run, rules))
+    if args.json:
+        rows = [rule._asdict() | {"holds": not rule.broken} for rule in rules]
+        outcome = {"run": args.run, "holds": not broken, "rules": rows}
+        print_json(to_json({"schema_version": SCHEMA_VERSION, **outcome}))
+    elif broken:
+        print("\n".join(broken))
+    else:
+        held = "1 rule holds" if len(rules) == 1 else f"{len(rules)} rules hold"
+        notes = note_on_unknown(run, limits) + notes_on(rules)
+        print(clean_lines(f"{args.run}: {held}{notes}"))
+    return 1 if broken else 0
+
+
+def _limits(args: Namespace) -> "Limits":
+    """Return the limits that the arguments say.
+
+    Raises:
+        UsageError: One of them is none.
+    """
+    from flopprof.model.trusted import parse_bytes
+    from flopprof.report.limits import Limits, share_of
+
+    return Limits(
+        min_coverage_frac=args.min_coverage,
+        max_unknown_frac=args.max_unknown_frac,
+        max_gflops=args.max_gflops,
+        max_ms=args.max_ms,
+        min_mfu_frac=share_of("--min-mfu", args.min_mfu),
+        max_memory_bytes=parse_bytes(args.max_memory) if args.max_memory else None,
+        allow_unknown=args.allow_unknown,
+        no_verdicts=tuple(args.no_verdict),
+    )
