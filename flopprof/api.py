@@ -64,6 +64,7 @@ from flopprof.trace.ranks import (
 from flopprof.trace.read import Trace, read_trace
 from flopprof.trace.remote import base_name, named_traces
 from flopprof.trace.replay import join_capture
+from flopprof.trace.window import Window, WindowOptions
 from flopprof.trace.workers import Workers
 from flopprof.units import file_text
 
@@ -426,10 +427,10 @@ def analyse_traces(
     *,
     gpu: str | None = None,
     ceilings: str | Path | None = None,
-    skip_steps: int = 0,
     capture: str | Path | None = None,
     workers: int | Workers = 1,
     progress: Progress = silent,
+    **window: Unpack[WindowOptions],
 ) -> Run:
     """Return the `Run` of one trace, or of several ranks' traces of one job together.
 
@@ -441,22 +442,25 @@ def analyse_traces(
             knows (`s3://…`), or patterns (`ranks/*.json.gz`).
         gpu: Name of the GPU whose ceilings count, in place of the one that the trace names.
         ceilings: A ceilings file, whose entries go before the tables'.
-        skip_steps: How many profiler steps to leave out from the start.
         capture: The trace of the capture of graphs that are replayed here: their kernels get its
             ops, by order and name.
         workers: How many processes read ranks; or `Workers(dask=ADDRESS)`, a Dask cluster's.
             Formulas of files go there too, those that this process registered itself do not.
         progress: Called with the name of each stage as it begins.
+        window: `skip_steps`, how many profiler steps to leave out from the start; `steps`, only
+            those of these numbers, the last left out ("3:8" is 3 to 7); `from_s` and `to_s`, only
+            calls that begin between these seconds from the trace's first op.
 
     Raises:
-        UsageError: No such file, GPU or step.
+        UsageError: No such file, GPU or step, or nothing lies in the window.
         LoadError: No file is a trace that can be read.
     """
     from flopprof.ceilings import ceilings_of_trace
 
     files = named_traces([paths] if isinstance(paths, str | Path) else paths)
     replayed = None if capture is None else _joined_to(capture, progress)
-    task = partial(read_rank, skip_steps=skip_steps, formulas=loaded_files(), replayed=replayed)
+    part = Window(**window)
+    task = partial(read_rank, window=part, formulas=loaded_files(), replayed=replayed)
     job = read_job(files, task, workers, progress)
     name = base_name(files[0]).removesuffix(".gz").removesuffix(".json")
     progress("reconciling")

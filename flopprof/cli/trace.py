@@ -18,6 +18,7 @@ def trace(parser: ArgumentParser) -> Handler:
     Several files are ranks of one job; they may lie in object storage: s3://bucket/ranks/*.json.gz
     example: flopprof trace trace.json.gz -o trace.flopprof
     example: flopprof trace 'ranks/*.json.gz' --workers 8
+    example: flopprof trace trace.json.gz --steps 3:8
     """
     from flopprof.cli.options import add_view_arguments
 
@@ -47,6 +48,9 @@ def trace(parser: ArgumentParser) -> Handler:
                     gpu=args.gpu,
                     ceilings=args.ceilings,
                     skip_steps=args.skip_steps,
+                    steps=args.steps,
+                    from_s=args.from_s,
+                    to_s=args.to_s,
                     capture=args.capture,
                     workers=_workers(args),
                     progress=progress,
@@ -80,6 +84,19 @@ def _add_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--formulas", metavar="FILE.py", help="file with formulas of your own")
     parser.add_argument(
         "--skip-steps", type=int, default=0, metavar="N", help="leave out the first N steps"
+    )
+    parser.add_argument(
+        "--steps", metavar="A:B", help="only the profiler's steps A to B-1: 3:8, 3:, :8, or 3 alone"
+    )
+    parser.add_argument(
+        "--from",
+        dest="from_s",
+        type=float,
+        metavar="SECONDS",
+        help="only calls that begin so long after the trace's first",
+    )
+    parser.add_argument(
+        "--to", dest="to_s", type=float, metavar="SECONDS", help="only calls that begin before this"
     )
     who = parser.add_mutually_exclusive_group()
     who.add_argument(
@@ -117,8 +134,6 @@ def _workers(args: Namespace) -> "Workers":
 def _refuse_nonsense(args: Namespace) -> None:
     from flopprof.errors import UsageError
 
-    if args.skip_steps < 0:
-        raise UsageError(f"--skip-steps is {args.skip_steps}", remedy="give 0 or more")
     if args.annotate and len(args.files) > 1:
         raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
 

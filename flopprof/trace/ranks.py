@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.devices.categories import device_kind
-from flopprof.errors import LoadError, UsageError
+from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
 from flopprof.formulas.external import load_formulas
 from flopprof.provenance import DeviceFacts, Rank, Step, TraceFacts
@@ -21,6 +21,7 @@ from flopprof.tables import KERNELS, OPS
 from flopprof.trace.read import Trace, read_trace
 from flopprof.trace.remote import base_name, local_copy
 from flopprof.trace.tree import busy_until
+from flopprof.trace.window import Window
 from flopprof.trace.workers import Task, Workers, read_all
 from flopprof.units import file_text
 
@@ -55,20 +56,20 @@ class Job:
 def read_rank(
     file: str | Path,
     *,
-    skip_steps: int,
+    window: Window,
     formulas: Sequence[str],
     replayed: Callable[[Trace], Trace] | None,
 ) -> Trace:
-    """Return the trace of one rank, less the steps to skip; done anywhere.
+    """Return the trace of one rank, or the part of it that counts; done anywhere.
 
     Args:
         file: A trace file, or the address of one.
-        skip_steps: How many profiler steps to leave out from the start.
+        window: Which part of it counts.
         formulas: Files with the user's formulas.
         replayed: Gives the kernels of a replay the ops of their capture.
 
     Raises:
-        UsageError: There is no such file, or not that many steps.
+        UsageError: There is no such file, or nothing of it lies in the window.
         LoadError: It is no trace, or damaged.
     """
     for one in formulas:
@@ -77,7 +78,7 @@ def read_rank(
         trace = read_trace(path)
         if replayed is not None:
             trace = replayed(trace)
-        return _without_steps(path, trace, skip_steps) if skip_steps else trace
+        return trace if window.is_whole else window.cut(path, trace)
 
 
 def read_job(
@@ -92,7 +93,7 @@ def read_job(
         progress: Called with the name of each file as it is read.
 
     Raises:
-        UsageError: There is no such file, or not that many steps.
+        UsageError: There is no such file, or nothing of it lies in the window.
         LoadError: None of the files is a trace that can be read.
     """
     if isinstance(workers, int):
@@ -232,32 +233,6 @@ def _steps(trace: Trace) -> list[dict[str, Any]]:
     steps["step"] = steps["step"].str.removeprefix("ProfilerStep#")
     steps["flops"] = steps["matmul_flops"] + steps.pop("vector_flops")
     return [{str(name): value for name, value in row.items()} for row in steps.to_dict("records")]
-
-
-def _without_steps(file: Path, trace: Trace, skipped: int) -> Trace:
-    """Return the trace from the step behind the first `skipped` ones; op ids count anew."""
-    steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
-    if len(steps) <= skipped:
-        raise UsageError(
-            f"{file_text(file)} holds {len(steps)} profiler steps; leaving out {skipped} "
-            "leaves none",
-            remedy="give a smaller --skip-steps",
-        )
-    begin = steps[skipped][1]
-    ops = trace.ops
-    kernels = trace.kernels
-    kept = (ops["start_us"] >= begin).to_numpy()
-    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last is for -1
-    ops = ops[kept]
-    linked = number[kernels["op_id"]]
-    stays = (linked >= 0) | ((kernels["op_id"] == -1) & (kernels["start_us"] >= begin))
-    ops = ops.assign(op_id=number[ops["op_id"]], parent_op_id=number[ops["parent_op_id"]])
-    kernels = kernels.assign(op_id=linked)[stays].reset_index(drop=True)
-    gaps = trace.gaps[trace.gaps["start_us"] >= begin]
-    info = {**trace.info, "steps": steps[skipped:]}
-    info["span_us"] -= begin
-    ops = OPS.check(ops.reset_index(drop=True))
-    return Trace(ops, gaps, kernels, trace.module_types, trace.devices, info)
 
 
 def _doubts(file: str | Path, trace: Trace) -> list[str]:
