@@ -25,7 +25,7 @@ from flopprof.capture.describe import (
     now,
     what_is_missing,
 )
-from flopprof.capture.foreign import foreign_modules, foreign_work
+from flopprof.capture.foreign import foreign_work
 from flopprof.capture.graph import count_graph, is_graph
 from flopprof.capture.passes import count_and_trace
 from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
@@ -223,7 +223,7 @@ def _counted(subject: Subject, settings: Settings) -> Run:
         where = home(subject.model)[0]
         inputs = subject.inputs.to("meta") if where == "meta" else subject.inputs
         traced = count_and_trace(subject.model, inputs, training)
-    trace, module_calls = traced
+    trace, module_calls, foreign = traced
     missing = what_is_missing(subject.origin, subject.model, module_calls, is_count=True)
     doubts += warned("model", missing)
     provenance = CountProvenance(
@@ -239,7 +239,6 @@ def _counted(subject: Subject, settings: Settings) -> Run:
         environment=describe_environment(),
         memory=_memory(subject, settings),
     )
-    foreign = foreign_modules(subject.model)
     doubts += warned("foreign", foreign_work(foreign))
     doubts += warned("trace", trace.info["warnings"])
     witnesses = Witnesses(module_calls, [as_call(trace, foreign)])
@@ -257,7 +256,7 @@ def _memory(subject: Subject, settings: Settings) -> Memory | None:
 
 def _count_on_meta(
     subject: Subject, training: "Training | None"
-) -> "tuple[Trace, pd.DataFrame] | FlopprofError | None":
+) -> "tuple[Trace, pd.DataFrame, dict[str, str]] | FlopprofError | None":
     """Return what a copy of the model did on the meta device, or why it could not run there.
 
     None is for what is there already, or what shapes do not tell: nested and sparse inputs (how
@@ -370,8 +369,7 @@ def run_profile(
         compiled=watched.compiled[0] if watched.compiled else None,
         memory=_memory(subject, settings),
     )
-    foreign = foreign_modules(subject.model)
-    traced = [as_call(trace, foreign) for trace in (watched.trace, *watched.others)]
+    traced = [as_call(trace, watched.foreign) for trace in (watched.trace, *watched.others)]
     witnesses = Witnesses(watched.module_calls, traced)
     doubts = _doubts_of_profile(subject, watched, ceilings)
     return assemble(

@@ -35,7 +35,15 @@ def functions_of(module: "nn.Module") -> list[FunctionType]:
         for _, value in used_by(function, kind):
             if isinstance(value, FunctionType) and value.__module__ == function.__module__:
                 todo.append(value)
+        if "super" in function.__code__.co_names:
+            todo += _inherited(kind, function.__code__.co_names)
     return list(functions.values())
+
+
+def _inherited(kind: type, names: Iterable[str]) -> list[Any]:
+    """Return what a class's own bases have by these names: what `super()` may call."""
+    bases = [base for base in kind.__mro__ if not base.__module__.startswith(LIBRARIES)]
+    return [vars(base)[name] for base in bases for name in names if name in vars(base)]
 
 
 def used_by(function: FunctionType, kind: type) -> Iterator[tuple[str, Any]]:
@@ -52,10 +60,16 @@ def used_by(function: FunctionType, kind: type) -> Iterator[tuple[str, Any]]:
 
 def _names_in(code: CodeType) -> Iterator[str]:
     """Yield the names that code refers to, and those of the functions and loops inside it."""
-    yield from code.co_names
+    for inner in codes_in(code):
+        yield from inner.co_names
+
+
+def codes_in(code: CodeType) -> Iterator[CodeType]:
+    """Yield code, and that of the functions and loops inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _names_in(constant)
+            yield from codes_in(constant)
 
 
 def _held_in(cell: CellType) -> Any:

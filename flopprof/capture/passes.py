@@ -26,10 +26,15 @@ DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 
 def count_and_trace(
     model: "nn.Module", inputs: Inputs, training: Training | None
-) -> tuple["Trace", pd.DataFrame]:
-    """Call the model once, on the device where it is, and return its trace and its module calls."""
+) -> tuple["Trace", pd.DataFrame, dict[str, str]]:
+    """Call the model once, on the device where it is.
+
+    Returns:
+        Its trace, its module calls, and the modules that compute past PyTorch.
+    """
     import torch
 
+    from flopprof.capture.foreign import CallsSeen, foreign_modules
     from flopprof.capture.meta import ShapesOnce
     from flopprof.capture.modules import count_modules
     from flopprof.capture.record import Recording, record_trace
@@ -52,14 +57,17 @@ def count_and_trace(
         device = find_device("cpu")  # the meta device records as host ops
         # Nothing is timed, so one call serves both witnesses.
         recordings: list[Recording] = []
-        module_calls = count_modules(
-            model,
-            lambda: recordings.append(
-                record_trace(model, call, path, device=device, attempts=1, timed=False)
-            ),
-        )
+        seen = CallsSeen(model)
+
+        def record() -> None:
+            with seen:
+                recordings.append(
+                    record_trace(model, call, path, device=device, attempts=1, timed=False)
+                )
+
+        module_calls = count_modules(model, record)
         trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
-    return trace, module_calls
+    return trace, module_calls, foreign_modules(model, seen)
 
 
 def observer_effect(

@@ -57,6 +57,7 @@ class Watched:
         device: What the device said of itself before.
         telemetry: What it said while the bare calls ran.
         observer: What measuring changed.
+        foreign: Module path → which package it computes with, past PyTorch.
         compiled: What torch.compile made of the model, and its wall times in µs.
         doubts: What makes figures doubtful.
     """
@@ -70,6 +71,7 @@ class Watched:
     device: dict[str, Any]
     telemetry: dict[str, Any]
     observer: Observer
+    foreign: dict[str, str]
     compiled: tuple[Compiled, Spread] | None = None
     doubts: list[Warned] = field(default_factory=list)
 
@@ -142,6 +144,7 @@ def _eager_passes(
     """Time, trace and count the call of a model, which is not compiled."""
     import torch
 
+    from flopprof.capture.foreign import CallsSeen, foreign_modules
     from flopprof.capture.modules import count_modules
     from flopprof.capture.record import LEAST_TO_CONFIRM, record_traces, time_calls
 
@@ -154,7 +157,9 @@ def _eager_passes(
     progress("tracing")
     recordings = record_traces(model, call, folder, device=device, traces=settings.traces)
     progress("counting")
-    module_calls = count_modules(model, call)
+    seen = CallsSeen(model)
+    with seen:
+        module_calls = count_modules(model, call)
     observer, doubts = observer_effect(recordings[0], times_us, call, device, described)
     progress(f"reading {len(recordings)} traces")
     trace, *others = read_traces(recordings)
@@ -175,6 +180,7 @@ def _eager_passes(
         described,
         telemetry,
         observer,
+        foreign_modules(model, seen),
         doubts=doubts,
     )
 

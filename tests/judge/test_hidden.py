@@ -1,6 +1,8 @@
 """Bounds of what runs past PyTorch."""
 
 import math
+import sys
+import threading
 from typing import Any
 
 import numpy as np
@@ -138,3 +140,80 @@ def test_a_short_stretch_of_numpy_is_hidden_work_and_bounded():
     assert site["time_us"] > 0
     assert run.totals.coverage_frac < 1
     assert math.isnan(run.totals.flops_at_most)  # no ceiling
+
+
+MATRIX = np.ones((4, 4))
+
+
+class Sizes(nn.Module):
+    """Uses numpy for a size, and in what a call does not reach."""
+
+    def forward(self, x, profiled=False):
+        if profiled:
+            return self.measured(x)
+        return x * (1 / np.sqrt(np.prod(x.shape[1:])))
+
+    def measured(self, x):
+        return torch.from_numpy(multiplied(x.numpy()))
+
+
+class Reached(Sizes):
+    def forward(self, x, profiled=True):
+        return super().forward(x, profiled)
+
+
+class HandsOver(nn.Module):
+    def forward(self, x):
+        return x * float(np.prod(tuple(x)))
+
+
+class Local(nn.Module):
+    def forward(self, x):
+        import numpy
+
+        return x * float((numpy.ones(4) * 2).sum())
+
+
+class OfAGlobal(nn.Module):
+    def forward(self, x):
+        return x * float((MATRIX @ MATRIX).sum())
+
+
+class Imported(nn.Module):
+    exponential = staticmethod(np.exp)
+
+    def forward(self, x):
+        return x * self.exponential(2.0)
+
+
+class InAThread(nn.Module):
+    def forward(self, x):
+        thread = threading.Thread(target=self.multiply)
+        thread.start()
+        thread.join()
+        return x
+
+    def multiply(self):
+        np.ones((4, 4)) @ np.ones((4, 4))
+
+
+@pytest.mark.parametrize(
+    "kind", [Reached, HandsOver, Local, OfAGlobal, Imported, InAThread], ids=lambda k: k.__name__
+)
+def test_numpy_that_a_call_reaches_computes_past_every_count(kind):
+    count = flopprof.count_flops(nn.Sequential(kind(), nn.Linear(4, 4)), (torch.ones(4, 4),))
+
+    assert set(count.run.sites.query("op == '(gap)'")["module_path"]) == {"0"}
+    assert math.isnan(count.flops_at_most)
+
+
+def test_numpy_for_sizes_or_in_what_is_not_reached_leaves_a_count_exact():
+    model = nn.Sequential(Sizes(), nn.Linear(4, 4))
+    count = flopprof.count_flops(model, (torch.ones(4, 4),))
+    run = flopprof.profile(model, (torch.ones(4, 4),), repeats=1, warmup=1, ceilings=False)
+
+    # 16 products with the factor; the layer's 4·4·4 multiply-adds × 2 and 16 biases.
+    assert (count.flops, count.flops_at_most) == (160, 160)
+    assert not count.run.provenance.warning_texts
+    assert "foreign_gaps" not in set(run.sites["reason_code"])
+    assert sys.getprofile() is None
