@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flopprof.run import Count, Run
     from flopprof.sweeps.measure import sweep
     from flopprof.sweeps.result import Sweep
+    from flopprof.testing import assert_flops
 
 _HOMES = {
     "Count": "flopprof.run",
@@ -31,6 +32,7 @@ _HOMES = {
     "Sweep": "flopprof.sweeps.result",
     "Training": "flopprof.capture.training",
     "analyse_traces": "flopprof.api",
+    "assert_flops": "flopprof.testing",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
     "join_counters": "flopprof.executed.attach",
@@ -51,6 +53,7 @@ __all__ = [
     "Sweep",
     "Training",
     "analyse_traces",
+    "assert_flops",
     "calculate_flops_for_size",
     "count_flops",
     "join_counters",

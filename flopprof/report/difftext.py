@@ -29,7 +29,7 @@ _KINDS = ("same", "changed", "added", "removed")
 _NOTABLE = (noise.SLOWER, noise.FASTER)
 _FORMS: dict[str, Callable[[float], str]] = {"wall_us": duration, "coverage_frac": percent}
 _OF_TIME = ("samples_per_s", "tokens_per_s", "achieved_bytes_per_s")
-_SHARES_OF_TIME = ("mfu_frac", "hfu_frac", "mbu_frac", "overhead_frac")
+_SHARES_OF_TIME = ("mfu_frac", "hfu_frac", "mbu_frac")
 _BLOCKS = ("modules", "ops", "sites")
 
 
@@ -107,11 +107,20 @@ def figure_rows(comparison: dict[str, Any]) -> list[tuple[str, list[str], str]]:
         if all(value is None or math.isnan(value) for value in pair):
             continue
         told = _ratio(*pair)
-        is_of_time = name in _OF_TIME or name in _SHARES_OF_TIME
-        if is_of_time and significance == noise.NOISE:
+        if significance == noise.NOISE and _follows_time(name, pair, comparison["time"]):
             told = _with_word(told, significance)
         rows.append((name, [_figure(name, value) for value in pair], told))
     return rows
+
+
+def _follows_time(name: str, pair: list[float], time: dict[str, Any]) -> bool:
+    """Return whether a figure changed as the time did, and for no other reason."""
+    if name == "overhead_frac":
+        return True
+    growth = time["change_frac"]
+    before, after = pair
+    is_of_time = name in (*_OF_TIME, *_SHARES_OF_TIME)
+    return is_of_time and before > 0 and math.isclose(after / before * (1 + growth), 1)
 
 
 def _figure(name: str, value: float) -> str:

@@ -128,12 +128,27 @@ def grown_modules(modules: list[dict[str, Any]]) -> str:
     grown.sort(key=lambda pair: -pair[0])
     parts = []
     for amount, module in grown[:NAMED]:
-        path = shorten_path(clean_text(module["module_path"] or "(model)"), _PATH_COLUMNS)
         added = ", added" if module["change"] == "added" else ""
-        parts.append(f"{path} +{int(amount):,} FLOPs{added}")
+        parts.append(f"{_path(module['module_path'])} +{int(amount):,} FLOPs{added}")
     if len(grown) > NAMED:
         parts.append(f"and {len(grown) - NAMED} more")
     return f"; grown: {', '.join(parts)}" if parts else ""
+
+
+def largest_modules(flops: dict[str, int], count: int) -> str:
+    """Return "; largest: layer1 1,280 FLOPs, …": where there is nothing to compare with.
+
+    Args:
+        flops: Own FLOPs of each module, by its path.
+        count: How many to name.
+    """
+    ordered = sorted(flops.items(), key=lambda pair: -pair[1])[:count]
+    parts = [f"{_path(path)} {own:,} FLOPs" for path, own in ordered if own > 0]
+    return f"; largest: {', '.join(parts)}" if parts else ""
+
+
+def _path(path: str) -> str:
+    return shorten_path(clean_text(path or "(model)"), _PATH_COLUMNS)
 
 
 def signed(growth: float) -> str:

@@ -12,7 +12,7 @@ from torch import nn
 import flopprof
 from flopprof.cli import main
 from flopprof.report.diff import compared
-from flopprof.report.difftext import compared_markdown, compared_text
+from flopprof.report.difftext import compared_markdown, compared_text, figure_rows
 from tests.builders import make_run
 
 
@@ -169,3 +169,20 @@ def test_names_become_no_markup():
     assert "<img" not in text
     assert "### flopprof: a\\|b → \\*c\\*" in text
     assert "added" in text
+
+
+def test_a_rate_is_noise_where_only_the_time_changed():
+    wall = {"wall_us": {"median": 50.0, "p5": 40.0, "p95": 60.0}, "repeats": 100, "samples": 4}
+    later = wall | {"wall_us": {"median": 55.0, "p5": 45.0, "p95": 65.0}}
+    moved = {"min_bytes": 400.0}
+    before = make_run([BEFORE[0] | moved], **wall)
+    same_bytes = make_run([BEFORE[0] | moved], **later)
+    half_bytes = make_run([BEFORE[0] | {"min_bytes": 200.0}], **later)
+
+    def told(after):
+        rows = figure_rows(compared(before, after))
+        return {name: change for name, _, change in rows}["achieved_bytes_per_s"]
+
+    # 400 B in 50 µs are 8 MB/s, in 55 µs 7.27: 9.1 % less; 200 B in 55 µs 3.64: × 0.455.
+    assert told(same_bytes) == "−9.1 % (noise)"
+    assert told(half_bytes) == "× 0.455"
