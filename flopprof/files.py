@@ -28,6 +28,12 @@ _REMEDIES = {
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def cache_folder() -> Path:
+    """Return where what can be made again is kept for this user; it need not be there."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    return Path(folder) / "flopprof"
+
+
 def real_path(path: str | Path) -> Path:
     """Return where `path` leads once links are followed; it need not be there.
 

@@ -88,7 +88,7 @@ class ShapesOnce(TorchDispatchMode):
             return True
         try:
             formula = OP_FORMULAS.require(func._schema.name)
-            is_known = formula(_recorded(func, args, kwargs)) is not None
+            is_known = formula(recorded_call(func, args, kwargs)) is not None
         except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError):
             is_known = False  # as the trace's reader takes it
         if key is not None:
@@ -129,7 +129,7 @@ def _traits(func: OpOverload) -> _Traits:
     )
 
 
-def _recorded(func: OpOverload, args: _Shape, kwargs: dict[str, Any]) -> OpCall:
+def recorded_call(func: OpOverload, args: _Shape, kwargs: dict[str, Any]) -> OpCall:
     """Return the call as the profiler would record it."""
     arguments_in_order = []
     for index, argument in enumerate(func._schema.arguments):

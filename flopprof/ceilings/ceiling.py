@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from flopprof.errors import LoadError, UsageError
-from flopprof.files import write_atomically
+from flopprof.files import cache_folder, write_atomically
 from flopprof.tables import ROOFLINES
 
 VERSION = 1
@@ -190,5 +189,4 @@ def _entry(part: str, values: dict[str, Any]) -> Ceiling:
 def cache_path(device: dict[str, Any], torch_version: str) -> Path:
     """Return where measurements of this device, as it describes itself, and torch are kept."""
     facts = json.dumps([device, torch_version], sort_keys=True).encode()
-    folder = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    return Path(folder) / "flopprof" / f"ceilings-{hashlib.sha256(facts).hexdigest()[:12]}.json"
+    return cache_folder() / f"ceilings-{hashlib.sha256(facts).hexdigest()[:12]}.json"

@@ -8,10 +8,12 @@ from flopprof.cli import Handler, Progress, command, print_json
 from flopprof.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flopprof.run import Run
     from flopprof.settings import Progress as Told
+    from flopprof.settings import Settings
+    from flopprof.stepped import SteppedOp
 
 
 @command("verify")
@@ -20,6 +22,7 @@ def verify(parser: ArgumentParser) -> Handler:
 
     example: flopprof verify resnet18.flopprof --counters counters.csv -o verified.flopprof
              flopprof verify torchvision:resnet18 --device cuda
+             flopprof verify aten::mm aten::conv2d --device cpu
     """
     from flopprof.cli.options import add_measuring_arguments, add_model_arguments
 
@@ -28,7 +31,8 @@ def verify(parser: ArgumentParser) -> Handler:
         nargs="*",
         metavar="WHAT",
         help="with --counters: a folder written by flopprof run or trace, or a trace, or nothing; "
-        "else a model, to run under counters: MODEL as for flopprof run",
+        "else a model, to run under counters: MODEL as for flopprof run; with --device cpu a "
+        "model or ops, such as aten::mm, to step through one thread",
     )
     parser.add_argument(
         "--counters",
@@ -37,7 +41,18 @@ def verify(parser: ArgumentParser) -> Handler:
         help="hardware counters: CSV of Nsight Compute, .ncu-rep, rocprofv3, rocprof-compute",
     )
     parser.add_argument("-o", "--output", metavar="DIR", help="write the run with its counters")
-    parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
+    parser.add_argument(
+        "--force",
+        action="store_true",
+        help="replace DIR even if it is no run; step what takes more than a minute",
+    )
+    parser.add_argument(
+        "--shapes",
+        action="append",
+        metavar="ARGUMENTS",
+        help="of ops: their arguments in order, such as 32x32,32x32 or "
+        "1x16x8x8,16x16x3x3,None,[2,2]; again for other ones (default: small ones of ours)",
+    )
     parser.add_argument(
         "--annotate", metavar="OUT", help="of a trace: write it again, with what was executed in it"
     )
@@ -55,6 +70,8 @@ def run(args: Namespace) -> int:
         raise UsageError(
             "nothing to verify was named", remedy="flopprof verify RUN --counters FILE; see --help"
         )
+    if any("::" in name for name in args.what):
+        return _step_ops(args)
     return _measure(args)
 
 
@@ -84,10 +101,13 @@ def _measure(args: Namespace) -> int:
 
         make_ranged_call(args.model, settings, args.ranges)
         return 0
+    if args.device == "cpu":
+        return _step_model(args, settings)
     if not str(args.device).startswith("cuda") and not _is_gpu(args.device):
         raise UsageError(
             f"nothing here counts what {args.device} executes",
-            remedy="--device cuda, or join counters of elsewhere: --counters FILE",
+            remedy="--device cpu steps through one thread; --device cuda; or join counters of "
+            "elsewhere: --counters FILE",
         )
     from flopprof.verified import verify_under_ncu
 
@@ -98,6 +118,64 @@ def _measure(args: Namespace) -> int:
             sources=[args.model],
             progress=progress,
         )
+
+
+def _step_ops(args: Namespace) -> int:
+    """Step ops through one thread of the CPU."""
+    from flopprof.stepped import step_ops
+
+    models = [name for name in args.what if "::" not in name]
+    if models:
+        raise UsageError(f"{models[0]} is no op like the others", remedy="name ops, or one model")
+    if args.device not in ("cpu", "auto"):
+        raise UsageError(f"ops are stepped on a CPU, not on {args.device}", remedy="--device cpu")
+    _refuse_what_is_not_stepped(args)
+    if args.formulas:
+        from flopprof.formulas.external import load_formulas
+
+        load_formulas(args.formulas)
+    with Progress() as progress:
+        rows = step_ops(
+            args.what,
+            shapes=args.shapes or (),
+            dtype=args.dtype,
+            force=args.force,
+            progress=progress,
+        )
+        progress("done")
+    return _show_stepped(args, rows)
+
+
+def _step_model(args: Namespace, settings: "Settings") -> int:
+    """Step the ops of a model through one thread of the CPU."""
+    from flopprof.stepped import step_model
+
+    _refuse_what_is_not_stepped(args)
+    if args.shapes:
+        raise UsageError("--shapes is for ops", remedy="give a model's input by --input")
+    with Progress() as progress:
+        rows = step_model(args.model, settings, force=args.force, progress=progress)
+        progress("done")
+    return _show_stepped(args, rows)
+
+
+def _refuse_what_is_not_stepped(args: Namespace) -> None:
+    """Raise `UsageError` for an option that stepping has no use for."""
+    for option in ("output", "annotate", "train", "autocast", "compile"):
+        if getattr(args, option):
+            raise UsageError(
+                f"--{option} does not go with stepping a CPU", remedy=f"leave out --{option}"
+            )
+
+
+def _show_stepped(args: Namespace, rows: "Sequence[SteppedOp]") -> int:
+    from flopprof.report.stepped import stepped_object, stepped_text
+
+    if args.json:
+        print_json(stepped_object(rows))
+    else:
+        print(stepped_text(rows))
+    return 0
 
 
 def _is_gpu(name: str) -> bool:

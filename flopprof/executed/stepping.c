@@ -1,0 +1,126 @@
+/* Count how often each instruction of one thread is executed, by the x86 trap flag (Linux).
+
+   While the flag is set the processor traps after every instruction. The handler then sees the
+   address of the next one, and counts it in a table of fixed size. It calls nothing that allocates.
+   Compiled and loaded by stepping.py. */
+
+#define _GNU_SOURCE
+#include <signal.h>
+#include <stdint.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <ucontext.h>
+#include <unistd.h>
+
+#define SLOTS (1u << 17) /* distinct addresses at most; a power of two */
+#define TRAP_FLAG 0x100ull
+
+struct slot {
+    uint64_t address; /* 0: free */
+    uint64_t count;
+};
+
+static struct slot table[SLOTS];
+static volatile uint64_t executed;  /* instructions in all */
+static volatile uint64_t most;      /* where stepping ends by itself */
+static volatile uint64_t distinct;  /* slots that are taken */
+static volatile int stopped;        /* 1: `most` was reached; 2: the table was full */
+static volatile int is_stepping;
+static pid_t owner;
+static struct sigaction before;
+
+/* A thread that blocks SIGTRAP while it is stepped is killed by the system. Where the next
+   instruction is a system call that would block it, the call gets a copy of its set without it. */
+static uint64_t open_set;
+static uint64_t set_argument;
+static int is_set_replaced;
+
+static void keep_trap_open(greg_t *registers) {
+    const unsigned char *code = (const unsigned char *)registers[REG_RIP];
+    if (is_set_replaced) { /* the call is done: its register has what it had */
+        registers[REG_RSI] = (greg_t)set_argument;
+        is_set_replaced = 0;
+    }
+    if (code[0] != 0x0f || code[1] != 0x05 || registers[REG_RAX] != SYS_rt_sigprocmask) return;
+    if (registers[REG_RSI] == 0 || registers[REG_RDI] == SIG_UNBLOCK) return;
+    open_set = *(const uint64_t *)registers[REG_RSI] & ~(1ull << (SIGTRAP - 1));
+    set_argument = (uint64_t)registers[REG_RSI];
+    registers[REG_RSI] = (greg_t)&open_set;
+    is_set_replaced = 1;
+}
+
+static void on_trap(int signal, siginfo_t *info, void *context) {
+    greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
+    (void)signal;
+    (void)info;
+    if (!is_stepping || (pid_t)syscall(SYS_gettid) != owner) { /* a thread begun by the owner */
+        registers[REG_EFL] &= ~(greg_t)TRAP_FLAG;
+        return;
+    }
+    uint64_t address = (uint64_t)registers[REG_RIP];
+    uint64_t place = (address * 0x9e3779b97f4a7c15ull) >> (64 - 17);
+    while (table[place].address != address && table[place].address != 0) {
+        place = (place + 1) & (SLOTS - 1);
+    }
+    if (table[place].address == 0) {
+        table[place].address = address;
+        distinct++;
+    }
+    table[place].count++;
+    executed++;
+    keep_trap_open(registers);
+    if (executed >= most) stopped = 1;
+    if (distinct > SLOTS / 2) stopped = 2;
+    if (stopped && !is_set_replaced) registers[REG_EFL] &= ~(greg_t)TRAP_FLAG;
+}
+
+/* Begin to step the calling thread. Returns 0, or -1 where the handler cannot be set. */
+int step_begin(uint64_t at_most) {
+    struct sigaction action;
+    memset(table, 0, sizeof table);
+    executed = 0;
+    distinct = 0;
+    stopped = 0;
+    is_set_replaced = 0;
+    most = at_most;
+    owner = (pid_t)syscall(SYS_gettid);
+    memset(&action, 0, sizeof action);
+    action.sa_sigaction = on_trap;
+    action.sa_flags = SA_SIGINFO | SA_RESTART;
+    sigemptyset(&action.sa_mask);
+    if (sigaction(SIGTRAP, &action, &before) != 0) return -1;
+    is_stepping = 1;
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\t" /* below it is the red zone */
+                     "pushfq\n\t"
+                     "orq $0x100, (%%rsp)\n\t"
+                     "popfq\n\t"
+                     "lea 128(%%rsp), %%rsp" ::: "memory", "cc");
+    return 0;
+}
+
+/* End it: flag and handler are as before. Returns why it ended by itself before; 0: it did not. */
+int step_end(void) {
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\t"
+                     "pushfq\n\t"
+                     "andq $~0x100, (%%rsp)\n\t"
+                     "popfq\n\t"
+                     "lea 128(%%rsp), %%rsp" ::: "memory", "cc");
+    is_stepping = 0;
+    sigaction(SIGTRAP, &before, 0);
+    return stopped;
+}
+
+/* Write what was counted, at most `room` entries, and return how many there are. */
+uint64_t step_counts(uint64_t *addresses, uint64_t *counts, uint64_t room) {
+    uint64_t place;
+    uint64_t entries = 0;
+    for (place = 0; place < SLOTS; place++) {
+        if (table[place].address == 0) continue;
+        if (entries < room) {
+            addresses[entries] = table[place].address;
+            counts[entries] = table[place].count;
+        }
+        entries++;
+    }
+    return entries;
+}

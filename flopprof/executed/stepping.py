@@ -1,0 +1,170 @@
+"""Step one thread through a call, instruction by instruction: Linux on x86-64.
+
+The processor's trap flag raises a signal after each instruction; a handler in C (stepping.c, which
+gcc compiles on first use) counts their addresses. 20 to 40 thousand instructions a second.
+"""
+
+import ctypes
+import gc
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from flopprof.errors import UsageError
+from flopprof.executed.decode import LONGEST, Operations, add_up, check_decoder
+from flopprof.files import cache_folder, explain_os_errors, replacing
+from flopprof.units import safe_text
+
+PER_SECOND = 25_000
+"""Instructions stepped in a second, at least, on a machine that does nothing else."""
+
+_SOURCE = Path(__file__).with_name("stepping.c")
+_FLAGS = ("-O2", "-fPIC", "-shared")
+_TIME_LIMIT_S = 120  # of the compiler
+_WHY_STOPPED = {
+    0: "",
+    1: "it executes more than {most:,} instructions",
+    2: "its code has more than 65,536 distinct instructions",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Stepped:
+    """What a call executed.
+
+    Attributes:
+        operations: What was counted, up to where it stopped.
+        why_stopped: Why counting ended before the call did; "" where it did not.
+    """
+
+    operations: Operations
+    why_stopped: str = ""
+
+
+def check_can_step() -> None:
+    """Find out whether calls can be stepped here.
+
+    Raises:
+        UsageError: The platform is another one, or gcc or the decoder is missing.
+    """
+    check_decoder()
+    _stepper()
+
+
+def step(call: Callable[[], object], *, most: int) -> Stepped:
+    """Make a call and count what the calling thread executes in it, a little of Python included.
+
+    The call is made twice before, so that code is generated and memory is at hand. Work of other
+    threads is not seen: have the library use one. The handler of SIGTRAP is as before afterwards.
+
+    Args:
+        call: What to call.
+        most: Instructions at most; past them the call runs on uncounted.
+
+    Raises:
+        UsageError: Calls cannot be stepped here.
+    """
+    check_can_step()
+    library = _stepper()
+    call()
+    call()
+    collects = gc.isenabled()
+    gc.disable()  # its work is no part of the call
+    try:
+        if library.step_begin(most) != 0:
+            raise UsageError("the signal SIGTRAP cannot be handled here", remedy="use Linux")
+        try:
+            call()
+        finally:
+            stopped = library.step_end()
+    finally:
+        if collects:
+            gc.enable()
+    return Stepped(add_up(_counted(library)), _WHY_STOPPED[stopped].format(most=most))
+
+
+def _counted(library: ctypes.CDLL) -> list[tuple[bytes, int]]:
+    """Return code and number of executions of each address."""
+    entries = library.step_counts(None, None, 0)
+    addresses = (ctypes.c_uint64 * entries)()
+    counts = (ctypes.c_uint64 * entries)()
+    library.step_counts(addresses, counts, entries)
+    memory = os.open("/proc/self/mem", os.O_RDONLY)
+    try:
+        return [
+            (_code_at(memory, address), times)
+            for address, times in zip(addresses, counts, strict=True)
+        ]
+    finally:
+        os.close(memory)
+
+
+def _code_at(memory: int, address: int) -> bytes:
+    """Return the code at an address; b"" where it is gone."""
+    try:
+        return os.pread(memory, LONGEST, address)
+    except OSError:
+        return b""
+
+
+@cache
+def _stepper() -> ctypes.CDLL:
+    """Return the handler, compiled if it is not yet."""
+    machine = platform.machine()
+    if not sys.platform.startswith("linux") or machine not in ("x86_64", "AMD64"):
+        raise UsageError(
+            f"calls cannot be stepped on {safe_text(platform.system())} {safe_text(machine)}",
+            remedy="use Linux on x86-64; for a GPU: --device cuda, or --counters FILE",
+        )
+    try:
+        library = ctypes.CDLL(str(_compiled()))
+    except OSError as error:
+        raise UsageError(
+            f"the compiled stepper cannot be loaded: {safe_text(error)}",
+            remedy=f"remove it, and try again: rm {cache_folder()}/stepping-*.so",
+        ) from error
+    library.step_begin.argtypes = [ctypes.c_uint64]
+    library.step_counts.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
+    library.step_counts.restype = ctypes.c_uint64
+    return library
+
+
+def _compiled() -> Path:
+    """Return the compiled handler, in the user's cache folder, named by what it is made of."""
+    content = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()
+    folder = cache_folder()
+    target = folder / f"stepping-{content[:16]}.so"
+    if target.is_file():
+        return target
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise UsageError(
+            "there is no gcc, which compiles what steps", remedy="install it: apt install gcc"
+        )
+    with explain_os_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as unfinished:
+        command = [compiler, *_FLAGS, "-o", str(unfinished), str(_SOURCE)]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=False
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise _not_compiled(error) from error
+        if done.returncode:
+            raise _not_compiled(done.stderr.strip()[-300:])
+    return target
+
+
+def _not_compiled(said: object) -> UsageError:
+    return UsageError(
+        f"gcc could not compile what steps: {safe_text(said)}",
+        remedy="install gcc and the C library's headers: apt install gcc libc6-dev",
+    )

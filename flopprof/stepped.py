@@ -1,0 +1,239 @@
+"""Step ops through one CPU thread, and compare what it executes with what is counted."""
+
+import csv
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.executed.decode import Operations
+from flopprof.executed.explain import UNKNOWN, Counted, Explained, explain, matmul_class
+from flopprof.executed.stepping import PER_SECOND, check_can_step, step
+from flopprof.settings import Progress, Settings, silent
+from flopprof.units import safe_text, shapes_text
+
+if TYPE_CHECKING:
+    from flopprof.capture.dispatched import OpOfModel
+
+LIMIT_S = 60
+"""What takes longer is refused, unless it is forced."""
+
+_FLOPS_PER_INSTRUCTION = 32  # of AVX-512: 16 float32 multiplied and added
+_INSTRUCTIONS_AROUND = 15_000  # of a call: Python, dispatcher, allocator
+_NO_LIMIT = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class SteppedOp:
+    """What one op executed in one thread, beside what is counted for it.
+
+    Attributes:
+        op: Dispatcher name.
+        shapes: Of its arguments, as text.
+        dtype: Of its first tensor.
+        module_path: Of a model: where it is called first.
+        calls: Of a model: how many calls are like this one.
+        counted_matmul_flops: By its formula; None without one.
+        counted_vector_flops: Likewise.
+        done: What was executed; None where that is not known.
+        conclusion: Verdict and reason.
+    """
+
+    op: str
+    shapes: str
+    dtype: str
+    module_path: str
+    calls: int
+    counted_matmul_flops: int | None
+    counted_vector_flops: int | None
+    done: Operations | None
+    conclusion: Explained
+
+    @property
+    def ratio(self) -> float:
+        """Executed over counted: of multiply-adds where there are products, else of all FLOPs."""
+        if self.done is None:
+            return math.nan
+        if self.counted_matmul_flops:
+            return matmul_class(self.done) / self.counted_matmul_flops
+        if self.counted_vector_flops:
+            return self.done.flops / self.counted_vector_flops
+        return math.nan
+
+
+def step_ops(
+    ops: Sequence[str],
+    *,
+    shapes: Sequence[str] = (),
+    dtype: str | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> list[SteppedOp]:
+    """Return what ops execute in one thread at small sizes.
+
+    Args:
+        ops: Dispatcher names, such as "aten::mm".
+        shapes: Arguments, for each op in turn: "32x32,32x32" or "1x16x8x8,16x16x3x3,None,[2,2]";
+            those of default_shapes.csv where there are none.
+        dtype: Of tensors of floating point.
+        force: Whether to step what takes more than a minute.
+        progress: Called with the name of each op as it begins.
+
+    Raises:
+        UsageError: An op or its arguments are not known, calls cannot be stepped here, or it would
+            take too long.
+        ModelError: An op raised.
+    """
+    from flopprof.capture.dispatched import op_with_arguments, overloads
+
+    check_can_step()
+    calls: list[OpOfModel] = []
+    for op in ops:
+        overloads(op)  # first of all, is there such an op
+        texts = shapes or _default_arguments(op)
+        calls.extend(op_with_arguments(op, text, dtype) for text in texts)
+    return _stepped(calls, force=force, progress=progress)
+
+
+def step_model(
+    what: Any, settings: Settings, *, force: bool = False, progress: Progress = silent
+) -> list[SteppedOp]:
+    """Return what each distinct op of one call of a model executes in one thread.
+
+    The model is called once, in eval mode and without gradients; then its ops are stepped one by
+    one, those that only view or move data left out.
+
+    Args:
+        what: A module, or what `load` takes.
+        settings: How it is found, and its inputs.
+        force: Whether to step what takes more than a minute.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        UsageError: The model or its input is not usable, calls cannot be stepped here, or it would
+            take too long.
+        ModelError: The model raised.
+    """
+    from flopprof.capture.dispatched import ops_of_call
+    from flopprof.capture.subject import find_subject
+
+    check_can_step()
+    progress("calling the model")
+    calls = ops_of_call(find_subject(what, None, None, settings))
+    return _stepped(calls, force=force, progress=progress)
+
+
+def _stepped(calls: "Sequence[OpOfModel]", *, force: bool, progress: Progress) -> list[SteppedOp]:
+    """Step calls one after another, within the limit of time in all."""
+    import torch
+
+    from flopprof.capture.alone import alone
+    from flopprof.capture.call import using_threads
+
+    counted = [_counted(call) for call in calls]
+    left = _NO_LIMIT if force else LIMIT_S * PER_SECOND
+    _refuse_what_takes_long(counted, left)
+    rows = []
+    with ExitStack() as stack:
+        stack.enter_context(alone())
+        stack.enter_context(using_threads(1))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        for number, (call, count) in enumerate(zip(calls, counted, strict=True), 1):
+            progress(f"stepping {count.op} ({number} of {len(calls)})")
+            row, instructions = _row(call, count, left)
+            left = max(0, left - instructions)
+            rows.append(row)
+    return rows
+
+
+def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int]:
+    """Step one call; also return how many instructions were stepped."""
+    if most <= 0:
+        why = f"the ops before it took {LIMIT_S} seconds (--force goes on)"
+        done: Operations | None = None
+        conclusion = explain(counted, Operations(), why)
+        instructions = 0
+    else:
+        try:
+            stepped = step(call, most=most)
+        except FlopprofError:
+            raise
+        except Exception as error:
+            said = safe_text(str(error).partition("\n")[0])
+            raise ModelError(
+                f"{counted.op} raised {type(error).__name__}: {said}",
+                remedy='give it other arguments: --shapes "32x32,32x32"',
+            ) from error
+        conclusion = explain(counted, stepped.operations, stepped.why_stopped)
+        done = None if conclusion.verdict == UNKNOWN else stepped.operations
+        instructions = stepped.operations.instructions
+    row = SteppedOp(
+        op=counted.op,
+        shapes=shapes_text(counted.shapes),
+        dtype=call.dtype,
+        module_path=call.module_path,
+        calls=call.calls,
+        counted_matmul_flops=counted.matmul_flops,
+        counted_vector_flops=counted.vector_flops,
+        done=done,
+        conclusion=conclusion,
+    )
+    return row, instructions
+
+
+def _counted(call: "OpOfModel") -> Counted:
+    """Return what the op's formula counts for a call."""
+    from flopprof.formulas import load_op_formulas
+    from flopprof.formulas.external import find_op_formula
+
+    load_op_formulas()
+    recorded = call.recorded
+    formula = find_op_formula(recorded.op)
+    work = None if formula is None else formula(recorded)
+    return Counted(
+        op=recorded.op,
+        shapes=recorded.shapes,
+        values=recorded.values,
+        matmul_flops=None if work is None else work.matmul_flops,
+        vector_flops=None if work is None else work.vector_flops,
+    )
+
+
+def _refuse_what_takes_long(counted: Sequence[Counted], most: int) -> None:
+    """Raise `UsageError` where the counted FLOPs alone take more instructions than `most`."""
+    flops = sum((each.matmul_flops or 0) + (each.vector_flops or 0) for each in counted)
+    least = flops // _FLOPS_PER_INSTRUCTION + _INSTRUCTIONS_AROUND * len(counted)
+    if least > most:
+        raise UsageError(
+            f"{len(counted)} ops with {flops:,} FLOPs take {least / PER_SECOND:,.0f} seconds or "
+            "more to step",
+            remedy="give a smaller input (--batch 1, --input-size 32, --shapes), or add --force",
+        )
+
+
+def _default_arguments(op: str) -> list[str]:
+    """Return the small arguments that an op is tried with.
+
+    Raises:
+        UsageError: There are none for it.
+    """
+    arguments = [text for name, text in default_calls() if name == op]
+    if not arguments:
+        raise UsageError(
+            f"{safe_text(op)} has no default sizes",
+            remedy=f'give its arguments: flopprof verify {safe_text(op)} --shapes "32x32,32x32"',
+        )
+    return arguments
+
+
+@cache
+def default_calls() -> tuple[tuple[str, str], ...]:
+    """Return the ops with default arguments, and these, as default_shapes.csv has them."""
+    file = Path(__file__).parent / "executed" / "default_shapes.csv"
+    with file.open(encoding="utf-8") as lines:
+        return tuple((row["op"], row["arguments"]) for row in csv.DictReader(lines))

@@ -1,0 +1,95 @@
+"""Ops and models stepped through a CPU, beside their counts."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from flopprof.cli import main
+from flopprof.errors import UsageError
+from flopprof.executed.stepping import check_can_step
+from flopprof.settings import Settings
+from flopprof.stepped import default_calls, step_model, step_ops
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _can_step():
+    try:
+        check_can_step()
+    except UsageError as error:
+        pytest.skip(f"calls cannot be stepped: {error.problem}")
+
+
+def test_a_product_executes_two_flops_per_multiply_add_as_json(capsys):
+    threads = torch.get_num_threads()
+    command = ["verify", "aten::mm", "--device", "cpu", "--json", "--shapes", "16x16,16x16"]
+
+    assert main(command) == 0
+
+    (op,) = json.loads(capsys.readouterr().out)["ops"]
+    assert (op["op"], op["dtype"]) == ("aten::mm", "float32")
+    assert op["shapes"] == "16x16, 16x16"
+    assert op["counted_matmul_flops"] == 8192  # 2·16³
+    assert op["executed_fma_flops"] == 8192
+    assert op["undecoded_instructions"] == 0
+    assert (op["ratio"], op["verdict"], op["reason"]) == (1, "exact", None)
+    assert torch.get_num_threads() == threads
+
+
+def test_an_op_without_a_formula_is_measured():
+    library = torch.library.Library("flopprof_stepped", "DEF")
+    library.define("thrice(Tensor x) -> Tensor")
+    library.impl("thrice", lambda x: x * 3, "CPU")
+
+    (row,) = step_ops(["flopprof_stepped::thrice"], shapes=["64x16"])
+
+    assert row.conclusion.verdict == "measured"
+    assert row.counted_matmul_flops is None
+    assert row.done is not None
+    assert row.done.flops == 1024  # 64·16 products
+    library._destroy()
+
+
+def test_the_distinct_ops_of_a_model_are_stepped_once():
+    layer = nn.Linear(16, 16, bias=False).eval()
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+
+    rows = step_model(model, Settings(input="16x16"))
+
+    product, relu = rows
+    assert (product.calls, product.module_path) == (2, "0")
+    assert product.counted_matmul_flops == 8192  # 2·16³
+    assert product.conclusion.verdict == "exact"
+    assert (relu.op, relu.module_path) == ("aten::relu", "1")
+    assert relu.done is not None
+    assert relu.done.flops == 256  # one maximum per element
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fact"),
+    [
+        (["aten::none_such"], "no op aten::none_such"),
+        (["aten::mm", "--shapes", "16x16"], "takes other arguments"),
+        (["aten::mm", "--shapes", "16x16,17x16"], "aten::mm raised RuntimeError"),
+        (["aten::mm", "--shapes", "2048x2048,2048x2048"], "to step"),
+        (["aten::cumsum"], "no default sizes"),
+        (["aten::mm", "--train"], "--train does not go"),
+        (["aten::mm", "--device", "cuda"], "stepped on a CPU"),
+        (["aten::mm", "model.pt"], "model.pt is no op"),
+    ],
+)
+def test_what_cannot_be_stepped_is_told_with_a_way_out(arguments, fact, capsys):
+    code = main(["verify", *arguments])
+
+    assert code in (2, 6)
+    told = capsys.readouterr().err
+    assert fact in told
+    assert "Traceback" not in told
+
+
+def test_the_default_arguments_fit_their_ops():
+    from flopprof.capture.dispatched import op_with_arguments
+
+    for op, arguments in default_calls():
+        assert op_with_arguments(op, arguments, None).recorded.op == op
