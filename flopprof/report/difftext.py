@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flopprof.report import noise
-from flopprof.report.growth import flops_growth, growth_text, signed
+from flopprof.report.growth import flops_growth, growth_text, share_text, signed
 from flopprof.report.limits import Rule
 from flopprof.report.markdown import cell, table
 from flopprof.units import (
@@ -53,7 +53,7 @@ def compared_text(
     lines += ["", *_about_time(comparison["time"])]
     for block in _BLOCKS:
         entries = comparison[block]
-        notable = [entry for entry in entries if is_notable(entry)]
+        notable = notable_of(entries)
         lines += ["", f"{block}: {_counts(entries)}"]
         lines += map(_entry_line, notable[:top])
         if len(notable) > top:
@@ -153,19 +153,34 @@ def _about_time(time: dict[str, Any]) -> list[str]:
     spreads = [_spread(time[side]) for side in _sides()]
     seen = time["visible_frac"]
     least = "no slowdown" if math.isinf(seen) else f"a slowdown of {growth_text(seen)} or more"
-    return [f"time: {says} (90 % of calls: {spreads[0]}; {spreads[1]});", f"{least} would be seen."]
+    of = time["before"]["of"]
+    return [f"time: {says} (90 % of {of}s: {spreads[0]}; {spreads[1]});", f"{least} would be seen."]
 
 
 def _spread(timed: dict[str, Any]) -> str:
     return f"{duration(timed['p5_us'])} to {duration(timed['p95_us'])}"
 
 
-def is_notable(entry: dict[str, Any]) -> bool:
-    """Return whether a module, op or site is to be listed: it changed, as far as is known."""
-    if entry["change"] != "same" or entry["time_change"] in _NOTABLE:
-        return True
-    before, after = entry["time_us"]
-    return bool(entry["time_change"] == noise.UNKNOWN and before != after and before == before)
+def notable_of(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the modules, ops or sites to list: those that changed, then those of unknown spread.
+
+    Args:
+        entries: As `diff.compared` lists them; their order is kept within both.
+    """
+    changed = [
+        entry for entry in entries if entry["change"] != "same" or entry["time_change"] in _NOTABLE
+    ]
+    unsure = [
+        entry
+        for entry in entries
+        if entry["change"] == "same" and entry["time_change"] == noise.UNKNOWN
+    ]
+    return changed + [entry for entry in unsure if _differs(*entry["time_us"])]
+
+
+def _differs(before: float, after: float) -> bool:
+    """Return whether two values differ, or just one is known."""
+    return before != after and not (math.isnan(before) and math.isnan(after))
 
 
 def _counts(entries: list[dict[str, Any]]) -> str:
@@ -246,7 +261,7 @@ def _ratio(before: float | None, after: float | None) -> str:
     ratio = after / before
     if not 0.5 < ratio < 2:
         return f"× {three_digits(ratio)}"
-    return f"{'+' if ratio > 1 else '−'}{percent(abs(ratio - 1))}"
+    return f"{'+' if ratio > 1 else '−'}{share_text(abs(ratio - 1))}"
 
 
 def compared_markdown(
@@ -279,7 +294,7 @@ def compared_markdown(
 
 def _markdown_block(block: str, entries: list[dict[str, Any]], top: int) -> list[str]:
     """Return a folded table of what changed; one line where nothing did."""
-    notable = [entry for entry in entries if is_notable(entry)]
+    notable = notable_of(entries)
     if not notable:
         return [f"{block.capitalize()}: {counted(len(entries), block[:-1])}, none changed.", ""]
     rows = []

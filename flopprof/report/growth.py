@@ -157,12 +157,17 @@ def signed(growth: float) -> str:
         return "unchanged"
     if math.isinf(growth):
         return "from none"
-    return growth_text(growth) if growth > 0 else f"−{percent(-growth)}"
+    return growth_text(growth) if growth > 0 else f"−{share_text(-growth)}"
 
 
 def growth_text(growth: float) -> str:
     """Return a growth as "+12.3 %", from the double on as "× 2.50"."""
-    return f"+{percent(growth)}" if growth < 1 else f"× {three_digits(1 + growth)}"
+    return f"+{share_text(growth)}" if growth < 1 else f"× {three_digits(1 + growth)}"
+
+
+def share_text(share: float) -> str:
+    """Return a share as a percentage that is no zero: 0.0000213 is "0.00213 %"."""
+    return percent(share) if share >= 5e-4 else f"{three_digits(100 * share)} %"
 
 
 def _share(limit: float) -> str:

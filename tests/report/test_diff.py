@@ -186,3 +186,14 @@ def test_a_rate_is_noise_where_only_the_time_changed():
     # 400 B in 50 µs are 8 MB/s, in 55 µs 7.27: 9.1 % less; 200 B in 55 µs 3.64: × 0.455.
     assert told(same_bytes) == "−9.1 % (noise)"
     assert told(half_bytes) == "× 0.455"
+
+
+def test_what_changed_is_listed_before_what_may_have():
+    unsure = {"time_p5_us": math.nan, "time_p95_us": math.nan, "samples": 1}
+    before = [row("aten::mm", "slow", 10.0, 10.0, **unsure), row("aten::mm", "b", 5.0, 5.0)]
+    after = [row("aten::mm", "slow", 10.0, 90.0, **unsure), row("aten::mm", "b", 6.0, 5.0)]
+
+    text = compared_text(compared(make_run(before), make_run(after)), ("before", "after"))
+
+    sites = text.partition("sites: ")[2].splitlines()
+    assert [line.split()[0] for line in sites[1:3]] == ["b", "slow"]

@@ -172,3 +172,12 @@ def test_rules_are_in_the_object(tmp_path, capsys):
         ("--fail-flops 0%", True),
     ]
     assert (found["time"]["change_frac"], found["time"]["significance"]) == (0.0, "noise")
+
+
+def test_a_growth_however_small_is_told_apart_from_none(outcome):
+    runs = [make_run(one_site(flops)) for flops in (1e8, 1e8 + 100)]
+
+    code, (line,) = outcome(*runs, "--fail-flops", "0")
+
+    assert code == 1  # 100 in 10⁸ are 0.0001 %
+    assert "+0.000100 %" in line
