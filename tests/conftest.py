@@ -19,6 +19,15 @@ def _no_hook_is_left_behind() -> Iterator[None]:
         assert not module._global_forward_pre_hooks
 
 
+@pytest.fixture(autouse=True)
+def _the_compiler_still_compiles() -> Iterator[None]:
+    """Fail the test after which compiled models run eagerly, not a later one that compiles."""
+    yield
+    frames = sys.modules.get("torch._dynamo.eval_frame")
+    if frames is not None:
+        assert frames._stance.stance == "default"
+
+
 @pytest.fixture(scope="session")
 def modules_set_aside() -> list[int]:
     """Return how many modules there were when garbage collection last set objects aside."""

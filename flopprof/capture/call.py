@@ -204,8 +204,8 @@ def unchanged(
     copies = [tensor.detach().clone() for tensor in dense]
     device = torch.device(home(model)[0])
     devices = [device] if device.type == "cuda" else []
-    grad_mode = torch.set_grad_enabled(inputs is not None and inputs.needs_gradients)
-    with torch.random.fork_rng(devices=devices), grad_mode:
+    needed = inputs is not None and inputs.needs_gradients
+    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(needed):
         _set_mode(model, training)
         for parameter in parameters:
             parameter.grad = None  # else a backward pass would add to them

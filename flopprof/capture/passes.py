@@ -43,10 +43,11 @@ def count_and_trace(
     from flopprof.trace.read import read_trace
 
     held = training.held if training else ()
-    eager = torch.compiler.set_stance("force_eager")  # compiled code does the same mathematics
     with (
         unchanged(model, inputs, training=training is not None, held=held) as snapshot,
-        eager,
+        # Compiled code does the same mathematics. A stance holds from its making on, not from here:
+        # made before the `with`, it would stay where an input is refused.
+        torch.compiler.set_stance("force_eager"),
         ShapesOnce() if home(model)[0] == "meta" else StoredElements(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):

@@ -86,6 +86,23 @@ def test_measuring_a_compiled_model_compiles_it_once_and_leaves_the_users_own_al
     assert runs[0].totals.flops == runs[1].totals.flops
 
 
+def test_what_is_refused_leaves_the_compiler_compiling():
+    graphs = []
+
+    def count(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    users = torch.compile(nn.Linear(2, 2), backend=count)
+    read_once = (row for row in torch.ones(1, 2))
+    with pytest.raises(UsageError, match="can be read once"):
+        flopprof.count_flops(nn.Linear(2, 2), (read_once,))
+
+    users(torch.ones(1, 2))
+
+    assert len(graphs) == 1
+
+
 def test_there_is_no_such_mode_and_a_compiled_model_is_not_compiled_again():
     model = nn.Linear(2, 2)
 
