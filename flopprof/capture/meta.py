@@ -1,12 +1,17 @@
 """Run a model on the meta device quickly: the shapes of each distinct op call are found once."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey, DispatchKeySet
 from torch._ops import HigherOrderOperator, OpOverload
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, load_op_formulas
@@ -94,6 +99,64 @@ class ShapesOnce(TorchDispatchMode):
         if key is not None:
             (self._settled if is_known else self._open).add(key)
         return is_known
+
+
+@contextmanager
+def fused_attention() -> Iterator[None]:
+    """Have attention that is trained on the meta device run the fused op that a CPU would choose.
+
+    There is none for that device; its backward pass would have four products where the CPU's has
+    five, of which one makes the scores again. Torch itself chooses, for tensors of these sizes.
+    """
+    overriding = torch.library.Library("aten", "IMPL")
+    overriding.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
+    try:
+        yield
+    finally:
+        overriding._destroy()
+
+
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Any:
+    """Be `scaled_dot_product_attention` on the meta device."""
+    mask = attn_mask
+    if not _would_fuse((query, key, value, mask, dropout_p, is_causal), options):
+        whole = torch.ops.aten.scaled_dot_product_attention.default
+        return whole.decompose(query, key, value, mask, dropout_p, is_causal, **options)
+    if mask is not None and mask.dtype == torch.bool:
+        is_in, is_out = (torch.full((), v, dtype=query.dtype, device="meta") for v in (0.0, -inf))
+        mask = torch.where(mask, is_in, is_out)
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, dropout_p, is_causal, attn_mask=mask, scale=options.get("scale")
+    )[0]
+
+
+def _would_fuse(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
+    """Return whether a CPU would run one op, of which gradients are wanted."""
+    tensors = [a for a in arguments if isinstance(a, Tensor)]
+    has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    has_tangent = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
+    if not has_gradient or has_tangent or not all(map(_is_plain, tensors)):
+        return False
+    on_cpu = [_on_cpu(a) if isinstance(a, Tensor) else a for a in arguments]
+    chosen = torch._fused_sdp_choice(*on_cpu, **options)
+    return bool(chosen == SDPBackend.FLASH_ATTENTION.value)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same sizes, last stride and type, with next to no memory."""
+    width = tensor.shape[-1] if tensor.dim() else 1
+    stride = tensor.stride(-1) if tensor.dim() else 1
+    few = torch.empty(max(width * stride, 1), dtype=tensor.dtype)
+    strides = (*(0,) * (tensor.dim() - 1), stride)[: tensor.dim()]
+    return few.as_strided(tensor.shape, strides).requires_grad_(tensor.requires_grad)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,7 +35,7 @@ def count_and_trace(
     import torch
 
     from flopprof.capture.foreign import CallsSeen, foreign_modules
-    from flopprof.capture.meta import ShapesOnce
+    from flopprof.capture.meta import ShapesOnce, fused_attention
     from flopprof.capture.modules import count_modules
     from flopprof.capture.record import Recording, record_trace
     from flopprof.capture.sparse import StoredElements
@@ -49,6 +49,7 @@ def count_and_trace(
         # made before the `with`, it would stay where an input is refused.
         torch.compiler.set_stance("force_eager"),
         ShapesOnce() if home(model)[0] == "meta" else StoredElements(),
+        fused_attention(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
         path = Path(folder) / "trace.json"

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
 import flopprof
@@ -106,3 +107,33 @@ def test_an_op_that_only_allocates_on_the_meta_device_is_unknown_and_no_zero():
     # Its products, which the matrix's norm decides, are only seen where there are values.
     assert math.isnan(count.flops_at_most)
     assert "unknown" in set(count.run.sites["verdict"])
+
+
+class AttendsToItself(nn.Module):
+    def __init__(self, backend):
+        super().__init__()
+        self.rows = nn.Parameter(torch.ones(1, 2, 8, 16))
+        self.backend = backend
+
+    def forward(self, factor):
+        rows = self.rows * factor
+        with sdpa_kernel(self.backend):
+            return nn.functional.scaled_dot_product_attention(rows, rows, rows)
+
+
+# Forward: 2·8·8 scores, from 16 products and to 16 sums, × 2: 8,192. Backward: of each of the two
+# products two, 4·2·128·16 = 16,384; a fused op makes the scores again, 4,096 more.
+@pytest.mark.parametrize(
+    ("backend", "matmul"),
+    [(SDPBackend.FLASH_ATTENTION, 28_672), (SDPBackend.MATH, 24_576)],
+)
+def test_attention_that_is_trained_counts_the_op_that_a_cpu_runs(backend, matmul):
+    model = AttendsToItself(backend)
+    factor = torch.ones(1)
+
+    count = flopprof.count_flops(model, (factor,), train=True)
+    run = flopprof.profile(model, (factor,), train=True, repeats=1, warmup=1, ceilings=False)
+
+    assert count.run.provenance.device.name == "meta"
+    assert (count.matmul_flops, run.totals.matmul_flops) == (matmul, matmul)
+    assert count.vector_flops == run.totals.vector_flops
