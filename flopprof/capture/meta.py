@@ -145,7 +145,7 @@ def _would_fuse(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
     has_tangent = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
     if not has_gradient or has_tangent or not all(map(_is_plain, tensors)):
         return False
-    on_cpu = [_on_cpu(a) if isinstance(a, Tensor) else a for a in arguments]
+    on_cpu: list[Any] = [_on_cpu(a) if isinstance(a, Tensor) else a for a in arguments]
     chosen = torch._fused_sdp_choice(*on_cpu, **options)
     return bool(chosen == SDPBackend.FLASH_ATTENTION.value)
 
