@@ -6,7 +6,7 @@ from typing import Any
 
 from flopprof.cli import Handler, command, print_json
 
-GLOBALS = 8  # named in the text
+GLOBALS = 8  # named in the text, and tensors and files
 
 
 @command("inspect")
@@ -47,9 +47,33 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if facts["remedy"]:
         lines.append(("To do", facts["remedy"]))
+    if "inside" in facts:
+        lines += _lines_of_inside(facts["inside"])
     if "tensors" in facts:
         lines += _lines_of_contents(facts) + _lines_of_model(facts)
     return lines
+
+
+def _lines_of_inside(inside: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return the lines on what an archive holds that is no model to load."""
+    lines = []
+    for label, kind in (("Input", "inputs"), ("Output", "outputs"), ("Tensor", "tensors")):
+        tensors = inside[kind]
+        lines += [(label, _tensor_text(tensor)) for tensor in tensors[:GLOBALS]]
+        if len(tensors) > GLOBALS:
+            lines.append(("", f"and {len(tensors) - GLOBALS} more: --json has all"))
+    files = inside["code_files"]
+    lines += [("Code", name) for name in files[:GLOBALS]]
+    if len(files) > GLOBALS:
+        lines.append(("", f"and {len(files) - GLOBALS} more files of code"))
+    return [*lines, *(("Note", note) for note in inside["notes"])]
+
+
+def _tensor_text(tensor: dict[str, Any]) -> str:
+    """Return a tensor's name, sizes and element type; "?" for what the file does not say."""
+    shape = tensor["shape"]
+    sizes = "of unknown shape" if shape is None else "x".join(str(n or "?") for n in shape) or "()"
+    return f"{tensor['name']}: {sizes} {tensor['dtype'] or 'of unknown type'}"
 
 
 def _lines_of_contents(facts: dict[str, Any]) -> list[tuple[str, str]]:

@@ -262,6 +262,11 @@ def _choose(root: Any) -> _Choice:
     return _Choice(node, keys, others, tuple(copies), note)
 
 
+def tensors_of(root: Any) -> dict[str, TensorInfo]:
+    """Return the tensors of the weights that a pickle's stubs hold, by key."""
+    return _all_tensors(_choose(root).node)
+
+
 def _all_tensors(node: Any) -> dict[str, TensorInfo]:
     return _tensors(node) or _module_tensors(node, {})
 

@@ -12,6 +12,7 @@ from flopprof.model.beside import with_neighbours
 from flopprof.model.configs import text
 from flopprof.model.contents import Contents, read_contents
 from flopprof.model.detect import detect
+from flopprof.model.inside import inside
 from flopprof.model.pickles import by_risk
 from flopprof.model.recognise import (
     LIBRARIES,
@@ -50,7 +51,8 @@ def file_facts(path: Path) -> dict[str, Any]:
         "files": len(shards) or 1,
     }
     if contents is None:
-        return facts
+        held = inside(path, kind.name)
+        return facts | ({"inside": held} if held else {})
     weights = {"weights": weights_object(contents)} if contents.tensors else {"weights": None}
     return facts | _of_contents(contents) | _of_architecture(contents) | weights
 

@@ -58,6 +58,22 @@ def read_graph(path: Path, specs: Sequence[Spec]) -> Graph:
         UsageError: onnx is not installed, or a size of an input is to be given.
         LoadError: The file is damaged.
     """
+    model = parse(path)
+    try:
+        return _of_model(model, path, specs)
+    except (UsageError, MemoryError):
+        raise
+    except Exception as error:  # what onnx and protobuf raise on graphs that do not hold together
+        raise damaged(path, f"an ONNX model whose graph does not hold together: {error}") from error
+
+
+def parse(path: Path) -> Any:
+    """Return the file as onnx's `ModelProto`; weights outside it are not read.
+
+    Raises:
+        UsageError: onnx is not installed, or the file is too large for it.
+        LoadError: The file is damaged.
+    """
     try:
         import onnx
     except ImportError as error:
@@ -72,12 +88,7 @@ def read_graph(path: Path, specs: Sequence[Spec]) -> Graph:
         raise damaged(path, f"an ONNX model whose protobuf does not parse: {error}") from error
     if not model.graph.node or len(model.graph.node) > _MAX_NODES:
         raise damaged(path, f"an ONNX model whose graph has {len(model.graph.node)} nodes")
-    try:
-        return _of_model(model, path, specs)
-    except (UsageError, MemoryError):
-        raise
-    except Exception as error:  # what onnx and protobuf raise on graphs that do not hold together
-        raise damaged(path, f"an ONNX model whose graph does not hold together: {error}") from error
+    return model
 
 
 def _of_model(model: Any, path: Path, specs: Sequence[Spec]) -> Graph:
@@ -318,7 +329,7 @@ class _Walker:
         for value in (*graph.input, *graph.value_info, *graph.output):
             kind = value.type.tensor_type
             if kind.elem_type:
-                self.dtypes[value.name] = _dtype(TensorProto.DataType.Name(kind.elem_type))
+                self.dtypes[value.name] = element_type(TensorProto.DataType.Name(kind.elem_type))
             if kind.HasField("shape"):
                 sizes = [
                     dim.dim_value if dim.HasField("dim_value") else -1 for dim in kind.shape.dim
@@ -326,7 +337,7 @@ class _Walker:
                 self.shapes[value.name] = None if -1 in sizes else tuple(sizes)
         for tensor in graph.initializer:
             self.shapes[tensor.name] = tuple(tensor.dims)
-            self.dtypes[tensor.name] = _dtype(TensorProto.DataType.Name(tensor.data_type))
+            self.dtypes[tensor.name] = element_type(TensorProto.DataType.Name(tensor.data_type))
 
     def walk(self, graph: Any, nodes: list[GraphNode], times: int) -> None:
         """Add the graph's nodes, those of loops as often as they run."""
@@ -410,7 +421,8 @@ def _evaluated(node: Any, constants: Mapping[str, Any]) -> Any:
         return None
 
 
-def _dtype(name: str) -> str:
+def element_type(name: str) -> str:
+    """Return an element type as we spell it, by ONNX's name of it."""
     lower = name.lower()
     return _NUMBERS.get(lower, re.sub("^float8e", "float8_e", lower))
 

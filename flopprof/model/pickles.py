@@ -180,6 +180,8 @@ class _Unpickler(pickle._Unpickler):
         tag, kind, key = pid[:3]
         if tag == "module" and isinstance(kind, Stub):  # a class, with its source
             return kind
+        if type(key) is int:  # as torch.package numbers them
+            key = str(key)
         if tag != "storage" or not isinstance(kind, Stub) or not isinstance(key, str):
             raise ValueError("a persistent id is not torch's")
         name = kind.origin.rpartition(".")[2].removesuffix("Storage")
@@ -273,6 +275,18 @@ def read_pickle(path: Path, kind: str) -> Pickled:
                 raise RefusedError(fact, remedy=remedy) from error
             raise
     return Pickled(root, tuple(sorted(unpickler.globals)), positions)
+
+
+def unpickled(stream: io.BytesIO, sizes_bytes: Mapping[str, int]) -> tuple[Any, tuple[str, ...]]:
+    """Return what a pickle holds, as stubs, and every name that unpickling would import.
+
+    Args:
+        stream: The pickle.
+        sizes_bytes: "data/KEY" → bytes of each storage that it may name.
+    """
+    unpickler = _Unpickler(stream, sizes_bytes)
+    root = unpickler.load()
+    return root, tuple(sorted(unpickler.globals))
 
 
 def _first_byte(file: BinaryIO, header_offset: int) -> int:
