@@ -139,11 +139,12 @@ def _sums(sites: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     those of parts that have a time.
     """
     columns = [*_SUMS, *_SPREAD]
-    groups = sites.groupby(keys, sort=False, observed=True)
-    sums = groups[columns].agg(lambda values: values.sum(skipna=False))
-    timed = sites.assign(samples=sites["samples"].where(sites["samples"] >= 0))
-    fewest = timed.groupby(keys, sort=False, observed=True)["samples"].min()
-    return sums.join(fewest)
+    known = sites[keys].join(sites[columns].notna())
+    timed = sites[keys].join(sites["samples"].where(sites["samples"] >= 0))
+    groups = {"sort": False, "observed": True}
+    sums = sites.groupby(keys, **groups)[columns].sum().astype(float)
+    sums = sums.where(known.groupby(keys, **groups)[columns].all())
+    return sums.join(timed.groupby(keys, **groups)["samples"].min())
 
 
 def _change(is_there: dict[str, bool], values: dict[str, list[float | None]]) -> str:

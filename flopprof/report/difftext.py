@@ -223,6 +223,8 @@ def label_of(entry: dict[str, Any]) -> str:
         words.append(entry["time_change"])
     elif words and entry["time_change"] == noise.NOISE:
         words.append("time noise")
+    elif not words and entry["time_change"] == noise.UNKNOWN and _differs(*entry["time_us"]):
+        words.append("spread unknown")
     return ", ".join(words) or "same"
 
 

@@ -197,3 +197,4 @@ def test_what_changed_is_listed_before_what_may_have():
 
     sites = text.partition("sites: ")[2].splitlines()
     assert [line.split()[0] for line in sites[1:3]] == ["b", "slow"]
+    assert sites[2].endswith("spread unknown")  # one traced call has none
