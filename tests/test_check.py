@@ -185,7 +185,9 @@ def test_a_stub_is_a_file_of_formulas_that_say_unknown_until_filled_in(tmp_path,
 
 
 def test_neither_imports_torch(saved):
-    for command in (["check", saved, "--max-gflops", "1"], ["misses", saved]):
+    limits = ["--max-gflops", "1", "--max-ms", "1", "--min-mfu", "0", "--max-memory", "1G"]
+    limits.append("--allow-unknown")
+    for command in (["check", saved, *limits], ["misses", saved]):
         code = (
             f"import sys; from flopprof.cli import main; assert main({command!r}) == 0;"
             "assert 'torch' not in sys.modules"

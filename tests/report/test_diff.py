@@ -87,9 +87,12 @@ def test_from_twice_or_half_on_a_change_is_told_as_a_ratio(after_us, told):
 
 def test_no_torch(tmp_path):
     folder = str(make_run(BEFORE).save(tmp_path / "a"))
+    page = str(tmp_path / "diff.md")
     code = (
         "import sys; from flopprof.cli import main; "
-        f"main(['diff', {folder!r}, {folder!r}]); assert 'torch' not in sys.modules"
+        f"main(['diff', {folder!r}, {folder!r}, '-o', {page!r}, '--fail-flops', '0']);"
+        f"main(['diff', {folder!r}, {folder!r}, '--fail-slower', '5%']);"
+        "assert 'torch' not in sys.modules"
     )
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
