@@ -15,6 +15,7 @@ from flopprof._version import __version__
 from flopprof.assemble import Witnesses, as_call, assemble
 from flopprof.capture.alone import alone
 from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
+from flopprof.capture.decoding import count_generation, measure_generation
 from flopprof.capture.describe import (
     describe_call,
     describe_environment,
@@ -238,6 +239,7 @@ def _counted(subject: Subject, settings: Settings) -> Run:
         device=DeviceFacts(name=where, kind=where),
         environment=describe_environment(),
         memory=_memory(subject, settings),
+        generate=count_generation(subject, settings, _counted),
     )
     doubts += warned("foreign", foreign_work(foreign))
     doubts += warned("trace", trace.info["warnings"])
@@ -368,6 +370,7 @@ def run_profile(
         ),
         compiled=watched.compiled[0] if watched.compiled else None,
         memory=_memory(subject, settings),
+        generate=measure_generation(subject, device, settings, _counted, progress),
     )
     traced = [as_call(trace, watched.foreign) for trace in (watched.trace, *watched.others)]
     witnesses = Witnesses(watched.module_calls, traced)

@@ -349,6 +349,53 @@ class Executed(Part, frozen=True, kw_only=True):
     notes: tuple[str, ...] = ()
 
 
+class AtContext(Part, frozen=True, kw_only=True):
+    """One decoded token with so many tokens in the cache before it.
+
+    Attributes:
+        context: Tokens in the cache.
+        matmul_flops: FLOPs of contractions for one token of one example.
+    """
+
+    context: int
+    matmul_flops: float = math.nan
+
+
+class Generation(Part, frozen=True, kw_only=True):
+    """What a decoder does after the prompt, which is the run itself: one token after the other.
+
+    Attributes:
+        prompt_len: Tokens of the prompt; of an encoder-decoder, those of the encoder.
+        new_tokens: Tokens generated; the first comes of the prompt's call, and is no step.
+        batch: Examples.
+        kv_cache: Kind of cache: dynamic or static.
+        step_matmul_flops: Mean over the steps, of the whole batch; NaN without a step.
+        step_flops: The same of all FLOPs.
+        step_us: Wall times of the steps; None where they were not timed.
+        timed_steps: How many steps these are.
+        by_context: FLOPs of one token at several lengths of the cache.
+        kv_cache_bytes: The cache with prompt and new tokens in it, of the whole batch.
+        kv_read_bytes: The cache halfway between the prompt's end and that.
+        weight_bytes: Weights that a step reads, each once: of an embedding the rows, of experts
+            those that are chosen.
+        active_parameters: Parameters that one token uses: of experts those that are chosen.
+    """
+
+    prompt_len: int
+    new_tokens: int
+    batch: int
+    kv_cache: str = ""
+    step_matmul_flops: float = math.nan
+    step_flops: float = math.nan
+    step_us: Spread | None = None
+    timed_steps: int = 0
+    by_context: tuple[AtContext, ...] = ()
+    kv_cache_bytes: float = math.nan
+    kv_read_bytes: float = math.nan
+    weight_bytes: float = math.nan
+    active_parameters: float = math.nan
+
+
 class Provenance(Part, tag_field="kind", frozen=True, kw_only=True):
     """What every run says of itself."""
 
@@ -360,6 +407,7 @@ class Provenance(Part, tag_field="kind", frozen=True, kw_only=True):
     totals: SavedTotals | None = None
     memory: Memory | None = None
     executed: Executed | None = None
+    generate: Generation | None = None
 
     @property
     def title(self) -> str:

@@ -21,6 +21,8 @@ AUTOCASTS = ("bfloat16", "float16")
 REPEATS = 10
 WARMUP = 3
 TRACES = 5
+NEW_TOKENS = 32
+KV_CACHES = ("dynamic", "static")
 
 
 class Options(TypedDict, total=False):
@@ -37,6 +39,9 @@ class Options(TypedDict, total=False):
     batch: int | None
     input_size: int | None
     input_from: str | None
+    prompt_len: int | None
+    new_tokens: int | None
+    kv_cache: str | None
     train: "Train"
     loss: "str | Callable[[Any], Tensor] | None"
     optimizer: str
@@ -74,6 +79,11 @@ class Settings:
             inputs, or (args, kwargs).
         batch: Batch of these inputs, in place of their own first size.
         input_size: Height and width of these inputs, where they are pictures.
+        prompt_len: Tokens of a prompt for a model of transformers that generates: its call is the
+            prefill, and the tokens that it decodes after that are counted and timed apart.
+        new_tokens: With `prompt_len`: tokens to generate, 32 unless given.
+        kv_cache: With `prompt_len`: "dynamic", which grows (unless given), or "static", as long
+            from the start as prompt and new tokens.
         train: Whether to take a training step: forward, loss (the sum of the outputs), backward
             and an SGD step; or a `Training` that says which loss and optimizer; or a function of
             model and inputs that takes a whole step of one's own: accumulation, scaler, EMA.
@@ -105,6 +115,9 @@ class Settings:
     batch: int | None = None
     input_size: int | None = None
     input_from: str | None = None
+    prompt_len: int | None = None
+    new_tokens: int | None = None
+    kv_cache: str | None = None
     train: "Train" = False
     loss: "str | Callable[[Any], Tensor] | None" = None
     optimizer: str = "sgd"
@@ -126,7 +139,7 @@ class Settings:
             UsageError: A number is out of range, an autocast is not known, or an option of
                 training is given without it.
         """
-        for name in ("batch", "input_size"):
+        for name in ("batch", "input_size", "prompt_len", "new_tokens"):
             size = getattr(self, name)
             if size is not None:
                 _check_least(name.replace("_", "-"), size, 1)
@@ -143,7 +156,24 @@ class Settings:
             raise UsageError("--optimizer is given without --train", remedy="add --train")
         if self.input and self.input_from:
             raise UsageError("--input and --input-from are both given", remedy="give one of them")
+        self._check_generation()
         _ = self.arguments  # raises where --arch-args says none
+
+    def _check_generation(self) -> None:
+        """Refuse options of generation without a prompt, and what does not go with one."""
+        if self.kv_cache is not None and self.kv_cache not in KV_CACHES:
+            fact = f"--kv-cache knows no {self.kv_cache!r}"
+            raise UsageError(fact, remedy="give dynamic or static")
+        if self.prompt_len is None:
+            for name in ("new_tokens", "kv_cache"):
+                if getattr(self, name) is not None:
+                    fact = f"--{name.replace('_', '-')} is given without --prompt-len"
+                    raise UsageError(fact, remedy="add --prompt-len 128")
+            return
+        for name in ("input", "input_from", "input_size", "train", "compile"):
+            if getattr(self, name):
+                fact = f"--prompt-len and --{name.replace('_', '-')} are both given"
+                raise UsageError(fact, remedy="give one of them")
 
     @property
     def arguments(self) -> dict[str, Any] | None:

@@ -53,6 +53,43 @@ def find_subject(
     device: str = "cpu",
     meta: bool = False,
 ) -> Subject:
+    """Return what `named_subject` returns, with a prompt for its input where one is asked for.
+
+    Raises:
+        FlopprofError: The file, the architecture or the input is not usable.
+    """
+    from flopprof.capture.generate import of_prompt, says_empty_cache
+
+    if settings.prompt_len is None:
+        subject = named_subject(what, inputs, kwargs, settings, device=device, meta=meta)
+        doubts = says_empty_cache(subject.model, subject.inputs)
+        return _with_warnings(subject, doubts)
+    if inputs is not None or kwargs:
+        fact = "prompt_len makes the inputs, and these are given"
+        raise UsageError(fact, remedy="give one of them")
+    plain = replace(settings, prompt_len=None, new_tokens=None, kv_cache=None, batch=None)
+    subject = named_subject(what, None, None, plain, device=device, meta=meta)
+    prompt, doubts = of_prompt(subject.model, settings, is_ours=isinstance(what, str | Path))
+    origin = replace(subject.origin, input_source=f"a prompt of {settings.prompt_len} tokens")
+    return _with_warnings(replace(subject, inputs=prompt, origin=origin), doubts)
+
+
+def _with_warnings(subject: Subject, texts: list[str]) -> Subject:
+    if not texts:
+        return subject
+    warnings = (*subject.origin.warnings, *texts)
+    return replace(subject, origin=replace(subject.origin, warnings=warnings))
+
+
+def named_subject(
+    what: Any,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    settings: Settings,
+    *,
+    device: str = "cpu",
+    meta: bool = False,
+) -> Subject:
     """Return the subject that `what` names: a module, a path, code such as "torchvision:resnet50".
 
     Args:

@@ -14,9 +14,14 @@ def count(parser: ArgumentParser) -> Handler:
 
     example: flopprof count resnet18.pth --arch torchvision:resnet18 --input 8x3x224x224
     """
-    from flopprof.cli.options import add_model_arguments, add_view_arguments
+    from flopprof.cli.options import (
+        add_generation_arguments,
+        add_model_arguments,
+        add_view_arguments,
+    )
 
     add_model_arguments(parser)
+    add_generation_arguments(parser)
     parser.add_argument(
         "--macs",
         action="store_true",

@@ -95,6 +95,31 @@ def _add_sizes(parser: ArgumentParser) -> None:
     )
 
 
+def add_generation_arguments(parser: ArgumentParser) -> None:
+    """Add the arguments that say which prompt, and how many tokens to generate after it."""
+    from flopprof.settings import KV_CACHES, NEW_TOKENS
+
+    parser.add_argument(
+        "--prompt-len",
+        type=int,
+        metavar="N",
+        help="for language models of transformers: a prompt of N tokens is the input, and the "
+        "tokens decoded after it are told apart: prefill and decode",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=int,
+        metavar="N",
+        help=f"with --prompt-len: tokens to generate (default: {NEW_TOKENS})",
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=KV_CACHES,
+        help="with --prompt-len: a cache that grows (dynamic, the default), or one as long from "
+        "the start as prompt and new tokens (static)",
+    )
+
+
 def _add_training(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--train",

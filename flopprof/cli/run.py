@@ -18,12 +18,14 @@ def run(parser: ArgumentParser) -> Handler:
     example: flopprof run resnet18.pth --arch torchvision:resnet18
     """
     from flopprof.cli.options import (
+        add_generation_arguments,
         add_measuring_arguments,
         add_model_arguments,
         add_view_arguments,
     )
 
     add_model_arguments(parser)
+    add_generation_arguments(parser)
     add_measuring_arguments(parser)
     parser.add_argument(
         "-o", "--output", metavar="DIR", help="folder to write (default: MODEL's stem + .flopprof)"

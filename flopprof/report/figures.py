@@ -75,7 +75,7 @@ def figures(run: Run) -> Figures:
         achieved_bytes_per_s=_rate(moved, spent_us),
         mfu_frac=_ratio(_rate(matmul["mathematics"], spent_us), peak),
         hfu_frac=_ratio(_rate(matmul["executed"], spent_us), peak),
-        mbu_frac=_ratio(_rate(moved, spent_us), _bandwidth(run)),
+        mbu_frac=_ratio(_rate(moved, spent_us), peak_bytes_per_s(run)),
         overhead_frac=_overhead_frac(run),
         launches=_launches(run),
         energy_per_sample_j=_ratio(_energy_j(run), samples),
@@ -109,7 +109,8 @@ def peak_flops_per_s(run: Run) -> float:
     return float(roof.peak_flops_per_s) if roof is not None and roof.valid else math.nan
 
 
-def _bandwidth(run: Run) -> float:
+def peak_bytes_per_s(run: Run) -> float:
+    """Return the bandwidth of main memory; NaN where it is not known or not valid."""
     usable = run.rooflines[run.rooflines["valid"]]
     main = usable.loc[usable["memory_level"].isin(MAIN_LEVELS), "peak_bytes_per_s"]
     return float(main.max())
@@ -196,7 +197,7 @@ def _attainable_wall_us(run: Run) -> float:
     sites = run.sites
     times_us = sites["time_us"].fillna(0.0).to_numpy() * _untraced_share(run)
     by_flops_us = (sites["flops"] / sites["attainable_flops_per_s"]).to_numpy() * 1e6
-    by_bytes_us = (sites["min_bytes"] / _bandwidth(run)).to_numpy() * 1e6
+    by_bytes_us = (sites["min_bytes"] / peak_bytes_per_s(run)).to_numpy() * 1e6
     at_roof_us = np.where((sites["flops"] == 0).to_numpy(), by_bytes_us, by_flops_us)
     if np.isnan(at_roof_us[times_us > 0]).all():
         return math.nan

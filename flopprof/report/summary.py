@@ -21,6 +21,7 @@ from flopprof.provenance import (
 from flopprof.report.advice import advice_lines
 from flopprof.report.executed import executed_lines
 from flopprof.report.figures import Figures, main_roofline
+from flopprof.report.generate import generate_lines
 from flopprof.report.memory import memory_line
 from flopprof.run import Run, Totals
 from flopprof.units import (
@@ -82,6 +83,7 @@ def _summary(run: Run) -> list[tuple[str, str]]:
         lines += _times_of_trace(run, provenance)
     elif isinstance(provenance, CallProvenance):
         lines += _times_of_call(run, provenance)
+    lines += generate_lines(run)
     lines += [*executed_lines(run), ("Verdicts", _verdicts(run))]
     if len(run.module_calls):
         lines.append(("Modules", _modules(run)))

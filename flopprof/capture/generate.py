@@ -1,0 +1,204 @@
+"""Language models of transformers: the prompt's call, and the tokens decoded one by one after it.
+
+The prompt's call, the prefill, is a run like any other. A step after it reads one token and the
+cache that the calls before it have left; how many tokens these were is its context.
+"""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from flopprof.capture.call import (
+    SEED,
+    Inputs,
+    home,
+)
+from flopprof.errors import UsageError
+from flopprof.model.inputs import InputSpec, make_inputs
+from flopprof.settings import NEW_TOKENS, Settings
+
+CACHES = ("cache", "past_key_values", "cache_params")
+"""Names of a cache in calls and outputs, by version and kind of model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A model that generates, and what it is to generate.
+
+    Attributes:
+        model: The model of transformers.
+        prompt_len: Tokens of the prompt, which an encoder reads where there is one.
+        new_tokens: Tokens to generate.
+        batch: Examples.
+        is_static: Whether the cache is as long from the start as it ever gets.
+    """
+
+    model: Any
+    prompt_len: int
+    new_tokens: int
+    batch: int
+    is_static: bool
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt, and the decoder begins with one token."""
+        return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    @property
+    def first_context(self) -> int:
+        """Tokens in the decoder's cache after the prefill."""
+        return 1 if self.has_encoder else self.prompt_len
+
+    @property
+    def last_context(self) -> int:
+        """Tokens in it with every new token."""
+        return self.first_context + self.new_tokens
+
+    @property
+    def cache_name(self) -> str:
+        """The argument by which the model takes its cache."""
+        parameters = inspect.signature(self.model.forward).parameters
+        return next((name for name in CACHES if name in parameters), "")
+
+    def prefill(self, context: int) -> Inputs:
+        """Return the inputs after whose call the decoder's cache holds `context` tokens."""
+        kwargs: dict[str, Any] = {"use_cache": True}
+        if self.has_encoder:
+            kwargs["input_ids"] = self._ids(self.prompt_len)
+            kwargs["decoder_input_ids"] = self._ids(context)
+        else:
+            kwargs["input_ids"] = self._ids(context)
+        if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
+            kwargs["logits_to_keep"] = 1  # as generate does: the prompt's other logits are not used
+        if self.is_static:
+            kwargs[self.cache_name] = self._static_cache()
+        return Inputs((), kwargs)
+
+    def step(self, output: Any, token: Any, cache: Any) -> Inputs:
+        """Return the inputs of a step with this cache, after a prefill with that output."""
+        kwargs: dict[str, Any] = {"use_cache": True, self.cache_name: cache}
+        if not self.has_encoder:
+            return Inputs((), {"input_ids": token, **kwargs})
+        from transformers.modeling_outputs import BaseModelOutput
+
+        kwargs["encoder_outputs"] = BaseModelOutput(output.encoder_last_hidden_state)
+        return Inputs((), {"decoder_input_ids": token, **kwargs})
+
+    def token(self) -> Any:
+        """Return one token for each example."""
+        return self._ids(1)
+
+    def cache_of(self, output: Any) -> Any:
+        """Return the cache that a call has left.
+
+        Raises:
+            UsageError: It has left none.
+        """
+        cache = getattr(output, self.cache_name, None)
+        if cache is None:
+            fact = f"{type(self.model).__name__} leaves no cache to decode with"
+            raise UsageError(fact, remedy="count its call alone: leave out --prompt-len")
+        return cache
+
+    def _ids(self, length: int) -> Any:
+        config = self.model.config.get_text_config(decoder=True)
+        words = getattr(config, "vocab_size", None) or 2
+        spec = InputSpec((self.batch, length), "int64", None, 0, words - 1)
+        made, _ = make_inputs([spec], device=home(self.model)[0], seed=SEED)
+        return made[0]
+
+    def _static_cache(self) -> Any:
+        from transformers import DynamicCache, EncoderDecoderCache, StaticCache
+
+        # As generate makes it: the last new token is not read by any step.
+        slots = self.last_context - 1
+        cache = StaticCache(config=self.model.config, max_cache_len=slots)
+        if not self.has_encoder:
+            return cache
+        return EncoderDecoderCache(cache, DynamicCache())  # the encoder's part never grows
+
+
+def decoder_of(model: Any, settings: Settings) -> Decoder:
+    """Return the model as one that generates what the settings ask for.
+
+    Raises:
+        UsageError: It is no model of transformers that reads words and generates.
+    """
+    name = type(model).__name__
+    if not _generates(model):
+        raise UsageError(
+            f"--prompt-len is for models of transformers that generate, and {name} does not",
+            remedy="name one such as LlamaForCausalLM in config.json (architectures), or leave "
+            "out --prompt-len",
+        )
+    reads = str(getattr(model, "main_input_name", "input_ids"))
+    decoder = Decoder(
+        model,
+        prompt_len=settings.prompt_len or 1,
+        new_tokens=settings.new_tokens or NEW_TOKENS,
+        batch=settings.batch or 1,
+        is_static=settings.kv_cache == "static",
+    )
+    if reads != "input_ids" or not decoder.cache_name:
+        lacks = f"reads {reads}, no input_ids" if decoder.cache_name else "takes no cache"
+        fact = f"--prompt-len is for models that read words with a cache: {name} {lacks}"
+        raise UsageError(fact, remedy="leave out --prompt-len, and give --input")
+    return decoder
+
+
+def _generates(model: Any) -> bool:
+    """Return whether this is a model of transformers, or a class made of one, that generates."""
+    is_theirs = any(kind.__module__.startswith("transformers.") for kind in type(model).__mro__)
+    return is_theirs and hasattr(model, "can_generate") and bool(model.can_generate())
+
+
+def of_prompt(model: Any, settings: Settings, *, is_ours: bool) -> tuple[Inputs, list[str]]:
+    """Return the prefill's inputs, and what is doubtful about them.
+
+    Args:
+        model: What is called with them.
+        settings: They say which prompt.
+        is_ours: Whether the model was loaded here, so that it may be set up for the meta device.
+
+    Raises:
+        UsageError: The model does not generate.
+    """
+    decoder = decoder_of(model, settings)
+    if is_ours and home(model)[0] == "meta":
+        choose_experts_by_shape(model)
+    config = model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None)
+    longest = math.inf if longest is None else longest
+    doubts = []
+    if decoder.last_context > longest:
+        doubts.append(
+            f"prompt and new tokens are {decoder.last_context}, and the model is made for "
+            f"{longest} (max_position_embeddings)"
+        )
+    return decoder.prefill(decoder.first_context), doubts
+
+
+def says_empty_cache(model: Any, inputs: Inputs) -> list[str]:
+    """Return what to say of one token without a cache: it is no prompt, and no decoded token."""
+    if not _generates(model) or getattr(model.config, "is_encoder_decoder", False):
+        return []
+    ids = inputs.kwargs.get("input_ids", inputs.args[0] if inputs.args else None)
+    caches = [inputs.kwargs.get(name) for name in CACHES]
+    is_one = getattr(ids, "ndim", 0) == 2 and ids.shape[1] == 1
+    if not is_one or any(cache is not None for cache in caches):
+        return []
+    return [
+        "the input is one token and no cache: a decode step with an empty cache, at context 0; "
+        "for a step after a prompt give --prompt-len 128 in place of --input"
+    ]
+
+
+def choose_experts_by_shape(model: Any) -> None:
+    """Have experts computed by a product that the meta device has for their element type.
+
+    The same multiply-adds, one product for each token in place of one for each expert.
+    """
+    implementation = getattr(model.config, "_experts_implementation", None)
+    if implementation == "grouped_mm" and home(model)[1] != "bfloat16":
+        model.set_experts_implementation("batched_mm")
