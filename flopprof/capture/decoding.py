@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from flopprof.capture.alone import alone
-from flopprof.capture.call import autocasting, guarded, home, meta_twin, unchanged, using_threads
+from flopprof.capture.call import (
+    Call,
+    autocasting,
+    guarded,
+    home,
+    meta_twin,
+    unchanged,
+    using_threads,
+)
 from flopprof.capture.generate import Decoder, choose_experts_by_shape, decoder_of
 from flopprof.capture.held import bytes_of, weights_of_step
 from flopprof.capture.record import summarise_times
@@ -76,7 +84,7 @@ def _counted_steps(decoder: Decoder, settings: Settings, count: Count) -> Genera
         for context in _contexts(first, last)
     )
     kv_cache_bytes = steps.cache_bytes(last)
-    weights = weights_of_step(decoder.model, steps.called, decoder.batch)
+    weight_bytes, active_parameters = weights_of_step(decoder.model, steps.called, decoder.batch)
     return Generation(
         prompt_len=decoder.prompt_len,
         new_tokens=decoder.new_tokens,
@@ -87,7 +95,8 @@ def _counted_steps(decoder: Decoder, settings: Settings, count: Count) -> Genera
         by_context=by_context,
         kv_cache_bytes=kv_cache_bytes,
         kv_read_bytes=(steps.cache_bytes(first) + kv_cache_bytes) / 2,
-        **weights,
+        weight_bytes=weight_bytes,
+        active_parameters=active_parameters,
     )
 
 
@@ -249,13 +258,18 @@ def _decode(
         call.prepare()
         outputs: list[Any] = []
         device.synchronize()
-        times_us.append(device.elapsed_us(lambda call=call, kept=outputs: kept.append(call())))
+        times_us.append(device.elapsed_us(_keeping(call, outputs)))
         cache = decoder.cache_of(outputs[0])
         token = outputs[0].logits[:, -1:].argmax(-1)
     return times_us
 
 
-def _autocast(call: Any, device: "Device", settings: Settings) -> Any:
+def _keeping(call: Call, outputs: list[Any]) -> Callable[[], None]:
+    """Return the call, whose output goes into the list."""
+    return lambda: outputs.append(call())
+
+
+def _autocast(call: Call, device: "Device", settings: Settings) -> Call:
     if settings.autocast:
         return autocasting(call, device.torch_device, settings.autocast)
     return call

@@ -37,7 +37,7 @@ def _tensors_in(value: Any, seen: set[int]) -> Iterator[Any]:
         yield from _tensors_in(part, seen)
 
 
-def weights_of_step(model: Any, called: Collection[str], batch: int) -> dict[str, float]:
+def weights_of_step(model: Any, called: Collection[str], batch: int) -> tuple[float, float]:
     """Return the bytes of weights that a step reads, and the parameters that a token uses.
 
     Of experts a token uses those that it is sent to; a batch, at most that many for each example.
@@ -63,10 +63,7 @@ def weights_of_step(model: Any, called: Collection[str], batch: int) -> dict[str
             if isinstance(module, torch.nn.Embedding) and len(parameter):
                 size = size / len(parameter) * min(batch, len(parameter))
             weight_bytes[key] = max(size, weight_bytes.get(key, 0.0))
-    return {
-        "weight_bytes": sum(weight_bytes.values()),
-        "active_parameters": sum(active.values()),
-    }
+    return sum(weight_bytes.values()), sum(active.values())
 
 
 def _experts_per_token(model: Any) -> float:

@@ -171,6 +171,7 @@ def test_steps_are_timed_and_the_model_is_left_as_it_was():
     figures = generate_figures(run)
     assert figures.ttft_us == figures.prefill.wall_us == run.provenance.wall_us
     assert figures.decode.wall_us > 0
+    assert run.provenance.generate is not None
     assert run.provenance.generate.timed_steps == 4  # two steps, twice
     assert vars(model.config) == settings
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
