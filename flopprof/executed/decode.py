@@ -42,8 +42,9 @@ class Rule:
 
     Attributes:
         pattern: Of the whole name.
-        kind: "fma", "vector", "x87", "int", "none" or "unknown".
-        per_lane: Operations in each lane.
+        kind: "fma", "vector", "x87", "int", "int fma", "none" or "unknown"; "tile fma" and "tile
+            int" where the sizes of tiles, which are not in the instruction, decide.
+        per_lane: Operations in each lane, or for each 4 bytes of a tile's depth.
         lane_bytes: Bytes of a lane; 0 for an instruction on one number.
     """
 
@@ -61,6 +62,22 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True)
+class Executed:
+    """One address.
+
+    Attributes:
+        code: What begins there; b"" where it is gone.
+        times: How often it was executed.
+        tile_products: Of AMX products: rows × columns × depth of their tiles, added up, depth in
+            groups of 4 bytes; 0 of all else, and where the sizes of tiles are not known.
+    """
+
+    code: bytes
+    times: int
+    tile_products: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Operations:
     """What one thread executed.
 
@@ -69,6 +86,7 @@ class Operations:
         fma_flops: FLOPs of fused multiply-adds and dot products; one multiply-add is two.
         flops: All FLOPs.
         int_ops: Operations on vectors of integers.
+        int_fma_ops: Those of `int_ops` that are products with their sums.
         masked_flops: Those of `flops` whose instruction had a mask: all lanes are counted, and how
             many of them the mask left on is not known.
         masked_fma_flops: Those of `fma_flops` likewise.
@@ -81,6 +99,7 @@ class Operations:
     fma_flops: int = 0
     flops: int = 0
     int_ops: int = 0
+    int_fma_ops: int = 0
     masked_flops: int = 0
     masked_fma_flops: int = 0
     undecoded: int = 0
@@ -124,23 +143,27 @@ def decode(code: bytes) -> Instruction | None:
     return Instruction(words[-1], width, re.search(r"\{k[1-7]\}", operands) is not None)
 
 
-def add_up(executed: Iterable[tuple[bytes, int]]) -> Operations:
-    """Return the operations of (code, times it was executed), one entry per address."""
+def add_up(executed: Iterable[Executed]) -> Operations:
+    """Return the operations of what was executed, one entry per address."""
     total: Counter[str] = Counter()
     by_instruction: Counter[str] = Counter()
     undecoded: Counter[str] = Counter()
-    for code, times in executed:
-        total["instructions"] += times
-        instruction = decode(code)
-        rule = None if instruction is None else rule_of(instruction.name)
-        if instruction is None or (rule is not None and rule.kind == "unknown"):
-            undecoded[code.hex() if instruction is None else instruction.name] += times
-        elif rule is not None and rule.kind != "none":
-            operations = times * rule.operations(instruction)
+    for each in executed:
+        total["instructions"] += each.times
+        instruction = decode(each.code)
+        if instruction is None:
+            undecoded[each.code.hex()] += each.times
+            continue
+        rule = rule_of(instruction.name)
+        if rule is None or rule.kind == "none":
+            continue
+        operations = _operations(rule, instruction, each)
+        if operations is None:
+            undecoded[instruction.name] += each.times
+        elif operations:
+            by_instruction[instruction.name] += operations
             for name in _sums(rule, instruction):
                 total[name] += operations
-            if operations:
-                by_instruction[instruction.name] += operations
     return Operations(
         **total,
         undecoded=undecoded.total(),
@@ -149,15 +172,24 @@ def add_up(executed: Iterable[tuple[bytes, int]]) -> Operations:
     )
 
 
+def _operations(rule: Rule, instruction: Instruction, executed: Executed) -> int | None:
+    """Return the operations of one address; None where they are not known."""
+    if rule.kind.startswith("tile "):
+        return int(rule.per_lane * executed.tile_products) or None
+    return None if rule.kind == "unknown" else executed.times * rule.operations(instruction)
+
+
 def _sums(rule: Rule, instruction: Instruction) -> Iterator[str]:
     """Yield the sums that an instruction's operations belong to."""
-    if rule.kind == "int":
+    if "int" in rule.kind:
         yield "int_ops"
+        if rule.kind != "int":
+            yield "int_fma_ops"
         return
     yield "flops"
     if instruction.is_masked:
         yield "masked_flops"
-    if rule.kind == "fma":
+    if rule.kind.endswith("fma"):
         yield "fma_flops"
         if instruction.is_masked:
             yield "masked_fma_flops"

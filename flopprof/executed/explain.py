@@ -93,13 +93,13 @@ def explain(counted: Counted, done: Operations, why_stopped: str = "") -> Explai
 
 def matmul_class(done: Operations) -> int:
     """Return executed multiply-adds as FLOPs: those of integers where no others are."""
-    return done.fma_flops or done.int_ops
+    return done.fma_flops or done.int_fma_ops
 
 
 def _by_products(counted: Counted, done: Operations) -> Explained:
     expected = counted.matmul_flops or 0
-    executed = done.fma_flops or 0
-    if executed == expected or (not executed and done.int_ops == expected):
+    executed = matmul_class(done)
+    if executed == expected:
         return _explained(EXACT, "exact")
     valid = unpadded_flops(counted)
     if valid is not None and valid < expected:

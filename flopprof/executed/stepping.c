@@ -5,6 +5,7 @@
    Compiled and loaded by stepping.py. */
 
 #define _GNU_SOURCE
+#include <cpuid.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
@@ -18,6 +19,7 @@
 struct slot {
     uint64_t address; /* 0: free */
     uint64_t count;
+    uint64_t tile_products; /* of an AMX product: rows × columns × depth, added up */
 };
 
 static struct slot table[SLOTS];
@@ -28,6 +30,7 @@ static volatile int stopped;        /* 1: `most` was reached; 2: the table was f
 static volatile int is_stepping;
 static pid_t owner;
 static struct sigaction before;
+static uint32_t tile_offset; /* of the sizes of AMX tiles in the saved state; 0 without AMX */
 
 /* A thread that blocks SIGTRAP while it is stepped is killed by the system. Where the next
    instruction is a system call that would block it, the call gets a copy of its set without it. */
@@ -49,6 +52,29 @@ static void keep_trap_open(greg_t *registers) {
     is_set_replaced = 1;
 }
 
+/* Return rows × columns × depth of the AMX product that is next, depth in groups of 4 bytes; 0 for
+   another instruction, or where the sizes of tiles are not known. Which sizes the tiles have is in
+   what the system saved of the processor's state (Intel's manual, volume 1, chapters 13 and 18). */
+static uint64_t tile_products(const ucontext_t *context) {
+    const unsigned char *code = (const unsigned char *)context->uc_mcontext.gregs[REG_RIP];
+    const unsigned char *state = (const unsigned char *)context->uc_mcontext.fpregs;
+    if (code[0] != 0xc4 || (code[1] & 31) != 2 || (code[3] != 0x5c && code[3] != 0x5e)) return 0;
+    if (state == 0 || tile_offset == 0) return 0;
+    uint32_t magic;
+    uint64_t present;
+    memcpy(&magic, state + 464, sizeof magic);
+    memcpy(&present, state + 512, sizeof present);
+    if (magic != 0x46505853u || !(present >> 17 & 1)) return 0;
+    const unsigned char *sizes = state + tile_offset; /* 16: bytes of a row; 48: rows */
+    unsigned result = code[4] >> 3 & 7;
+    unsigned left = code[4] & 7;
+    uint16_t columns_bytes;
+    uint16_t depth_bytes;
+    memcpy(&columns_bytes, sizes + 16 + 2 * result, sizeof columns_bytes);
+    memcpy(&depth_bytes, sizes + 16 + 2 * left, sizeof depth_bytes);
+    return (uint64_t)sizes[48 + result] * (columns_bytes / 4) * (depth_bytes / 4);
+}
+
 static void on_trap(int signal, siginfo_t *info, void *context) {
     greg_t *registers = ((ucontext_t *)context)->uc_mcontext.gregs;
     (void)signal;
@@ -67,6 +93,7 @@ static void on_trap(int signal, siginfo_t *info, void *context) {
         distinct++;
     }
     table[place].count++;
+    table[place].tile_products += tile_products(context);
     executed++;
     keep_trap_open(registers);
     if (executed >= most) stopped = 1;
@@ -77,6 +104,9 @@ static void on_trap(int signal, siginfo_t *info, void *context) {
 /* Begin to step the calling thread. Returns 0, or -1 where the handler cannot be set. */
 int step_begin(uint64_t at_most) {
     struct sigaction action;
+    unsigned size, offset, flags, unused;
+    tile_offset = 0;
+    if (__get_cpuid_count(0xd, 17, &size, &offset, &flags, &unused) && size >= 64) tile_offset = offset;
     memset(table, 0, sizeof table);
     executed = 0;
     distinct = 0;
@@ -110,8 +140,9 @@ int step_end(void) {
     return stopped;
 }
 
-/* Write what was counted, at most `room` entries, and return how many there are. */
-uint64_t step_counts(uint64_t *addresses, uint64_t *counts, uint64_t room) {
+/* Write what was counted, at most `room` entries, and return how many there are. Of AMX products
+   `products` gets rows × columns × depth, added up; 0 of all else. */
+uint64_t step_counts(uint64_t *addresses, uint64_t *counts, uint64_t *products, uint64_t room) {
     uint64_t place;
     uint64_t entries = 0;
     for (place = 0; place < SLOTS; place++) {
@@ -119,6 +150,7 @@ uint64_t step_counts(uint64_t *addresses, uint64_t *counts, uint64_t room) {
         if (entries < room) {
             addresses[entries] = table[place].address;
             counts[entries] = table[place].count;
+            products[entries] = table[place].tile_products;
         }
         entries++;
     }

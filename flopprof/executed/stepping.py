@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from flopprof.errors import UsageError
-from flopprof.executed.decode import LONGEST, Operations, add_up, check_decoder
+from flopprof.executed.decode import LONGEST, Executed, Operations, add_up, check_decoder
 from flopprof.files import cache_folder, explain_os_errors, replacing
 from flopprof.units import safe_text
 
@@ -90,17 +90,18 @@ def step(call: Callable[[], object], *, most: int) -> Stepped:
     return Stepped(add_up(_counted(library)), _WHY_STOPPED[stopped].format(most=most))
 
 
-def _counted(library: ctypes.CDLL) -> list[tuple[bytes, int]]:
-    """Return code and number of executions of each address."""
-    entries = library.step_counts(None, None, 0)
+def _counted(library: ctypes.CDLL) -> list[Executed]:
+    """Return what was counted at each address."""
+    entries = library.step_counts(None, None, None, 0)
     addresses = (ctypes.c_uint64 * entries)()
     counts = (ctypes.c_uint64 * entries)()
-    library.step_counts(addresses, counts, entries)
+    products = (ctypes.c_uint64 * entries)()
+    library.step_counts(addresses, counts, products, entries)
     memory = os.open("/proc/self/mem", os.O_RDONLY)
     try:
         return [
-            (_code_at(memory, address), times)
-            for address, times in zip(addresses, counts, strict=True)
+            Executed(_code_at(memory, address), times, of_tiles)
+            for address, times, of_tiles in zip(addresses, counts, products, strict=True)
         ]
     finally:
         os.close(memory)
@@ -131,7 +132,7 @@ def _stepper() -> ctypes.CDLL:
             remedy=f"remove it, and try again: rm {cache_folder()}/stepping-*.so",
         ) from error
     library.step_begin.argtypes = [ctypes.c_uint64]
-    library.step_counts.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
+    library.step_counts.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_uint64]
     library.step_counts.restype = ctypes.c_uint64
     return library
 

@@ -2,14 +2,14 @@
 
 import pytest
 
-from flopprof.executed.decode import add_up, rules
+from flopprof.executed.decode import Executed, add_up, rules
 
 pytest.importorskip("capstone")
 
 
 def sums(code: str, times: int = 1) -> tuple[int, int, int, int]:
     """Return FLOPs of multiply-adds, all FLOPs, integer operations, undecoded instructions."""
-    done = add_up([(bytes.fromhex(code).ljust(15, b"\x90"), times)])
+    done = add_up([Executed(bytes.fromhex(code).ljust(15, b"\x90"), times)])
     return done.fma_flops, done.flops, done.int_ops, done.undecoded
 
 
@@ -40,6 +40,7 @@ def sums(code: str, times: int = 1) -> tuple[int, int, int, int]:
         pytest.param("a7", (0, 0, 0, 0), id="cmpsd dword ptr [rsi], dword ptr [rdi]: no number"),
         # How large its tiles are is not in the instruction.
         pytest.param("c4e26b5ec1", (0, 0, 0, 1), id="tdpbssd tmm0, tmm1, tmm2"),
+        pytest.param("62f27e4872c1", (0, 0, 0, 0), id="vcvtneps2bf16 ymm0, zmm1"),
         pytest.param("c4e27b49c0", (0, 0, 0, 0), id="tilezero tmm0"),
         pytest.param("06", (0, 0, 0, 1), id="no instruction in 64 bits"),
     ],
@@ -55,18 +56,37 @@ def test_an_instruction_counts_as_often_as_it_is_executed():
 def test_lanes_that_a_mask_may_switch_off_are_counted_and_said():
     masked = bytes.fromhex("62f1744958c2").ljust(15, b"\x90")  # vaddps zmm0 {k1}, zmm1, zmm2
 
-    done = add_up([(masked, 2)])
+    done = add_up([Executed(masked, 2)])
 
     assert done.flops == 32  # twice 16 lanes
     assert done.masked_flops == 32
     assert done.masked_fma_flops == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "fma", "integers"),
+    [
+        # 16 rows × 16 columns × 16 groups of 4 bytes: 4,096 of them. Each has two products of
+        # 16 bits (4 FLOPs) or four of 8 bits (8 operations).
+        pytest.param("c4e26a5cc1", 16_384, 0, id="tdpbf16ps tmm0, tmm1, tmm2"),
+        pytest.param("c4e26b5ec1", 0, 32_768, id="tdpbssd tmm0, tmm1, tmm2"),
+    ],
+)
+def test_a_product_of_tiles_counts_by_their_sizes(code, fma, integers):
+    done = add_up([Executed(bytes.fromhex(code), 1, tile_products=4096)])
+
+    assert (done.fma_flops, done.flops) == (fma, fma)
+    assert (done.int_ops, done.int_fma_ops) == (integers, integers)
+    assert done.undecoded == 0
+
+
 def test_code_that_is_gone_is_undecoded_and_not_zero():
-    done = add_up([(b"", 3)])
+    done = add_up([Executed(b"", 3)])
 
     assert (done.instructions, done.undecoded) == (3, 3)
 
 
 def test_every_rule_has_a_kind_that_is_known():
-    assert {rule.kind for rule in rules()} == {"fma", "vector", "x87", "int", "none", "unknown"}
+    of_tiles = {"tile fma", "tile int"}
+    others = {"fma", "vector", "x87", "int", "int fma", "none", "unknown"}
+    assert {rule.kind for rule in rules()} == of_tiles | others

@@ -124,3 +124,14 @@ def test_a_sum_in_lanes_has_partial_sums_to_join_and_not_more():
 
     assert explain(counted, Operations(flops=4481)).code == "partial_sums"
     assert explain(counted, Operations(flops=8192)).verdict == "unexplained"
+
+
+def test_a_product_of_integers_is_compared_by_its_products_and_their_sums():
+    # 2·32³ = 65,536; 32 deep in tiles of 64 bytes: twice that. Other integer work is none of it.
+    counted = Counted("aten::_int_mm", ((32, 32), (32, 32)), ("", ""), 65_536, 0)
+
+    told = explain(counted, Operations(int_ops=131_090, int_fma_ops=131_072))
+
+    assert told.verdict == "explained"
+    assert "32 as 64" in told.reason
+    assert explain(counted, Operations(int_ops=9, int_fma_ops=65_536)).verdict == "exact"
