@@ -35,11 +35,23 @@ def plot(parser: ArgumentParser) -> Handler:
         help="also at the bytes that counters measured: of a run written by flopprof verify",
     )
     parser.add_argument("--size", default="wide", help="wide (default), compact, page (A4)")
+    parser.add_argument(
+        "--chart-only",
+        action="store_true",
+        help="the panel alone, for a paper: 300 dots per inch, no table and caption",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        metavar="INCHES",
+        help="with --chart-only: 3.3 for a column (default), 7 for a page",
+    )
     parser.add_argument("--dark", action="store_true", help="light on dark")
 
     def handle(args: Namespace) -> int:
         from flopprof.errors import UsageError
-        from flopprof.report.chart import plot_roofline
+        from flopprof.report.chart import plot_paper, plot_roofline
+        from flopprof.report.chart.paper import COLUMN_INCHES
         from flopprof.run import SCHEMA_VERSION, Run
 
         if args.top < 0:
@@ -48,17 +60,28 @@ def plot(parser: ArgumentParser) -> Handler:
         if len(folders) < len(args.runs):  # batch1/net.flopprof, batch8/net.flopprof
             folders = {path: path for path in args.runs}
         runs = {name: Run.load(folder) for name, folder in folders.items()}
-        paths = plot_roofline(
-            runs if len(runs) > 1 else next(iter(runs.values())),
-            args.output or ["roofline.png"],
-            title=args.title,
-            size=args.size,
-            dark=args.dark,
-            top=args.top,
-            group_by=args.group_by,
-            level=args.level,
-            measured=args.measured,
-        )
+        of_what = runs if len(runs) > 1 else next(iter(runs.values()))
+        files_wanted = args.output or ["roofline.png"]
+        select = {
+            "top": args.top,
+            "group_by": args.group_by,
+            "level": args.level,
+            "measured": args.measured,
+        }
+        if args.chart_only:
+            width = COLUMN_INCHES if args.width is None else args.width
+            paths = plot_paper(of_what, files_wanted, width=width, **select)
+        elif args.width is not None:
+            raise UsageError("--width is given without --chart-only", remedy="add --chart-only")
+        else:
+            paths = plot_roofline(
+                of_what,
+                files_wanted,
+                title=args.title,
+                size=args.size,
+                dark=args.dark,
+                **select,
+            )
         files = [str(path) for path in paths]
         if args.json:
             print_json({"schema_version": SCHEMA_VERSION, "files": files})

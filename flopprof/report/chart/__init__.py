@@ -17,6 +17,13 @@ from flopprof.provenance import CallProvenance, known_facts
 from flopprof.report.chart.compare import compare_data
 from flopprof.report.chart.data import KNOWN_BY, ChartData, chart_data
 from flopprof.report.chart.draw import draw
+from flopprof.report.chart.paper import (
+    COLUMN_INCHES,
+    DOTS_PER_INCH,
+    NARROWEST_INCHES,
+    WIDEST_INCHES,
+    draw_paper,
+)
 from flopprof.report.chart.sheet import SIZES
 from flopprof.report.csv import for_people
 from flopprof.units import si
@@ -140,6 +147,41 @@ def plot_roofline(
         figure = figure or draw_figure(run, title=title, size=size, dark=dark, **select)
         with replacing(one) as unfinished, _settings():
             figure.savefig(unfinished, format=form, dpi=200, metadata=_FORMATS[form])
+    return paths
+
+
+def plot_paper(
+    run: "Run | Mapping[str, Run]",
+    path: str | Path | Iterable[str | Path],
+    *,
+    width: float = COLUMN_INCHES,
+    **select: Any,
+) -> list[Path]:
+    """Draw the panel alone, for a paper, at 300 dots per inch; return the files written.
+
+    Args:
+        run: One run, or several by name.
+        path: One file or several: .png, .svg or .pdf.
+        width: In inches: 3.3 is a column, 7 a page.
+        select: As for `plot_roofline`.
+
+    Raises:
+        UsageError: The run has no times, an option or suffix is not known, the width is none, or a
+            file cannot be written.
+    """
+    paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
+    forms = [one.suffix.lower()[1:] for one in paths]
+    if not {*forms} <= {*_FORMATS}:
+        problem = f"{', '.join(map(str, paths))}: no such picture format"
+        raise UsageError(problem, remedy="end it in .png, .svg or .pdf")
+    if not NARROWEST_INCHES <= width <= WIDEST_INCHES:
+        problem = f"--width is {width:g} inches"
+        raise UsageError(problem, remedy=f"give {NARROWEST_INCHES:g} to {WIDEST_INCHES:g}")
+    with _settings():
+        figure = draw_paper(_select(run, select), width=width)
+        for one, form in zip(paths, forms, strict=True):
+            with replacing(one) as unfinished:
+                figure.savefig(unfinished, format=form, dpi=DOTS_PER_INCH, metadata=_FORMATS[form])
     return paths
 
 
