@@ -1,4 +1,4 @@
-"""The roofline panel alone, for a paper: as wide as a column or a page, without table and caption."""
+"""The roofline panel alone, for a paper: a column or a page wide, no table and no caption."""
 
 import math
 from typing import TYPE_CHECKING
