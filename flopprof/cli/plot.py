@@ -13,40 +13,7 @@ def plot(parser: ArgumentParser) -> Handler:
     example: flopprof plot resnet18.flopprof -o roofline.svg
              flopprof plot batch1.flopprof batch8.flopprof --group-by module -o both.png
     """
-    parser.add_argument("runs", metavar="DIR", nargs="+", help="folder written by flopprof run")
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        action="append",
-        help=".png, .svg, .pdf, or .csv for the points; may be repeated (default: roofline.png)",
-    )
-    parser.add_argument("--title", help="title (default: what the chart shows)")
-    parser.add_argument("--top", metavar="N", type=int, default=8, help="points with a number (8)")
-    parser.add_argument(
-        "--group-by", default="op", help="op (default), site, module, kind, or kernel (of a GPU)"
-    )
-    parser.add_argument(
-        "--level", help="memory that bounds the rates: dram (default), or another of the run's"
-    )
-    parser.add_argument(
-        "--measured",
-        action="store_true",
-        help="also at the bytes that counters measured: of a run written by flopprof verify",
-    )
-    parser.add_argument("--size", default="wide", help="wide (default), compact, page (A4)")
-    parser.add_argument(
-        "--chart-only",
-        action="store_true",
-        help="the panel alone, for a paper: 300 dots per inch, no table and caption",
-    )
-    parser.add_argument(
-        "--width",
-        type=float,
-        metavar="INCHES",
-        help="with --chart-only: 3.3 for a column (default), 7 for a page",
-    )
-    parser.add_argument("--dark", action="store_true", help="light on dark")
+    _add_arguments(parser)
 
     def handle(args: Namespace) -> int:
         from flopprof.errors import UsageError
@@ -90,3 +57,40 @@ def plot(parser: ArgumentParser) -> Handler:
         return 0
 
     return handle
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
+    parser.add_argument("runs", metavar="DIR", nargs="+", help="folder written by flopprof run")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        action="append",
+        help=".png, .svg, .pdf, or .csv for the points; may be repeated (default: roofline.png)",
+    )
+    parser.add_argument("--title", help="title (default: what the chart shows)")
+    parser.add_argument("--top", metavar="N", type=int, default=8, help="points with a number (8)")
+    parser.add_argument(
+        "--group-by", default="op", help="op (default), site, module, kind, or kernel (of a GPU)"
+    )
+    parser.add_argument(
+        "--level", help="memory that bounds the rates: dram (default), or another of the run's"
+    )
+    parser.add_argument(
+        "--measured",
+        action="store_true",
+        help="also at the bytes that counters measured: of a run written by flopprof verify",
+    )
+    parser.add_argument("--size", default="wide", help="wide (default), compact, page (A4)")
+    parser.add_argument(
+        "--chart-only",
+        action="store_true",
+        help="the panel alone, for a paper: 300 dots per inch, no table and caption",
+    )
+    parser.add_argument(
+        "--width",
+        type=float,
+        metavar="INCHES",
+        help="with --chart-only: 3.3 for a column (default), 7 for a page",
+    )
+    parser.add_argument("--dark", action="store_true", help="light on dark")
