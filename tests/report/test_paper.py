@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from flopprof.cli import main
@@ -43,7 +44,8 @@ def test_points_roofs_and_star_are_those_of_the_chart(run):
     data = chart_data(run)
     axes = draw_paper(data).axes[0]
 
-    dots = [tuple(map(float, offset)) for c in axes.collections for offset in c.get_offsets()]
+    offsets = [np.asarray(marks.get_offsets()) for marks in axes.collections]
+    dots = [tuple(map(float, offset)) for offset in np.concatenate(offsets)]
     expected = [
         *zip(data.points["intensity_flops_per_byte"], data.points["achieved_flops_per_s"],
              strict=True),

@@ -51,9 +51,11 @@ def draw_paper(data: "ChartData", *, width: float = COLUMN_INCHES) -> "Figure":
     axes.tick_params(labelsize=_POINTS - 1, which="both", width=0.5)
     for spine in axes.spines.values():
         spine.set_linewidth(0.5)
-    place = "outside right upper" if is_wide else "outside lower center"
-    columns = 1 if is_wide else 3
-    figure.legend(loc=place, ncols=columns, fontsize=_POINTS - 1, frameon=False, markerscale=0.8)
+    style = {"fontsize": _POINTS - 1, "frameon": False, "markerscale": 0.8}
+    if is_wide:
+        figure.legend(loc="outside right upper", **style)
+    else:
+        figure.legend(loc="outside lower center", ncols=3, **style)
     return figure
 
 
