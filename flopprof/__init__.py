@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flopprof.executed.read import read_counters
     from flopprof.formulas import module_formula, op_formula
     from flopprof.formulas.kernels import kernel_formula
+    from flopprof.loops import Region, Sampled, every, region
     from flopprof.run import Count, Run
     from flopprof.sweeps.measure import sweep
     from flopprof.sweeps.result import Sweep
@@ -28,13 +29,16 @@ _HOMES = {
     "Count": "flopprof.run",
     "FlopprofError": "flopprof.errors",
     "FlopsCounter": "flopprof.capture.modules",
+    "Region": "flopprof.loops",
     "Run": "flopprof.run",
+    "Sampled": "flopprof.loops",
     "Sweep": "flopprof.sweeps.result",
     "Training": "flopprof.capture.training",
     "analyse_traces": "flopprof.api",
     "assert_flops": "flopprof.testing",
     "calculate_flops_for_size": "flopprof.capture.modules",
     "count_flops": "flopprof.api",
+    "every": "flopprof.loops",
     "join_counters": "flopprof.executed.attach",
     "kernel_formula": "flopprof.formulas.kernels",
     "load": "flopprof.api",
@@ -42,6 +46,7 @@ _HOMES = {
     "op_formula": "flopprof.formulas",
     "profile": "flopprof.api",
     "read_counters": "flopprof.executed.read",
+    "region": "flopprof.loops",
     "sweep": "flopprof.sweeps.measure",
 }
 
@@ -49,13 +54,16 @@ __all__ = [
     "Count",
     "FlopprofError",
     "FlopsCounter",
+    "Region",
     "Run",
+    "Sampled",
     "Sweep",
     "Training",
     "analyse_traces",
     "assert_flops",
     "calculate_flops_for_size",
     "count_flops",
+    "every",
     "join_counters",
     "kernel_formula",
     "load",
@@ -63,6 +71,7 @@ __all__ = [
     "op_formula",
     "profile",
     "read_counters",
+    "region",
     "sweep",
 ]
 

@@ -341,7 +341,7 @@ def run_profile(
     """Do what `profile` does, with settings that are checked already."""
     from flopprof.devices import find_device
 
-    user_ceilings = _ceilings_of_user(settings)  # a fault in the file is told before long work
+    user_ceilings = ceilings_of_user(settings)  # a fault in the file is told before long work
     if isinstance(what, str | Path):
         progress("loading torch")
         device = find_device(settings.device or "cpu")
@@ -357,7 +357,7 @@ def run_profile(
         subject = with_gradients(subject)
         watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
     dtype = settings.autocast or main_dtype(subject.model, subject.inputs)
-    ceilings = _ceilings(device, watched.trace, dtype, settings, user_ceilings, progress)
+    ceilings = ceilings_of(device, watched.trace, dtype, settings, user_ceilings, progress)
     progress("reconciling")
     provenance = CallProvenance(
         source=describe_source(subject.model, watched.module_calls, subject.origin),
@@ -391,7 +391,7 @@ def _doubts_of_profile(subject: Subject, watched: Watched, ceilings: "Ceilings")
     ]
 
 
-def _ceilings_of_user(settings: Settings) -> "Ceilings | None":
+def ceilings_of_user(settings: Settings) -> "Ceilings | None":
     """Return the content of the user's ceilings file; None without one."""
     from flopprof.ceilings.ceiling import load_ceilings
 
@@ -402,7 +402,7 @@ def _hides_work(trace: "Trace") -> bool:
     return len(hidden_gaps(as_call(trace))) > 0
 
 
-def _ceilings(
+def ceilings_of(
     device: "Device",
     trace: "Trace",
     dtype: str,

@@ -48,9 +48,9 @@ def alone() -> Iterator[None]:
 def _take_turn() -> None:
     if threading.get_ident() in _measuring:
         raise UsageError(
-            "flopprof is called by the model that it is measuring: only one call can be measured "
-            "at a time",
-            remedy="call flopprof outside forward; FlopsCounter may be used inside",
+            "flopprof is called by the model that it is measuring, or inside a region: only one "
+            "call can be measured at a time",
+            remedy="call flopprof outside forward and regions; FlopsCounter may be used inside",
         )
     blocked_s = 0.0
     while not _turn.acquire(timeout=POLL_S):

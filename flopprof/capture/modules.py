@@ -2,8 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from itertools import count
 from operator import itemgetter
 from typing import Any, Self
@@ -32,9 +32,21 @@ _BY_ROWS = (
 
 def count_modules(model: nn.Module, call: Callable[[], object]) -> pd.DataFrame:
     """Return the table `module_calls` of one `call()`, which calls the model."""
+    with module_rows(model) as rows:
+        call()
+    return module_calls_of(rows)
+
+
+@contextmanager
+def module_rows(model: nn.Module) -> Iterator[list[Row]]:
+    """Hand over a list that gets a row for each module call that ends inside."""
     rows: list[Row] = []
     with quiet_about_hooks(), _record(model, rows.append):
-        call()
+        yield rows
+
+
+def module_calls_of(rows: list[Row]) -> pd.DataFrame:
+    """Return the table `module_calls` of rows by `module_rows`."""
     return MODULE_CALLS.from_rows(sorted(rows, key=itemgetter("call_id")))
 
 

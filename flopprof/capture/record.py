@@ -1,6 +1,7 @@
 """Call the model under torch.profiler and export the trace; time bare calls."""
 
 import gc
+import math
 import os
 import statistics
 import sys
@@ -79,7 +80,7 @@ def record_traces(
             with _no_garbage_collection():
                 elapsed_us, waited_us, profiler = _trace_once(call, device)
             recordings.append(
-                _exported(profiler, elapsed_us, waited_us, folder / f"trace{number}.json")
+                exported(profiler, elapsed_us, waited_us, folder / f"trace{number}.json")
             )
             done = number + 1
             if (time.perf_counter() - started) * (done + 1) / done > TRACES_BUDGET_S:
@@ -121,10 +122,15 @@ def record_trace(
                 break
     assert best is not None  # attempts is at least 1
     traced_us, waited_us, profiler = best
-    return _exported(profiler, traced_us, waited_us, path)
+    return exported(profiler, traced_us, waited_us, path)
 
 
-def _exported(profiler: Any, traced_us: float, waited_us: float, path: Path) -> Recording:
+def exported(profiler: Any, traced_us: float, waited_us: float, path: Path) -> Recording:
+    """Write a trace to `path`, and return it with what only the process knows of it.
+
+    Raises:
+        UsageError: The trace cannot be written.
+    """
     with _quiet_kineto():
         _export(profiler, path)
     flops = {
@@ -157,8 +163,36 @@ def _op_names(profiler: Any) -> Counter[str]:
     return Counter(n for n in names if "::" in n and not n.startswith(only_ours))
 
 
+@dataclass(slots=True)
+class Traced:
+    """What was traced; times in µs are known once it is over.
+
+    Attributes:
+        profiler: Torch's, which holds the trace.
+        elapsed_us: Wall time.
+        waited_us: How long of it the calling thread was ready and had no core.
+    """
+
+    profiler: Any
+    elapsed_us: float = math.nan
+    waited_us: float = math.nan
+
+
 def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, float, Any]:
     """Return the call's wall time in µs, how much of it the thread had no core, and the trace."""
+    _prepare(call)
+    with tracing(device) as traced:
+        call()
+    return traced.elapsed_us, traced.waited_us, traced.profiler
+
+
+@contextmanager
+def tracing(device: Device) -> Iterator[Traced]:
+    """Trace what runs inside, once; whatever it raises, no profiler is left at work.
+
+    Raises:
+        UsageError: It starts or stops a profiler itself.
+    """
     import torch
     from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import profile
@@ -170,7 +204,7 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, floa
         acc_events=False,
         experimental_config=_ExperimentalConfig(profile_all_threads=True),
     )
-    _prepare(call)
+    traced = Traced(profiler)
     with ExitStack() as cleanup:
         with _quiet_kineto(), warnings.catch_warnings():
             # torch 2.10 says so of every profiler; ours has a single cycle.
@@ -183,16 +217,15 @@ def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, floa
         device.synchronize()
         waited_s = thread_waited_s()
         start = time.perf_counter()
-        call()
+        yield traced
         device.synchronize()
-        elapsed_us = (time.perf_counter() - start) * 1e6
-        waited_us = (thread_waited_s() - waited_s) * 1e6
+        traced.elapsed_us = (time.perf_counter() - start) * 1e6
+        traced.waited_us = (thread_waited_s() - waited_s) * 1e6
         if not torch.autograd.profiler._is_profiler_enabled:
             raise UsageError(
                 "the model starts or stops a profiler of PyTorch, which runs one at a time",
                 remedy="take torch.profiler out of its forward",
             )
-    return elapsed_us, waited_us, profiler
 
 
 def _prepare(call: Callable[[], object]) -> None:
