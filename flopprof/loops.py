@@ -6,7 +6,7 @@ import time
 import types
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -97,6 +97,11 @@ class Region:
         except UsageError as error:  # the block has done its work: no reason to stop the caller
             self._problem = error
 
+    def abandon(self) -> None:
+        """End without a run: what the block raised was caught elsewhere."""
+        stopped = RuntimeError("the region is abandoned")
+        self.__exit__(RuntimeError, stopped, None)
+
     @property
     def run(self) -> Run:
         """The run of the block.
@@ -116,7 +121,7 @@ class Region:
 
     def _assembled(self, block: "WatchedBlock") -> Run:
         from flopprof.capture.describe import describe_environment
-        from flopprof.capture.foreign import foreign_modules
+        from flopprof.capture.foreign import CallsSeen, foreign_modules
 
         assert block.trace is not None  # it is over
         dtype = dtype_of_most_work(block.trace.ops)
@@ -146,7 +151,9 @@ class Region:
                 device_busy_us=block.trace.info.get("device_busy_us", float("nan")),
             ),
         )
-        foreign = foreign_modules(self._model) if self._model is not None else ()
+        foreign: Collection[str] = ()
+        if self._model is not None:  # all of its code may have run: the block was not looked into
+            foreign = foreign_modules(self._model, CallsSeen(self._model))
         witnesses = Witnesses(block.module_calls, [as_call(block.trace, foreign)])
         doubts = [
             Warned(code="region", text=TRACED_ONCE),

@@ -116,6 +116,11 @@ def peak_bytes_per_s(run: Run) -> float:
     return float(main.max())
 
 
+def mathematics_flops(run: Run) -> float:
+    """Return the matmul FLOPs of the mathematics: what is recomputed is not among them."""
+    return _matmul_flops(run)["mathematics"]
+
+
 def _matmul_flops(run: Run) -> dict[str, float]:
     """Return matmul FLOPs with and without those that are computed again."""
     sites = run.sites
