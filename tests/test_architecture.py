@@ -283,6 +283,7 @@ def test_a_witness_that_imports_the_other_is_caught(code):
 FOR_OTHERS = {
     "__init__.__getattr__",
     "__init__.__dir__",
+    "integrations.transformers.FlopsCallback",
     "pytest_plugin.pytest_addoption",
     "report.answer.json_block",
     "executed.launches.bare_kernel",

@@ -48,3 +48,33 @@ def test_mutated_model_files_come_to_a_description_or_to_an_error_with_a_remedy(
 
     assert "LoadError" in outcomes
     assert len(outcomes) > 3  # and kinds of files
+
+
+def test_torchvisions_classifiers_are_counted(monkeypatch, capsys):
+    load("bench_torchvision", monkeypatch).main(["alexnet"])
+
+    # Multiply-adds of its five convolutions, outputs × filter, and its three linear layers.
+    filters = [3 * 11 * 11, 64 * 5 * 5, 192 * 3 * 3, 384 * 3 * 3, 256 * 3 * 3]
+    outputs = [64 * 55 * 55, 192 * 27 * 27, 384 * 13 * 13, 256 * 13 * 13, 256 * 13 * 13]
+    macs = sum(o * f for o, f in zip(outputs, filters, strict=True))
+    macs += 256 * 6 * 6 * 4096 + 4096 * 4096 + 4096 * 1000
+    name, _, matmul_gflops, _ = capsys.readouterr().out.splitlines()[1].split()
+    assert (name, float(matmul_gflops)) == ("alexnet", round(2 * macs / 1e9, 3))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("tune_batch_size", ["net.py:build", "--batch", "few"], "give whole numbers"),
+        ("compare_compile", ["no_such_file.py:build"], "no_such_file.py"),
+        ("bench_torchvision", ["resnet17"], "no classifier 'resnet17'"),
+    ],
+)
+def test_a_script_for_users_says_what_is_wrong(
+    name, arguments, said, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        load(name, monkeypatch).main(arguments)
+
+    assert said in f"{ended.value.code}{capsys.readouterr().err}"
