@@ -1,12 +1,16 @@
 """Print numbers with units for people: three significant digits, decimal prefixes."""
 
 import math
+import shutil
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 from unicodedata import east_asian_width
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 UNKNOWN = "–"
+ELSEWHERE = 120  # columns
+NARROWEST = 80  # columns; below it the numbers alone do not fit
 _COUNTS = ("", "FLOPs", "MACs", "B")  # whole numbers of these have no decimals
 
 
@@ -129,6 +133,13 @@ def _joined(parts: Sequence[str]) -> str:
 def columns(text: str) -> int:
     """Return how many columns of a terminal `text` takes: two for a wide letter."""
     return sum(1 + (east_asian_width(letter) in "WF") for letter in text)
+
+
+def text_width() -> int:
+    """Return how many columns a text may take: the terminal's, where stdout is one."""
+    if not sys.stdout.isatty():
+        return ELSEWHERE
+    return max(NARROWEST, shutil.get_terminal_size((ELSEWHERE, 24)).columns)
 
 
 def clean_text(text: object) -> str:

@@ -139,11 +139,23 @@ def _state_bytes(of_call: Inputs) -> int:
 
 def _cache_bytes(output: Any, inputs: Inputs) -> int:
     """Return the bytes of keys and values that a call leaves for the next: of a cache's tensors."""
-    cache = getattr(output, "past_key_values", None)
+    cache = _cache_of(output)
     if cache is None:
         cache = next((v for v in inputs.kwargs.values() if "Cache" in type(v).__name__), None)
     tensors = {id(tensor): tensor for tensor in _tensors_of(cache, _DEEPEST)}
     return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def _cache_of(output: Any) -> Any:
+    """Return the cache that a model of transformers gives back; None where it gives none.
+
+    Its outputs are dictionaries. Both names are asked of those that it has: a name that only an
+    older version had is answered too, with a warning on stderr.
+    """
+    if not isinstance(output, dict):
+        return getattr(output, "past_key_values", None)
+    held = dict(output.items())
+    return held.get("cache", held.get("past_key_values"))
 
 
 def _tensors_of(held: Any, depth: int) -> Iterator[torch.Tensor]:

@@ -7,6 +7,7 @@ from typing import Any
 from flopprof.cli import Handler, command, print_json
 
 GLOBALS = 8  # named in the text, and tensors and files
+LABEL = 10  # columns
 
 
 @command("inspect")
@@ -27,12 +28,29 @@ def inspect(parser: ArgumentParser) -> Handler:
             print_json(facts)
             return 0
         for label, text in _lines(facts):
-            print(f"{label:10}{safe_text(text)}")
+            print(_wrapped(label, safe_text(text)))
         if facts.get("weights"):
             print_weights(facts["weights"])
         return 0
 
     return handle
+
+
+def _wrapped(label: str, text: str) -> str:
+    """Return a line for people, in as many lines as the terminal needs; no word is broken."""
+    import textwrap
+
+    from flopprof.units import text_width
+
+    indent = " " * LABEL
+    return textwrap.fill(
+        text,
+        text_width(),
+        initial_indent=f"{label:{LABEL}}",
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
@@ -117,7 +135,7 @@ def _lines_of_model(facts: dict[str, Any]) -> list[tuple[str, str]]:
         others = f", or {', '.join(same)}" if same else ""
         lines.append(("Model", facts["architecture"] + others))
         if facts["input"]:
-            lines.append(("Input", f"{facts['input']} (its registry's)"))
+            lines.append(("Input", f"{facts['input']} (canonical for {facts['architecture']})"))
     elif facts["nearest"] and not facts["model_type"]:
         nearest = f"{', '.join(facts['nearest'][:3])}, with another head, input or layers"
         lines.append(("Nearest", f"{nearest}: flopprof count builds and compares"))

@@ -161,7 +161,6 @@ def _group(pattern: str, members: list[_Module]) -> Group:
     main = max(first, key=lambda w: (w.kind in PRODUCTS, w.kind == "unknown", math.prod(w.shape)))
     all_weights = [weight for member in members for weight in member.weights]
     flops = [w.matmul_flops_per_position for w in all_weights]
-    is_unknown = all(w.kind in ("unknown", "bias") for w in first) and None in flops
     return Group(
         path=_path(pattern, [member.numbers for member in members]),
         modules=len(members),
@@ -171,7 +170,7 @@ def _group(pattern: str, members: list[_Module]) -> Group:
         tensors=len(all_weights),
         parameters=sum(w.parameters for w in all_weights),
         bytes=sum(w.bytes for w in all_weights),
-        matmul_flops_per_position=None if is_unknown else sum(f or 0 for f in flops),
+        matmul_flops_per_position=None if main.kind == "unknown" else sum(f or 0 for f in flops),
         is_expert=main.kind in PRODUCTS and is_expert(main.name),
     )
 

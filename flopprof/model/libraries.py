@@ -28,8 +28,9 @@ class Entry(NamedTuple):
 def no_such(place: str, name: str, names: list[str]) -> UsageError:
     """Return the error for a name that is not there, with the nearest ones."""
     near = get_close_matches(name.lower(), names, n=6, cutoff=0.0)
-    shown = " or ".join([f"--arch {place}:{match}" for match in near[:1]] + near[1:])
-    remedy = shown or "define a function there that returns the model"
+    remedy = "define a function there that returns the model"
+    if near:
+        remedy = f"name one that it has: {', '.join(f'{place}:{match}' for match in near)}"
     return UsageError(f"{place} has no model {name!r}", remedy=remedy)
 
 

@@ -137,7 +137,7 @@ def _batch(run: Run) -> Finding | None:
 def _fuse(run: Run) -> Finding | None:
     if _is_compiled(run):
         return None
-    small = _kinds(run, *_SMALL_KINDS)
+    small = _kinds(run, *_SMALL_KINDS) & (run.sites["verdict"] != "fused")  # no kernel of many
     calls = int(run.sites.loc[small, "calls"].sum())
     share = _share(run, small)
     if calls < 2:  # one op has nothing to be fused with

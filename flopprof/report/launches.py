@@ -11,9 +11,9 @@ from flopprof._version import __version__
 from flopprof.report.executed import NUMERIC, executed_lines, executed_object, executed_table
 from flopprof.report.json import to_object
 from flopprof.report.summary import short_op
-from flopprof.report.text import aligned, text_width
+from flopprof.report.text import aligned
 from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
-from flopprof.units import clean_text, duration, shorten, si
+from flopprof.units import clean_text, duration, shorten, si, text_width
 
 _HEADER = ["kernel", "grid", "matmul", "vector", "int ops", "DRAM", "L2", "L1", "time", "by"]
 _NUMERIC = frozenset(_HEADER[2:9])

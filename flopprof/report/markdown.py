@@ -6,7 +6,7 @@ import pandas as pd
 
 from flopprof.report import report_format
 from flopprof.report.executed import executed_table
-from flopprof.report.misses import Missed, heading, missed
+from flopprof.report.misses import Missed, heading, missed, share_text
 from flopprof.report.summary import kernel_sums, module_sums, summary, top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES
@@ -56,9 +56,8 @@ def markdown_report(run: Run) -> str:
 def _missed_lines(group: Missed) -> list[str]:
     """Return a verdict's part of the list of what was missed."""
     sites = counted(group.sites, "site")
-    share = percent(group.time_frac)
     flops = f"{si(group.known_flops, 'FLOPs')} known, at most {si(group.flops_at_most, 'FLOPs')}"
-    lines = ["", f"- **{group.verdict}**: {sites}, {share} of the time, {flops}"]
+    lines = ["", f"- **{group.verdict}**: {sites}{share_text(group.time_frac)}, {flops}"]
     for entry in group.ops[:EXAMPLES]:
         place = entry.modules[0] or "(model)"
         name = entry.op.removeprefix("aten::")

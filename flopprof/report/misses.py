@@ -1,6 +1,7 @@
 """What hooks or formulas missed, grouped by cause, with what to do about it and formula stubs."""
 
 import math
+import textwrap
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,7 +11,7 @@ from flopprof.formulas import load_op_formulas
 from flopprof.formulas.external import find_op_formula
 from flopprof.judge.verdicts import ADVICE, GOOD, VERDICTS
 from flopprof.run import Run, whole
-from flopprof.units import clean_text, counted, percent, safe_text, shorten, si
+from flopprof.units import clean_text, counted, percent, safe_text, shorten, si, text_width
 
 PLACES = 5  # modules named of one cause
 SHAPES = 8  # shapes named in one stub
@@ -107,7 +108,8 @@ def _number(value: float) -> float:
 
 def heading(run: Run) -> str:
     """Return what stands above the list: first of all, whether the count is complete."""
-    by_whom = "formulas" if run.recorded_elsewhere else "hooks"
+    is_graph = len(run.sites) > 0 and run.sites["op"].astype(str).str.startswith("onnx::").all()
+    by_whom = "formulas" if run.recorded_elsewhere or is_graph else "hooks"
     groups = missed(run)
     lacking = run.sites["flops"].isna() | (run.sites["verdict"] == "not_run")
     if lacking.any():
@@ -121,6 +123,11 @@ def heading(run: Run) -> str:
     if run.recorded_elsewhere:
         return "The count is complete. What stands on less than a formula and its shapes:"
     return "The count is complete: formulas know what the hooks missed, which is:"
+
+
+def share_text(frac: float) -> str:
+    """Return ", 12.3 % of the time"; nothing where nothing was timed."""
+    return "" if math.isnan(frac) else f", {percent(frac)} of the time"
 
 
 def advice(entry: MissedOp) -> str:
@@ -148,21 +155,27 @@ def missed_text(run: Run) -> str:
     """Return `missed` as text: whether the count is complete, a paragraph per verdict."""
     lines = [heading(run)]
     for group in missed(run):
-        share = percent(group.time_frac)
-        lines += ["", f"{group.verdict}: {group.calls} calls, {share} of the time"]
+        calls = counted(group.calls, "call")
+        lines += ["", f"{group.verdict}: {calls}{share_text(group.time_frac)}"]
         for entry in group.ops:
             flops = si(entry.flops, "FLOPs")
             if math.isnan(entry.flops):
                 flops = f"FLOPs unknown, at most {si(entry.flops_at_most, 'FLOPs')}"
-            share = percent(entry.time_frac)
-            name = shorten(entry.op, 60)
-            lines.append(f"  {name}: {entry.calls} calls, {share} of the time, {flops}")
+            calls = counted(entry.calls, "call")
+            share = share_text(entry.time_frac)
+            lines.append(f"  {shorten(entry.op, 60)}: {calls}{share}, {flops}")
             places = [path or "(model)" for path in entry.modules]
             more = f" and {len(places) - PLACES} more" if len(places) > PLACES else ""
             lines.append(f"    in {', '.join(places[:PLACES])}{more}")
-            lines.append(f"    {entry.reason}")
-        lines += [f"  What to do: {text}" for text in dict.fromkeys(map(advice, group.ops))]
+            lines += _indented(entry.reason, "    ", "    ")
+        for text in dict.fromkeys(map(advice, group.ops)):
+            lines += _indented(f"What to do: {text}", "  ", "    ")
     return "\n".join(lines)
+
+
+def _indented(text: str, first: str, others: str) -> list[str]:
+    """Return a text in lines that the terminal has room for."""
+    return textwrap.wrap(text, text_width(), initial_indent=first, subsequent_indent=others)
 
 
 def stubs(run: Run) -> str:

@@ -27,6 +27,7 @@ from flopprof.run import Run, Totals
 from flopprof.units import (
     UNKNOWN,
     clean_text,
+    counted,
     duration,
     percent,
     safe_text,
@@ -196,7 +197,8 @@ def _compiled(provenance: CallProvenance, flops: float) -> list[tuple[str, str]]
     text = f"{facts.mode}: eager {duration(eager_us)}, {si(flops / eager_us * 1e6, 'FLOP/s')}; "
     text += f"compiled {duration(compiled_us)}, {si(flops / compiled_us * 1e6, 'FLOP/s')}: "
     lines = [("Compiled", f"{text}{three_digits(eager_us / compiled_us)} × as fast")]
-    text = f"{len(facts.kernels)} generated kernels beside {facts.extern_calls} extern "
+    products = counted(facts.extern_calls, "call")
+    text = f"{counted(len(facts.kernels), 'generated kernel')} beside {products} of library "
     text += f"products; bytes {si(facts.eager_min_bytes, 'B')} eager, "
     text += f"{si(facts.min_bytes, 'B')} compiled: "
     saved = facts.saved_bytes
@@ -319,10 +321,10 @@ def _time(provenance: CallProvenance) -> str:
         text += f"; tracing added {100 * timing.slowdown_frac:+.0f} %"
         if provenance.compiled:
             text += " to the eager call"
-        if timing.slowdown_frac > TELLING_SLOWDOWN:
-            text += ", so sites' times are too long: compare them with each other only"
     if timing.observer and timing.observer.changed_ops is not None:
         text += f" and {'other' if timing.observer.changed_ops else 'no other'} ops"
+    if timing.slowdown_frac > TELLING_SLOWDOWN:
+        text += ", so sites' times are too long: compare them with each other only"
     return text
 
 
@@ -400,7 +402,8 @@ def verdict_counts(run: Run) -> dict[str, dict[str, Any]]:
 
 def _modules(run: Run) -> str:
     paths = run.module_calls["module_path"]
-    text = f"{paths.nunique()} called {len(paths)} times"
+    times = "once" if len(paths) == 1 else f"{len(paths)} times"
+    text = f"{paths.nunique()} called {times}"
     if never := run.provenance.source.never_called:
         shown = ", ".join(never[:5]) + (", …" if len(never) > 5 else "")
         text += f"; {len(never)} never called: {shown}"

@@ -1,29 +1,19 @@
 """The report for a terminal, as wide as it is; 120 columns where it goes elsewhere."""
 
-import shutil
-import sys
+import math
 import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flopprof.report import report_format
-from flopprof.report.misses import Missed, heading, missed
+from flopprof.report.misses import Missed, heading, missed, share_text
 from flopprof.report.summary import TOP, summary, top_sites
 from flopprof.report.tree import module_tree
 from flopprof.run import Run
-from flopprof.units import clean_text, columns, counted, percent, shorten, shorten_path, si
+from flopprof.units import clean_text, columns, counted, shorten, shorten_path, si, text_width
 
-ELSEWHERE = 120  # columns
-NARROWEST = 80  # columns; below it the numbers alone do not fit
 EXAMPLES = 3  # ops named of one verdict
 _NUMERIC = frozenset(("calls", "params", "FLOPs", "share", "time", "FLOP/s", "FLOP/B", "roof"))
-
-
-def text_width() -> int:
-    """Return how many columns a text may take: the terminal's, where stdout is one."""
-    if not sys.stdout.isatty():
-        return ELSEWHERE
-    return max(NARROWEST, shutil.get_terminal_size((ELSEWHERE, 24)).columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +52,8 @@ def text_report(run: Run, view: View | None = None) -> str:
     cells = [[clean_text(cell) for cell in row] for row in [header, *rows]]
     lines += ["", *aligned(cells, right=_NUMERIC, width=width)]
     if len(run.sites) > len(rows):
-        lines.append(f"… and {len(run.sites) - len(rows)} sites more: see --json")
+        more = counted(len(run.sites) - len(rows), "site")
+        lines.append(f"… and {more} more: see --json")
     lines += ["", *textwrap.wrap(heading(run), width)]
     for group in missed(run):
         lines += _missed_lines(group, width)
@@ -71,8 +62,10 @@ def text_report(run: Run, view: View | None = None) -> str:
 
 def _missed_lines(group: Missed, width: int) -> list[str]:
     sites = counted(group.sites, "site")
-    share = percent(group.time_frac)
-    lines = [f"  {group.verdict}: {sites}, {share} of the time, {si(group.known_flops, 'FLOPs')}"]
+    flops = "FLOPs unknown"
+    if not math.isnan(group.known_flops):
+        flops = si(group.known_flops, "FLOPs")
+    lines = [f"  {group.verdict}: {sites}{share_text(group.time_frac)}, {flops}"]
     for entry in group.ops[:EXAMPLES]:
         place = shorten_path(entry.modules[0] or "(model)", width // 2 - 10)
         name = shorten(entry.op.removeprefix("aten::"), width // 2 - 10)

@@ -184,4 +184,4 @@ def test_a_model_of_segmentation_models_downloads_no_weights(monkeypatch):
 
     with pytest.raises(UsageError, match="smp has no model 'Umet'") as caught:
         load_model("smp:Umet")
-    assert caught.value.remedy == "--arch smp:Unet"
+    assert caught.value.remedy == "name one that it has: smp:Unet"
