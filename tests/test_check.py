@@ -138,7 +138,7 @@ def test_misses_are_grouped_with_bound_and_advice(saved, capsys):
     assert main(["misses", saved]) == 0
 
     printed = capsys.readouterr().out
-    assert "unknown: 1 calls, 25.0 % of the time" in printed
+    assert "unknown: 1 call, 25.0 % of the time" in printed
     assert "FLOPs unknown, at most 1.00 kFLOPs" in printed
     assert "What to do: Give the op a formula" in printed
     assert "agrees" not in printed

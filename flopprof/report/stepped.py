@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from flopprof._version import __version__
-from flopprof.report.text import aligned, text_width
+from flopprof.report.text import aligned
 from flopprof.run import SCHEMA_VERSION, to_json
-from flopprof.units import clean_text, shorten
+from flopprof.units import clean_text, shorten, text_width
 
 if TYPE_CHECKING:
     from flopprof.stepped import SteppedOp

@@ -22,7 +22,8 @@ class Adding(nn.Module):
         self.layer = nn.Linear(4, 4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(x) + x
+        total: torch.Tensor = self.layer(x) + x
+        return total
 
 
 def test_a_count_says_nothing_of_time():
@@ -47,7 +48,9 @@ def test_flops_that_are_unknown_are_called_so():
     assert ", FLOPs unknown" in make_run().report("text")
 
 
-def test_a_long_reason_is_wrapped_in_the_list_of_misses(capsys, tmp_path):
+def test_a_long_reason_is_wrapped_in_the_list_of_misses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     sites = make_run().sites.to_dict("records")
     make_run([sites[0] | {"verdict": "unknown", "reason": "word " * 50}]).save(tmp_path / "a")
 
@@ -90,7 +93,9 @@ def test_a_name_that_a_library_lacks_is_answered_with_names_to_type(capsys):
     assert "torchvision:resnet18, torchvision:resnet" in capsys.readouterr().err
 
 
-def test_an_onnx_graph_is_not_said_to_have_hooks(capsys, tmp_path: Path):
+def test_an_onnx_graph_is_not_said_to_have_hooks(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     onnx = pytest.importorskip("onnx")
     x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 8])
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 8])
