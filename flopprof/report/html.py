@@ -14,6 +14,7 @@ from flopprof.judge.verdicts import GOOD, MEANINGS
 from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
 from flopprof.report.chart.svg import PALETTES, chart_svg
+from flopprof.report.jobpage import job_section
 from flopprof.report.misses import heading
 from flopprof.report.summary import kernel_sums, module_sums, summary
 from flopprof.run import Run
@@ -25,6 +26,7 @@ from flopprof.units import UNKNOWN, clean_text, shown
 def html_report(run: Run) -> str:
     """Return summary, chart, sortable tables and provenance as one self-contained page."""
     light, dark = ("; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES)
+    section = job_section(run)
     return string.Template(_part("page.html")).substitute(
         title=_escaped(run.provenance.title or "model"),
         style=string.Template(_part("page.css")).substitute(light=light, dark=dark),
@@ -33,6 +35,8 @@ def html_report(run: Run) -> str:
         missed="No formula" if run.recorded_elsewhere else "Missed by hooks",
         summary=_definitions(summary(run)),
         chart=_chart(run),
+        job=section,
+        job_link='<a href="#job">Job</a>' if section else "",
         provenance=_definitions([*_flat(run.provenance)]),
         data=json.dumps(_data(run), allow_nan=False).replace("<", "\\u003c"),  # nothing ends it
     )

@@ -22,6 +22,7 @@ from flopprof.report.advice import advice_lines
 from flopprof.report.executed import executed_lines
 from flopprof.report.figures import Figures, main_roofline
 from flopprof.report.generate import generate_lines
+from flopprof.report.job import job_lines
 from flopprof.report.memory import memory_line
 from flopprof.run import Run, Totals
 from flopprof.units import (
@@ -142,7 +143,7 @@ def _times_of_trace(run: Run, provenance: TraceProvenance) -> list[tuple[str, st
     else:
         coverage += "there are no kernels"
     ranks = provenance.ranks
-    lines += [("Coverage", coverage), *_ranks(ranks, facts)]
+    lines += [("Coverage", coverage), *_ranks(ranks, facts), *job_lines(run)]
     return lines + _steps(provenance.steps, several_ranks=len(ranks) > 1)
 
 

@@ -42,6 +42,12 @@ class Arguments(msgspec.Struct, gc=False):
     kernel_hash: msgspec.Raw = NOTHING
     kernel_file: msgspec.Raw = NOTHING
     kernel_backend: msgspec.Raw = NOTHING
+    collective: msgspec.Raw = msgspec.field(name="Collective name", default=NOTHING)
+    elements_in: msgspec.Raw = msgspec.field(name="In msg nelems", default=NOTHING)
+    elements_out: msgspec.Raw = msgspec.field(name="Out msg nelems", default=NOTHING)
+    dtype: msgspec.Raw = NOTHING
+    group: msgspec.Raw = msgspec.field(name="Process Group Name", default=NOTHING)
+    group_size: msgspec.Raw = msgspec.field(name="Group size", default=NOTHING)
 
     @property
     def is_of_triton(self) -> bool:
@@ -143,6 +149,12 @@ def _arguments_from(args: Mapping[str, Any]) -> Arguments:
         kernel_hash=_text(args, "kernel_hash"),
         kernel_file=_text(args, "kernel_file"),
         kernel_backend=_text(args, "kernel_backend"),
+        collective=_text(args, "Collective name"),
+        elements_in=_text(args, "In msg nelems"),
+        elements_out=_text(args, "Out msg nelems"),
+        dtype=_text(args, "dtype"),
+        group=_text(args, "Process Group Name"),
+        group_size=_text(args, "Group size"),
     )
 
 

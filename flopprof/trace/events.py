@@ -11,6 +11,7 @@ import orjson
 from flopprof.devices.categories import category_kind, category_vendor
 from flopprof.formulas import OP_FORMULAS
 from flopprof.trace.decode import NO_ARGUMENTS, Arguments, Event
+from flopprof.trace.messages import has_message, message_texts
 from flopprof.trace.signatures import Signature, Signatures
 
 PREFIX = "flopprof:"
@@ -21,6 +22,7 @@ KERNEL_KINDS = ("compute", "memcpy", "memset", "communication")
 # Start, end, thread, role, label (an op's signature, else a name), external id, sequence number,
 # signature (-1 for a range).
 HostRow = tuple[float, float, int, int, int, int, int, int]
+KernelRow = tuple[int, int, int, int, int, int, float, float, int, int, int]
 Columns = list["array[Any]"]
 _AXES = 3
 _PYTHON_MODULE = "nn.Module: "
@@ -46,10 +48,11 @@ class Events:
     hosts: Columns = field(default_factory=lambda: columns("ddqbqqqq"))  # as in HostRow
     # Correlation, thread, start, external id, name, the kernel's name (-1 where it is not told).
     launches: Columns = field(default_factory=lambda: columns("qqdqqq"))
-    # Correlation, name, kind, stream, device, graph, start, length, external id, sizes.
-    kernels: Columns = field(default_factory=lambda: columns("qqbqqqddqq"))
+    # Correlation, name, kind, stream, device, graph, start, length, external id, sizes, message.
+    kernels: Columns = field(default_factory=lambda: columns("qqbqqqddqqq"))
     kernel_sizes: dict[tuple[str, str], int] = field(default_factory=dict)  # grid and block
     written_sizes: dict[tuple[bytes, bytes], int] = field(default_factory=dict)  # as in the file
+    messages: dict[tuple[bytes, ...], int] = field(default_factory=dict)  # as in the file
     kernel_names: dict[str, int] = field(default_factory=dict)
     collectives: list[bool] = field(default_factory=list)  # whether that name is one
     names: dict[str, int] = field(default_factory=dict)
@@ -94,9 +97,7 @@ class _Rows:
 
     hosts: list[HostRow] = field(default_factory=list)
     launches: list[tuple[int, int, float, int, int, int]] = field(default_factory=list)
-    kernels: list[tuple[int, int, int, int, int, int, float, float, int, int]] = field(
-        default_factory=list
-    )
+    kernels: list[KernelRow] = field(default_factory=list)
 
 
 def take_events(read: Iterable[Event], events: Events) -> None:
@@ -212,6 +213,10 @@ def _kernels_of(kind: str) -> "_Take":
         external = args.external_id
         if external == -1:
             external = args.external_id_of_2021
+        message = -1
+        if has_message(args):
+            texts = message_texts(args)
+            message = events.messages.setdefault(texts, len(events.messages))
         row = (
             args.correlation,
             number,
@@ -223,6 +228,7 @@ def _kernels_of(kind: str) -> "_Take":
             event.dur,  # of large time stamps the difference of ends is off by up to 0.1 ns
             external,
             _sizes_number(args, events),
+            message,
         )
         rows.kernels.append(row)
 

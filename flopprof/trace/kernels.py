@@ -9,6 +9,7 @@ import pandas as pd
 
 from flopprof.tables import KERNELS
 from flopprof.trace.events import KERNEL_KINDS, OP, OTHER, RANGE, Events
+from flopprof.trace.messages import message_columns, read_message
 from flopprof.trace.tree import Tree, busy_until, text_codes
 
 # What multiplies float32 on tensor units. The op's element types do not say.
@@ -186,7 +187,9 @@ def give_kernels(tree: Tree, links: np.ndarray) -> None:
     above = np.frombuffer(tree.op_parent, "q")
     is_op = np.frombuffer(tree.role, "b") == OP
     ops = np.append(np.where(is_op, np.arange(size), above), -1)[links]  # the last is for -1
-    _, names, kinds, *_, lengths, _, _ = (np.frombuffer(c, c.typecode) for c in tree.events.kernels)
+    _, names, kinds, *_, lengths, _, _, _ = (
+        np.frombuffer(c, c.typecode) for c in tree.events.kernels
+    )
     tree.kernel_ops = array("q", ops.astype(np.int64).tobytes())
     mine = (ops >= 0) & (kinds == KERNEL_KINDS.index("compute"))
     device_us = np.bincount(ops[mine], lengths[mine], size).tolist()
@@ -230,12 +233,15 @@ def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str
 def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
     events = tree.events
-    correlation, names, kinds, streams, devices, graphs, starts, lengths, _, sizes = (
+    correlation, names, kinds, streams, devices, graphs, starts, lengths, _, sizes, sent = (
         np.frombuffer(column, column.typecode) for column in events.kernels
     )
     if not len(starts):
         return KERNELS.empty(), float("nan")
     ops = np.frombuffer(tree.kernel_ops, "q")
+    messages = [read_message(message) for message in events.messages]
+    is_collective = kinds == KERNEL_KINDS.index("communication")
+    told = message_columns(messages, sent, names, list(events.kernel_names), is_collective)
     frame = KERNELS.frame(
         {
             "kernel_id": np.arange(len(starts)),
@@ -251,6 +257,7 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
             "duration_us": lengths,
             "grid": _axis_texts(events, sizes, 0),
             "block": _axis_texts(events, sizes, 1),
+            **told,
         }
     )
     compute = frame[frame["kind"] == "compute"]

@@ -257,10 +257,19 @@ def together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     firsts = np.cumsum([0, *(len(trace.ops) for trace in traces)])
     pairs = list(zip(firsts.tolist(), traces, strict=False))
     ops = pd.concat([_shifted(t.ops, n, "op_id", "parent_op_id") for n, t in pairs])
-    kernels = pd.concat([_shifted(t.kernels, n, "op_id") for n, t in pairs], ignore_index=True)
+    told = {name for trace in traces for name in trace.kernels.columns}
+    kernels = pd.concat(
+        [_shifted(_with_columns(t.kernels, told), n, "op_id") for n, t in pairs], ignore_index=True
+    )
     kernels["kernel_id"] = np.arange(len(kernels))
     gaps = pd.concat([trace.gaps for trace in traces], ignore_index=True)
     return OPS.check(ops.reset_index(drop=True)), gaps, KERNELS.check(kernels)
+
+
+def _with_columns(kernels: pd.DataFrame, names: set[str]) -> pd.DataFrame:
+    """Return kernels with blank columns for what only other ranks' traces tell."""
+    lacking = [column for column in KERNELS.columns if column.name in names - set(kernels.columns)]
+    return kernels.assign(**{column.name: column.blank for column in lacking})
 
 
 def _shifted(frame: pd.DataFrame, by: int, *names: str) -> pd.DataFrame:

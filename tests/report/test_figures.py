@@ -11,6 +11,7 @@ from torch import nn
 import flopprof
 from flopprof.capture.call import Inputs
 from flopprof.capture.describe import count_samples, count_tokens
+from flopprof.provenance import Rank, TraceFacts, TraceProvenance
 from flopprof.report.figures import Figures, figures
 from flopprof.run import Run
 from flopprof.tables import KERNELS, ROOFLINES, SITES
@@ -86,6 +87,32 @@ def test_utilisation_is_over_the_ceilings():
     assert result.mfu_frac == pytest.approx(0.4)  # 4e8 of 1e9 FLOP/s
     assert result.hfu_frac == pytest.approx(0.4)
     assert result.mbu_frac == pytest.approx(0.2)  # 2e7 of 1e8 B/s
+
+
+def job_of(*ranks: Rank) -> Run:
+    """Return a trace of two products of 60 µs by ranks whose spans are 100 µs and 140 µs."""
+    run = run_of(PRODUCT, PRODUCT | {"site_id": 1})
+    provenance = TraceProvenance(
+        source=run.provenance.source,
+        called=run.provenance.called,
+        device=run.provenance.device,
+        environment=run.provenance.environment,
+        trace=TraceFacts(files=("rank0.json", "rank1.json"), span_us=240.0),
+        ranks=ranks,
+    )
+    return run.replaced(provenance=provenance)
+
+
+@pytest.mark.parametrize("faulty", [(), (Rank(rank=2, file="rank2.json", fault="damaged"),)])
+def test_a_jobs_utilisation_is_over_the_time_of_the_ranks_that_were_read(faulty):
+    read = [Rank(rank=n, file=f"rank{n}.json") for n in (0, 1)]
+
+    result = figures(job_of(*read, *faulty))
+
+    # 80,000 FLOPs in the 240 µs of both ranks: 3.33e8 of 1e9 FLOP/s.
+    assert result.mfu_frac == pytest.approx(1 / 3)
+    # At the roof the products need 40 µs each: 80 µs, by two ranks beside each other.
+    assert result.attainable_wall_us == pytest.approx(40)
 
 
 def test_what_is_computed_again_is_in_hfu_alone():
