@@ -62,7 +62,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(scope="module")
 def facts(run: Run) -> Job:
     result = job(run)
-    assert result is not None
+    assert isinstance(result, Job)
     return result
 
 
