@@ -6,6 +6,7 @@ Nothing of the folder is executed: a config that asks for code of its own is ref
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -55,7 +56,7 @@ def load_folder(request: Request) -> Loaded:
     return Loaded(
         model,
         architecture.text,
-        "Hugging Face folder",
+        "Hugging Face file" if Path(request.contents.path).is_file() else "Hugging Face folder",
         input_hint=model_inputs(str(model_class.main_input_name), config),
         recognised_by="config.json",
         weights="file" if request.contents.tensors and not quantised else "random",

@@ -138,6 +138,11 @@ def test_counting_a_model_of_transformers_asks_for_no_name_that_is_going_away(
     # Keys and values (2) of 1 layer, 1 head of 4 numbers, 4 tokens, 4 bytes each: 2·4·4·4.
     assert "KV cache 128 B" in capsys.readouterr().out
 
+    assert (
+        main(["count", str(tmp_path / "model.safetensors"), "--input", "input_ids=1x4:int64"]) == 0
+    )
+    assert "Hugging Face file " in capsys.readouterr().out
+
 
 def test_kernels_that_are_fused_already_are_not_advised_to_be_fused():
     row = {
