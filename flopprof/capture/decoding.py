@@ -119,7 +119,7 @@ class _Steps:
     """Counts steps at any context, each once.
 
     Attributes:
-        called: Paths of the modules that a step calls.
+        called: Paths of the modules that a step calls, or whose weights it reads.
     """
 
     def __init__(self, decoder: Decoder, settings: Settings, count: Count) -> None:
@@ -128,6 +128,7 @@ class _Steps:
         self._count = count
         self._sums: dict[int, dict[str, int]] = {}
         self._cache_bytes: dict[int, float] = {}
+        self._met: set[int] = set()  # modules that prefills call
         self.called: set[str] = set()
 
     def at(self, context: int) -> dict[str, int]:
@@ -164,6 +165,7 @@ class _Steps:
 
     def _count_step(self, context: int) -> None:
         import torch
+        from torch.nn.modules.module import register_module_forward_pre_hook
 
         from flopprof.capture.meta import ShapesOnce
 
@@ -176,6 +178,7 @@ class _Steps:
             stack.enter_context(unchanged(model, prefill))
             if home(model)[0] == "meta":
                 stack.enter_context(ShapesOnce())
+            stack.callback(register_module_forward_pre_hook(self._meet).remove)
             output = guarded(model, prefill)()
             cache = copy.deepcopy(decoder.cache_of(output))
         self._cache_bytes[context] = bytes_of(cache)
@@ -186,7 +189,25 @@ class _Steps:
             "matmul_flops": int(run.totals.matmul_flops),
             "flops": int(run.totals.flops),
         }
-        self.called = set(run.module_calls["module_path"])
+        called = set(run.module_calls["module_path"])
+        self.called = called | self._read_by_parents(called)
+
+    def _meet(self, module: Any, _inputs: Any) -> None:
+        self._met.add(id(module))
+
+    def _read_by_parents(self, called: set[str]) -> set[str]:
+        """Return the layers that no call ever meets: a called module uses their weights itself.
+
+        What the prefill calls and a step does not, such as the keys of an encoder's output, is
+        left out of a step.
+        """
+        return {
+            path
+            for path, module in self._decoder.model.named_modules()
+            if not list(module.children())
+            and id(module) not in self._met
+            and path.rpartition(".")[0] in called
+        }
 
 
 @alone()

@@ -128,6 +128,19 @@ def test_a_token_uses_two_of_four_experts_and_a_batch_more():
     assert of_batch.weight_bytes_per_token == expected
 
 
+def test_weights_that_a_module_uses_itself_are_read_too():
+    config = transformers.MambaConfig(
+        vocab_size=WORDS, hidden_size=WIDTH, num_hidden_layers=1, state_size=8, pad_token_id=0,
+        bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.MambaForCausalLM(config).eval()
+
+    figures = figures_of(model, prompt_len=4, new_tokens=1)
+
+    # Its convolution and dt_proj are never called: the mixer takes their weights.
+    assert figures.active_parameters == sum(weight.numel() for weight in model.parameters())
+
+
 @pytest.mark.parametrize(
     ("build", "options"),
     [
