@@ -103,3 +103,28 @@ def test_there_are_results_of_twelve_models():
 
     assert models == {*make_results().MODELS}
     assert len(models) == 12
+
+
+def test_what_a_cpu_executed_stands_beside_counts_that_come_out_again():
+    from flopprof.capture.dispatched import op_with_arguments
+    from flopprof.formulas.external import find_op_formula
+
+    rows = pd.read_csv(ROOT / "results" / "executed.csv")
+
+    for row in rows.itertuples(index=False):
+        call = op_with_arguments(row.op, row.arguments, None if row.dtype == "int8" else row.dtype)
+        formula = find_op_formula(row.op)
+        assert formula is not None
+        work = formula(call.recorded)
+        assert work is not None
+        assert (work.matmul_flops, work.vector_flops) == (
+            row.counted_matmul_flops,
+            row.counted_vector_flops,
+        )
+    products = rows[rows["counted_matmul_flops"] > 0]
+    exact = products[products["verdict"] == "exact"]
+    multiply_adds = exact["executed_fma_flops"] + exact["executed_int_fma_ops"].where(
+        exact["executed_fma_flops"] == 0, 0
+    )
+    assert (multiply_adds == exact["counted_matmul_flops"]).all()
+    assert (rows["cpu"] != "").all()
