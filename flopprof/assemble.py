@@ -46,7 +46,8 @@ def as_call(trace: Trace, foreign: Collection[str] = ()) -> TracedCall:
         foreign: Paths of modules whose own code computes past PyTorch.
     """
     waited_us = trace.info.get("waited_us", 0.0)
-    return TracedCall(trace.ops, trace.gaps, trace.kernels, waited_us, foreign)
+    closed = trace.info.get("closed", {})
+    return TracedCall(trace.ops, trace.gaps, trace.kernels, waited_us, foreign, closed)
 
 
 def assemble(

@@ -34,6 +34,7 @@ def count_and_trace(
     """
     import torch
 
+    from flopprof.capture.closed import name_inner_modules
     from flopprof.capture.foreign import CallsSeen, foreign_modules
     from flopprof.capture.meta import ShapesOnce, fused_attention
     from flopprof.capture.modules import count_modules
@@ -69,6 +70,7 @@ def count_and_trace(
 
         module_calls = count_modules(model, record)
         trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
+        trace = name_inner_modules(trace, model, recordings[0].inner)
     return trace, module_calls, foreign_modules(model, seen)
 
 
@@ -101,8 +103,14 @@ def observer_effect(
     return Observer(changed_ops=changed, drift_frac=drift), doubts
 
 
-def read_traces(recordings: Sequence["Recording"]) -> list["Trace"]:
-    """Return what the traces hold; the profiler's FLOPs of the first alone, which is kept."""
+def read_traces(
+    recordings: Sequence["Recording"], model: "nn.Module | None" = None
+) -> list["Trace"]:
+    """Return what traces hold; the profiler's FLOPs of the first, which is kept.
+
+    Of a model's, ops inside closed modules get the paths of the modules there.
+    """
+    from flopprof.capture.closed import name_inner_modules
     from flopprof.trace.read import read_trace
 
     traces = []
@@ -110,6 +118,8 @@ def read_traces(recordings: Sequence["Recording"]) -> list["Trace"]:
         flops = {} if number else recording.profiler_flops
         trace = read_trace(recording.path, profiler_flops=flops)
         trace.info["waited_us"] = recording.waited_us
+        if model is not None:
+            trace = name_inner_modules(trace, model, recording.inner)
         traces.append(trace)
     return traces
 
@@ -122,7 +132,7 @@ def trace_again(
 
     paths = (folder / f"again{number}.json" for number in range(times))
     return read_traces(
-        [record_trace(model, call, path, device=place, attempts=1) for path in paths]
+        [record_trace(model, call, path, device=place, attempts=1) for path in paths], model
     )
 
 

@@ -11,11 +11,12 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof.capture.call import Call
+from flopprof.capture.closed import holds_script, inner_paths
 from flopprof.capture.hooks import PREFIX, module_ranges
 from flopprof.capture.load import thread_waited_s
 from flopprof.devices import Device
@@ -45,6 +46,7 @@ class Recording:
         profiler_flops: External id of an op → FLOPs by `with_flops`; 0 means none or no formula.
         traced_us: Wall time of the traced call.
         waited_us: How long of it the calling thread was ready and had no core.
+        inner: External id of an op → path inside the TorchScript module that it ran in.
         changed_ops: Op → calls more (or fewer) with our ranges than without; empty where the same,
             None where not compared, or where the model's ops differ from call to call anyway.
     """
@@ -54,6 +56,7 @@ class Recording:
     traced_us: float
     changed_ops: dict[str, int] | None = None
     waited_us: float = 0.0
+    inner: dict[int, str] = field(default_factory=dict)
 
 
 def record_traces(
@@ -75,12 +78,15 @@ def record_traces(
     recordings: list[Recording] = []
     started = time.perf_counter()
     profiler: Any = None
+    named = holds_script(model)
     with module_ranges(model):
         for number in range(traces):
             with _no_garbage_collection():
-                elapsed_us, waited_us, profiler = _trace_once(call, device)
+                elapsed_us, waited_us, profiler = _trace_once(call, device, named=named)
             recordings.append(
-                exported(profiler, elapsed_us, waited_us, folder / f"trace{number}.json")
+                exported(
+                    profiler, elapsed_us, waited_us, folder / f"trace{number}.json", named=named
+                )
             )
             done = number + 1
             if (time.perf_counter() - started) * (done + 1) / done > TRACES_BUDGET_S:
@@ -112,21 +118,26 @@ def record_trace(
     """
     best: tuple[float, float, Any] | None = None
     started = time.perf_counter()
+    named = model is not None and holds_script(model)
     with module_ranges(model) if model is not None else nullcontext():
         for _ in range(attempts):
             with _no_garbage_collection() if timed else nullcontext():
-                elapsed_us, waited_us, profiler = _trace_once(call, device)
+                elapsed_us, waited_us, profiler = _trace_once(call, device, named=named)
             if best is None or elapsed_us < best[0]:
                 best = elapsed_us, waited_us, profiler
             if time.perf_counter() - started > ATTEMPTS_BUDGET_S:
                 break
     assert best is not None  # attempts is at least 1
     traced_us, waited_us, profiler = best
-    return exported(profiler, traced_us, waited_us, path)
+    return exported(profiler, traced_us, waited_us, path, named=named)
 
 
-def exported(profiler: Any, traced_us: float, waited_us: float, path: Path) -> Recording:
+def exported(
+    profiler: Any, traced_us: float, waited_us: float, path: Path, *, named: bool = False
+) -> Recording:
     """Write a trace to `path`, and return it with what only the process knows of it.
+
+    Of one that is `named`, what it tells of modules of TorchScript is read.
 
     Raises:
         UsageError: The trace cannot be written.
@@ -138,7 +149,8 @@ def exported(profiler: Any, traced_us: float, waited_us: float, path: Path) -> R
         for event in profiler.profiler.kineto_results.events()
         if event.flops()
     }
-    return Recording(path, flops, traced_us, waited_us=waited_us)
+    inner = inner_paths(path) if named else {}
+    return Recording(path, flops, traced_us, waited_us=waited_us, inner=inner)
 
 
 def _changed_ops(ranged: Any, call: Callable[[], object], device: Device) -> dict[str, int] | None:
@@ -178,17 +190,21 @@ class Traced:
     waited_us: float = math.nan
 
 
-def _trace_once(call: Callable[[], object], device: Device) -> tuple[float, float, Any]:
+def _trace_once(
+    call: Callable[[], object], device: Device, *, named: bool = False
+) -> tuple[float, float, Any]:
     """Return the call's wall time in µs, how much of it the thread had no core, and the trace."""
     _prepare(call)
-    with tracing(device) as traced:
+    with tracing(device, named=named) as traced:
         call()
     return traced.elapsed_us, traced.waited_us, traced.profiler
 
 
 @contextmanager
-def tracing(device: Device) -> Iterator[Traced]:
+def tracing(device: Device, *, named: bool = False) -> Iterator[Traced]:
     """Trace what runs inside, once; whatever it raises, no profiler is left at work.
+
+    In a trace that is `named` each op tells which modules of TorchScript it ran in.
 
     Raises:
         UsageError: It starts or stops a profiler itself.
@@ -201,6 +217,7 @@ def tracing(device: Device) -> Iterator[Traced]:
         activities=device.activities(),
         record_shapes=True,
         with_flops=True,
+        with_modules=named,
         acc_events=False,
         experimental_config=_ExperimentalConfig(profile_all_threads=True),
     )
@@ -209,6 +226,7 @@ def tracing(device: Device) -> Iterator[Traced]:
         with _quiet_kineto(), warnings.catch_warnings():
             # torch 2.10 says so of every profiler; ours has a single cycle.
             warnings.filterwarnings("ignore", "Warning: Profiler clears events")
+            warnings.filterwarnings("ignore", "with_modules is deprecated")  # with TorchScript
             profiler.start()
         cleanup.callback(_stop, profiler)
         cleanup.enter_context(warnings.catch_warnings())

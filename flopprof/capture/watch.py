@@ -162,7 +162,7 @@ def _eager_passes(
         module_calls = count_modules(model, call)
     observer, doubts = observer_effect(recordings[0], times_us, call, device, described)
     progress(f"reading {len(recordings)} traces")
-    trace, *others = read_traces(recordings)
+    trace, *others = read_traces(recordings, model)
     packed = gzipped(recordings[0].path)
     if len(recordings) < LEAST_TO_CONFIRM and hides_work(trace):
         progress("tracing again: is the hidden time there each time?")

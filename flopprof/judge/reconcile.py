@@ -112,7 +112,7 @@ def reconcile(
     OPS.check(ops)
     on_device = timed and len(kernels) > 0
     walked, owner = _timed_ops(ops, kernels, timed=timed, on_device=on_device)
-    types = dict(tuples(module_calls, ("module_path", "module_type")))
+    types = {**traced[0].closed, **dict(tuples(module_calls, ("module_path", "module_type")))}
     verdicts = _judge(walked, module_calls, types, never_called)
     verdicts.reason[walked.named("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
     grouped, number = _grouped(walked, verdicts, types)

@@ -4,7 +4,8 @@ One call on a busy machine tells of the machine. Sites of different traces are j
 a site; a model that takes another path each time has fewer samples at some sites.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,8 @@ class TracedCall(NamedTuple):
     """One traced call of the model: tables OPS, GAPS and KERNELS.
 
     `waited_us` is how long its thread was ready and the machine gave it no core; `foreign` are the
-    paths of modules whose own code computes past PyTorch.
+    paths of modules whose own code computes past PyTorch; `closed` has the paths inside TorchScript
+    and exported programs, with the type of what hooks see around them.
     """
 
     ops: pd.DataFrame
@@ -29,6 +31,7 @@ class TracedCall(NamedTuple):
     kernels: pd.DataFrame
     waited_us: float = 0.0
     foreign: Collection[str] = ()
+    closed: Mapping[str, str] = MappingProxyType({})
 
 
 def time_per_op_call(walked: Walked) -> "pd.Series[float]":
