@@ -20,6 +20,7 @@ from flopprof.cli.formulas import entries
 from flopprof.report.answer import schema
 
 PACKAGE = Path(__file__).resolve().parents[1] / "flopprof"
+_ADDRESS = re.compile(r"<function (\w+) at 0x[0-9a-f]+>")  # a default that is a function
 NOTE = "This page is written by `scripts/make_guide.py`.\n"
 
 
@@ -96,7 +97,7 @@ def _public(name: str, item: Any) -> list[str]:
 
 def _signature(name: str, item: Any) -> str:
     try:
-        signature = str(inspect.signature(item))
+        signature = _ADDRESS.sub(r"\1", str(inspect.signature(item)))
     except (TypeError, ValueError):
         return ""
     return f"```\n{name}{signature}\n```\n"
