@@ -107,8 +107,10 @@ def test_there_are_results_of_twelve_models():
 
 def test_what_a_cpu_executed_stands_beside_counts_that_come_out_again():
     from flopprof.capture.dispatched import op_with_arguments
+    from flopprof.formulas import load_op_formulas
     from flopprof.formulas.external import find_op_formula
 
+    load_op_formulas()
     rows = pd.read_csv(ROOT / "results" / "executed.csv")
 
     for row in rows.itertuples(index=False):
