@@ -68,7 +68,8 @@ class FlopsCallback(Callback):  # type: ignore[misc, unused-ignore]  # may be un
 
                 torch.cuda.synchronize(pl_module.device)
             figures = self.meter.figures()
-            self.log_dict({self._prefix + name: value for name, value in figures.items()})
+            logged = {self._prefix + name: value for name, value in figures.items()}
+            self.log_dict(logged)  # type: ignore[attr-defined, unused-ignore]  # set by the Trainer
 
     def on_validation_end(self, *_arguments: Any) -> None:
         """Leave the validation's time out."""
