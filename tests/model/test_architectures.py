@@ -103,7 +103,7 @@ def test_arguments_without_code_are_a_usage_error(tmp_path):
         ("downloads", ModelError, "tries to download something: RuntimeError", "pretrained=False"),
         ("needs", UsageError, "needs the module 'cv2_that_is_not_there'", "pip install cv2_that"),
         ("needs_more", UsageError, "needs the module 'skimage'", "pip install scikit-image"),
-        ("Nett", UsageError, "no model 'Nett'", "nets.py:Net or "),
+        ("Nett", UsageError, "no model 'Nett'", "nets.py:Net,"),
     ],
 )
 def test_each_trouble_with_code_has_a_hint_of_its_own(

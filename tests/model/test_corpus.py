@@ -470,7 +470,7 @@ def test_every_file_of_the_corpus_has_its_exit_code_within_little_memory(tmp_pat
 
     found, peak_mib, has_torch = json.loads(done.stdout.splitlines()[-1])
     assert not has_torch
-    assert peak_mib < 400
+    assert peak_mib < 500  # of which a fifth is the library that reads ONNX
     assert max(seconds for _, seconds in found.values()) < 15
     assert {code for code, _ in found.values()} == {0, 2, 3}
     for name in ("garbled_pickle", "safetensors_cut", "class_bomb", "outside", "sharded"):

@@ -307,19 +307,19 @@ def test_a_module_path_is_imported(tmp_path):
     ("arch", "error", "problem", "remedy"),
     [
         ("resnet18", UsageError, "'resnet18' names no architecture", "torchvision:resnet18"),
-        ("torchvision:resnet81", UsageError, "no model 'resnet81'", "--arch torchvision:resnet18"),
+        ("torchvision:resnet81", UsageError, "no model 'resnet81'", "torchvision:resnet18,"),
         (
             "torchvision:ResNet-18",
             UsageError,
             "no model 'ResNet-18'",
-            "--arch torchvision:resnet18",
+            "torchvision:resnet18,",
         ),
         ("gone.py:build", UsageError, "there is no file gone.py", "check the path"),
         ("no_such_module:build", UsageError, "no module 'no_such_module'", "install it"),
-        ("{code}:biuld", UsageError, "no model 'biuld'", "my_net.py:build or "),
-        ("{code}:net", UsageError, "no model 'net'", "my_net.py:Net or "),
+        ("{code}:biuld", UsageError, "no model 'biuld'", "my_net.py:build,"),
+        ("{code}:net", UsageError, "no model 'net'", "my_net.py:Net,"),
         ("{code}:steps", UsageError, "no model 'steps'", "Net"),
-        ("torch.nn:Convd2", UsageError, "no model 'Convd2'", " or Conv2d or "),
+        ("torch.nn:Convd2", UsageError, "no model 'Convd2'", "torch.nn:Conv2d,"),
         ("my_empty.py:build", UsageError, "no model 'build'", "define a function there"),
         ("{code}:wide", UsageError, "cannot be called without arguments", "function without"),
         ("{code}:number", UsageError, "returned what is of type int", "nn.Module"),
@@ -347,7 +347,8 @@ def test_what_the_users_file_has_is_its_own_and_the_nearest_comes_first(code, tm
         load_model(tmp_path / "m.pth", arch=f"{code}:nosuch")
 
     # not torch, nn (imported) and steps (a list)
-    names = caught.value.remedy.removeprefix(f"--arch {code}:").split(" or ")
+    listed = caught.value.remedy.removeprefix("name one that it has: ").split(", ")
+    names = [name.removeprefix(f"{code}:") for name in listed]
     assert set(names) <= {"Net", "build", "wide", "broken", "leaves", "stops", "number", "strict"}
     assert len(names) == 6
 
