@@ -342,7 +342,7 @@ def test_code_is_a_model_too_with_random_weights(tmp_path, capsys):
     assert json.loads(Path("mlp.flopprof/meta.json").read_text())["source"]["weights"] == "random"
     assert Path("mlp.flopprof/roofline.png").is_file()
     assert call("count", "nets.py:net") == 2
-    assert "--arch nets.py:mlp" in capsys.readouterr().err
+    assert "name one that it has: nets.py:mlp" in capsys.readouterr().err
     assert call("count", "none.py:mlp") == 2
 
 

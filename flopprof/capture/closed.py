@@ -14,8 +14,6 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from flopprof.formulas.modules import canonical_name
-
 if TYPE_CHECKING:
     from torch import nn
 
@@ -55,6 +53,8 @@ def name_inner_modules(trace: "Trace", model: "nn.Module", told: Mapping[int, st
         model: What was called.
         told: External id → path inside the TorchScript module around it.
     """
+    from flopprof.formulas.modules import canonical_name  # which imports torch
+
     ops = trace.ops
     outer = ops["module_path"].astype(str).tolist()
     inner = [told.get(number, "") for number in ops["external_id"].tolist()]
