@@ -22,7 +22,6 @@ from flopprof.capture.call import (
 )
 from flopprof.capture.generate import Decoder, choose_experts_by_shape, decoder_of
 from flopprof.capture.held import bytes_of, weights_of_step
-from flopprof.capture.record import summarise_times
 from flopprof.capture.subject import Subject
 from flopprof.errors import FlopprofError
 from flopprof.provenance import AtContext, Generation, Spread
@@ -224,6 +223,8 @@ def measure_generation(
         UsageError: The model does not generate.
         ModelError: It raised.
     """
+    from flopprof.capture.record import summarise_times  # which imports torch
+
     if settings.prompt_len is None:
         return None
     progress("counting decoded tokens")
