@@ -1,5 +1,6 @@
 """A model ready to be called: itself, its inputs, and where both come from."""
 
+import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -115,11 +116,7 @@ def named_subject(
     if isinstance(what, Subject):
         return what
     if not isinstance(what, str | Path):
-        if inputs is None and settings.input_from:
-            return Subject(what, inputs_from(settings.input_from, kwargs, what))
-        specs = resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
-        its_inputs = " ".join(specs) if inputs is None and specs else inputs
-        return Subject(what, as_inputs(its_inputs, kwargs, what))
+        return _of_module(what, inputs, kwargs, settings)
     from flopprof.model import Take, load_model
 
     loaded = load_model(
@@ -139,6 +136,41 @@ def named_subject(
     else:
         inputs_of_call, source = _inputs_of_file(loaded, settings, where)
     return Subject(loaded.model, inputs_of_call, _origin_of(loaded, what, settings, source))
+
+
+def _of_module(
+    model: "nn.Module", inputs: Any, kwargs: Mapping[str, Any] | None, settings: Settings
+) -> Subject:
+    """Return a module of the caller's and its inputs; where a dtype is asked for, copies in it."""
+    if settings.dtype is not None:
+        model = _copied_as(settings.dtype, model)
+    if inputs is None and settings.input_from:
+        of_call = inputs_from(settings.input_from, kwargs, model)
+    else:
+        specs = resized(settings.input_specs, batch=settings.batch, input_size=settings.input_size)
+        its_inputs = " ".join(specs) if inputs is None and specs else inputs
+        of_call = as_inputs(its_inputs, kwargs, model)
+    return Subject(model, _cast(of_call, settings.dtype))
+
+
+def _copied_as(dtype: str, model: "nn.Module") -> "nn.Module":
+    """Return a copy of the model with its floating tensors as `dtype`; the caller's stays.
+
+    Raises:
+        UsageError: It is no floating element type, or the model cannot be copied.
+    """
+    import torch
+
+    from flopprof.model import check_floating
+
+    check_floating(dtype)
+    try:
+        return copy.deepcopy(model).to(getattr(torch, dtype))
+    except Exception as error:  # whatever a foreign __deepcopy__ raises
+        raise UsageError(
+            f"the model cannot be copied as {dtype}: {type(error).__name__}: {error}",
+            remedy=f"cast it yourself: model.to(torch.{dtype}), and leave dtype out",
+        ) from error
 
 
 def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_source: str) -> Origin:

@@ -95,8 +95,7 @@ def load_model(
     Code of the file's runs only with `trust`: True lets it run in this process, a `Trust` may name
     the file's checksum and ask for the child process with limits.
     """
-    if dtype is not None and not (dtypes.itemsize(dtype) and dtypes.is_floating(dtype)):
-        raise UsageError(f"{dtype!r} is no floating dtype", remedy="--dtype float32 or bfloat16")
+    check_floating(dtype)
     if names_code(path):
         from flopprof.model.architectures import load_code
 
@@ -125,6 +124,16 @@ def load_model(
 def names_code(path: str | Path) -> bool:
     """Return whether `path` is no file but names code."""
     return bool(CODE.fullmatch(str(path))) and not Path(path).exists()
+
+
+def check_floating(dtype: str | None) -> None:
+    """Refuse what a model's floating parameters cannot be cast to.
+
+    Raises:
+        UsageError: It is no floating element type.
+    """
+    if dtype is not None and not (dtypes.itemsize(dtype) and dtypes.is_floating(dtype)):
+        raise UsageError(f"{dtype!r} is no floating dtype", remedy="--dtype float32 or bfloat16")
 
 
 def model_name(model: str | Path) -> str:

@@ -294,7 +294,16 @@ def test_the_command_exits_with_6_where_memory_runs_out(place, tmp_path, capsys)
     target = ["-o", str(tmp_path / "run.flopprof")]
 
     exit_code = main(
-        ["run", f"{code}:build", "--input", "8:float32", "--device", place.device, *target, "--repeats=1"]
+        [
+            "run",
+            f"{code}:build",
+            "--input",
+            "8:float32",
+            "--device",
+            place.device,
+            *target,
+            "--repeats=1",
+        ]
     )
 
     assert exit_code == 6
