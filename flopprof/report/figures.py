@@ -229,9 +229,9 @@ def _number(count: int | None) -> float:
 
 def _rate(count: float, time_us: float) -> float:
     """Return `count` per second; NaN without a time."""
-    return count / time_us * 1e6 if time_us > 0 else math.nan
+    return float(count) / float(time_us) * 1e6 if time_us > 0 else math.nan
 
 
 def _ratio(part: float, whole: float) -> float:
     """Return `part` over `whole`; NaN where either is not known."""
-    return part / whole if whole > 0 else math.nan
+    return float(part) / float(whole) if whole > 0 else math.nan

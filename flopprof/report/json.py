@@ -150,7 +150,9 @@ def op_sums(run: Run) -> dict[str, OpSums]:
         matmul_flops = calls["matmul_flops"].sum(skipna=False)
         vector_flops = calls["vector_flops"].sum(skipna=False)
         time_us = calls[time_column].sum(min_count=1)
-        rate = (matmul_flops + vector_flops) / (time_us / 1e6) if time_us > 0 else math.nan
+        # Python's numbers: a damaged trace may have times so short that numpy warns of infinity.
+        flops = float(matmul_flops + vector_flops)
+        rate = flops / float(time_us) * 1e6 if time_us > 0 else math.nan
         sums = OpSums(
             calls=len(calls),
             counted_calls=int(calls["counted"].sum()),

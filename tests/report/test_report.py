@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from flopprof.api import analyse_traces
 from flopprof.cli import main
 from flopprof.errors import UsageError
 from flopprof.report.summary import top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES, TABLES
 from tests.builders import make_run
+from tests.events import ADDMM, op, with_shapes, write_trace
 
 HERE = Path(__file__).parents[1]
 RUNS = sorted((HERE / "runs").glob("*.flopprof"))
@@ -242,3 +244,14 @@ def test_what_tracing_cost_has_its_consequence(slowdown, told):
 
     assert f"tracing added {100 * slowdown:+.0f} %" in text
     assert ("sites' times are too long" in text) == told
+
+
+def test_times_too_short_for_a_rate_are_no_trouble(tmp_path):
+    # A damaged trace may have them: 240 FLOPs in 1e-310 µs are more than a number holds.
+    short = with_shapes(op("aten::addmm", 0, 1e-310), ADDMM)
+    path = write_trace(tmp_path / "t.json", short)
+
+    entry = json.loads(analyse_traces(path).report("json"))["ops"]["aten::addmm"]
+
+    assert entry["matmul_flops"] == 240
+    assert entry["achieved_flops_per_s"] is None
