@@ -152,7 +152,8 @@ def op_sums(run: Run) -> dict[str, OpSums]:
         time_us = calls[time_column].sum(min_count=1)
         # Python's numbers: a damaged trace may have times so short that numpy warns of infinity.
         flops = float(matmul_flops + vector_flops)
-        rate = flops / float(time_us) * 1e6 if time_us > 0 else math.nan
+        time_s = float(time_us) / 1e6
+        rate = flops / time_s if time_s > 0 else math.nan
         sums = OpSums(
             calls=len(calls),
             counted_calls=int(calls["counted"].sum()),
