@@ -66,8 +66,8 @@ def _take_turn() -> None:
 def _holder_waits() -> bool:
     """Return whether the thread that measures waits for another one."""
     frames = sys._current_frames()
-    held = [frames[thread] for thread in _measuring if thread in frames]
-    return any(frame.f_globals.get("__name__") in _WAITING_IN for frame in held)
+    holder_frames = [frames[thread] for thread in _measuring if thread in frames]
+    return any(frame.f_globals.get("__name__") in _WAITING_IN for frame in holder_frames)
 
 
 def _refuse_foreign_profiler() -> None:

@@ -57,8 +57,8 @@ class Inputs:
                 moved[id(value)] = can_move.to(device)
             return moved[id(value)]
 
-        given = (self.args, dict(self.kwargs))
-        args, kwargs = tree_map(move, given, is_leaf=lambda v: isinstance(v, PackedSequence))
+        arguments = (self.args, dict(self.kwargs))
+        args, kwargs = tree_map(move, arguments, is_leaf=lambda v: isinstance(v, PackedSequence))
         return Inputs(args, kwargs, self.needs_gradients)
 
     def fresh(self) -> Self:
@@ -82,8 +82,8 @@ class Inputs:
                 of_call[id(value)] = value.detach().requires_grad_(value.requires_grad)
             return of_call[id(value)]
 
-        given = (self.args, dict(self.kwargs))
-        args, kwargs = tree_map(renew, given, is_leaf=lambda v: isinstance(v, PackedSequence))
+        arguments = (self.args, dict(self.kwargs))
+        args, kwargs = tree_map(renew, arguments, is_leaf=lambda v: isinstance(v, PackedSequence))
         return dataclasses.replace(self, args=args, kwargs=kwargs)
 
     @property
@@ -263,8 +263,8 @@ def meta_twin(model: "nn.Module") -> "nn.Module | None":
     if isinstance(model, torch.jit.ScriptModule):
         return None
     memo: dict[int, Any] = {}
-    held = tree_leaves([list(vars(module).values()) for module in model.modules()])
-    for tensor in held:
+    attributes = tree_leaves([list(vars(module).values()) for module in model.modules()])
+    for tensor in attributes:
         if not isinstance(tensor, torch.Tensor):
             continue
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
@@ -367,18 +367,18 @@ def _no_memory(doing: str, error: BaseException) -> ModelError:
     The frames that the error passed through hold what was allocated so far, which would stay as
     long as the error is kept.
     """
-    said = (str(error).strip().splitlines() or [""])[0][:300]
+    first_line = (str(error).strip().splitlines() or [""])[0][:300]
     traceback.clear_frames(error.__traceback__)
     return ModelError(
-        f"memory ran out while {doing}: {said}",
+        f"memory ran out while {doing}: {first_line}",
         remedy="try a smaller input or batch, a smaller --dtype, or a device with more memory",
     )
 
 
 def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> FlopprofError:
     """Return the input's error where the input is certainly at fault, else the model's."""
-    said = (str(error).strip().splitlines() or [""])[0][:300]
-    message = f"{type(error).__name__}: {said}"
+    first_line = (str(error).strip().splitlines() or [""])[0][:300]
+    message = f"{type(error).__name__}: {first_line}"
     if isinstance(error, TypeError):
         signature = inspect.signature(model.forward)
         try:
@@ -394,7 +394,7 @@ def _blame(model: "nn.Module", inputs: Inputs, error: BaseException) -> Flopprof
             remedy=f"give {refused} another shape, dtype or range: "
             "--input [NAME=]SHAPE[:DTYPE[:LOW-HIGH]]",
         )
-    if "does not require grad" in said and not inputs.needs_gradients:
+    if "does not require grad" in first_line and not inputs.needs_gradients:
         return GradientsError(
             f"the model asks for gradients, and is called without them: {message}",
             remedy="have its forward say `with torch.enable_grad():`",
@@ -423,11 +423,13 @@ def _refused(inputs: Inputs, error: BaseException) -> str:
         return ""
     if not (_module(frames[-1]).startswith("torch.nn.") or isinstance(error, AssertionError)):
         return ""
-    given = [value for value in frames[-1].f_locals.values() if isinstance(value, torch.Tensor)]
-    held = {id(tensor) for value in given for tensor in (value, value._base)}
+    local_tensors = [
+        value for value in frames[-1].f_locals.values() if isinstance(value, torch.Tensor)
+    ]
+    tensor_ids = {id(tensor) for value in local_tensors for tensor in (value, value._base)}
     one_by_one = [Inputs((arg,)) for arg in inputs.args]
     one_by_one += [Inputs((), {name: value}) for name, value in inputs.kwargs.items()]
-    at_fault = (each.text for each in one_by_one if held & set(map(id, each.tensors)))
+    at_fault = (each.text for each in one_by_one if tensor_ids & set(map(id, each.tensors)))
     return next(at_fault, "")
 
 

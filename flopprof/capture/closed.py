@@ -34,15 +34,17 @@ def inner_paths(path: Path) -> dict[int, str]:
     """
     paths = {}
     for event in json.loads(path.read_bytes())["traceEvents"]:
-        told = event.get("args", {})
-        if "Module Hierarchy" in told and "External id" in told:
-            found = re.findall(r"(?:^|\.)(\w+)\([^()]*\)::", told["Module Hierarchy"])
-            names = [name for name in found if name not in ("TOP", "SELF")]
-            paths[int(told["External id"])] = ".".join(names)
+        arguments = event.get("args", {})
+        if "Module Hierarchy" in arguments and "External id" in arguments:
+            segments = re.findall(r"(?:^|\.)(\w+)\([^()]*\)::", arguments["Module Hierarchy"])
+            names = [name for name in segments if name not in ("TOP", "SELF")]
+            paths[int(arguments["External id"])] = ".".join(names)
     return paths
 
 
-def name_inner_modules(trace: "Trace", model: "nn.Module", told: Mapping[int, str]) -> "Trace":
+def name_inner_modules(
+    trace: "Trace", model: "nn.Module", inner_path_of: Mapping[int, str]
+) -> "Trace":
     """Return the trace, ops inside closed modules with paths there; types: `info["closed"]`.
 
     They are of no call that hooks saw. Where a graph's nodes and the ops do not agree, nothing is
@@ -51,13 +53,13 @@ def name_inner_modules(trace: "Trace", model: "nn.Module", told: Mapping[int, st
     Args:
         trace: The trace of one call of the model.
         model: What was called.
-        told: External id → path inside the TorchScript module around it.
+        inner_path_of: External id → path inside the TorchScript module around it.
     """
     from flopprof.formulas.modules import canonical_name  # which imports torch
 
     ops = trace.ops
     outer = ops["module_path"].astype(str).tolist()
-    inner = [told.get(number, "") for number in ops["external_id"].tolist()]
+    inner = [inner_path_of.get(number, "") for number in ops["external_id"].tolist()]
     for path, module in model.named_modules():
         if nodes := _nodes(module):
             for op, inside in _aligned(ops, outer, path, nodes):
@@ -77,8 +79,8 @@ def name_inner_modules(trace: "Trace", model: "nn.Module", told: Mapping[int, st
         if inside
     }
     calls = ops["call_id"].where([not inside for inside in inner], -1)
-    named = ops.assign(module_path=pd.Categorical(joined), call_id=calls)
-    return replace(trace, ops=named, info=trace.info | {"closed": closed})
+    ops_with_paths = ops.assign(module_path=pd.Categorical(joined), call_id=calls)
+    return replace(trace, ops=ops_with_paths, info=trace.info | {"closed": closed})
 
 
 def _nodes(module: "nn.Module") -> list[tuple[str, str]]:
@@ -108,13 +110,13 @@ def _aligned(
         is_outermost = parent < 0 or outer[parent] != path
         if outer[op] == path and is_outermost and phases[op] in ("forward", "recompute"):
             by_call.setdefault(call, []).append(op)
-    wanted = Counter(name for name, _ in nodes)
-    found = []
+    node_counts = Counter(name for name, _ in nodes)
+    aligned = []
     for outermost in by_call.values():
-        there = Counter(names[op] for op in outermost)
-        recorded = [op for op in outermost if there[names[op]] == wanted[names[op]]]
-        called = [(name, inside) for name, inside in nodes if there[name] == wanted[name]]
+        op_counts = Counter(names[op] for op in outermost)
+        recorded = [op for op in outermost if op_counts[names[op]] == node_counts[names[op]]]
+        called = [(name, inside) for name, inside in nodes if op_counts[name] == node_counts[name]]
         if [names[op] for op in recorded] == [name for name, _ in called]:
             pairs = zip(recorded, called, strict=True)
-            found += [(op, inside) for op, (_, inside) in pairs]
-    return found
+            aligned += [(op, inside) for op, (_, inside) in pairs]
+    return aligned

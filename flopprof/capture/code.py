@@ -84,28 +84,28 @@ def outer_state(modules: "Iterable[nn.Module]") -> tuple[list[Any], list[Callabl
 
     That are attributes of their classes, globals, and variables of the functions around their own.
     """
-    held: list[Any] = []
+    objects: list[Any] = []
     put_back: list[Callable[[], None]] = []
-    seen: set[int] = set()  # classes and functions
+    seen_ids: set[int] = set()  # classes and functions
     for module in modules:
         if is_of_library(module):
             continue
         kind = type(module)
         for base in kind.__mro__:
-            if id(base) in seen or base.__module__.partition(".")[0] in ("torch", "builtins"):
+            if id(base) in seen_ids or base.__module__.partition(".")[0] in ("torch", "builtins"):
                 continue
-            seen.add(id(base))
+            seen_ids.add(id(base))
             values = {name: value for name, value in vars(base).items() if _is_data(name, value)}
-            held += values.values()
+            objects += values.values()
             put_back.append(functools.partial(_bind_attributes, base, values))
         for function in functions_of(module):
-            if id(function) in seen:
+            if id(function) in seen_ids:
                 continue
-            seen.add(id(function))
-            held += [value for _, value in used_by(function, kind)]
+            seen_ids.add(id(function))
+            objects += [value for _, value in used_by(function, kind)]
             put_back += [_binding_cell(cell) for cell in function.__closure__ or ()]
             put_back += [_binding_global(function, name) for name in _set_by(function.__code__)]
-    return _without_torchs_own(held), put_back
+    return _without_torchs_own(objects), put_back
 
 
 def _without_torchs_own(values: list[Any]) -> list[Any]:

@@ -57,15 +57,15 @@ def compile_model(model: "nn.Module", mode: bool | str) -> Compiled:
         raise UsageError(
             f"there is no mode {name!r} to compile in", remedy="known: " + ", ".join(modes)
         )
-    found = Compiled(None, name)
+    compiled = Compiled(None, name)
     patches = {**modes[name], "cpp.enable_kernel_profile": True, "fx_graph_cache": False}
 
     def backend(graph: Any, inputs: Any) -> Any:  # one per model: Dynamo shares code by backend
-        found.graphs += 1
+        compiled.graphs += 1
         return compile_fx(graph, inputs, config_patches=patches)
 
-    found.model = torch.compile(model, backend=backend)
-    return found
+    compiled.model = torch.compile(model, backend=backend)
+    return compiled
 
 
 def warm_up(compiled: Compiled, call: Callable[[], object]) -> None:

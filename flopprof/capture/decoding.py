@@ -171,8 +171,8 @@ class _Steps:
         decoder = self._decoder
         model = decoder.model
         # A static cache has no room beyond its end, and the same work at every context.
-        held = min(context, decoder.last_context - 2) if decoder.is_static else context
-        prefill = decoder.prefill(held)
+        prefilled = min(context, decoder.last_context - 2) if decoder.is_static else context
+        prefill = decoder.prefill(prefilled)
         with ExitStack() as stack:
             stack.enter_context(unchanged(model, prefill))
             if home(model)[0] == "meta":

@@ -141,8 +141,8 @@ def count_tokens(model: "nn.Module", inputs: Inputs) -> int | None:
 
     if not any(isinstance(module, torch.nn.Embedding) for module in model.modules()):
         return None
-    named = [*(("", value) for value in inputs.args), *inputs.kwargs.items()]
-    for name, value in named:
+    named_inputs = [*(("", value) for value in inputs.args), *inputs.kwargs.items()]
+    for name, value in named_inputs:
         is_ids = isinstance(value, torch.Tensor) and value.dtype in (torch.int64, torch.int32)
         if is_ids and value.dim() == 2 and not _NOT_TOKENS.search(name):
             return int(value.numel())
@@ -214,5 +214,5 @@ def describe_telemetry(readings: dict[str, Any], calls: int) -> Telemetry | None
     """Return what a GPU said while `calls` calls were timed; None where nothing was asked."""
     if not readings:
         return None
-    told = {name: value for name, value in readings.items() if value is not None}
-    return msgspec.convert(told | {"calls": calls}, Telemetry)
+    known_readings = {name: value for name, value in readings.items() if value is not None}
+    return msgspec.convert(known_readings | {"calls": calls}, Telemetry)

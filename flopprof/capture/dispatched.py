@@ -150,16 +150,16 @@ def overloads(op: str) -> list[OpOverload]:
 
 def _fitted(overload: OpOverload, arguments: list[Any]) -> list[Any] | None:
     """Return the arguments as an overload takes them: a bare 16 as the size of a tensor."""
-    taken = [argument for argument in overload._schema.arguments if not argument.kwarg_only]
+    positional = [argument for argument in overload._schema.arguments if not argument.kwarg_only]
     needed = [
         argument for argument in overload._schema.arguments if not argument.has_default_value()
     ]
-    if len(arguments) > len(taken) or any(argument.kwarg_only for argument in needed):
+    if len(arguments) > len(positional) or any(argument.kwarg_only for argument in needed):
         return None
     if len(arguments) < len(needed):
         return None
     specs = []
-    for value, argument in zip(arguments, taken, strict=False):
+    for value, argument in zip(arguments, positional, strict=False):
         kind = str(argument.type)
         takes_tensors = "Tensor" in kind
         if kind in ("Tensor", "Optional[Tensor]") and type(value) is int and value > 0:

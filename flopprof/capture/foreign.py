@@ -128,14 +128,14 @@ def _named_by(module: "nn.Module", calls: CallsSeen) -> set[str]:
     packages: set[str] = set()
     for function in functions_of(module):
         if calls.ran(function):
-            named = _named_in(function, type(module))
+            packages_of_function = _named_in(function, type(module))
             if (
-                named == {"numpy"}
+                packages_of_function == {"numpy"}
                 and not calls.handed_over
                 and _is_for_sizes(function, type(module))
             ):
                 continue
-            packages |= named
+            packages |= packages_of_function
     return packages
 
 

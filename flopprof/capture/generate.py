@@ -105,8 +105,8 @@ class Decoder:
         config = self.model.config.get_text_config(decoder=True)
         words = getattr(config, "vocab_size", None) or 2
         spec = InputSpec((self.batch, length), "int64", None, 0, words - 1)
-        made, _ = make_inputs([spec], device=home(self.model)[0], seed=SEED)
-        return made[0]
+        tensors, _ = make_inputs([spec], device=home(self.model)[0], seed=SEED)
+        return tensors[0]
 
     def _static_cache(self) -> Any:
         from transformers import DynamicCache, EncoderDecoderCache, StaticCache

@@ -189,22 +189,22 @@ def _stops_named() -> Iterator[None]:
 @contextmanager
 def _kept_named() -> Iterator[None]:
     """Have a trace show which recomputed ops a selective checkpoint had kept: they do no work."""
-    kept = getattr(checkpoint, "_VersionWrapper", None)
-    if kept is None or not hasattr(kept, "get_val"):
+    wrapper = getattr(checkpoint, "_VersionWrapper", None)
+    if wrapper is None or not hasattr(wrapper, "get_val"):
         yield
         return
-    get_value = kept.get_val
+    get_value = wrapper.get_val
 
     def ranged(*args: Any, **kwargs: Any) -> Any:
         with _RecordFunctionFast(KEPT):
             pass
         return get_value(*args, **kwargs)
 
-    kept.get_val = ranged
+    wrapper.get_val = ranged
     try:
         yield
     finally:
-        kept.get_val = get_value
+        wrapper.get_val = get_value
 
 
 @contextmanager

@@ -29,11 +29,11 @@ class _LiveBytes(TorchDispatchMode):
         peak: The most that were.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+    def __init__(self, counted_apart: Iterable[torch.Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.live = 0
         self.peak = 0
-        self._sizes = {_key(tensor): 0 for tensor in known}  # theirs is counted apart
+        self._sizes = {_key(tensor): 0 for tensor in counted_apart}  # theirs is counted apart
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -98,7 +98,7 @@ def _watched(
         if training:
             call()  # an optimizer's first step makes its state
         optimizer_bytes = _state_bytes(of_call)
-        known = [*model.parameters(), *model.buffers(), *inputs.tensors]
+        counted_apart = [*model.parameters(), *model.buffers(), *inputs.tensors]
         own = {_key(tensor) for tensor in (*model.parameters(), *model.buffers())}
         saved: dict[int, int] = {}
 
@@ -108,7 +108,7 @@ def _watched(
             return tensor
 
         call.prepare()
-        with saved_tensors_hooks(keep, lambda tensor: tensor), _LiveBytes(known) as watched:
+        with saved_tensors_hooks(keep, lambda tensor: tensor), _LiveBytes(counted_apart) as watched:
             output = call()
         cache_bytes = _cache_bytes(output, inputs)
     inputs_bytes = sum(tensor.nbytes for tensor in inputs.tensors)

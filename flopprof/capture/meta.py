@@ -69,8 +69,8 @@ class ShapesOnce(TorchDispatchMode):
                 is_open = not traits.is_free
             if repeated is not None:
                 kind, results = repeated
-                made = [torch.empty_strided(s, t, dtype=d, device="meta") for s, t, d in results]
-                return made[0] if kind is Tensor else kind(made)
+                outputs = [torch.empty_strided(s, t, dtype=d, device="meta") for s, t, d in results]
+                return outputs[0] if kind is Tensor else kind(outputs)
             if is_open or not (traits.is_free or self._settles(key, func, args, kwargs)):
                 return _call_on_meta(func, args, kwargs)
         torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
@@ -78,10 +78,10 @@ class ShapesOnce(TorchDispatchMode):
             result = func(*args, **kwargs)
         finally:
             torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
-        made = [result] if type(result) is Tensor else result
-        can_repeat = traits.is_functional and type(made) in (tuple, list)
-        if key is not None and can_repeat and all(map(_is_plain, made)):
-            shapes = [(r.shape, r.stride(), r.dtype) for r in made]
+        outputs = [result] if type(result) is Tensor else result
+        can_repeat = traits.is_functional and type(outputs) in (tuple, list)
+        if key is not None and can_repeat and all(map(_is_plain, outputs)):
+            shapes = [(r.shape, r.stride(), r.dtype) for r in outputs]
             self._known[key] = type(result), shapes
         return result
 

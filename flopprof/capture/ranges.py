@@ -73,10 +73,12 @@ def align(names: Sequence[str], ops: pd.DataFrame) -> list[int]:
     """
     recorded = _outermost(ops, set(names))
     texts = ops["op"].astype("str").tolist()
-    dispatched = Counter(names)
-    there = Counter(texts[op] for op in recorded)
-    rows = [op for op in recorded if there[texts[op]] == dispatched[texts[op]]]
-    places = [at for at, name in enumerate(names) if there[name] == dispatched[name]]
+    dispatched_counts = Counter(names)
+    recorded_counts = Counter(texts[op] for op in recorded)
+    rows = [op for op in recorded if recorded_counts[texts[op]] == dispatched_counts[texts[op]]]
+    places = [
+        at for at, name in enumerate(names) if recorded_counts[name] == dispatched_counts[name]
+    ]
     numbers = [-1] * len(names)
     if [texts[op] for op in rows] == [names[at] for at in places]:
         for at, op in zip(places, rows, strict=True):
@@ -89,15 +91,15 @@ def _outermost(ops: pd.DataFrame, names: set[str]) -> list[int]:
     texts = ops["op"].astype("str").tolist()
     parents = ops["parent_op_id"].tolist()
     inside = [False] * len(texts)
-    found = []
+    outermost = []
     for op, parent in enumerate(parents):  # a parent comes first
         if parent >= 0 and inside[parent]:
             inside[op] = True
         elif texts[op] in names:
             inside[op] = True
-            found.append(op)
+            outermost.append(op)
     starts = ops["start_us"].tolist()
-    return sorted(found, key=lambda op: (starts[op], op))
+    return sorted(outermost, key=lambda op: (starts[op], op))
 
 
 def call_in_ranges(

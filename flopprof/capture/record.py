@@ -78,18 +78,22 @@ def record_traces(
     recordings: list[Recording] = []
     started = time.perf_counter()
     profiler: Any = None
-    named = holds_script(model)
+    with_paths = holds_script(model)
     with module_ranges(model):
         for number in range(traces):
             with _no_garbage_collection():
-                elapsed_us, waited_us, profiler = _trace_once(call, device, named=named)
+                elapsed_us, waited_us, profiler = _trace_once(call, device, with_paths=with_paths)
             recordings.append(
                 exported(
-                    profiler, elapsed_us, waited_us, folder / f"trace{number}.json", named=named
+                    profiler,
+                    elapsed_us,
+                    waited_us,
+                    folder / f"trace{number}.json",
+                    with_paths=with_paths,
                 )
             )
-            done = number + 1
-            if (time.perf_counter() - started) * (done + 1) / done > TRACES_BUDGET_S:
+            traced = number + 1
+            if (time.perf_counter() - started) * (traced + 1) / traced > TRACES_BUDGET_S:
                 break
     changed = _changed_ops(profiler, call, device)
     recordings = [replace(recording, changed_ops=changed) for recording in recordings]
@@ -118,26 +122,26 @@ def record_trace(
     """
     best: tuple[float, float, Any] | None = None
     started = time.perf_counter()
-    named = model is not None and holds_script(model)
+    with_paths = model is not None and holds_script(model)
     with module_ranges(model) if model is not None else nullcontext():
         for _ in range(attempts):
             with _no_garbage_collection() if timed else nullcontext():
-                elapsed_us, waited_us, profiler = _trace_once(call, device, named=named)
+                elapsed_us, waited_us, profiler = _trace_once(call, device, with_paths=with_paths)
             if best is None or elapsed_us < best[0]:
                 best = elapsed_us, waited_us, profiler
             if time.perf_counter() - started > ATTEMPTS_BUDGET_S:
                 break
     assert best is not None  # attempts is at least 1
     traced_us, waited_us, profiler = best
-    return exported(profiler, traced_us, waited_us, path, named=named)
+    return exported(profiler, traced_us, waited_us, path, with_paths=with_paths)
 
 
 def exported(
-    profiler: Any, traced_us: float, waited_us: float, path: Path, *, named: bool = False
+    profiler: Any, traced_us: float, waited_us: float, path: Path, *, with_paths: bool = False
 ) -> Recording:
     """Write a trace to `path`, and return it with what only the process knows of it.
 
-    Of one that is `named`, what it tells of modules of TorchScript is read.
+    Of one recorded `with_paths`, what it tells of modules of TorchScript is read.
 
     Raises:
         UsageError: The trace cannot be written.
@@ -149,7 +153,7 @@ def exported(
         for event in profiler.profiler.kineto_results.events()
         if event.flops()
     }
-    inner = inner_paths(path) if named else {}
+    inner = inner_paths(path) if with_paths else {}
     return Recording(path, flops, traced_us, waited_us=waited_us, inner=inner)
 
 
@@ -191,20 +195,20 @@ class Traced:
 
 
 def _trace_once(
-    call: Callable[[], object], device: Device, *, named: bool = False
+    call: Callable[[], object], device: Device, *, with_paths: bool = False
 ) -> tuple[float, float, Any]:
     """Return the call's wall time in µs, how much of it the thread had no core, and the trace."""
     _prepare(call)
-    with tracing(device, named=named) as traced:
+    with tracing(device, with_paths=with_paths) as traced:
         call()
     return traced.elapsed_us, traced.waited_us, traced.profiler
 
 
 @contextmanager
-def tracing(device: Device, *, named: bool = False) -> Iterator[Traced]:
+def tracing(device: Device, *, with_paths: bool = False) -> Iterator[Traced]:
     """Trace what runs inside, once; whatever it raises, no profiler is left at work.
 
-    In a trace that is `named` each op tells which modules of TorchScript it ran in.
+    In a trace `with_paths` each op tells which modules of TorchScript it ran in.
 
     Raises:
         UsageError: It starts or stops a profiler itself.
@@ -217,7 +221,7 @@ def tracing(device: Device, *, named: bool = False) -> Iterator[Traced]:
         activities=device.activities(),
         record_shapes=True,
         with_flops=True,
-        with_modules=named,
+        with_modules=with_paths,
         acc_events=False,
         experimental_config=_ExperimentalConfig(profile_all_threads=True),
     )
@@ -322,16 +326,16 @@ def _no_garbage_collection() -> Iterator[None]:
 def _quiet_kineto() -> Iterator[None]:
     """Hold back what kineto writes to stderr about missing GPUs; pass on everything else."""
     sys.stderr.flush()
-    with tempfile.TemporaryFile() as held:
-        saved = os.dup(2)
-        os.dup2(held.fileno(), 2)
+    with tempfile.TemporaryFile() as captured:
+        stderr_copy = os.dup(2)
+        os.dup2(captured.fileno(), 2)
         try:
             yield
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            held.seek(0)
+            os.dup2(stderr_copy, 2)
+            os.close(stderr_copy)
+            captured.seek(0)
             noise = (b"USDT:", b"gpuGetDeviceCount failed", b"ActivityProfiler")
-            for line in held:
+            for line in captured:
                 if not any(word in line for word in noise):
                     os.write(2, line)

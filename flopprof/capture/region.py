@@ -117,5 +117,5 @@ def _sizes_of_calls(model: nn.Module, sizes: list[tuple[int | None, int | None]]
 
 def _sum_of(counts: list[int | None]) -> int | None:
     """Return the sum; None where there is nothing to add, or one is not known."""
-    known = [count for count in counts if count is not None]
-    return sum(known) if known and len(known) == len(counts) else None
+    known_counts = [count for count in counts if count is not None]
+    return sum(known_counts) if known_counts and len(known_counts) == len(counts) else None

@@ -147,35 +147,35 @@ class Snapshot:
 
         self._put_back += _state_keepers(value)
         if isinstance(value, torch.nn.Module):
-            held = _fields_of_module(value)
+            containers = _fields_of_module(value)
         elif type(value).__module__.startswith(_NOT_OURS):
             return []
         elif isinstance(value, tuple | frozenset):
             return list(value)
         else:
-            held = [value] if isinstance(value, _CONTAINERS) else []
-            held += _fields(value)
+            containers = [value] if isinstance(value, _CONTAINERS) else []
+            containers += _fields(value)
         inner: list[Any] = self._keep_slots(value)
         if isinstance(value, torch.nn.Module):
             inner += [*value.children(), *value.parameters(recurse=False)]
-        for container in held:
+        for container in containers:
             self._put_back.append(_keep_container(container))
             inner += _items(container)
         return inner
 
     def _keep_slots(self, value: Any) -> list[Any]:
         """Keep the attributes of a class with `__slots__`, and return their values."""
-        held = _slots(value)
+        filled_slots = _slots(value)
 
         def put_back() -> None:
-            now = dict(_slots(value))
-            for slot, item in held:
-                if now.get(slot) is not item:
-                    slot.__set__(value, item)
+            present = dict(_slots(value))
+            for slot, content in filled_slots:
+                if present.get(slot) is not content:
+                    slot.__set__(value, content)
 
-        if held:
+        if filled_slots:
             self._put_back.append(put_back)
-        return [item for _, item in held]
+        return [content for _, content in filled_slots]
 
 
 class _TensorBytes:
@@ -312,7 +312,7 @@ def _same_bytes(one: Any, other: Any) -> bool:
 
 def _keep_container(container: Any) -> PutBack:
     """Return what gives a container its present items back, in place."""
-    kept = tuple(container.items()) if isinstance(container, dict) else tuple(container)
+    items_before = tuple(container.items()) if isinstance(container, dict) else tuple(container)
     kind: Any = next(
         kind
         for kind in (OrderedDict, dict, list, set, deque, bytearray, array.array)
@@ -321,17 +321,17 @@ def _keep_container(container: Any) -> PutBack:
 
     def put_back() -> None:
         present = container.items() if isinstance(container, dict) else container
-        if len(container) == len(kept) and all(map(_same, present, kept)):
+        if len(container) == len(items_before) and all(map(_same, present, items_before)):
             return
         if kind in (list, bytearray, array.array):
-            items = list(kept) if kind is list else _packed(container, kept)
-            kind.__setitem__(container, slice(None), items)
+            contents = list(items_before) if kind is list else _packed(container, items_before)
+            kind.__setitem__(container, slice(None), contents)
             return
         kind.clear(container)
         if kind is deque:
-            kind.extend(container, kept)
+            kind.extend(container, items_before)
         else:
-            kind.update(container, kept)
+            kind.update(container, items_before)
 
     return put_back
 
@@ -365,14 +365,14 @@ def _fields(value: Any) -> list[dict[str, Any]]:
 
 def _slots(value: Any) -> list[tuple[Any, Any]]:
     """Return the slots of an object that hold something, each with what it holds."""
-    held = []
+    filled = []
     kind: Any = type(value)
     for slot in _slots_of(kind):
         try:
-            held.append((slot, slot.__get__(value)))
+            filled.append((slot, slot.__get__(value)))
         except AttributeError:  # empty
             continue
-    return held
+    return filled
 
 
 @functools.lru_cache(maxsize=1000)
@@ -385,25 +385,25 @@ def _slots_of(kind: Any) -> list[MemberDescriptorType]:
 
 def held_by(function: Any) -> list[Any]:
     """Return the objects that a function uses besides its arguments, and so may change."""
-    held: list[Any] = []
-    seen: set[int] = set()
-    todo = [function]
-    while todo:
-        value = todo.pop()
-        if id(value) in seen:
+    objects: list[Any] = []
+    seen_ids: set[int] = set()
+    pending = [function]
+    while pending:
+        value = pending.pop()
+        if id(value) in seen_ids:
             continue
-        seen.add(id(value))
+        seen_ids.add(id(value))
         if isinstance(value, functools.partial):
-            todo += [value.func, *value.args, *value.keywords.values()]
+            pending += [value.func, *value.args, *value.keywords.values()]
         elif isinstance(value, MethodType):
-            todo += [value.__self__, value.__func__]
+            pending += [value.__self__, value.__func__]
         elif isinstance(value, FunctionType):
-            todo += inspect.getclosurevars(value).nonlocals.values()
-            todo += inspect.getclosurevars(value).globals.values()
-            todo += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+            pending += inspect.getclosurevars(value).nonlocals.values()
+            pending += inspect.getclosurevars(value).globals.values()
+            pending += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
         else:
-            held.append(value)
-    return held
+            objects.append(value)
+    return objects
 
 
 def repeated(value: Any) -> Any:

@@ -60,10 +60,10 @@ def _recorded(
     """Return what `call` returns; it runs inside an op with arguments of these shapes."""
     sizes = [*sizes, (0,), (0,), (0,)][:4]
     torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
-    told = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
+    shapes_only = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
     torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
     _PENDING.call = call
-    getattr(torch.ops.stored, name)(*told)
+    getattr(torch.ops.stored, name)(*shapes_only)
     result = _PENDING.result
     del _PENDING.call, _PENDING.result
     return result
@@ -78,9 +78,9 @@ def holds_sparse(model: torch.nn.Module, inputs: "Inputs") -> bool:
     """Return whether a tensor of the model or the inputs is sparse."""
     from torch.utils._pytree import tree_leaves
 
-    held = tree_leaves([list(vars(module).values()) for module in model.modules()])
+    attributes = tree_leaves([list(vars(module).values()) for module in model.modules()])
     passed = tree_leaves([list(inputs.args), dict(inputs.kwargs)])
-    return any(isinstance(each, Tensor) and is_sparse(each) for each in (*held, *passed))
+    return any(isinstance(each, Tensor) and is_sparse(each) for each in (*attributes, *passed))
 
 
 # Where the two factors of a product are.
@@ -132,9 +132,9 @@ def _noted(
 
 def _scales(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> list[tuple[int, ...]]:
     """Return the adds of `beta·bias + alpha·product`, and the products by its factors."""
-    rest = args[3:]
-    beta = kwargs.get("beta", rest[0] if rest else 1)
-    alpha = kwargs.get("alpha", rest[1] if len(rest) > 1 else 1)
+    scalars = args[3:]
+    beta = kwargs.get("beta", scalars[0] if scalars else 1)
+    alpha = kwargs.get("alpha", scalars[1] if len(scalars) > 1 else 1)
     factors = int(beta not in (0, 1)) + int(alpha != 1)
     return [(size if beta != 0 else 0,), (size, factors)]
 

@@ -40,13 +40,13 @@ class Subject:
 
 def with_gradients(subject: Subject) -> Subject:
     """Return the subject to be called with gradients recorded, and the doubt that it says so."""
-    said = "its forward asks for gradients: it was called with gradients recorded, in eval mode"
-    origin = replace(subject.origin, warnings=(*subject.origin.warnings, said))
+    doubt = "its forward asks for gradients: it was called with gradients recorded, in eval mode"
+    origin = replace(subject.origin, warnings=(*subject.origin.warnings, doubt))
     return replace(subject, inputs=replace(subject.inputs, needs_gradients=True), origin=origin)
 
 
 def find_subject(
-    what: Any,
+    model_or_name: Any,
     inputs: Any,
     kwargs: Mapping[str, Any] | None,
     settings: Settings,
@@ -62,15 +62,17 @@ def find_subject(
     from flopprof.capture.generate import of_prompt, says_empty_cache
 
     if settings.prompt_len is None:
-        subject = named_subject(what, inputs, kwargs, settings, device=device, meta=meta)
+        subject = named_subject(model_or_name, inputs, kwargs, settings, device=device, meta=meta)
         doubts = says_empty_cache(subject.model, subject.inputs)
         return _with_warnings(subject, doubts)
     if inputs is not None or kwargs:
         fact = "prompt_len makes the inputs, and these are given"
         raise UsageError(fact, remedy="give one of them")
     plain = replace(settings, prompt_len=None, new_tokens=None, kv_cache=None, batch=None)
-    subject = named_subject(what, None, None, plain, device=device, meta=meta)
-    prompt, doubts = of_prompt(subject.model, settings, is_ours=isinstance(what, str | Path))
+    subject = named_subject(model_or_name, None, None, plain, device=device, meta=meta)
+    prompt, doubts = of_prompt(
+        subject.model, settings, is_ours=isinstance(model_or_name, str | Path)
+    )
     origin = replace(subject.origin, input_source=f"a prompt of {settings.prompt_len} tokens")
     return _with_warnings(replace(subject, inputs=prompt, origin=origin), doubts)
 
@@ -83,7 +85,7 @@ def _with_warnings(subject: Subject, texts: list[str]) -> Subject:
 
 
 def named_subject(
-    what: Any,
+    model_or_name: Any,
     inputs: Any,
     kwargs: Mapping[str, Any] | None,
     settings: Settings,
@@ -91,10 +93,10 @@ def named_subject(
     device: str = "cpu",
     meta: bool = False,
 ) -> Subject:
-    """Return the subject that `what` names: a module, a path, code such as "torchvision:resnet50".
+    """Return the subject of a module, a path, or code such as "torchvision:resnet50".
 
     Args:
-        what: A module, a subject, or what the command line takes for MODEL.
+        model_or_name: A module, a subject, or what the command line takes for MODEL.
         inputs: Its inputs, as for `count_flops`; None for what settings or architecture say.
         kwargs: Its keyword inputs.
         settings: How it is found.
@@ -113,14 +115,14 @@ def named_subject(
             "batch and input_size change inputs that are not given, and these are",
             remedy="give inputs of that size, or leave them out",
         )
-    if isinstance(what, Subject):
-        return what
-    if not isinstance(what, str | Path):
-        return _of_module(what, inputs, kwargs, settings)
+    if isinstance(model_or_name, Subject):
+        return model_or_name
+    if not isinstance(model_or_name, str | Path):
+        return _of_module(model_or_name, inputs, kwargs, settings)
     from flopprof.model import Take, load_model
 
     loaded = load_model(
-        what,
+        model_or_name,
         arch=settings.arch,
         arch_args=settings.arguments,
         trust=settings.trust,
@@ -135,7 +137,9 @@ def named_subject(
         source = "given"
     else:
         inputs_of_call, source = _inputs_of_file(loaded, settings, where)
-    return Subject(loaded.model, inputs_of_call, _origin_of(loaded, what, settings, source))
+    return Subject(
+        loaded.model, inputs_of_call, _origin_of(loaded, model_or_name, settings, source)
+    )
 
 
 def _of_module(
@@ -173,7 +177,7 @@ def _copied_as(dtype: str, model: "nn.Module") -> "nn.Module":
         ) from error
 
 
-def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_source: str) -> Origin:
+def _origin_of(loaded: "Loaded", name: str | Path, settings: Settings, input_source: str) -> Origin:
     """Return where a loaded model and its inputs come from."""
     alternatives = tuple(
         Alternative(
@@ -187,7 +191,7 @@ def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_sou
         architecture=loaded.architecture,
         architecture_source="--arch" if settings.arch else loaded.recognised_by,
         alternatives=alternatives,
-        file=f"{loaded.source} {what}",
+        file=f"{loaded.source} {name}",
         weights=loaded.weights,
         input_source=input_source,
         warnings=loaded.warnings,
@@ -198,8 +202,8 @@ def _origin_of(loaded: "Loaded", what: str | Path, settings: Settings, input_sou
 def _inputs_of_file(loaded: "Loaded", settings: Settings, device: str) -> tuple[Inputs, str]:
     """Return inputs for a loaded model, and where they come from."""
     if settings.input_from:
-        given = inputs_from(settings.input_from, None, loaded.model)
-        return _cast(given, settings.dtype).to(_home(loaded, device)), "--input-from"
+        inputs = inputs_from(settings.input_from, None, loaded.model)
+        return _cast(inputs, settings.dtype).to(_home(loaded, device)), "--input-from"
     texts = settings.input_specs
     source = "--input"
     if not texts and loaded.input_hint:
@@ -218,8 +222,10 @@ def _inputs_of_file(loaded: "Loaded", settings: Settings, device: str) -> tuple[
     texts = resized(texts, batch=settings.batch, input_size=settings.input_size)
     specs = [with_floats(parse_input(part), loaded.dtype) for part in texts]
     where = _home(loaded, device)
-    positional, named = make_inputs(specs, device=where, dtype=settings.dtype, seed=SEED)
-    return Inputs(positional, named), source
+    positional_inputs, keyword_inputs = make_inputs(
+        specs, device=where, dtype=settings.dtype, seed=SEED
+    )
+    return Inputs(positional_inputs, keyword_inputs), source
 
 
 def _home(loaded: "Loaded", device: str) -> str:

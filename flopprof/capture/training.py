@@ -56,19 +56,19 @@ class Training:
 
         if not isinstance(self.optimizer, str):
             return self.optimizer(parameters)
-        known: dict[str, Callable[[], optim.Optimizer | None]] = {
+        makers: dict[str, Callable[[], optim.Optimizer | None]] = {
             "sgd": lambda: optim.SGD(parameters, lr=0.01),
             "momentum": lambda: optim.SGD(parameters, lr=0.01, momentum=0.9),
             "adam": lambda: optim.Adam(parameters),
             "adamw": lambda: optim.AdamW(parameters),
             "none": lambda: None,
         }
-        if self.optimizer not in known:
+        if self.optimizer not in makers:
             raise UsageError(
                 f"there is no optimizer {self.optimizer!r}",
                 remedy=f"known: {', '.join(OPTIMIZERS)}; or give a function of the parameters",
             )
-        return known[self.optimizer]()
+        return makers[self.optimizer]()
 
 
 @dataclass(frozen=True, slots=True)

@@ -102,10 +102,10 @@ def _useful(counted_flops: pd.Series, sums: np.ndarray) -> np.ndarray:
 
 def _columns(sums: np.ndarray, dtypes: Iterable[str], source: str) -> dict[str, Any]:
     """Return the columns that kernels, ops and sites share."""
-    known = ~np.isnan(sums).all(axis=1)
+    is_known = ~np.isnan(sums).all(axis=1)
     columns: dict[str, Any] = {"executed_flops": _all_flops(sums, dtypes)}
     columns |= {name: sums[:, at] for at, name in enumerate(FIGURES) if at != _HALF}
-    return columns | {"executed_source": pd.array(np.where(known, source, ""), dtype="str")}
+    return columns | {"executed_source": pd.array(np.where(is_known, source, ""), dtype="str")}
 
 
 def _kernels(run: Run, joined: Joined, values: np.ndarray, source: str) -> pd.DataFrame:
@@ -123,8 +123,8 @@ def _kernels(run: Run, joined: Joined, values: np.ndarray, source: str) -> pd.Da
 
 def _dtypes_of_kernels(run: Run) -> np.ndarray:
     dtypes = np.append(run.ops["dtype"].astype("str").to_numpy(object), "")
-    found: np.ndarray = dtypes[run.kernels["op_id"].to_numpy()]
-    return found
+    kernel_dtypes: np.ndarray = dtypes[run.kernels["op_id"].to_numpy()]
+    return kernel_dtypes
 
 
 def _with(table: Table, frame: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
@@ -139,23 +139,23 @@ def _ops(run: Run, joined: Joined, values: np.ndarray, source: str) -> pd.DataFr
     ops = run.ops
     parents = ops["parent_op_id"].to_numpy()
     sums: dict[int, np.ndarray] = {}
-    found: dict[int, int] = {}
-    by: dict[int, str] = {}
+    launch_counts: dict[int, int] = {}
+    way_of: dict[int, str] = {}
     for row in np.flatnonzero(joined.op_of >= 0):
         op = int(joined.op_of[row])
         while op >= 0:
             sums[op] = sums.get(op, 0.0) + values[row]
-            found[op] = found.get(op, 0) + 1
-            by[op] = joined.by[row]
+            launch_counts[op] = launch_counts.get(op, 0) + 1
+            way_of[op] = joined.by[row]
             op = int(parents[op])
     needed = _kernels_below(run, parents)
-    for op in [op for op in sums if len(run.kernels) and needed.get(op, 0) != found[op]]:
-        del sums[op], by[op]
+    for op in [op for op in sums if len(run.kernels) and needed.get(op, 0) != launch_counts[op]]:
+        del sums[op], way_of[op]
     rows = np.full((len(ops), len(FIGURES)), math.nan)
     ways = np.full(len(ops), "", dtype=object)
     for op, figures in sums.items():
         rows[op] = figures
-        ways[op] = by[op]
+        ways[op] = way_of[op]
     columns = _columns(rows, ops["dtype"].astype("str"), source)
     columns |= {"useful_frac": _useful(ops["matmul_flops"], rows)}
     return _with(OPS, ops, columns | {"joined_by": pd.array(ways, dtype="str")})
@@ -239,11 +239,11 @@ def _sites(run: Run, place: _Place, values: np.ndarray, source: str) -> pd.DataF
     size = len(sites)
     rows = np.flatnonzero(place.of_launch >= 0)
     at = place.of_launch[rows]
-    found = np.bincount(at, minlength=size)
+    joined_counts = np.bincount(at, minlength=size)
     needed = np.bincount(place.of_kernel[place.of_kernel >= 0], minlength=size)
     sums = np.zeros((size, len(FIGURES)))
     np.add.at(sums, at, values[rows])
-    whole = (found > 0) & ((found == needed) | (len(run.kernels) == 0))
+    whole = (joined_counts > 0) & ((joined_counts == needed) | (len(run.kernels) == 0))
     sums[~whole] = math.nan
     columns = _columns(sums, sites["dtype"].astype("str"), source)
     columns["useful_frac"] = useful = _useful(sites["matmul_flops"], sums)
@@ -253,31 +253,31 @@ def _sites(run: Run, place: _Place, values: np.ndarray, source: str) -> pd.DataF
         ways[site] = place.joined.by[row] if whole[site] else ""
     columns["joined_by"] = pd.array(ways, dtype="str")
     reasons: list[str] = []
-    said = _said(place, [*sites["dtype"].astype("str")])
+    launch_reasons = _reasons_of_launches(place, [*sites["dtype"].astype("str")])
     for site in range(size):
         parts = []
-        if found[site] > 0 and not whole[site]:
+        if joined_counts[site] > 0 and not whole[site]:
             parts.append(
-                f"counters of {counted(int(found[site]), 'launched kernel')} for "
+                f"counters of {counted(int(joined_counts[site]), 'launched kernel')} for "
                 f"{counted(int(needed[site]), 'kernel')}: not used"
             )
         elif whole[site]:
-            parts = [*_of_ratio(float(useful[site]), sums[site]), *said[site][:_REASONS]]
+            parts = [*_of_ratio(float(useful[site]), sums[site]), *launch_reasons[site][:_REASONS]]
         reasons.append("; ".join(parts))
     columns["executed_reason"] = pd.array(reasons, dtype="str")
     return _with(SITES, sites, columns)
 
 
-def _said(place: _Place, dtypes: list[str]) -> list[list[str]]:
+def _reasons_of_launches(place: _Place, dtypes: list[str]) -> list[list[str]]:
     """Return what the launches of each site say of what is missing or doubtful, each once."""
     size = len(dtypes)
-    said: list[list[str]] = [[] for _ in range(size)]
+    reasons_of_site: list[list[str]] = [[] for _ in range(size)]
     for site, reasons in zip(place.of_launch, place.launches["reason"], strict=True):
         for reason in reasons.split("; ") if site >= 0 else ():
             is_of_others = reason.startswith(UNCOUNTED) and not reason.count(dtypes[site])
-            if reason and reason not in said[site] and not is_of_others:
-                said[site].append(reason)
-    return said
+            if reason and reason not in reasons_of_site[site] and not is_of_others:
+                reasons_of_site[site].append(reason)
+    return reasons_of_site
 
 
 def _of_ratio(useful: float, sums: np.ndarray) -> list[str]:

@@ -209,16 +209,16 @@ def _by_encoding(code: bytes) -> Instruction | None:
         if is_register and code[3] & 0x10:  # the length bits say how to round: 512 bits
             length = 2
         name = f"evex.{opcode_map}.{prefix}.{wide}.{code[4]:02x}"
-        found = Instruction(name, 16 << min(length, 2), code[3] & 7 != 0)
+        instruction = Instruction(name, 16 << min(length, 2), code[3] & 7 != 0)
     elif len(code) >= 5 and code[0] == _VEX_3:
         name = f"vex.{code[1] & 31}.{code[2] & 3}.{code[2] >> 7}.{code[3]:02x}"
-        found = Instruction(name, 32 if code[2] & 4 else 16)
+        instruction = Instruction(name, 32 if code[2] & 4 else 16)
     elif len(code) >= 4 and code[0] == _VEX_2:
         name = f"vex.1.{code[1] & 3}.0.{code[2]:02x}"
-        found = Instruction(name, 32 if code[1] & 4 else 16)
+        instruction = Instruction(name, 32 if code[1] & 4 else 16)
     else:
         return None
-    return found if rule_of(found.name) else None
+    return instruction if rule_of(instruction.name) else None
 
 
 @cache

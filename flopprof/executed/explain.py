@@ -85,10 +85,10 @@ def explain(counted: Counted, done: Operations, why_stopped: str = "") -> Explai
         return _explained(UNKNOWN, "not_finished", why=why_stopped)
     if counted.matmul_flops is None:
         return _explained(MEASURED, "no_formula")
-    found = _by_products(counted, done) if counted.matmul_flops else _by_all(counted, done)
-    if found.verdict == UNEXPLAINED and done.undecoded:
+    conclusion = _by_products(counted, done) if counted.matmul_flops else _by_all(counted, done)
+    if conclusion.verdict == UNEXPLAINED and done.undecoded:
         return _explained(UNEXPLAINED, "undecoded", undecoded=done.undecoded)
-    return found
+    return conclusion
 
 
 def matmul_class(done: Operations) -> int:

@@ -72,14 +72,14 @@ def _by_ranges(launches: pd.DataFrame, ran: pd.DataFrame, ops: pd.DataFrame) -> 
             f"the ranges are of another run: {'; '.join(others[:_NAMED])}: nothing was joined"
         )
         return joined
-    wanted = {int(op) for op in ids if op >= 0}
+    ops_in_ranges = {int(op) for op in ids if op >= 0}
     op_of_kernel = ran["op_id"].to_numpy()
-    range_of_kernel = np.append(_nearest(ops, wanted), -1)[op_of_kernel]
+    range_of_kernel = np.append(_nearest(ops, ops_in_ranges), -1)[op_of_kernel]
     order = _launch_order(ran)
     rows_of = _places_of(ids, np.arange(len(ids)))
     places_of = _places_of(range_of_kernel[order], order)
     odd = []
-    for op in sorted(wanted):
+    for op in sorted(ops_in_ranges):
         rows = rows_of[op]
         places = places_of.get(op, np.zeros(0, dtype=np.int64))
         if len(ran) and (fault := _fault(op, launches.iloc[rows], ran.iloc[places])):
@@ -111,9 +111,9 @@ def _fault(op: int, mine: pd.DataFrame, theirs: pd.DataFrame) -> str:
     """
     if len(mine) != len(theirs):
         return f"op {op} has {len(mine)} launches in the counters, {len(theirs)} in the run"
-    here = Counter(bare_kernel(name) for name in mine["kernel"])
-    there = Counter(bare_kernel(name) for name in theirs["kernel"])
-    if any(here[name] > number for name, number in there.items()):
+    in_counters = Counter(bare_kernel(name) for name in mine["kernel"])
+    in_run = Counter(bare_kernel(name) for name in theirs["kernel"])
+    if any(in_counters[name] > number for name, number in in_run.items()):
         return f"op {op} has one of its kernels too often in the counters"
     return ""
 
@@ -139,24 +139,26 @@ def _notes_of_ranges(odd: list[str], absent: int, outside: int) -> list[str]:
 def _other_ops(launches: pd.DataFrame, ops: pd.DataFrame) -> list[str]:
     """Return where a range names another op than the run has under its number."""
     names = ops["op"].astype("str").to_numpy(object)
-    found = []
+    differences = []
     pairs = launches.loc[launches["range_id"] >= 0, ["range_id", "range_op"]].drop_duplicates()
-    for number, named in tuples(pairs, ("range_id", "range_op")):
+    for number, op_in_range in tuples(pairs, ("range_id", "range_op")):
         if number >= len(names):
-            found.append(f"range {number} is of no op")
+            differences.append(f"range {number} is of no op")
             continue
         own = range_name(names[number])
-        if named and named != own and not named.startswith(own + "."):
-            found.append(f"range {number} is {safe_text(named, 60)}, op {number} is {own}")
-    return found
+        if op_in_range and op_in_range != own and not op_in_range.startswith(own + "."):
+            differences.append(
+                f"range {number} is {safe_text(op_in_range, 60)}, op {number} is {own}"
+            )
+    return differences
 
 
-def _nearest(ops: pd.DataFrame, wanted: set[int]) -> np.ndarray:
-    """Return, for each op, the nearest op around it, or itself, that is wanted; -1 for none."""
+def _nearest(ops: pd.DataFrame, chosen: set[int]) -> np.ndarray:
+    """Return, for each op, the nearest one around it, or itself, of the chosen; -1 for none."""
     parents = ops["parent_op_id"].tolist()
     nearest = [-1] * len(parents)
     for op, parent in enumerate(parents):  # a parent comes first
-        nearest[op] = op if op in wanted else (nearest[parent] if parent >= 0 else -1)
+        nearest[op] = op if op in chosen else (nearest[parent] if parent >= 0 else -1)
     return np.array(nearest, dtype=np.int64)
 
 
@@ -164,8 +166,8 @@ def _launch_order(ran: pd.DataFrame) -> np.ndarray:
     """Return the kernels' places in the order of their launches, which ids of launches tell."""
     ids = ran["correlation_id"].to_numpy()
     starts = ran["start_us"].to_numpy()
-    known = len(ids) > 0 and bool((ids > 0).all()) and len(np.unique(ids)) == len(ids)
-    order: np.ndarray = np.lexsort((starts, ids)) if known else np.argsort(starts, kind="stable")
+    ids_tell = len(ids) > 0 and bool((ids > 0).all()) and len(np.unique(ids)) == len(ids)
+    order: np.ndarray = np.lexsort((starts, ids)) if ids_tell else np.argsort(starts, kind="stable")
     return order
 
 

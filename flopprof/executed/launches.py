@@ -64,8 +64,8 @@ class Launch:
 
     def value(self, metric: str) -> float:
         """Return a metric's value in its base unit; NaN where the file has none."""
-        found = self.readings.get(metric)
-        return math.nan if found is None else found.value
+        reading = self.readings.get(metric)
+        return math.nan if reading is None else reading.value
 
 
 def launches_of(sheet: Sheet, path: Path) -> list[Launch]:

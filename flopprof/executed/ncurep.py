@@ -47,7 +47,7 @@ def report_text(path: Path) -> str:
             remedy=f"where it is installed: {safe_text(command)} > {safe_text(path.stem)}.csv",
         )
     try:
-        done = subprocess.run(
+        outcome = subprocess.run(
             import_command(path, ncu),
             capture_output=True,
             timeout=_TIME_LIMIT_S,
@@ -58,11 +58,11 @@ def report_text(path: Path) -> str:
         raise LoadError(
             f"ncu could not read {safe_text(path)}: {safe_text(error)}", remedy="try it by hand"
         ) from error
-    text = done.stdout.decode("utf-8", errors="replace")
-    if done.returncode:
-        said = safe_text((done.stderr.decode(errors="replace") + text).strip()[-300:])
+    text = outcome.stdout.decode("utf-8", errors="replace")
+    if outcome.returncode:
+        message = safe_text((outcome.stderr.decode(errors="replace") + text).strip()[-300:])
         raise LoadError(
-            f"ncu could not read {safe_text(path)} (exit code {done.returncode}): {said}",
+            f"ncu could not read {safe_text(path)} (exit code {outcome.returncode}): {message}",
             remedy="write it again, or use the ncu that wrote it",
         )
     return text

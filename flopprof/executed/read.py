@@ -75,8 +75,8 @@ def _are_passes(before: list[Launch], launches: list[Launch]) -> bool:
 
 
 def _row(path: Path, launch: Launch) -> dict[str, Any]:
-    found = figures_of(launch)
-    is_known = bool(found.source) or not math.isnan(sum(found.bytes.values()) or math.nan)
+    figures = figures_of(launch)
+    is_known = bool(figures.source) or not math.isnan(sum(figures.bytes.values()) or math.nan)
     return {
         "file": file_text(path.name),
         "kernel": launch.kernel,
@@ -87,28 +87,28 @@ def _row(path: Path, launch: Launch) -> dict[str, Any]:
         "arch": launch.arch,
         "range_id": launch.op_id,
         "range_op": launch.op,
-        "duration_us": found.duration_us,
-        "executed_matmul_flops": found.matmul_flops,
-        "executed_vector_flops": found.vector_flops,
-        "executed_fma_flops": found.fma_flops,
-        "executed_half_at_most_flops": found.half_at_most_flops,
-        "executed_int_ops": found.int_ops,
-        "executed_by_dtype": _by_dtype(found),
-        "dram_bytes": found.bytes.get("dram", math.nan),
-        "dram_read_bytes": found.bytes.get("dram_read", math.nan),
-        "dram_write_bytes": found.bytes.get("dram_write", math.nan),
-        "l2_bytes": found.bytes.get("l2", math.nan),
-        "l1_bytes": found.bytes.get("l1", math.nan),
+        "duration_us": figures.duration_us,
+        "executed_matmul_flops": figures.matmul_flops,
+        "executed_vector_flops": figures.vector_flops,
+        "executed_fma_flops": figures.fma_flops,
+        "executed_half_at_most_flops": figures.half_at_most_flops,
+        "executed_int_ops": figures.int_ops,
+        "executed_by_dtype": _by_dtype(figures),
+        "dram_bytes": figures.bytes.get("dram", math.nan),
+        "dram_read_bytes": figures.bytes.get("dram_read", math.nan),
+        "dram_write_bytes": figures.bytes.get("dram_write", math.nan),
+        "l2_bytes": figures.bytes.get("l2", math.nan),
+        "l1_bytes": figures.bytes.get("l1", math.nan),
         "executed_source": launch.tool if is_known else "",
-        "flops_source": ", ".join(found.source),
-        "metrics": json.dumps(found.metrics),
-        "reason": "; ".join(found.reasons),
+        "flops_source": ", ".join(figures.source),
+        "metrics": json.dumps(figures.metrics),
+        "reason": "; ".join(figures.reasons),
     }
 
 
-def _by_dtype(found: Figures) -> str:
+def _by_dtype(figures: Figures) -> str:
     """Return the figures by class and element type, as JSON; unknown is null."""
-    classes = {"matmul": found.matmul, "vector": found.vector, "int": found.integer}
+    classes = {"matmul": figures.matmul, "vector": figures.vector, "int": figures.integer}
     whole = {
         name: {dtype: None if math.isnan(v) else int(v) for dtype, v in parts.items()}
         for name, parts in classes.items()

@@ -149,8 +149,8 @@ def opcode_work(opcode: str) -> tuple[float, str] | None:
         if match := re.fullmatch(r"(\d+)x(\d+)x(\d+)", size):
             m, n, k = map(int, match.groups())
             return 2.0 * m * n * k, dtype or ("int8" if parts[0].startswith("I") else "float16")
-        if known := opcodes().get(f"{parts[0]}.{size}"):
-            return known[0], dtype or known[1]
+        if listed := opcodes().get(f"{parts[0]}.{size}"):
+            return listed[0], dtype or listed[1]
     return float("nan"), dtype
 
 

@@ -68,33 +68,33 @@ def read_text(path: Path) -> str:
         if not path.is_file() or path.stat().st_size > LARGEST_BYTES:
             fact = f"{safe_text(path)} is no file, or one of more than {LARGEST_BYTES} bytes"
             raise LoadError(fact, remedy="name a file of counters")
-        data = path.read_bytes()
+        content = path.read_bytes()
     except OSError as error:
         fact = f"{safe_text(path)} cannot be read: {str(error.strerror).lower()}"
         raise UsageError(fact, remedy="name a file of counters that can") from error
-    return decode(data, path)
+    return decode(content, path)
 
 
-def decode(data: bytes, path: Path) -> str:
+def decode(content: bytes, path: Path) -> str:
     """Return bytes as text: UTF-8 or UTF-16 (which Windows shells write), with or without a mark.
 
     Raises:
         LoadError: They are no text.
     """
     for mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        if data.startswith(mark):
-            return data.decode("utf-16", errors="replace")
-    if data.startswith(b"SQLite format 3"):
+        if content.startswith(mark):
+            return content.decode("utf-16", errors="replace")
+    if content.startswith(b"SQLite format 3"):
         raise LoadError(
             f"{safe_text(path)} is a database of rocprofv3",
             remedy="write CSV: rocprofv3 --output-format csv …",
         )
-    if b"\0" in data[:4096]:
+    if b"\0" in content[:4096]:
         raise LoadError(
             f"{safe_text(path)} is binary, and no report of Nsight Compute",
             remedy=_expected(),
         )
-    return data.decode("utf-8-sig", errors="replace")
+    return content.decode("utf-8-sig", errors="replace")
 
 
 def find_sheets(text: str, path: Path) -> list[Sheet]:
@@ -122,20 +122,20 @@ def _records(lines: list[str]) -> Iterator[tuple[int, list[str], bool]]:
     at = 0
     while at < len(lines):
         line = lines[at].removeprefix("\ufeff")
-        found = _header_delimiter(line)
-        if found:
-            delimiter = found
+        new_delimiter = _header_delimiter(line)
+        if new_delimiter:
+            delimiter = new_delimiter
         if not delimiter or line.startswith("==") or not line.strip():
             at += 1
             continue
         first = at
-        is_row = bool(found) or line[:1] == '"' or line[:1].isdigit()
+        is_row = bool(new_delimiter) or line[:1] == '"' or line[:1].isdigit()
         while is_row and line.count('"') % 2 and at + 1 < len(lines):  # a cell of several lines
             at += 1
             line += "\n" + lines[at]
         at += 1
         cells = next(csv.reader([line], delimiter=delimiter), [])
-        yield first + 1, cells, bool(found)
+        yield first + 1, cells, bool(new_delimiter)
 
 
 def _header_delimiter(line: str) -> str:

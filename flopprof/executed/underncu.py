@@ -37,8 +37,8 @@ def wanted_metrics(arch: str) -> list[str]:
             names |= dict.fromkeys(term.metric for term in choices[0] if term.required)
     paths = {metric: path_name(metric) for metric in tensor_metrics(arch)}
     for metric, path in paths.items():
-        held = any(other and path and other.holds(path) for other in paths.values())
-        if not held:
+        is_below_another = any(other and path and other.holds(path) for other in paths.values())
+        if not is_below_another:
             names[metric] = None
     return [*names]
 
@@ -46,7 +46,7 @@ def wanted_metrics(arch: str) -> list[str]:
 def available_metrics(ncu: str) -> set[str]:
     """Return the counters that `ncu` knows on this machine's GPU; empty where it does not say."""
     try:
-        done = subprocess.run(
+        outcome = subprocess.run(
             [ncu, "--query-metrics"],
             capture_output=True,
             text=True,
@@ -57,7 +57,7 @@ def available_metrics(ncu: str) -> set[str]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return set()
-    return set(re.findall(r"^\s*([a-z]\w*__\w+)", done.stdout, re.MULTILINE))
+    return set(re.findall(r"^\s*([a-z]\w*__\w+)", outcome.stdout, re.MULTILINE))
 
 
 def ncu_command(
@@ -89,12 +89,12 @@ def run_under_ncu(ncu: str, arch: str, folder: Path, command: Sequence[str]) -> 
         LoadError: The driver refuses access to counters, or nothing was profiled.
     """
     metrics = wanted_metrics(arch)
-    known = available_metrics(ncu)
-    metrics = [name for name in metrics if name in known] or metrics  # a wrong name fails
+    available = available_metrics(ncu)
+    metrics = [name for name in metrics if name in available] or metrics  # a wrong name fails
     report = folder / f"counters{SUFFIX}"
     full = ncu_command(ncu, metrics, report, command)
     try:
-        done = subprocess.run(
+        outcome = subprocess.run(
             full,
             capture_output=True,
             text=True,
@@ -105,14 +105,14 @@ def run_under_ncu(ncu: str, arch: str, folder: Path, command: Sequence[str]) -> 
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise LoadError(f"ncu could not run: {safe_text(error)}", remedy=by_hand(full)) from error
-    said = done.stdout + done.stderr
-    if "ERR_NVGPUCTRPERM" in said:
+    output = outcome.stdout + outcome.stderr
+    if "ERR_NVGPUCTRPERM" in output:
         raise permission_error("ncu says so")
-    if done.returncode or not report.is_file():
-        errors = re.findall(r"^==ERROR==\s*(.*)|^flopprof: (.*)", said, re.MULTILINE)
-        texts = [ours or theirs for theirs, ours in errors] or [said.strip()[-300:]]
+    if outcome.returncode or not report.is_file():
+        errors = re.findall(r"^==ERROR==\s*(.*)|^flopprof: (.*)", output, re.MULTILINE)
+        texts = [ours or theirs for theirs, ours in errors] or [output.strip()[-300:]]
         raise LoadError(
-            f"ncu wrote no report (exit code {done.returncode}): {safe_text('; '.join(texts))}",
+            f"ncu wrote no report (exit code {outcome.returncode}): {safe_text('; '.join(texts))}",
             remedy=by_hand(full),
         )
     return report

@@ -202,7 +202,7 @@ def _notes(contents: Contents) -> list[str]:
     return notes
 
 
-def refuse_code(request: Request, what: str) -> None:
+def refuse_code(request: Request, description: str) -> None:
     """Raise `RefusedError` unless the file's code may run here and now.
 
     Whatever runs code of a file asks here right before.
@@ -216,7 +216,7 @@ def refuse_code(request: Request, what: str) -> None:
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     wants = f"; it wants {len(names)} names: {shown}{more}" if shown else ""
     raise RefusedError(
-        f"{safe_text(contents.path)} is {safe_text(what)}, and loading it runs its code"
+        f"{safe_text(contents.path)} is {safe_text(description)}, and loading it runs its code"
         f"{wants}{_dangers(contents)}",
         remedy="if you trust its author: --trust; else ask for a state_dict",
     )

@@ -216,8 +216,12 @@ def _experts(weights: list[Weight], flops: int, config: Mapping[str, Any]) -> Ex
     stored = max(map(len, of_layer.values()))
     inner = config.get("text_config")
     places = [config, inner if isinstance(inner, dict) else {}]
-    said = [place[name] for place in places for name in _ACTIVE if name in place]
-    active = said[0] if said and type(said[0]) is int and 0 < said[0] <= stored else None
+    active_counts = [place[name] for place in places for name in _ACTIVE if name in place]
+    active = (
+        active_counts[0]
+        if active_counts and type(active_counts[0]) is int and 0 < active_counts[0] <= stored
+        else None
+    )
     all_flops = sum(w.matmul_flops_per_position or 0 for w in own)
     return Experts(
         stored=stored,

@@ -59,38 +59,41 @@ def find_architecture(arch: str) -> Architecture:
 
 def _attribute(module: ModuleType, code: CodeName) -> Any:
     """Return what `code` names in the module."""
-    found: Any = module
+    attribute: Any = module
     for part in code.name.split("."):
-        found = getattr(found, part, None)
-    if callable(found):
-        return found
+        attribute = getattr(attribute, part, None)
+    if callable(attribute):
+        return attribute
     inside = f"{module.__name__}."
     for name, other in sorted(sys.modules.items()):
         if name.startswith(inside) and callable(getattr(other, code.name, None)):
             fact = f"{code.place} has no {code.name!r}, and {name} has"
             raise UsageError(fact, remedy=f"--arch {name}:{code.name}")
-    own = [name for name, value in vars(module).items() if _makes_models(value, module)]
+    own = [name for name, attribute in vars(module).items() if _makes_models(attribute, module)]
     raise no_such(code.place, code.name, [name for name in own if not name.startswith("_")])
 
 
 def _other_arguments(code: CodeName, make: Callable[..., Any], error: Exception) -> UsageError:
     """Return the error for code that takes other arguments, with its signature."""
-    named = f"{code.place}:{code.name}"
+    name_of_code = f"{code.place}:{code.name}"
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):
-        fact = f"{named} does not tell its arguments: {error}"
+        fact = f"{name_of_code} does not tell its arguments: {error}"
         return UsageError(fact, remedy="name a function of your own: --arch my_net.py:build")
-    arguments = code.text.removeprefix(named)
-    given = f"with {arguments}" if arguments else "without arguments"
-    fact = f"{named} cannot be called {given}: {error}; it takes {safe_text(signature, 400)}"
+    arguments = code.text.removeprefix(name_of_code)
+    how_called = f"with {arguments}" if arguments else "without arguments"
+    takes = safe_text(signature, 400)
+    fact = f"{name_of_code} cannot be called {how_called}: {error}; it takes {takes}"
     needed = [
         f"{name}=…"
         for name, parameter in signature.parameters.items()
         if parameter.default is parameter.empty
         and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
     ]
-    remedy = f'give them, literals only: --arch "{named}({", ".join(needed)})", or --arch-args'
+    remedy = (
+        f'give them, literals only: --arch "{name_of_code}({", ".join(needed)})", or --arch-args'
+    )
     return UsageError(fact, remedy=f"{remedy}; else name a function without arguments")
 
 

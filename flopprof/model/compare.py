@@ -78,20 +78,20 @@ def compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> Fit:
 
 def give_weights(fit: Fit, weights: Mapping[str, torch.Tensor] | None) -> None:
     """Give a model the weights, by the file's keys; on meta, where there are none, their types."""
-    made = fit.load(weights) if fit.load is not None and weights is not None else {}
+    converted = fit.load(weights) if fit.load is not None and weights is not None else {}
     for key, (tensor, info, name) in fit.pairs.items():  # as data: tied parameters stay one
         if weights is None:
             tensor.data = torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
         else:
-            tensor.data = (made[key] if key in made else weights[name]).detach()
+            tensor.data = (converted[key] if key in converted else weights[name]).detach()
 
 
 def belongs_together(fit: Fit, model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
     """Return whether most of the model is in the file, or most of the file in the model."""
-    taken = sum(_size(info) for _, info, _ in fit.pairs.values())
+    fitting = sum(_size(info) for _, info, _ in fit.pairs.values())
     of_model = sum(tensor.numel() for tensor in _expected(model).values())
     of_file = sum(map(_size, tensors.values()))
-    return taken >= _ENOUGH * min(of_model, of_file) and taken > 0
+    return fitting >= _ENOUGH * min(of_model, of_file) and fitting > 0
 
 
 def whole_parts(model: nn.Module, fit: Fit) -> list[str]:
@@ -165,8 +165,8 @@ def _by_name(
     prefix: str,
 ) -> Fit:
     """Return the fit of equal keys."""
-    named = {key: spelled[prefix + key] for key in expected if prefix + key in spelled}
-    pairs = {key: (expected[key], tensors[name], name) for key, name in named.items()}
+    name_of_key = {key: spelled[prefix + key] for key in expected if prefix + key in spelled}
+    pairs = {key: (expected[key], tensors[name], name) for key, name in name_of_key.items()}
     inside = [key for key in spelled if key.startswith(prefix)]
     if len(spelled) - len(inside) > len(pairs):  # the model is the smaller part of the file
         inside = list(spelled)
@@ -176,8 +176,8 @@ def _by_name(
 
 
 def _missing(expected: Mapping[str, torch.Tensor], pairs: Mapping[str, Any]) -> list[str]:
-    given = {id(expected[key]) for key in pairs}  # a tied parameter may be saved once
-    absent = [key for key, tensor in expected.items() if id(tensor) not in given]
+    fitted_ids = {id(expected[key]) for key in pairs}  # a tied parameter may be saved once
+    absent = [key for key, tensor in expected.items() if id(tensor) not in fitted_ids]
     return [key for key in absent if not key.endswith("num_batches_tracked")]
 
 

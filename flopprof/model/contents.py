@@ -169,10 +169,10 @@ def _read_pickled(path: Path, kind: str) -> Contents:
     is_module = kind == "torchscript" or "_modules" in attributes(node)
     modules: dict[str, tuple[str, dict[str, Any]]] = {}
     tensors = _module_tensors(node, modules) if is_module else _tensors(node)
-    held = "pickled_module" if is_module else "state_dict" if tensors else "object"
+    kind_of_pickle = "pickled_module" if is_module else "state_dict" if tensors else "object"
     return Contents(
         path,
-        {"torchscript": "torchscript", "pickle": "object"}.get(kind, held),
+        {"torchscript": "torchscript", "pickle": "object"}.get(kind, kind_of_pickle),
         tensors,
         node.origin if isinstance(node, Stub) else "",
         pickled.globals,

@@ -47,7 +47,7 @@ def detect(path: Path) -> FileKind:
     try:
         mode = path.stat().st_mode
         if stat.S_ISDIR(mode):
-            names = sorted(item.name for item in path.iterdir())
+            names = sorted(entry.name for entry in path.iterdir())
             kind = _kind("folder", "\n".join(names))
         elif stat.S_ISREG(mode):
             with path.open("rb") as file:
@@ -60,8 +60,8 @@ def detect(path: Path) -> FileKind:
             reason = f"a link to {safe_text(path.readlink())}: {reason}"
         raise UsageError(f"{safe_text(path)}: {reason}", remedy="name a readable file") from error
     if kind is None:
-        held = safe_text(", ".join(names[:3]) or "nothing")
-        fact = f"{safe_text(path)} is a folder that holds {held}, not a model"
+        listed = safe_text(", ".join(names[:3]) or "nothing")
+        fact = f"{safe_text(path)} is a folder that holds {listed}, not a model"
         raise UsageError(fact, remedy="name the model file")
     members = zip_members(path) if kind.name == "zip" else None
     return kind if members is None else _kind("zip", "".join(f"{n}\n" for n in members)) or kind

@@ -51,8 +51,8 @@ def file_facts(path: Path) -> dict[str, Any]:
         "files": len(shards) or 1,
     }
     if contents is None:
-        held = inside(path, kind.name)
-        return facts | ({"inside": held} if held else {})
+        insides = inside(path, kind.name)
+        return facts | ({"inside": insides} if insides else {})
     weights = {"weights": weights_object(contents)} if contents.tensors else {"weights": None}
     return facts | _of_contents(contents) | _of_architecture(contents) | weights
 

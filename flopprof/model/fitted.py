@@ -1,5 +1,6 @@
 """Build an architecture as the weights tell it, and compare the two."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
@@ -26,17 +27,24 @@ def fit_architecture(architecture: Architecture, request: Request) -> tuple[nn.M
     """Return the model, told what the weights say of it, and how they compare."""
     tensors = request.contents.tensors
     model = build(architecture, meta=request.meta)
-    fit = first = compare(model, tensors)
-    if (
-        overrides := find_overrides(architecture, model, fit, tensors)
-        if architecture.adapts
-        else {}
-    ):
+    fit_as_named = compare(model, tensors)
+    fit = fit_as_named
+    overrides = {}
+    if architecture.adapts:
+        overrides = find_overrides(architecture, model, fit, tensors)
+    if overrides:
         model = build(architecture, meta=request.meta, **overrides)
         fit = compare(model, tensors)
-    wrong = {what: keys for what, keys in first.wrong.items() if keys and any(fit.wrong.values())}
-    differences = "; ".join(
-        f"{len(keys)} {what} ({safe_text(', '.join(keys[:3]))}{', …' if len(keys) > 3 else ''})"
-        for what, keys in wrong.items()
-    )
+    differences = ""
+    if any(fit.wrong.values()):
+        differences = "; ".join(
+            _difference(*pair) for pair in fit_as_named.wrong.items() if pair[1]
+        )
     return model, Fitted(architecture, fit, overrides, differences)
+
+
+def _difference(kind: str, keys: Sequence[str]) -> str:
+    """Return how many keys are wrong in this way, and the first of them."""
+    shown = safe_text(", ".join(keys[:3]))
+    more = ", …" if len(keys) > 3 else ""
+    return f"{len(keys)} {kind} ({shown}{more})"

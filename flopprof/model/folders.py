@@ -120,9 +120,9 @@ def _numbered(folder: Path, names: list[str]) -> list[Path]:
     parts = [match for match in parts if match[4] == parts[0][4] and match[1] == parts[0][1]]
     if not parts:
         return []
-    wanted = int(parts[0][3])
-    if len(parts) != wanted:
-        fact = f"{safe_text(folder)} holds {len(parts)} of {wanted} parts of a checkpoint"
+    total = int(parts[0][3])
+    if len(parts) != total:
+        fact = f"{safe_text(folder)} holds {len(parts)} of {total} parts of a checkpoint"
         raise LoadError(fact, remedy="download the others")
     return [folder / match[0] for match in parts]
 

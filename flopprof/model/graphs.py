@@ -95,13 +95,13 @@ def _of_model(model: Any, path: Path, specs: Sequence[Spec]) -> Graph:
     import onnx
 
     parameters = _empty_weights(model.graph)
-    given, text, source = _give_inputs(model.graph, path, specs)
+    inputs, text, source = _give_inputs(model.graph, path, specs)
     if model.functions:
         from onnx import inliner
 
         model = inliner.inline_local_functions(model)
     walker = _Walker()
-    for name, value in given.items():
+    for name, value in inputs.items():
         walker.give(name, value)
     del model.graph.value_info[:]
     for _ in range(_ROUNDS):

@@ -48,8 +48,8 @@ def load_folder(request: Request) -> Loaded:
             check_room(build(architecture, meta=True), path)
         model = build(architecture, meta=request.meta)
     except ModelError as error:
-        said = error.problem.partition(" raised ")[2]
-        fact = f"{path}: its config.json makes no {model_class.__name__}: {said}"
+        reason = error.problem.partition(" raised ")[2]
+        fact = f"{path}: its config.json makes no {model_class.__name__}: {reason}"
         raise LoadError(fact, remedy=_CONFIG) from error
     notes = take_weights(model, request)
     quantised = any("packed" in note for note in notes)
@@ -92,8 +92,8 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
         if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
             cls = transformers.MODEL_MAPPING[type(settings)]
     except Exception as error:  # what its validation raises
-        said = str(error).partition("\n")[0]
-        fact = f"{path}: its config.json does not fit {class_name}: {safe_text(said)}"
+        reason = str(error).partition("\n")[0]
+        fact = f"{path}: its config.json does not fit {class_name}: {safe_text(reason)}"
         raise LoadError(fact, remedy=_CONFIG) from error
     return (cls[0] if isinstance(cls, tuple) else cls), settings
 

@@ -125,21 +125,23 @@ class _Reader:
             self._take(text.end())
             return ast.literal_eval(text[0])
         word = re.match(r"(\(\s*\))?[^,\])}]*" if depth else r"(\(\s*\))?.*", self.rest, re.DOTALL)
-        found = word[0] if word else ""
-        self._take(len(found))
-        return _word(found.strip())
+        letters = word[0] if word else ""
+        self._take(len(letters))
+        return _word(letters.strip())
 
     def _take(self, letters: int) -> str:
         taken = self.rest[:letters]
         self.rest = self.rest[letters:].lstrip()
         return taken
 
-    def _items(self, end: str, depth: int, item: Callable[[int], Any] | None = None) -> "list[Any]":
+    def _items(
+        self, end: str, depth: int, read_item: Callable[[int], Any] | None = None
+    ) -> "list[Any]":
         """Return the items up to the bracket `end`, with commas between them."""
         self._take(1)
         items = []
         while not self.rest.startswith(end):
-            items.append((item or self.value)(depth + 1))
+            items.append((read_item or self.value)(depth + 1))
             if self.rest.startswith(","):
                 self._take(1)
             elif not self.rest.startswith(end):

@@ -57,7 +57,7 @@ def _of_onnx(path: Path) -> dict[str, Any]:
     def element(number: int) -> str | None:
         return element_type(TensorProto.DataType.Name(number)) if number else None
 
-    def told(value: Any) -> dict[str, Any]:
+    def described(value: Any) -> dict[str, Any]:
         kind = value.type.tensor_type
         dims = [d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim]
         shape = dims if kind.HasField("shape") else None
@@ -66,8 +66,8 @@ def _of_onnx(path: Path) -> dict[str, Any]:
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     return {
-        "inputs": [told(value) for value in graph.input if value.name not in weights],
-        "outputs": [told(value) for value in graph.output],
+        "inputs": [described(value) for value in graph.input if value.name not in weights],
+        "outputs": [described(value) for value in graph.output],
         "tensors": [_tensor(t.name, t.dims, element(t.data_type)) for t in graph.initializer],
     }
 
@@ -77,9 +77,9 @@ def _of_package(path: Path) -> dict[str, Any]:
     members = zip_members(path) or {}
     stored = re.compile(r"\.data/(.*)\.storage")
     sizes_bytes = {
-        f"data/{found[1]}": info.file_size
+        f"data/{match[1]}": info.file_size
         for name, info in members.items()
-        if (found := stored.fullmatch(name))
+        if (match := stored.fullmatch(name))
     }
     tensors = []
     notes = []
@@ -87,13 +87,13 @@ def _of_package(path: Path) -> dict[str, Any]:
     with ZipFile(path) as archive:
         _check(archive, members)
         for name in pickles[:_MOST_PICKLES]:
-            root, named = unpickled(io.BytesIO(_read(archive, members[name])), sizes_bytes)
-            if dangerous := dangers(named):
+            root, named_globals = unpickled(io.BytesIO(_read(archive, members[name])), sizes_bytes)
+            if dangerous := dangers(named_globals):
                 notes.append(f"{name} names {', '.join(dangerous)}: DANGEROUS")
-            found_here = tensors_of(root)
-            if not found_here:
+            tensors_of_pickle = tensors_of(root)
+            if not tensors_of_pickle:
                 notes.append(f"{name} holds no tensors that are told of")
-            tensors += [_of_info(f"{name}: {key}", info) for key, info in found_here.items()]
+            tensors += [_of_info(f"{name}: {key}", info) for key, info in tensors_of_pickle.items()]
     if len(pickles) > _MOST_PICKLES:
         notes.append(f"{len(pickles) - _MOST_PICKLES} more pickles were not read")
     return {"tensors": tensors, "code_files": _code_files(members), "notes": notes}
@@ -107,34 +107,34 @@ def _of_aotinductor(path: Path) -> dict[str, Any]:
     """Return what the C++ around a compiled program says of its constants, inputs and outputs."""
     members = zip_members(path) or {}
     wrappers = [name for name in members if name.endswith(".cpp")]
-    told: dict[str, Any] = {"inputs": [], "outputs": [], "tensors": []}
+    facts: dict[str, Any] = {"inputs": [], "outputs": [], "tensors": []}
     with ZipFile(path) as archive:
         _check(archive, members)
         for name in wrappers[:_MOST_PICKLES]:
             text = _read(archive, members[name]).decode("utf-8", "replace")
             for kind, values in _of_wrapper(text).items():
-                told[kind] += values
+                facts[kind] += values
     notes = []
-    if not told["inputs"] and not told["tensors"]:
+    if not facts["inputs"] and not facts["tensors"]:
         notes.append("it holds no C++ source that tells its inputs and tensors")
-    return {**told, "code_files": _code_files(members), "notes": notes}
+    return {**facts, "code_files": _code_files(members), "notes": notes}
 
 
 def _of_wrapper(text: str) -> dict[str, list[dict[str, Any]]]:
     """Return inputs, outputs and constants of one program's source."""
-    named: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for kind in ("inputs", "outputs"):
         pattern = rf'{kind}_info_\[\d+\]\.name = "([^"\n]*)"'
-        named[kind] = [found[1] for found in islice(re.finditer(pattern, text), _MOST)]
+        names[kind] = [match[1] for match in islice(re.finditer(pattern, text), _MOST)]
     sizes: dict[str, dict[int, int]] = {}
     for size, name, place in re.findall(r"if \((\d{1,18}) != (\w+)_size\[(\d{1,3})\]\)", text):
         sizes.setdefault(name, {})[int(place)] = int(size)
     dtypes = dict(re.findall(r"(\w+)_expected_dtype = aoti_torch_dtype_(\w+)\(", text))
     return {
         "inputs": [
-            _tensor(name, _shape(sizes.get(name)), dtypes.get(name)) for name in named["inputs"]
+            _tensor(name, _shape(sizes.get(name)), dtypes.get(name)) for name in names["inputs"]
         ],
-        "outputs": [_tensor(name, None, None) for name in named["outputs"]],
+        "outputs": [_tensor(name, None, None) for name in names["outputs"]],
         "tensors": list(_constants(text)),
     }
 

@@ -41,8 +41,8 @@ def _import(library: str, name: str, module: str, package: str = "") -> Any:
         absent = (error.name or module).partition(".")[0]
         is_itself = absent == module.partition(".")[0]
         fact = f"{library}:{name} needs {package or library}: {safe_text(error)}"
-        wanted = (package or library) if is_itself else pip_name(absent)
-        raise UsageError(fact, remedy=f"pip install {wanted}") from error
+        distribution = (package or library) if is_itself else pip_name(absent)
+        raise UsageError(fact, remedy=f"pip install {distribution}") from error
 
 
 def _torchvision(code: CodeName) -> Entry:
@@ -156,8 +156,8 @@ def _open_clip(code: CodeName) -> Entry:
 def _make_open_clip(create: Callable[..., Any], code: CodeName) -> Any:
     fixed = {"pretrained": None, "load_weights": False, "pretrained_text": False}
     fixed["pretrained_hf"] = False  # of versions before 3
-    known = inspect.signature(create).parameters
-    options = {key: value for key, value in fixed.items() if key in known}
+    parameters = inspect.signature(create).parameters
+    options = {key: value for key, value in fixed.items() if key in parameters}
     return create(code.name, *code.args, **{**options, **code.kwargs})
 
 

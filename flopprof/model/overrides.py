@@ -17,12 +17,16 @@ def find_overrides(
     """Return what a registry's models can be told, so that the shapes come out as saved."""
     overrides: dict[str, Any] = {}
     shapes = {key: (tensor.shape, info.shape) for key, (tensor, info, _) in fit.pairs.items()}
-    pairs = [(want, found) for want, found in shapes.values() if want != found]
+    differing = [
+        (built_shape, saved_shape)
+        for built_shape, saved_shape in shapes.values()
+        if built_shape != saved_shape
+    ]
     # A detector's heads have four outputs for each class, or as many for each anchor.
     heads = [
-        found[0] * architecture.classes // want[0] or found[0]
-        for want, found in pairs
-        if found and want[0] and found[1:] == want[1:]
+        saved_shape[0] * architecture.classes // built_shape[0] or saved_shape[0]
+        for built_shape, saved_shape in differing
+        if saved_shape and built_shape[0] and saved_shape[1:] == built_shape[1:]
     ]
     if heads:
         overrides["num_classes"] = min(heads)

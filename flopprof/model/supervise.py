@@ -28,21 +28,21 @@ _PATIENCE_S = 10.0  # for what the kernel does not let go of
 
 def main() -> int:
     """Run the command that the argument describes, and say on standard output how it ended."""
-    asked = json.loads(sys.argv[1])
+    task = json.loads(sys.argv[1])
     for number in (signal.SIGINT, signal.SIGHUP):  # meant for the process that waits
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os.close(0))
     _prctl(_SET_CHILD_SUBREAPER, 1)
-    output = Path(asked["output"]) if asked["output"] else None
+    output = Path(task["output"]) if task["output"] else None
     before = _staged(output)
     outcome: dict[str, Any] = {"broke": "parent"}
     try:
-        outcome = _watch(asked["command"], asked["memory_bytes"], asked["time_s"])
+        outcome = _watch(task["command"], task["memory_bytes"], task["time_s"])
     finally:
         _end_all()
         _clear(output, before)
         if outcome.get("broke") == "parent":  # else the answer in there is still to be read
-            shutil.rmtree(asked["scratch"], ignore_errors=True)
+            shutil.rmtree(task["scratch"], ignore_errors=True)
     with suppress(BrokenPipeError):
         print(json.dumps(outcome), flush=True)
     return 0

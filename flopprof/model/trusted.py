@@ -143,9 +143,9 @@ def run_contained(
             output=output,
         )
         with suppress(OSError, ValueError, KeyError, TypeError):
-            said = json.loads(answer.read_text("utf-8"))
-            printed = str(said["printed"])
-            exit_code = int(said["exit_code"])
+            result = json.loads(answer.read_text("utf-8"))
+            printed = str(result["printed"])
+            exit_code = int(result["exit_code"])
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     _refuse_limits(outcome.get("broke"), path, memory_bytes, time_s)
@@ -194,7 +194,7 @@ def supervised(
     Returns:
         `exit_code`, or `broke`: "memory", "time" or "parent".
     """
-    asked = {
+    task = {
         "command": list(command),
         "memory_bytes": memory_bytes,
         "time_s": time_s,
@@ -203,7 +203,7 @@ def supervised(
     }
     script = str(Path(__file__).with_name("supervise.py"))
     supervisor = subprocess.Popen(
-        [sys.executable, "-I", "-S", script, json.dumps(asked)],
+        [sys.executable, "-I", "-S", script, json.dumps(task)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,

@@ -112,14 +112,14 @@ class _Judge:
         }
         place = dict(zip(keys, map(str, key), strict=True))
         times = [_timed(row, side) for side in _SIDES]
-        told = {"change": _change(is_there, values), "time_change": self._time_change(*times)}
-        return place | told | values
+        changes = {"change": _change(is_there, values), "time_change": self._time_change(*times)}
+        return place | changes | values
 
     def _time_change(self, before: Timed, after: Timed) -> str:
         """Return what `noise.significance` says, but noise for what hardly matters to the run."""
-        told = noise.significance(before, after, self.floor)
+        significance = noise.significance(before, after, self.floor)
         is_small = abs(after.median_us - before.median_us) < self.least_us
-        return noise.NOISE if told != noise.UNKNOWN and is_small else told
+        return noise.NOISE if significance != noise.UNKNOWN and is_small else significance
 
 
 def _timed(row: dict[Any, Any], side: str) -> Timed:
@@ -139,11 +139,11 @@ def _sums(sites: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
     those of parts that have a time.
     """
     columns = [*_SUMS, *_SPREAD]
-    known = sites[keys].join(sites[columns].notna())
+    is_known = sites[keys].join(sites[columns].notna())
     timed = sites[keys].join(sites["samples"].where(sites["samples"] >= 0))
     groups = {"sort": False, "observed": True}
     sums = sites.groupby(keys, **groups)[columns].sum().astype(float)
-    sums = sums.where(known.groupby(keys, **groups)[columns].all())
+    sums = sums.where(is_known.groupby(keys, **groups)[columns].all())
     return sums.join(timed.groupby(keys, **groups)["samples"].min())
 
 

@@ -48,8 +48,8 @@ def compared_text(
         rules: The limits that there are, judged.
     """
     lines = [f"{safe_text(names[0])} → {safe_text(names[1])}", "", *_conditions(comparison), ""]
-    for name, values, told in figure_rows(comparison):
-        lines.append(f"{name:20}{values[0]:>14}{values[1]:>14}   {told}".rstrip())
+    for name, values, change in figure_rows(comparison):
+        lines.append(f"{name:20}{values[0]:>14}{values[1]:>14}   {change}".rstrip())
     lines += ["", *_about_time(comparison["time"])]
     for block in _BLOCKS:
         entries = comparison[block]
@@ -75,7 +75,7 @@ def _conditions(comparison: dict[str, Any]) -> list[str]:
     if comparison["conditions"]:
         lines = ["conditions that differ:"]
     for condition in comparison["conditions"]:
-        sides = [shorten(_said(condition[side]), _CONDITION_COLUMNS) for side in _sides()]
+        sides = [shorten(_condition_text(condition[side]), _CONDITION_COLUMNS) for side in _sides()]
         lines.append(f"  {condition['name']:14}{sides[0]} → {sides[1]}")
     for side in _sides():
         lines += [f"  {side}: {safe_text(text, 88)}" for text in comparison["doubts"][side]]
@@ -86,7 +86,7 @@ def _sides() -> tuple[str, str]:
     return ("before", "after")
 
 
-def _said(value: Any) -> str:
+def _condition_text(value: Any) -> str:
     """Return a condition's value as people say it."""
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -99,17 +99,17 @@ def figure_rows(comparison: dict[str, Any]) -> list[tuple[str, list[str], str]]:
     significance = comparison["time"]["significance"]
     for name, pair in comparison["totals"].items():
         form = _FORMS.get(name, _count)
-        told = _ratio(*pair)
+        change = _ratio(*pair)
         if name == "wall_us":
-            told = _with_word(told, significance)
-        rows.append((name, [form(float(value)) for value in pair], told))
+            change = _with_word(change, significance)
+        rows.append((name, [form(float(value)) for value in pair], change))
     for name, pair in comparison["figures"].items():
         if all(value is None or math.isnan(value) for value in pair):
             continue
-        told = _ratio(*pair)
+        change = _ratio(*pair)
         if significance == noise.NOISE and _follows_time(name, pair, comparison["time"]):
-            told = _with_word(told, significance)
-        rows.append((name, [_figure(name, value) for value in pair], told))
+            change = _with_word(change, significance)
+        rows.append((name, [_figure(name, value) for value in pair], change))
     return rows
 
 
@@ -133,28 +133,35 @@ def _figure(name: str, value: float) -> str:
     return shown(name, value)
 
 
-def _with_word(told: str, word: str) -> str:
+def _with_word(change: str, word: str) -> str:
     """Return a change with what it is worth; equal values need no word."""
-    return told if told in ("", "=") or word == noise.UNKNOWN else f"{told} ({word})"
+    return change if change in ("", "=") or word == noise.UNKNOWN else f"{change} ({word})"
 
 
 def _about_time(time: dict[str, Any]) -> list[str]:
     """Return what the change of time is worth, and what would not have been seen."""
-    told = time["significance"]
-    if told == noise.UNKNOWN:
+    significance = time["significance"]
+    if significance == noise.UNKNOWN:
         untimed = any(math.isnan(time[side]["median_us"]) for side in _sides())
         why = "one run has no times" if untimed else "two timed calls of each run are needed"
         return [f"time: whether it changed is not known: {why}"]
-    says = {
+    conclusion = {
         noise.NOISE: "no change that is told from noise",
         noise.SLOWER: "slower, beyond the spread of repeated calls",
         noise.FASTER: "faster, beyond the spread of repeated calls",
-    }[told]
+    }[significance]
     spreads = [_spread(time[side]) for side in _sides()]
-    seen = time["visible_frac"]
-    least = "no slowdown" if math.isinf(seen) else f"a slowdown of {growth_text(seen)} or more"
+    visible_frac = time["visible_frac"]
+    least = (
+        "no slowdown"
+        if math.isinf(visible_frac)
+        else f"a slowdown of {growth_text(visible_frac)} or more"
+    )
     of = time["before"]["of"]
-    return [f"time: {says} (90 % of {of}s: {spreads[0]}; {spreads[1]});", f"{least} would be seen."]
+    return [
+        f"time: {conclusion} (90 % of {of}s: {spreads[0]}; {spreads[1]});",
+        f"{least} would be seen.",
+    ]
 
 
 def _spread(timed: dict[str, Any]) -> str:
@@ -280,7 +287,9 @@ def compared_markdown(
     lines += [""] if rules else []
     conditions: list[dict[str, Any]] = comparison["conditions"]
     if conditions:
-        rows = [[one["name"], *(_said(one[side]) for side in _sides())] for one in conditions]
+        rows = [
+            [one["name"], *(_condition_text(one[side]) for side in _sides())] for one in conditions
+        ]
         lines += ["**Conditions that differ**", "", *table(["condition", *_sides()], rows), ""]
     else:
         lines += ["Conditions: the same.", ""]

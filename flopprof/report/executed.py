@@ -91,9 +91,9 @@ def executed_sums(run: Run) -> ExecutedSums | None:
 
 def products_of(sites: pd.DataFrame) -> pd.DataFrame:
     """Return the sites whose products are compared, with `products_flops`: those executed."""
-    known = sites[sites["useful_frac"].notna()]
-    executed = (known["matmul_flops"] / known["useful_frac"]).round()
-    return known.assign(products_flops=executed)
+    compared = sites[sites["useful_frac"].notna()]
+    executed = (compared["matmul_flops"] / compared["useful_frac"]).round()
+    return compared.assign(products_flops=executed)
 
 
 def traffic_at(run: Run, level: str) -> Traffic | None:
@@ -101,11 +101,11 @@ def traffic_at(run: Run, level: str) -> Traffic | None:
     column = LEVELS[level]
     if column not in run.sites:
         return None
-    known = run.sites[run.sites[column].notna() & (run.sites["min_bytes"] > 0)]
-    if not len(known):
+    with_bytes = run.sites[run.sites[column].notna() & (run.sites["min_bytes"] > 0)]
+    if not len(with_bytes):
         return None
-    measured = float(known[column].sum())
-    least = float(known["min_bytes"].sum())
+    measured = float(with_bytes[column].sum())
+    least = float(with_bytes["min_bytes"].sum())
     return Traffic(measured_bytes=measured, min_bytes=least, excess=measured / least)
 
 
@@ -114,9 +114,9 @@ def executed_lines(run: Run) -> list[tuple[str, str]]:
     sums = executed_sums(run)
     if sums is None:
         return []
-    found = ", ".join(f"{number} by {way}" for way, number in sums.joined.items()) or "none"
+    ways = ", ".join(f"{number} by {way}" for way, number in sums.joined.items()) or "none"
     text = f"{sums.source or UNKNOWN}, {', '.join(sums.files)}: of {sums.launches} launches joined "
-    text += f"{found}; counters of FLOPs for {percent(sums.compared_frac)} of the time"
+    text += f"{ways}; counters of FLOPs for {percent(sums.compared_frac)} of the time"
     lines = [("Executed", text)]
     if not math.isnan(sums.useful_frac):
         text = f"products: {si(sums.counted_products_flops, 'FLOPs')} counted, "

@@ -66,8 +66,8 @@ def _provenance(run: "Run") -> tuple[str, str]:
     environment = known_facts(provenance.environment)
     values |= {name: environment[name] for name in _VERSIONS if name in environment}
     facts = [_fact(name, value) for name, value in values.items()]
-    wanted = ("threads", "driver", "clock", "power limit", "throttling", "torch", "date")
-    missing = [name for name in wanted if not any(name in fact for fact in facts)]
+    expected = ("threads", "driver", "clock", "power limit", "throttling", "torch", "date")
+    missing = [name for name in expected if not any(name in fact for fact in facts)]
     facts.append(f"not recorded: {', '.join(missing) or 'nothing'}")
     return " · ".join(map(str, subtitle)), " · ".join(facts)
 
@@ -99,12 +99,12 @@ def write_points(run: "Run | Mapping[str, Run]", path: str | Path, **select: Any
     Raises:
         UsageError: As for `plot_roofline`.
     """
-    data = _select(run, select)
-    rows = pd.concat([data.points, data.merged, data.run]).drop(
+    chart = _select(run, select)
+    rows = pd.concat([chart.points, chart.merged, chart.run]).drop(
         columns=["head", "key", "coverage_frac"]
     )
     rows["known_by"] = [KNOWN_BY[rank] for rank in rows["known_by"]]
-    rows["series"] = [data.names.get(letter, "") for letter in rows["series"]]
+    rows["series"] = [chart.names.get(letter, "") for letter in rows["series"]]
     with replacing(path) as unfinished:
         rows = for_people(rows).set_index(["series", "label", "place", "name"])
         rows.to_csv(unfinished, lineterminator="\n")
@@ -134,18 +134,18 @@ def plot_roofline(
         UsageError: The run has no times, an option or suffix is not known, or a file cannot be
             written.
     """
-    paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-    forms = [one.suffix.lower()[1:] for one in paths]
+    paths = [Path(output) for output in ([path] if isinstance(path, str | Path) else path)]
+    forms = [output.suffix.lower()[1:] for output in paths]
     if not {*forms} <= {*_FORMATS, "csv"}:
         problem = f"{', '.join(map(str, paths))}: no such picture format"
         raise UsageError(problem, remedy="end it in .png, .svg, .pdf or .csv")
     figure = None
-    for one, form in zip(paths, forms, strict=True):
+    for output, form in zip(paths, forms, strict=True):
         if form == "csv":
-            write_points(run, one, **select)
+            write_points(run, output, **select)
             continue
         figure = figure or draw_figure(run, title=title, size=size, dark=dark, **select)
-        with replacing(one) as unfinished, _settings():
+        with replacing(output) as unfinished, _settings():
             figure.savefig(unfinished, format=form, dpi=200, metadata=_FORMATS[form])
     return paths
 
@@ -169,8 +169,8 @@ def plot_paper(
         UsageError: The run has no times, an option or suffix is not known, the width is none, or a
             file cannot be written.
     """
-    paths = [Path(one) for one in ([path] if isinstance(path, str | Path) else path)]
-    forms = [one.suffix.lower()[1:] for one in paths]
+    paths = [Path(output) for output in ([path] if isinstance(path, str | Path) else path)]
+    forms = [output.suffix.lower()[1:] for output in paths]
     if not {*forms} <= {*_FORMATS}:
         problem = f"{', '.join(map(str, paths))}: no such picture format"
         raise UsageError(problem, remedy="end it in .png, .svg or .pdf")
@@ -179,8 +179,8 @@ def plot_paper(
         raise UsageError(problem, remedy=f"give {NARROWEST_INCHES:g} to {WIDEST_INCHES:g}")
     with _settings():
         figure = draw_paper(_select(run, select), width=width)
-        for one, form in zip(paths, forms, strict=True):
-            with replacing(one) as unfinished:
+        for output, form in zip(paths, forms, strict=True):
+            with replacing(output) as unfinished:
                 figure.savefig(unfinished, format=form, dpi=DOTS_PER_INCH, metadata=_FORMATS[form])
     return paths
 
@@ -196,21 +196,21 @@ def draw_figure(
     """Return the chart of `run` as a matplotlib figure; arguments as for `plot_roofline`."""
     if size not in SIZES:
         raise UsageError(f"there is no size {size!r}", remedy=f"use {', '.join(SIZES)}")
-    data = _select(run, select)
+    chart = _select(run, select)
     runs = run.values() if isinstance(run, Mapping) else [run]
-    heads = [f"{letter} {name}: " for letter, name in data.names.items()] or [""]
+    heads = [f"{letter} {name}: " for letter, name in chart.names.items()] or [""]
     above = []
     below = []
-    for head, one in zip(heads, runs, strict=True):
-        subtitle, caption = _provenance(one)
+    for head, drawn_run in zip(heads, runs, strict=True):
+        subtitle, caption = _provenance(drawn_run)
         above.append(head + subtitle)
         below.append(head + caption)
-    sources = dict.fromkeys(part for text in data.roofs["source"] for part in text.split("; "))
+    sources = dict.fromkeys(part for text in chart.roofs["source"] for part in text.split("; "))
     below.append(f"Ceilings: {'; '.join(sources) or 'unknown'}. {_BYTES}")
-    if len(data.measured):
+    if len(chart.measured):
         below.append(_MEASURED)
     with _settings():
-        return draw(data, (above, below), title=title, size=size, dark=dark)
+        return draw(chart, (above, below), title=title, size=size, dark=dark)
 
 
 def _settings() -> AbstractContextManager[None]:

@@ -154,16 +154,16 @@ def measured_points(points: pd.DataFrame) -> pd.DataFrame:
     for level, column in LEVELS.items():
         if column not in labelled:
             continue
-        known = labelled[labelled[column] > 0]
+        with_bytes = labelled[labelled[column] > 0]
         rows.append(
             pd.DataFrame(
                 {
-                    "label": known["label"],
-                    "kind": known["kind"],
+                    "label": with_bytes["label"],
+                    "kind": with_bytes["kind"],
                     "level": level,
-                    "intensity_flops_per_byte": known["flops"] / known[column],
-                    "achieved_flops_per_s": known["achieved_flops_per_s"],
-                    "compulsory": known["intensity_flops_per_byte"],
+                    "intensity_flops_per_byte": with_bytes["flops"] / with_bytes[column],
+                    "achieved_flops_per_s": with_bytes["achieved_flops_per_s"],
+                    "compulsory": with_bytes["intensity_flops_per_byte"],
                 }
             )
         )
@@ -287,8 +287,8 @@ def _wall(run: "Run") -> _Timing:
     if not isinstance(provenance, CallProvenance) or not provenance.timing.eager_wall_us:
         return _Timing(provenance.wall_us)
     eager_us = provenance.timing.eager_wall_us.median
-    told = f"; eager, compiled in {duration(provenance.wall_us)} of {duration(eager_us)}"
-    return _Timing(eager_us, " eager", told)
+    remark = f"; eager, compiled in {duration(provenance.wall_us)} of {duration(eager_us)}"
+    return _Timing(eager_us, " eager", remark)
 
 
 def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple[str, pd.DataFrame]:
