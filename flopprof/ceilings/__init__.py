@@ -47,23 +47,23 @@ def find_ceilings(
     notes = [*user.warnings, *_doubts(user, described)]
     on_cpu = described["kind"] == "cpu"
     tables = Ceilings({}) if on_cpu else ceilings_for_gpu(described)
-    kept = _read_cache(described, torch.__version__, notes)
+    cached = _read_cache(described, torch.__version__, notes)
     measured: list[Ceiling] = []
     if on_cpu or refresh:
         from flopprof.ceilings.measure import keys_to_measure, measure_ceilings
 
-        have = user.resolved.keys() | (set() if refresh else kept.resolved.keys())
+        have = user.resolved.keys() | (set() if refresh else cached.resolved.keys())
         missing = [key for key in keys_to_measure(described, dtypes) if key not in have]
         measured = measure_ceilings(device, missing, notes=notes, progress=progress)
     valid = tuple(entry for entry in measured if entry.valid)
     doubtful = [entry for entry in measured if not entry.valid]
     if valid:
-        kept = Ceilings(described, tuple(Ceilings({}, valid + kept.entries).resolved.values()))
-        _write_cache(torch.__version__, kept, notes)
+        cached = Ceilings(described, tuple(Ceilings({}, valid + cached.entries).resolved.values()))
+        _write_cache(torch.__version__, cached, notes)
     for entry in doubtful:
         name = f"{entry.name} {entry.unit.replace('tensor', 'matmul')}"
         notes.append(f"measured on a busy machine: {name}")
-    entries = _with_telling_levels([*kept.entries, *doubtful, *tables.entries])
+    entries = _with_telling_levels([*cached.entries, *doubtful, *tables.entries])
     entries = [*user.entries, *by_precedence(entries)]
     if not entries:
         notes += tables.warnings

@@ -341,7 +341,7 @@ def vector_candidates(
     from torch.nn.functional import group_norm, interpolate
 
     kind = getattr(torch, dtype)
-    one = torch.ones(32, dtype=kind, device=device)
+    ones_32 = torch.ones(32, dtype=kind, device=device)
     zero = torch.zeros(32, dtype=kind, device=device)
 
     def bilinear(x: torch.Tensor) -> torch.Tensor:
@@ -349,23 +349,23 @@ def vector_candidates(
 
     ops: dict[str, tuple[int, int, Callable[[torch.Tensor], torch.Tensor]]] = {
         "sum": (1, 1, torch.sum),
-        "group_norm": (7, 1, lambda x: group_norm(x, 8, one, zero)),
+        "group_norm": (7, 1, lambda x: group_norm(x, 8, ones_32, zero)),
         "bilinear": (36, 4, bilinear),
     }  # FLOPs per element, elements returned per element, the op
     most = most_bytes / 2 / kind.itemsize
     sizes: list[tuple[str, int]] = []
     for op, (flops, returned, _) in ops.items():
         for seconds in CALLS_S:
-            wanted = min(rate * seconds / flops, 2.0**28)
-            exponent = round(math.log2(wanted))
+            enough = min(rate * seconds / flops, 2.0**28)
+            exponent = round(math.log2(enough))
             if 2**exponent * returned > most:
                 exponent = math.floor(math.log2(most / returned))
             sizes.append((op, 2 ** max(exponent, 15)))
-    data = torch.ones(max(size for _, size in sizes), dtype=kind, device=device)
+    source = torch.ones(max(size for _, size in sizes), dtype=kind, device=device)
     candidates = []
     for op, size in dict.fromkeys(sizes):
         flops, _, function = ops[op]
-        part = data[:size].view(-1, 32, 32, 32)
+        part = source[:size].view(-1, 32, 32, 32)
         candidates.append(Candidate(f"{op} of {size}", flops * size, partial(function, part)))
     return candidates
 

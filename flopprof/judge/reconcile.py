@@ -271,7 +271,7 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
     if len(working) == 1:
         out.hook_flops[working[0]] = sum(hook)
     for index, by_class in _by_class(hook, sums, [rows[i] for i in working], working).items():
-        differing = next((name for name, said in by_class.items() if said == "differs"), "")
+        differing = next((name for name, outcome in by_class.items() if outcome == "differs"), "")
         difference = hook_difference(call.module_type, hook, sums, len(working), differing)
         if differing:
             out.put(index, because("hook_differs", difference=difference))
@@ -296,7 +296,7 @@ def _by_class(
     in it; the others were added, such as the scale of a quantised weight. Where the hook counts
     none of a class, ops of this class alone were added, too.
     """
-    said: dict[int, dict[str, str]] = {index: {} for index in indices}
+    outcomes: dict[int, dict[str, str]] = {index: {} for index in indices}
     for number, class_ in enumerate(("matmul", "vector")):
         counts = [getattr(op, f"{class_}_flops") for op in ops]
         own = [count for count in counts if count == hook[number] > 0]
@@ -305,12 +305,12 @@ def _by_class(
             if not count:
                 continue
             if sums[number] == hook[number] or (len(own) == 1 and count == hook[number]):
-                said[index][class_] = "agrees"
+                outcomes[index][class_] = "agrees"
             elif alone and (len(own) == 1 or not hook[number]):
-                said[index][class_] = "added"
+                outcomes[index][class_] = "added"
             else:
-                said[index][class_] = "differs"
-    return said
+                outcomes[index][class_] = "differs"
+    return outcomes
 
 
 def _not_run_rows(call: _Call, hook: tuple[float, float], phases: set[str]) -> list[dict[str, Any]]:

@@ -62,8 +62,8 @@ def _with_config(contents: Contents) -> Contents:
         if contents.path.name.startswith("adapter_model"):
             adapter = read_json(folder / "adapter_config.json")
     except (LoadError, OSError) as error:
-        said = error.problem if isinstance(error, FlopprofError) else safe_text(error)
-        return replace(contents, notes=(*contents.notes, f"not used: {said}"))
+        reason = error.problem if isinstance(error, FlopprofError) else safe_text(error)
+        return replace(contents, notes=(*contents.notes, f"not used: {reason}"))
     if adapter:
         return replace(contents, kind="adapter", config=config, adapter=adapter)
     if "_class_name" in config:

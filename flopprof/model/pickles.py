@@ -112,8 +112,8 @@ def _call(made_by: Any, args: Any) -> Any:
         raise ValueError(f"it calls {made_by.origin}, which can ask for any amount of memory")
     if made_by.origin == "collections.OrderedDict" and not args:
         return {}
-    made = _rebuild(name, args) if module in ("torch._utils", "torch._tensor") else None
-    return made if isinstance(made, TensorInfo) else Stub(made_by.origin, args)
+    tensor = _rebuild(name, args) if module in ("torch._utils", "torch._tensor") else None
+    return tensor if isinstance(tensor, TensorInfo) else Stub(made_by.origin, args)
 
 
 def _rebuild(name: str, args: list[Any]) -> Any:
@@ -268,8 +268,8 @@ def read_pickle(path: Path, kind: str) -> Pickled:
                 offsets = {k: members[f"data/{k}"].header_offset for k in unpickler.storages}
                 positions = {key: _first_byte(file, at) for key, at in offsets.items()}
         except Exception as error:
-            if found := dangers(sorted(unpickler.globals)):
-                shown = safe_text(", ".join(found[:4]))
+            if dangerous := dangers(sorted(unpickler.globals)):
+                shown = safe_text(", ".join(dangerous[:4]))
                 fact = f"{safe_text(path)} does not hold together, and wants {shown}: DANGEROUS"
                 remedy = "do not load it; get the model from its author"
                 raise RefusedError(fact, remedy=remedy) from error
@@ -325,6 +325,6 @@ def entries(node: Any) -> dict[Any, Any]:
     if not isinstance(node, Stub) or node.origin != "collections.OrderedDict":
         return node if isinstance(node, dict) else {}
     pairs = [*node.args, []][0]  # as Python 2 writes it
-    if len(found := dict(pairs)) < len(pairs):
+    if len(distinct := dict(pairs)) < len(pairs):
         raise ValueError("it holds a dict that names a key twice")
-    return found
+    return distinct

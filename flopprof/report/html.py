@@ -38,7 +38,9 @@ def html_report(run: Run) -> str:
         job=section,
         job_link='<a href="#job">Job</a>' if section else "",
         provenance=_definitions([*_flat(run.provenance)]),
-        data=json.dumps(_data(run), allow_nan=False).replace("<", "\\u003c"),  # nothing ends it
+        data=json.dumps(_page_data(run), allow_nan=False).replace(
+            "<", "\\u003c"
+        ),  # nothing ends it
     )
 
 
@@ -98,7 +100,7 @@ def _plain(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _data(run: Run) -> dict[str, Any]:
+def _page_data(run: Run) -> dict[str, Any]:
     """Return what the page's script shows: tables as columns and rows; null is unknown."""
     docs = {c.name: c.doc for table in ("kernels", "sites") for c in TABLES[table].columns}
     frames = {"sites": run.sites, "modules": module_sums(run), "kernels": kernel_sums(run)}

@@ -1028,7 +1028,9 @@ def test_the_command_draws_what_its_options_say(tmp_path, capsys, monkeypatch):
     code = main(["plot", "one.flopprof", "two.flopprof", *options, "-o", "a.svg", "-o", "a.csv"])
 
     assert code == 0
-    assert capsys.readouterr().out.split() == ["a.svg", "a.csv"]
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == ["written: a.svg", "written: a.csv"]
     points = pd.read_csv("a.csv")
     assert {*points["series"]} == {"one", "two"}
     assert points.query("place == 'point'").groupby("series").size().to_dict() == {

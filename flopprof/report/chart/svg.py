@@ -47,10 +47,10 @@ def chart_svg(run: "Run") -> str:
 
 def _tooltips(run: "Run") -> dict[str, str]:
     """Return a `<title>` for each mark by its id in the drawing."""
-    data = chart_data(run)
-    points = data.points[data.points["intensity_flops_per_byte"] > 0]
+    chart = chart_data(run)
+    points = chart.points[chart.points["intensity_flops_per_byte"] > 0]
     marks = {f"point-{rank}": row for rank, row in enumerate(points.itertuples(), start=1)}
-    marks |= {row.place: row for row in (*data.merged.itertuples(), *data.run.itertuples())}
+    marks |= {row.place: row for row in (*chart.merged.itertuples(), *chart.run.itertuples())}
     return {name: f"<title>{escape(_tooltip(row))}</title>" for name, row in marks.items()}
 
 
