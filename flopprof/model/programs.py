@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,32 @@ from flopprof.units import safe_text, shape_text
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
 
 
-@loader("state_dict")
+@loader("state_dict", "npz")
 def load_state_dict(request: Request) -> Loaded:
     """Return the model that `--arch` names with the file's weights, mapped into memory."""
     keys = ".".join(request.contents.wrapper_keys)
     source = f"state_dict under {keys!r} of" if keys else "state_dict of"
+    if request.contents.kind == "npz":
+        source = "NumPy arrays by"
     return fit_weights(request, safe_text(source), partial(read_weights, request.contents))
+
+
+@loader("array_pickle")
+def load_array_pickle(request: Request) -> Loaded:
+    """Return the model that `--arch` names with the shapes of a plain pickle's NumPy arrays.
+
+    Raises:
+        LoadError: Their values are wanted, which unpickling alone would give.
+    """
+
+    def read() -> Mapping[str, torch.Tensor]:
+        path = safe_text(request.contents.path)
+        raise LoadError(
+            f"{path} is a plain pickle of NumPy arrays, whose values are not read",
+            remedy="flopprof count needs none; to run it, save the arrays with numpy.savez",
+        )
+
+    return fit_weights(request, "pickled NumPy arrays by", read)
 
 
 @loader("torch_export")

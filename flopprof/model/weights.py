@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flopprof.errors import LoadError
@@ -20,6 +21,8 @@ def read_weights(contents: Contents) -> dict[str, torch.Tensor]:
         kind = file_kind(path)
         if kind.name == "safetensors":
             tensors |= _map_safetensors(path)
+        elif kind.name == "npz":
+            tensors |= _read_npz(path, contents)
         else:
             part = read_contents(path, kind) if contents.shards else contents
             tensors |= _map_pickled(part)
@@ -39,6 +42,12 @@ def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
         size = math.prod(info.shape)
         tensors[key] = _elements(file_bytes, start, size, info.dtype).reshape(info.shape)
     return tensors
+
+
+def _read_npz(path: Path, contents: Contents) -> dict[str, torch.Tensor]:
+    """Return the arrays of numbers in an archive of NumPy's; none is unpickled."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in contents.tensors}
 
 
 def _map_pickled(contents: Contents) -> dict[str, torch.Tensor]:
