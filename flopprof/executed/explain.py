@@ -76,7 +76,7 @@ class Explained:
     reason: str
 
 
-def explain(counted: Counted, executed: Operations, why_stopped: str = "") -> Explained:
+def explain(counted: Counted, done: Operations, why_stopped: str = "") -> Explained:
     """Return what to conclude from a call's count and what was executed.
 
     Products are compared by multiply-adds, ops without products by all FLOPs.
@@ -85,22 +85,20 @@ def explain(counted: Counted, executed: Operations, why_stopped: str = "") -> Ex
         return _explained(UNKNOWN, "not_finished", why=why_stopped)
     if counted.matmul_flops is None:
         return _explained(MEASURED, "no_formula")
-    conclusion = (
-        _by_products(counted, executed) if counted.matmul_flops else _by_all(counted, executed)
-    )
-    if conclusion.verdict == UNEXPLAINED and executed.undecoded:
-        return _explained(UNEXPLAINED, "undecoded", undecoded=executed.undecoded)
+    conclusion = _by_products(counted, done) if counted.matmul_flops else _by_all(counted, done)
+    if conclusion.verdict == UNEXPLAINED and done.undecoded:
+        return _explained(UNEXPLAINED, "undecoded", undecoded=done.undecoded)
     return conclusion
 
 
-def matmul_class(executed: Operations) -> int:
+def matmul_class(done: Operations) -> int:
     """Return executed multiply-adds as FLOPs: those of integers where no others are."""
-    return executed.fma_flops or executed.int_fma_ops
+    return done.fma_flops or done.int_fma_ops
 
 
-def _by_products(counted: Counted, operations: Operations) -> Explained:
+def _by_products(counted: Counted, done: Operations) -> Explained:
     expected = counted.matmul_flops or 0
-    executed = matmul_class(operations)
+    executed = matmul_class(done)
     if executed == expected:
         return _explained(EXACT, "exact")
     valid = unpadded_flops(counted)
@@ -112,37 +110,37 @@ def _by_products(counted: Counted, operations: Operations) -> Explained:
             return _explained(EXPLAINED, code, valid=valid, sizes=sizes)
     if sizes := filled_up(sizes_of_loops(counted), expected, executed):
         return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
-    if executed - operations.masked_fma_flops <= expected <= executed:
-        return _explained(EXPLAINED, "masked_lanes", masked=operations.masked_fma_flops)
-    if not executed and operations.flops >= expected:
-        return _explained(EXPLAINED, "apart", flops=operations.flops)
+    if executed - done.masked_fma_flops <= expected <= executed:
+        return _explained(EXPLAINED, "masked_lanes", masked=done.masked_fma_flops)
+    if not executed and done.flops >= expected:
+        return _explained(EXPLAINED, "apart", flops=done.flops)
     if _ATTENTION in counted.op:
-        exact = [name for name, flops in operations.by_instruction.items() if flops == expected]
+        exact = [name for name, flops in done.by_instruction.items() if flops == expected]
         if exact:
             rest = executed - expected
             return _explained(EXPLAINED, "with_softmax", name=exact[0], rest=rest)
     return _explained(UNEXPLAINED, "unexplained")
 
 
-def _by_all(counted: Counted, operations: Operations) -> Explained:
+def _by_all(counted: Counted, done: Operations) -> Explained:
     expected = counted.vector_flops or 0
-    if operations.flops == expected:
+    if done.flops == expected:
         return _explained(EXACT, "exact")
     reasons = _reasons_by_op().get(counted.name, ())
-    if operations.flops > expected and counted.elements:
-        each = operations.flops / counted.elements
+    if done.flops > expected and counted.elements:
+        each = done.flops / counted.elements
         if "polynomial" in reasons:
             return _explained(EXPLAINED, "polynomial", each=each)
-        if sizes := filled_up(sizes_of_loops(counted), expected, operations.flops):
+        if sizes := filled_up(sizes_of_loops(counted), expected, done.flops):
             return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
-        if operations.flops - operations.masked_flops <= expected:
-            return _explained(EXPLAINED, "masked_lanes", masked=operations.masked_flops)
+        if done.flops - done.masked_flops <= expected:
+            return _explained(EXPLAINED, "masked_lanes", masked=done.masked_flops)
         if "recomputation" in reasons:
             return _explained(EXPLAINED, "recomputation", each=each)
-        if "fused_alpha" in reasons and operations.flops == operations.fma_flops == 2 * expected:
+        if "fused_alpha" in reasons and done.flops == done.fma_flops == 2 * expected:
             return _explained(EXPLAINED, "fused_alpha")
-        if "partial_sums" in reasons and operations.flops - expected <= _MOST_PARTIAL:
-            return _explained(EXPLAINED, "partial_sums", more=operations.flops - expected)
+        if "partial_sums" in reasons and done.flops - expected <= _MOST_PARTIAL:
+            return _explained(EXPLAINED, "partial_sums", more=done.flops - expected)
     return _explained(UNEXPLAINED, "unexplained")
 
 
@@ -162,8 +160,8 @@ def filled_up(sizes: Sequence[int], expected: int, executed: int) -> str:
     for many in (1, 2):
         for chosen in combinations(dict.fromkeys(filled), many):
             needed = math.prod(size for size, _ in chosen)
-            padded = math.prod(up for _, up in chosen)
-            if executed * needed == expected * padded:
+            taken = math.prod(up for _, up in chosen)
+            if executed * needed == expected * taken:
                 return ", ".join(f"{size} as {up}" for size, up in chosen)
     return ""
 
