@@ -39,15 +39,15 @@ def flopprof_budget(request: pytest.FixtureRequest) -> "Callable[..., Count]":
     per call in `flopprof_budgets` beside the test; commit them. Further arguments are those of
     `flopprof.assert_flops`: with `max_gflops=` or `exact=` that is the budget, recorded or not.
     """
-    asked = 0
+    calls = 0
 
     def hold(model: Any, inputs: Any = None, **options: Any) -> "Count":
         from flopprof.errors import LoadError, UsageError
 
-        nonlocal asked
+        nonlocal calls
         __tracebackhide__ = True
-        asked += 1
-        path = _budget_file(request, asked)
+        calls += 1
+        path = _budget_file(request, calls)
         act = _record if request.config.getoption("--flopprof-record") else _hold
         try:
             return act(path, model, inputs, options)

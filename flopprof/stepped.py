@@ -39,7 +39,7 @@ class SteppedOp:
         calls: Of a model: how many calls are like this one.
         counted_matmul_flops: By its formula; None without one.
         counted_vector_flops: Likewise.
-        done: What was executed; None where that is not known.
+        executed: What was executed; None where that is not known.
         conclusion: Verdict and reason.
     """
 
@@ -50,18 +50,18 @@ class SteppedOp:
     calls: int
     counted_matmul_flops: int | None
     counted_vector_flops: int | None
-    done: Operations | None
+    executed: Operations | None
     conclusion: Explained
 
     @property
     def ratio(self) -> float:
         """Executed over counted: of multiply-adds where there are products, else of all FLOPs."""
-        if self.done is None:
+        if self.executed is None:
             return math.nan
         if self.counted_matmul_flops:
-            return matmul_class(self.done) / self.counted_matmul_flops
+            return matmul_class(self.executed) / self.counted_matmul_flops
         if self.counted_vector_flops:
-            return self.done.flops / self.counted_vector_flops
+            return self.executed.flops / self.counted_vector_flops
         return math.nan
 
 
@@ -100,7 +100,7 @@ def step_ops(
 
 
 def step_model(
-    what: Any, settings: Settings, *, force: bool = False, progress: Progress = silent
+    model: Any, settings: Settings, *, force: bool = False, progress: Progress = silent
 ) -> list[SteppedOp]:
     """Return what each distinct op of one call of a model executes in one thread.
 
@@ -108,7 +108,7 @@ def step_model(
     one, those that only view or move data left out.
 
     Args:
-        what: A module, or what `load` takes.
+        model: A module, or what `load` takes.
         settings: How it is found, and its inputs.
         force: Whether to step what takes more than a minute.
         progress: Called with the name of each stage as it begins.
@@ -123,7 +123,7 @@ def step_model(
 
     check_can_step()
     progress("calling the model")
-    calls = ops_of_call(find_subject(what, None, None, settings))
+    calls = ops_of_call(find_subject(model, None, None, settings))
     return _stepped(calls, force=force, progress=progress)
 
 
@@ -155,7 +155,7 @@ def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int
     """Step one call; also return how many instructions were stepped."""
     if most <= 0:
         why = f"the ops before it took {LIMIT_S} seconds (--force goes on)"
-        done: Operations | None = None
+        executed: Operations | None = None
         conclusion = explain(counted, Operations(), why)
         instructions = 0
     else:
@@ -164,13 +164,13 @@ def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int
         except FlopprofError:
             raise
         except Exception as error:
-            said = safe_text(str(error).partition("\n")[0])
+            first_line = safe_text(str(error).partition("\n")[0])
             raise ModelError(
-                f"{counted.op} raised {type(error).__name__}: {said}",
+                f"{counted.op} raised {type(error).__name__}: {first_line}",
                 remedy='give it other arguments: --shapes "32x32,32x32"',
             ) from error
         conclusion = explain(counted, stepped.operations, stepped.why_stopped)
-        done = None if conclusion.verdict == UNKNOWN else stepped.operations
+        executed = None if conclusion.verdict == UNKNOWN else stepped.operations
         instructions = stepped.operations.instructions
     row = SteppedOp(
         op=counted.op,
@@ -180,7 +180,7 @@ def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int
         calls=call.calls,
         counted_matmul_flops=counted.matmul_flops,
         counted_vector_flops=counted.vector_flops,
-        done=done,
+        executed=executed,
         conclusion=conclusion,
     )
     return row, instructions

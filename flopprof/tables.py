@@ -132,15 +132,15 @@ class Table:
                 remedy="pip install 'flopprof[parquet]'",
             ) from error
         try:
-            kept = self if names is None else self.part(names)
+            table = self if names is None else self.part(names)
             with parquet.ParquetFile(path) as file:
-                table = file.read(columns=None if names is None else kept.names)
+                arrow_table = file.read(columns=None if names is None else table.names)
             whole = [column.name for column in self.columns if column.type != "float"]
-            for name in set(whole) & set(table.column_names):
-                if table.column(name).null_count:
+            for name in set(whole) & set(arrow_table.column_names):
+                if arrow_table.column(name).null_count:
                     raise ValueError(f"{name} lacks values")
-            frame = table.replace_schema_metadata(None).to_pandas(ignore_metadata=True)
-            return kept.check(frame if names is None else frame[kept.names])
+            frame = arrow_table.replace_schema_metadata(None).to_pandas(ignore_metadata=True)
+            return table.check(frame if names is None else frame[table.names])
         except (OSError, ValueError, OverflowError) as error:  # Arrow's own are of these
             raise LoadError(
                 f"{safe_text(path)} does not hold the table {self.name!r}: {safe_text(error)}",
@@ -149,8 +149,8 @@ class Table:
 
     def part(self, names: Sequence[str]) -> "Table":
         """Return the table of these columns only, in their order here."""
-        wanted = set(names)
-        return Table(self.name, self.doc, tuple(c for c in self.columns if c.name in wanted))
+        chosen = set(names)
+        return Table(self.name, self.doc, tuple(c for c in self.columns if c.name in chosen))
 
     def read_csv(self, path: Any) -> pd.DataFrame:
         """Return the frame saved at `path`.

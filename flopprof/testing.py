@@ -93,14 +93,14 @@ def _check(
 ) -> None:
     """Raise `AssertionError` where a count breaks its budget."""
     __tracebackhide__ = True
-    told = _grown_or_largest(count, earlier)
+    remark = _grown_or_largest(count, earlier)
     flops = count.flops
     if exact is not None and flops != exact:
         sign = "+" if flops > exact else "−"
         fact = f"exactly {exact:,} are expected ({sign}{abs(flops - exact):,})"
-        raise AssertionError(f"the model does {flops:,} FLOPs; {fact}{told}")
+        raise AssertionError(f"the model does {flops:,} FLOPs; {fact}{remark}")
     if flops > most:
-        raise AssertionError(f"the model does {flops:,} FLOPs; {bound}{told}")
+        raise AssertionError(f"the model does {flops:,} FLOPs; {bound}{remark}")
     if allow_unknown or count.flops_at_most == flops:
         return
     if exact is not None or not count.flops_at_most <= most:

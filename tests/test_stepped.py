@@ -46,8 +46,8 @@ def test_an_op_without_a_formula_is_measured():
 
     assert row.conclusion.verdict == "measured"
     assert row.counted_matmul_flops is None
-    assert row.done is not None
-    assert row.done.flops == 1024  # 64·16 products
+    assert row.executed is not None
+    assert row.executed.flops == 1024  # 64·16 products
     library._destroy()
 
 
@@ -62,8 +62,8 @@ def test_the_distinct_ops_of_a_model_are_stepped_once():
     assert product.counted_matmul_flops == 8192  # 2·16³
     assert product.conclusion.verdict == "exact"
     assert (relu.op, relu.module_path) == ("aten::relu", "1")
-    assert relu.done is not None
-    assert relu.done.flops == 256  # one maximum per element
+    assert relu.executed is not None
+    assert relu.executed.flops == 256  # one maximum per element
 
 
 @pytest.mark.parametrize(

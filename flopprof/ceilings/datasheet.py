@@ -4,6 +4,7 @@ Never those of another GPU: a name that fits but with other SMs or another bus i
 """
 
 import csv
+import difflib
 import functools
 import re
 from collections.abc import Mapping
@@ -88,6 +89,11 @@ def flops_per_clk() -> dict[str, dict[str, float]]:
 def _read(name: str) -> tuple[Row, ...]:
     with Path(__file__).with_name(name).open(encoding="utf-8", newline="") as file:
         return tuple(csv.DictReader(file))
+
+
+def board_names() -> list[str]:
+    """Return the names of all boards of the table, in its order."""
+    return [row["name"] for row in peak_rows()]
 
 
 def boards_called(name: str) -> list[str]:
@@ -187,7 +193,16 @@ def _unknown(facts: dict[str, Any]) -> str:
             f"{facts['memory_bytes'] / 1e9:.0f} GB; {names} has as many and as much: if it is "
             f"one, give --gpu '{alike[0]['name']}'"
         )
+    name = str(facts.get("name", ""))
+    near = _nearest(name)
+    names = f" (nearest by name: {', '.join(near)})" if near else ""
     return (
-        f"no ceiling is known for the GPU {facts.get('name', '')!r}{sms}: give --gpu NAME or "
-        f"--ceilings FILE (known: {', '.join(row['name'] for row in peak_rows())})"
+        f"no ceiling is known for the GPU {name!r}{sms}: give --gpu NAME{names} or --ceilings FILE"
     )
+
+
+def _nearest(name: str) -> list[str]:
+    """Return the few boards whose names are most like this one."""
+    by_lower_case = {board.lower(): board for board in board_names()}
+    near = difflib.get_close_matches(name.lower(), by_lower_case, n=3, cutoff=0.5)
+    return [by_lower_case[board] for board in near]

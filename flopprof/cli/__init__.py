@@ -11,7 +11,7 @@ import signal
 import sys
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from typing import Any, Final, NoReturn, TextIO
 
@@ -253,6 +253,12 @@ def answer_stream() -> TextIO | None:
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout."""
     print(json.dumps(value, indent=1), file=_answer, flush=True)
+
+
+def tell_written(paths: Iterable[object]) -> None:
+    """Say on stderr which files were written: stdout has nothing but what was asked for."""
+    for path in paths:
+        print(f"written: {clean_lines(path)}", file=sys.stderr)
 
 
 class Progress:

@@ -8,7 +8,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flopprof.cli import Handler, Progress, clean_lines, command, print_json
+from flopprof.cli import Handler, Progress, clean_lines, command, print_json, tell_written
 from flopprof.errors import LoadError, UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def ceilings(parser: ArgumentParser) -> Handler:
     """
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, auto (default)")
     parser.add_argument(
-        "--gpu", metavar="NAME", help='print the datasheet\'s figures of a GPU: "H100 SXM"'
+        "--gpu",
+        metavar="NAME",
+        help='print the datasheet\'s figures of a GPU: "H100 SXM"; list names them all',
     )
     parser.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="only these (default: all)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's own setting)")
@@ -35,6 +37,8 @@ def ceilings(parser: ArgumentParser) -> Handler:
     def handle(args: Namespace) -> int:
         from flopprof.ceilings.ceiling import load_ceilings, save_ceilings
 
+        if args.gpu == "list":
+            return _list_boards(as_json=args.json)
         path = Path(args.output) if args.output else None
         if path and path.is_file() and not args.force:
             try:
@@ -45,37 +49,51 @@ def ceilings(parser: ArgumentParser) -> Handler:
         its_ceilings = _find(args)
         if path:
             save_ceilings(path, its_ceilings)
+            tell_written([path])
         if args.json:
             print_json(_to_object(its_ceilings))
             return 0
         for text in its_ceilings.warnings:
             warnings.warn(text, stacklevel=1)
         print("\n".join(map(clean_lines, _table(its_ceilings))))
-        if path:
-            print(clean_lines(path))
         return 0
 
     return handle
+
+
+def _list_boards(*, as_json: bool) -> int:
+    """Print the names of the GPUs whose datasheets are known."""
+    from flopprof.ceilings.datasheet import board_names
+    from flopprof.run import SCHEMA_VERSION
+
+    names = board_names()
+    if as_json:
+        print_json({"schema_version": SCHEMA_VERSION, "gpus": names})
+    else:
+        print("\n".join(names))
+    return 0
 
 
 def _find(args: Namespace) -> "Ceilings":
     from flopprof.ceilings.ceiling import Ceilings
 
     dtypes = [_dtype(name) for name in args.dtypes] if args.dtypes else None
-    every = _of_device(args, dtypes) if args.gpu is None else _of_gpu(args.gpu)
-    entries = every.entries
+    all_ceilings = _of_device(args, dtypes) if args.gpu is None else _of_gpu(args.gpu)
+    entries = all_ceilings.entries
     if dtypes:
         entries = tuple(e for e in entries if e.unit == "memory" or e.name in dtypes)
-    return Ceilings(every.device, entries, every.clocks, every.warnings)
+    return Ceilings(all_ceilings.device, entries, all_ceilings.clocks, all_ceilings.warnings)
 
 
 def _of_gpu(name: str) -> "Ceilings":
     from flopprof.ceilings.datasheet import ceilings_for_gpu
 
-    every = ceilings_for_gpu({"name": name})
-    if not every.entries:
-        raise UsageError(every.warnings[0], remedy="name one of those, or part of its name")
-    return every
+    of_gpu = ceilings_for_gpu({"name": name})
+    if not of_gpu.entries:
+        raise UsageError(
+            of_gpu.warnings[0], remedy="all that are known: flopprof ceilings --gpu list"
+        )
+    return of_gpu
 
 
 def _of_device(args: Namespace, dtypes: list[str] | None) -> "Ceilings":
@@ -107,13 +125,13 @@ def _dtype(name: str) -> str:
     raise UsageError(problem, remedy=f"use one of {', '.join(PRODUCTS)}")
 
 
-def _age_s(taken: str) -> float:
+def _age_s(time_text: str) -> float:
     """Return the seconds since a time in ISO format; NaN where it is not known."""
     try:
-        then = datetime.datetime.fromisoformat(taken)
+        moment = datetime.datetime.fromisoformat(time_text)
     except ValueError:
         return math.nan
-    return (datetime.datetime.now(datetime.UTC) - then.astimezone()).total_seconds()
+    return (datetime.datetime.now(datetime.UTC) - moment.astimezone()).total_seconds()
 
 
 def _to_object(ceilings: "Ceilings") -> dict[str, Any]:

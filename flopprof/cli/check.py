@@ -78,9 +78,9 @@ def _handle(args: Namespace) -> int:
     elif broken:
         print("\n".join(broken))
     else:
-        held = "1 rule holds" if len(rules) == 1 else f"{len(rules)} rules hold"
+        verdict = "1 rule holds" if len(rules) == 1 else f"{len(rules)} rules hold"
         notes = note_on_unknown(run, limits) + notes_on(rules)
-        print(clean_lines(f"{args.run}: {held}{notes}"))
+        print(clean_lines(f"{args.run}: {verdict}{notes}"))
     return 1 if broken else 0
 
 

@@ -25,21 +25,23 @@ def formulas(parser: ArgumentParser) -> Handler:
 
         if args.formulas:
             load_formulas(args.formulas)
-        every = list(entries())
-        exact = [entry for entry in every if entry["name"] == args.name]
-        asked = exact or [entry for entry in every if not args.name or args.name in entry["name"]]
-        if not asked:
+        all_entries = list(entries())
+        exact = [entry for entry in all_entries if entry["name"] == args.name]
+        matching = exact or [
+            entry for entry in all_entries if not args.name or args.name in entry["name"]
+        ]
+        if not matching:
             raise UsageError(
                 f"there is no formula for {args.name!r}",
                 remedy="write one: @flopprof.op_formula(NAME), and give its file to --formulas",
             )
         if args.json:
-            print_json({"schema_version": SCHEMA_VERSION, "formulas": asked})
+            print_json({"schema_version": SCHEMA_VERSION, "formulas": matching})
         elif exact:
             for entry in exact:
                 print(f"{entry['name']} ({entry['kind']}, {entry['source']})\n{entry['doc']}")
         else:
-            for entry in asked:
+            for entry in matching:
                 print(f"{entry['name']:40} {entry['doc'].partition(chr(10))[0]}")
         return 0
 

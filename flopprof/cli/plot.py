@@ -3,7 +3,7 @@
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from flopprof.cli import Handler, clean_lines, command, print_json
+from flopprof.cli import Handler, command, print_json, tell_written
 
 
 @command("plot")
@@ -27,8 +27,8 @@ def plot(parser: ArgumentParser) -> Handler:
         if len(folders) < len(args.runs):  # batch1/net.flopprof, batch8/net.flopprof
             folders = {path: path for path in args.runs}
         runs = {name: Run.load(folder) for name, folder in folders.items()}
-        of_what = runs if len(runs) > 1 else next(iter(runs.values()))
-        files_wanted = args.output or ["roofline.png"]
+        shown = runs if len(runs) > 1 else next(iter(runs.values()))
+        outputs = args.output or ["roofline.png"]
         select = {
             "top": args.top,
             "group_by": args.group_by,
@@ -37,23 +37,22 @@ def plot(parser: ArgumentParser) -> Handler:
         }
         if args.chart_only:
             width = COLUMN_INCHES if args.width is None else args.width
-            paths = plot_paper(of_what, files_wanted, width=width, **select)
+            paths = plot_paper(shown, outputs, width=width, **select)
         elif args.width is not None:
             raise UsageError("--width is given without --chart-only", remedy="add --chart-only")
         else:
             paths = plot_roofline(
-                of_what,
-                files_wanted,
+                shown,
+                outputs,
                 title=args.title,
                 size=args.size,
                 dark=args.dark,
                 **select,
             )
         files = [str(path) for path in paths]
+        tell_written(files)
         if args.json:
             print_json({"schema_version": SCHEMA_VERSION, "files": files})
-        else:
-            print("\n".join(map(clean_lines, files)))
         return 0
 
     return handle

@@ -3,7 +3,7 @@
 from argparse import SUPPRESS, Action, ArgumentParser, Namespace
 from typing import Any, NoReturn
 
-from flopprof.cli import Handler, command, print_json
+from flopprof.cli import Handler, command, print_json, tell_written
 
 
 @command("report")
@@ -41,10 +41,15 @@ def report(parser: ArgumentParser) -> Handler:
         loaded = Run.load(args.run)
         if args.output:
             loaded.save_report(args.output, form)
+            tell_written([args.output])
         if args.json:
             print_json(to_object(loaded, [args.output] if args.output else []))
-        elif not args.output:
-            print(text_report(loaded, view) if form == "text" else loaded.report(form), end="")
+        elif args.output:
+            return 0
+        elif form == "text":
+            print(text_report(loaded, view), end="")
+        else:
+            print(loaded.report(form), end="")
         return 0
 
     return handle

@@ -205,14 +205,14 @@ def _join(args: Namespace) -> int:
     """Join counters to a saved run, or to a trace, and show or save it."""
     from flopprof.executed.attach import join_counters
 
-    what = _only(args)
-    if args.annotate and Path(what).is_dir():
+    subject = _only(args)
+    if args.annotate and Path(subject).is_dir():
         raise UsageError("--annotate writes a trace again", remedy="name the trace in place of DIR")
-    sources = [*args.counters] + ([] if Path(what).is_dir() else [what])
+    sources = [*args.counters] + ([] if Path(subject).is_dir() else [subject])
     with Progress() as progress:
 
         def make() -> "Run":
-            loaded = _loaded(what, progress)
+            loaded = _loaded(subject, progress)
             progress("reading counters")
             return join_counters(loaded, args.counters)
 
@@ -247,7 +247,7 @@ def _finish(
     return 0
 
 
-def _loaded(what: str, progress: "Told") -> "Run":
+def _loaded(folder_or_trace: str, progress: "Told") -> "Run":
     """Return the run that a folder or a trace is.
 
     Raises:
@@ -256,9 +256,9 @@ def _loaded(what: str, progress: "Told") -> "Run":
     """
     from flopprof.run import Run
 
-    progress(f"loading {what}")
-    if Path(what).is_dir():
-        return Run.load(what)
+    progress(f"loading {folder_or_trace}")
+    if Path(folder_or_trace).is_dir():
+        return Run.load(folder_or_trace)
     from flopprof.api import analyse_traces
 
-    return analyse_traces(what, progress=progress)
+    return analyse_traces(folder_or_trace, progress=progress)

@@ -42,12 +42,6 @@ class Device(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return name, kind, memory, caches and what else tells this device from others."""
 
-    def caches(self) -> dict[str, int]:
-        """Return the bytes by cache level, "L1" and on, that work in this process can use.
-
-        Empty where the caches' bandwidths cannot be measured.
-        """
-
     def free_bytes(self) -> int | None:
         """Return the memory that this process may still take; None where nothing tells."""
 
@@ -73,14 +67,14 @@ def find_device(name: str) -> Device:
         UsageError: There is no such device here, or its kind is not supported.
     """
     import_all("flopprof.devices")
-    wanted = str(name).strip().lower()
-    if wanted == "auto":
+    device_name = str(name).strip().lower()
+    if device_name == "auto":
         from flopprof.devices.cuda import why_no_cuda
 
-        wanted = "cpu" if why_no_cuda() else "cuda"
-    kind = _kind_of(wanted)
+        device_name = "cpu" if why_no_cuda() else "cuda"
+    kind = _kind_of(device_name)
     if kind is not None:
-        return kind(wanted)
+        return kind(device_name)
     raise UsageError(
         f"the device {name!r} is not supported yet, CPU, CUDA/ROCm and XPU are",
         remedy="--device cpu, cuda, cuda:1, xpu or auto",

@@ -74,8 +74,10 @@ def sample_telemetry(
         spread = map(float, np.percentile(values, (50, 5, 95)))
         readings[field] = dict(zip(("median", "p5", "p95"), spread, strict=True))
         if field == "throttle_reasons":
-            seen = np.bitwise_or.reduce([int(bits) for bits in values])
-            readings[field] = [row["reason"] for bit, row in _REASONS.items() if seen & int(bit)]
+            all_bits = np.bitwise_or.reduce([int(bits) for bits in values])
+            readings[field] = [
+                row["reason"] for bit, row in _REASONS.items() if all_bits & int(bit)
+            ]
 
 
 def driver_version() -> str | None:

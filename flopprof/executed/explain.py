@@ -76,7 +76,7 @@ class Explained:
     reason: str
 
 
-def explain(counted: Counted, done: Operations, why_stopped: str = "") -> Explained:
+def explain(counted: Counted, executed: Operations, why_stopped: str = "") -> Explained:
     """Return what to conclude from a call's count and what was executed.
 
     Products are compared by multiply-adds, ops without products by all FLOPs.
@@ -85,20 +85,22 @@ def explain(counted: Counted, done: Operations, why_stopped: str = "") -> Explai
         return _explained(UNKNOWN, "not_finished", why=why_stopped)
     if counted.matmul_flops is None:
         return _explained(MEASURED, "no_formula")
-    conclusion = _by_products(counted, done) if counted.matmul_flops else _by_all(counted, done)
-    if conclusion.verdict == UNEXPLAINED and done.undecoded:
-        return _explained(UNEXPLAINED, "undecoded", undecoded=done.undecoded)
+    conclusion = (
+        _by_products(counted, executed) if counted.matmul_flops else _by_all(counted, executed)
+    )
+    if conclusion.verdict == UNEXPLAINED and executed.undecoded:
+        return _explained(UNEXPLAINED, "undecoded", undecoded=executed.undecoded)
     return conclusion
 
 
-def matmul_class(done: Operations) -> int:
+def matmul_class(executed: Operations) -> int:
     """Return executed multiply-adds as FLOPs: those of integers where no others are."""
-    return done.fma_flops or done.int_fma_ops
+    return executed.fma_flops or executed.int_fma_ops
 
 
-def _by_products(counted: Counted, done: Operations) -> Explained:
+def _by_products(counted: Counted, operations: Operations) -> Explained:
     expected = counted.matmul_flops or 0
-    executed = matmul_class(done)
+    executed = matmul_class(operations)
     if executed == expected:
         return _explained(EXACT, "exact")
     valid = unpadded_flops(counted)
@@ -110,37 +112,37 @@ def _by_products(counted: Counted, done: Operations) -> Explained:
             return _explained(EXPLAINED, code, valid=valid, sizes=sizes)
     if sizes := filled_up(sizes_of_loops(counted), expected, executed):
         return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
-    if executed - done.masked_fma_flops <= expected <= executed:
-        return _explained(EXPLAINED, "masked_lanes", masked=done.masked_fma_flops)
-    if not executed and done.flops >= expected:
-        return _explained(EXPLAINED, "apart", flops=done.flops)
+    if executed - operations.masked_fma_flops <= expected <= executed:
+        return _explained(EXPLAINED, "masked_lanes", masked=operations.masked_fma_flops)
+    if not executed and operations.flops >= expected:
+        return _explained(EXPLAINED, "apart", flops=operations.flops)
     if _ATTENTION in counted.op:
-        exact = [name for name, flops in done.by_instruction.items() if flops == expected]
+        exact = [name for name, flops in operations.by_instruction.items() if flops == expected]
         if exact:
             rest = executed - expected
             return _explained(EXPLAINED, "with_softmax", name=exact[0], rest=rest)
     return _explained(UNEXPLAINED, "unexplained")
 
 
-def _by_all(counted: Counted, done: Operations) -> Explained:
+def _by_all(counted: Counted, operations: Operations) -> Explained:
     expected = counted.vector_flops or 0
-    if done.flops == expected:
+    if operations.flops == expected:
         return _explained(EXACT, "exact")
     reasons = _reasons_by_op().get(counted.name, ())
-    if done.flops > expected and counted.elements:
-        each = done.flops / counted.elements
+    if operations.flops > expected and counted.elements:
+        each = operations.flops / counted.elements
         if "polynomial" in reasons:
             return _explained(EXPLAINED, "polynomial", each=each)
-        if sizes := filled_up(sizes_of_loops(counted), expected, done.flops):
+        if sizes := filled_up(sizes_of_loops(counted), expected, operations.flops):
             return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
-        if done.flops - done.masked_flops <= expected:
-            return _explained(EXPLAINED, "masked_lanes", masked=done.masked_flops)
+        if operations.flops - operations.masked_flops <= expected:
+            return _explained(EXPLAINED, "masked_lanes", masked=operations.masked_flops)
         if "recomputation" in reasons:
             return _explained(EXPLAINED, "recomputation", each=each)
-        if "fused_alpha" in reasons and done.flops == done.fma_flops == 2 * expected:
+        if "fused_alpha" in reasons and operations.flops == operations.fma_flops == 2 * expected:
             return _explained(EXPLAINED, "fused_alpha")
-        if "partial_sums" in reasons and done.flops - expected <= _MOST_PARTIAL:
-            return _explained(EXPLAINED, "partial_sums", more=done.flops - expected)
+        if "partial_sums" in reasons and operations.flops - expected <= _MOST_PARTIAL:
+            return _explained(EXPLAINED, "partial_sums", more=operations.flops - expected)
     return _explained(UNEXPLAINED, "unexplained")
 
 
@@ -160,8 +162,8 @@ def filled_up(sizes: Sequence[int], expected: int, executed: int) -> str:
     for many in (1, 2):
         for chosen in combinations(dict.fromkeys(filled), many):
             needed = math.prod(size for size, _ in chosen)
-            taken = math.prod(up for _, up in chosen)
-            if executed * needed == expected * taken:
+            padded = math.prod(up for _, up in chosen)
+            if executed * needed == expected * padded:
                 return ", ".join(f"{size} as {up}" for size, up in chosen)
     return ""
 

@@ -77,6 +77,11 @@ class Figures:
         """Operations on integers of the matrix units; NaN where a part is unknown, or all."""
         return _sum(self.integer)
 
+    def add_source(self, name: str) -> None:
+        """Note that these rules gave FLOPs, once."""
+        if name not in self.source:
+            self.source.append(name)
+
 
 def _sum(parts: dict[str, float]) -> float:
     return sum(parts.values()) if parts else math.nan
@@ -84,46 +89,23 @@ def _sum(parts: dict[str, float]) -> float:
 
 def figures_of(launch: Launch) -> Figures:
     """Return what a launch executed, by the rules for its tool and architecture."""
-    found = Figures()
+    figures = Figures()
     if launch.failed:
-        found.reasons.append(f"the launch failed: {safe_text(launch.failed, 200)}")
-        return found
-    found.duration_us = _duration_us(launch, found)
+        figures.reasons.append(f"the launch failed: {safe_text(launch.failed, 200)}")
+        return figures
+    figures.duration_us = _duration_us(launch, figures)
     arch = launch.arch or _inferred_arch(launch)
     for (figure, dtype), choices in groups(launch.tool, arch).items():
-        value, terms = _best(launch, choices, figure, found)
-        if math.isnan(value):
-            continue
-        _keep(found, figure, dtype, value)
-        found.metrics.setdefault(figure, []).extend(term.metric for term in terms)
-        if figure == "vector":
-            fma = sum(
-                _term(launch, t) for t in terms if "fma" in t.metric.lower() and _there(launch, t)
-            )
-            found.fma_flops = fma + (0.0 if math.isnan(found.fma_flops) else found.fma_flops)
-            _add_source(found, "thread_inst" if launch.tool == NVIDIA else "valu")
-        elif figure in ("matmul", "int"):
-            _add_source(found, "mops")
+        terms = _first_whole(launch, choices)
+        if terms:
+            _add_figure(launch, figures, figure, dtype, terms)
+        elif figure != "half":
+            _explain_gap(launch, figures, figure, choices)
     if launch.tool == NVIDIA:
-        _matrix_units(launch, found)
-    _dram_of_parts(found)
-    _explain(launch, arch, found)
-    return found
-
-
-def _add_source(found: Figures, name: str) -> None:
-    if name not in found.source:
-        found.source.append(name)
-
-
-def _keep(found: Figures, figure: str, dtype: str, value: float) -> None:
-    if figure in ("matmul", "vector", "int"):
-        kept = {"matmul": found.matmul, "vector": found.vector, "int": found.integer}[figure]
-        kept[dtype] = value
-    elif figure == "half":
-        found.half_at_most_flops = value
-    else:
-        found.bytes[figure] = value
+        _fill_matrix_units(launch, figures)
+    _add_up_dram(figures)
+    _explain(launch, arch, figures)
+    return figures
 
 
 def _inferred_arch(launch: Launch) -> str:
@@ -135,34 +117,66 @@ def _inferred_arch(launch: Launch) -> str:
     return "gfx942" if launch.value("TCC_BUBBLE_sum") > 0 else ""
 
 
-def _best(
-    launch: Launch, choices: list[list[Term]], figure: str, found: Figures
-) -> tuple[float, list[Term]]:
-    """Return the figure by the first set of metrics that is whole, and that set; NaN without."""
+def _first_whole(launch: Launch, choices: list[list[Term]]) -> list[Term]:
+    """Return the first set of metrics that are all in the file; an empty one where none is."""
     for terms in choices:
-        used = [term for term in terms if term.required or _there(launch, term)]
-        value = sum(_term(launch, term) for term in used)
-        if not math.isnan(value) and used:
-            return max(value, 0.0), used
-    for terms in choices if figure != "half" else []:
-        values = {t.metric: _term(launch, t) for t in terms if t.required}
-        known = {metric: value for metric, value in values.items() if not math.isnan(value)}
-        if known:
-            missing = ", ".join(metric for metric in values if metric not in known)
-            least = sum(known.values())
-            if figure in ("vector", "matmul", "int") and least > 0:
-                found.reasons.append(f"{figure} at least {least:.0f}: {missing} not known")
-            else:
-                found.reasons.append(f"{figure} unknown: {missing} not known")
-            break
-    return math.nan, []
+        used = [term for term in terms if term.required or _has_value(launch, term)]
+        if used and all(_has_value(launch, term) for term in used):
+            return used
+    return []
 
 
-def _there(launch: Launch, term: Term) -> bool:
-    return not math.isnan(_term(launch, term))
+def _add_figure(
+    launch: Launch, figures: Figures, figure: str, dtype: str, terms: list[Term]
+) -> None:
+    """Add a figure, which is the weighted sum of these metrics, with what it is made of."""
+    value = max(sum(_weighted(launch, term) for term in terms), 0.0)
+    figures.metrics.setdefault(figure, []).extend(term.metric for term in terms)
+    if figure == "vector":
+        figures.vector[dtype] = value
+        _add_fma(launch, figures, terms)
+        figures.add_source("thread_inst" if launch.tool == NVIDIA else "valu")
+    elif figure == "matmul":
+        figures.matmul[dtype] = value
+        figures.add_source("mops")
+    elif figure == "int":
+        figures.integer[dtype] = value
+        figures.add_source("mops")
+    elif figure == "half":
+        figures.half_at_most_flops = value
+    else:
+        figures.bytes[figure] = value
 
 
-def _term(launch: Launch, term: Term) -> float:
+def _add_fma(launch: Launch, figures: Figures, terms: list[Term]) -> None:
+    """Add the FLOPs of those metrics that count multiply-adds."""
+    fma_terms = [term for term in terms if "fma" in term.metric.lower()]
+    fma_flops = sum(_weighted(launch, term) for term in fma_terms if _has_value(launch, term))
+    earlier_flops = 0.0 if math.isnan(figures.fma_flops) else figures.fma_flops
+    figures.fma_flops = earlier_flops + fma_flops
+
+
+def _explain_gap(launch: Launch, figures: Figures, figure: str, choices: list[list[Term]]) -> None:
+    """Say which metrics of a figure are missing where the file has others of the same set."""
+    for terms in choices:
+        required = [term for term in terms if term.required]
+        present = [term for term in required if _has_value(launch, term)]
+        if not present:
+            continue
+        missing = ", ".join(term.metric for term in required if term not in present)
+        least = sum(_weighted(launch, term) for term in present)
+        if figure in ("vector", "matmul", "int") and least > 0:
+            figures.reasons.append(f"{figure} at least {least:.0f}: {missing} not known")
+        else:
+            figures.reasons.append(f"{figure} unknown: {missing} not known")
+        return
+
+
+def _has_value(launch: Launch, term: Term) -> bool:
+    return not math.isnan(_weighted(launch, term))
+
+
+def _weighted(launch: Launch, term: Term) -> float:
     return _total(launch, term.metric) * term.weight
 
 
@@ -220,11 +234,11 @@ def _duration_s(launch: Launch) -> float:
     return _in_units(launch, "gpu__time_duration.sum", ("s",))
 
 
-def _duration_us(launch: Launch, found: Figures) -> float:
+def _duration_us(launch: Launch, figures: Figures) -> float:
     """Return the duration; of cycles and clock where the file has no other."""
     seconds = _duration_s(launch)
     if not math.isnan(seconds):
-        found.metrics["duration"] = [
+        figures.metrics["duration"] = [
             "gpu__time_duration.sum" if launch.tool == NVIDIA else "stamps"
         ]
         return round(seconds * 1e6, 6)  # to a picosecond: what the file says
@@ -232,43 +246,49 @@ def _duration_us(launch: Launch, found: Figures) -> float:
         cycles = f"{unit}__cycles_elapsed.avg"
         clock = launch.value(f"{cycles}.per_second")
         if clock > 0 and launch.value(cycles) > 0:
-            found.metrics["duration"] = [cycles, f"{cycles}.per_second"]
+            figures.metrics["duration"] = [cycles, f"{cycles}.per_second"]
             return launch.value(cycles) / clock * 1e6
     return math.nan
 
 
-def _matrix_units(launch: Launch, found: Figures) -> None:
+def _fill_matrix_units(launch: Launch, figures: Figures) -> None:
     """Fill in what NVIDIA's matrix units did: by paths, by opcodes, or by instructions."""
-    by_path = _by_path(launch, found)
+    by_path = _by_path(launch, figures)
     by_opcode = _by_opcode(launch)
     if by_path:
-        found.matmul, found.integer = _split(by_path)
-        _add_source(found, "ops_path")
-        if by_opcode and abs(sum(by_opcode.values()) - sum(by_path.values())) > 0.01 * sum(
-            by_path.values()
-        ):
-            found.reasons.append(
-                f"by opcodes the matrix units did {sum(by_opcode.values()):.0f} operations, by "
-                f"paths {sum(by_path.values()):.0f}"
-            )
-        return
-    if by_opcode is not None:
-        found.matmul, found.integer = _split(by_opcode)
-        found.metrics["matmul"] = [OPCODES]
-        _add_source(found, "opcode")
-        return
-    if any(metric.startswith(PATH) for metric in launch.readings):
-        return  # counted, and not a number
+        figures.matmul, figures.integer = _split(by_path)
+        figures.add_source("ops_path")
+        if by_opcode is not None:
+            _compare(figures, sum(by_path.values()), sum(by_opcode.values()))
+    elif by_opcode is not None:
+        figures.matmul, figures.integer = _split(by_opcode)
+        figures.metrics["matmul"] = [OPCODES]
+        figures.add_source("opcode")
+    elif not any(metric.startswith(PATH) for metric in launch.readings):
+        _by_instructions(launch, figures)  # else they are counted, and not a number
+
+
+def _compare(figures: Figures, by_path: float, by_opcode: float) -> None:
+    """Say where opcodes give another sum than paths, which are taken."""
+    if abs(by_opcode - by_path) > 0.01 * by_path:  # rounding of rates
+        figures.reasons.append(
+            f"by opcodes the matrix units did {by_opcode:.0f} operations, by paths {by_path:.0f}"
+        )
+
+
+def _by_instructions(launch: Launch, figures: Figures) -> None:
+    """Fill in what the count of tensor instructions tells: that there were none, or an estimate."""
     instructions = _in_units(launch, TENSOR_INSTRUCTIONS, _COUNT_UNITS)
     if launch.arch in _ONE_PIPE and instructions == 0:
-        found.matmul["any"] = 0.0
-        found.metrics["matmul"] = [TENSOR_INSTRUCTIONS]
-        _add_source(found, "no tensor instruction")
+        figures.matmul["any"] = 0.0
+        figures.add_source("no tensor instruction")
     elif launch.arch == "sm_70" and instructions > 0:
-        found.matmul["float16"] = instructions * V100_FLOPS
-        found.metrics["matmul"] = [TENSOR_INSTRUCTIONS]
-        _add_source(found, "x512")
-        found.reasons.append("matmul is estimated: instructions × 512")
+        figures.matmul["float16"] = instructions * V100_FLOPS
+        figures.add_source("x512")
+        figures.reasons.append("matmul is estimated: instructions × 512")
+    else:
+        return
+    figures.metrics["matmul"] = [TENSOR_INSTRUCTIONS]
 
 
 def _split(work: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
@@ -278,7 +298,7 @@ def _split(work: dict[str, float]) -> tuple[dict[str, float], dict[str, float]]:
     return flops, integer
 
 
-def _by_path(launch: Launch, found: Figures) -> dict[str, float]:
+def _by_path(launch: Launch, figures: Figures) -> dict[str, float]:
     """Return the operations by element type: parents where they are known, else their children."""
     names: dict[PathName, float] = {}
     metrics: dict[PathName, str] = {}
@@ -296,9 +316,9 @@ def _by_path(launch: Launch, found: Figures) -> dict[str, float]:
     for name in outermost:
         work[name.dtype] = work.get(name.dtype, 0.0) + names[name]
         figure = "int" if name.is_integer else "matmul"
-        found.metrics.setdefault(figure, []).append(metrics[name])
+        figures.metrics.setdefault(figure, []).append(metrics[name])
     for dtype, sparse in _sparse(names):
-        found.reasons.append(
+        figures.reasons.append(
             f"{dtype}: {sparse:.0f} operations with structured sparsity; whether those are of the "
             f"dense product is not known (all together: {work[dtype]:.0f})"
         )
@@ -326,58 +346,70 @@ def _by_opcode(launch: Launch) -> dict[str, float] | None:
         return None
     work: dict[str, float] = {"float16": 0.0, "int8": 0.0}
     for opcode, count in pairs:
-        found = opcode_work(opcode)
-        if found is not None:
-            flops, dtype = found
+        work_of_opcode = opcode_work(opcode)
+        if work_of_opcode is not None:
+            flops, dtype = work_of_opcode
             dtype = dtype or "float16"
             work[dtype] = work.get(dtype, 0.0) + flops * number(count.rstrip(",."))
     return work
 
 
-def _dram_of_parts(found: Figures) -> None:
+def _add_up_dram(figures: Figures) -> None:
     """Add up reads and writes where the file has no sum of them."""
-    parts = ("dram_read", "dram_write")
-    if "dram" not in found.bytes and all(part in found.bytes for part in parts):
-        found.bytes["dram"] = sum(found.bytes[part] for part in parts)
-        found.metrics["dram"] = [m for part in parts for m in found.metrics[part]]
+    directions = ("dram_read", "dram_write")
+    if "dram" in figures.bytes or not all(name in figures.bytes for name in directions):
+        return
+    figures.bytes["dram"] = sum(figures.bytes[name] for name in directions)
+    figures.metrics["dram"] = [metric for name in directions for metric in figures.metrics[name]]
 
 
-def _explain(launch: Launch, arch: str, found: Figures) -> None:
+def _explain(launch: Launch, arch: str, figures: Figures) -> None:
     """Say why figures are unknown or doubtful."""
     if launch.tool == AMD:
-        if arch in _WITHOUT_COUNTERS:
-            found.reasons.append(f"{arch} has no counters of FLOPs")
-        elif found.vector:
-            found.reasons.append(PER_WAVE)
-        if launch.value("TCC_EA0_RDREQ_sum") > 0 and "dram_read" not in found.bytes:
-            least = 64 * launch.value("TCC_EA0_RDREQ_sum") - 32 * max(
-                launch.value("TCC_EA0_RDREQ_32B_sum"), 0.0
-            )
-            found.reasons.append(
-                f"read at least {least:.0f} bytes: requests of 128 are not told apart"
-            )
-    missing = []
-    if not found.matmul and not found.integer:
-        missing.append("matrix units")
-    if not found.vector:
-        missing.append("vector units")
-    if missing:
-        found.reasons.insert(0, f"no counter of the FLOPs of {' and '.join(missing)} in the file")
-    elif "float64" not in found.vector or "float32" not in found.vector:
-        absent = [d for d in ("float32", "float64") if d not in found.vector]
-        found.reasons.append(f"{UNCOUNTED} {' and '.join(absent)}")
-    if found.half_at_most_flops > 0:
-        found.reasons.append(
-            f"float16 on vector units: at most {found.half_at_most_flops:.0f}, in no sum, since "
+        _explain_amd(launch, arch, figures)
+    _explain_missing_units(figures)
+    if figures.half_at_most_flops > 0:
+        figures.reasons.append(
+            f"float16 on vector units: at most {figures.half_at_most_flops:.0f}, in no sum, since "
             "its instruction also moves registers"
         )
-    units = [
+    odd_units = [
         f"{metric} is in {reading.unit!r}"
         for metric, reading in launch.readings.items()
         if _is_odd(metric, reading.unit) and not math.isnan(reading.value)
     ]
-    if units:
-        found.reasons.append("not used, for their units: " + ", ".join(units))
+    if odd_units:
+        figures.reasons.append("not used, for their units: " + ", ".join(odd_units))
+
+
+def _explain_amd(launch: Launch, arch: str, figures: Figures) -> None:
+    if arch in _WITHOUT_COUNTERS:
+        figures.reasons.append(f"{arch} has no counters of FLOPs")
+    elif figures.vector:
+        figures.reasons.append(PER_WAVE)
+    requests = launch.value("TCC_EA0_RDREQ_sum")
+    if requests > 0 and "dram_read" not in figures.bytes:
+        short_requests = max(launch.value("TCC_EA0_RDREQ_32B_sum"), 0.0)
+        least_bytes = 64 * requests - 32 * short_requests
+        figures.reasons.append(
+            f"read at least {least_bytes:.0f} bytes: requests of 128 are not told apart"
+        )
+
+
+def _explain_missing_units(figures: Figures) -> None:
+    """Say of which units, or of which of their element types, the file counts nothing."""
+    missing = []
+    if not figures.matmul and not figures.integer:
+        missing.append("matrix units")
+    if not figures.vector:
+        missing.append("vector units")
+    if missing:
+        fact = f"no counter of the FLOPs of {' and '.join(missing)} in the file"
+        figures.reasons.insert(0, fact)
+        return
+    uncounted = [dtype for dtype in ("float32", "float64") if dtype not in figures.vector]
+    if uncounted:
+        figures.reasons.append(f"{UNCOUNTED} {' and '.join(uncounted)}")
 
 
 def _is_odd(metric: str, unit: str) -> bool:

@@ -154,18 +154,18 @@ def _compiled() -> Path:
     with replacing(target) as unfinished:
         command = [compiler, *_FLAGS, "-o", str(unfinished), str(_SOURCE)]
         try:
-            done = subprocess.run(
+            outcome = subprocess.run(
                 command, capture_output=True, text=True, timeout=_TIME_LIMIT_S, check=False
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise _not_compiled(error) from error
-        if done.returncode:
-            raise _not_compiled(done.stderr.strip()[-300:])
+        if outcome.returncode:
+            raise _not_compiled(outcome.stderr.strip()[-300:])
     return target
 
 
-def _not_compiled(said: object) -> UsageError:
+def _not_compiled(message: object) -> UsageError:
     return UsageError(
-        f"gcc could not compile what steps: {safe_text(said)}",
+        f"gcc could not compile what steps: {safe_text(message)}",
         remedy="install gcc and the C library's headers: apt install gcc libc6-dev",
     )

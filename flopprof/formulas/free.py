@@ -85,13 +85,13 @@ def arange(call: OpCall) -> Work:
 def to(call: OpCall) -> Work:
     """Read in one type, written in another; nothing where the type asked for is there already."""
     if call.op == "aten::type_as" or call.has(1):
-        wanted = call.dtype(1)
+        asked_type = call.dtype(1)
     else:
         numbered = next((call.integer(i) for i in (1, 2) if call.integer(i) is not None), None)
-        wanted = scalar_type(numbered)
-    if wanted == call.dtype(0) and call.op != "aten::_to_copy":
+        asked_type = scalar_type(numbered)
+    if asked_type == call.dtype(0) and call.op != "aten::_to_copy":
         return Work()
-    written = dtypes.itemsize(wanted) or call.itemsize_of(0)
+    written = dtypes.itemsize(asked_type) or call.itemsize_of(0)
     return Work(min_bytes=elements(call, 0) * (call.itemsize_of(0) + written))
 
 

@@ -1,10 +1,9 @@
 """A callback for Lightning's Trainer: FLOPs per step, FLOP/s, MFU and tokens/s in its loggers."""
 
-from pathlib import Path
 from typing import Any
 
 from flopprof.errors import UsageError
-from flopprof.integrations.meter import StepMeter
+from flopprof.integrations.meter import MeteredCallback
 
 try:
     from lightning.pytorch import Callback
@@ -15,7 +14,7 @@ except ImportError as error:
     ) from error
 
 
-class FlopsCallback(Callback):  # type: ignore[misc, unused-ignore]  # may be untyped
+class FlopsCallback(MeteredCallback, Callback):  # type: ignore[misc, unused-ignore]  # may be untyped
     """Logs what steps compute, and how fast, to the Trainer's loggers at its own intervals.
 
     The first step, up to the optimizer's, is counted while it runs; after that only the clock is
@@ -26,37 +25,20 @@ class FlopsCallback(Callback):  # type: ignore[misc, unused-ignore]  # may be un
         meter: Holds the run of the counted step, and what counting took.
     """
 
-    def __init__(
-        self,
-        *,
-        tokens_per_step: int | None = None,
-        ceilings: bool | str | Path = True,
-        prefix: str = "flopprof/",
-    ) -> None:
-        """Make a callback.
-
-        Args:
-            tokens_per_step: Tokens of one step; those of the model's ids unless given.
-            ceilings: Whether to find the device's ceilings, for MFU; or a ceilings file.
-            prefix: Of the names in the log.
-        """
-        super().__init__()
-        self.meter = StepMeter(tokens_per_step=tokens_per_step, ceilings=ceilings)
-        self._prefix = prefix
-        self._steps_before: int | None = None  # of the optimizer; None between steps
+    _steps_before: int | None = None  # of the optimizer; None between steps
 
     def on_train_start(self, *_arguments: Any) -> None:
         """Begin anew."""
         self.meter.close()
         self._steps_before = None
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_rest: Any) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, *_arguments: Any) -> None:
         """Begin a step, if this is its first micro-batch."""
         if self._steps_before is None:
             self._steps_before = trainer.global_step
             self.meter.begin_step(pl_module)
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_rest: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_arguments: Any) -> None:
         """End the step, if the optimizer took its part, and log where the Trainer does."""
         if trainer.global_step == self._steps_before:
             return
@@ -67,9 +49,7 @@ class FlopsCallback(Callback):  # type: ignore[misc, unused-ignore]  # may be un
                 import torch
 
                 torch.cuda.synchronize(pl_module.device)
-            figures = self.meter.figures()
-            logged = {self._prefix + name: value for name, value in figures.items()}
-            self.log_dict(logged)  # type: ignore[attr-defined, unused-ignore]  # set by the Trainer
+            self.log_dict(self.named_figures())  # type: ignore[attr-defined, unused-ignore]  # set by the Trainer
 
     def on_validation_end(self, *_arguments: Any) -> None:
         """Leave the validation's time out."""

@@ -113,3 +113,35 @@ class StepMeter:
             "tokens_per_s": tokens / step_s,
         }
         return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+class MeteredCallback:
+    """What the callbacks share: a meter, and the names of its figures in a log.
+
+    It stands before the framework's own class in a callback's bases.
+
+    Attributes:
+        meter: Holds the run of the counted step, and what counting took.
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens_per_step: int | None = None,
+        ceilings: bool | str | Path = True,
+        prefix: str = "flopprof/",
+    ) -> None:
+        """Make a callback.
+
+        Args:
+            tokens_per_step: Tokens of one step; those of the model's ids unless given.
+            ceilings: Whether to find the device's ceilings, for MFU; or a ceilings file.
+            prefix: Of the names in the log.
+        """
+        super().__init__()
+        self.meter = StepMeter(tokens_per_step=tokens_per_step, ceilings=ceilings)
+        self._prefix = prefix
+
+    def named_figures(self) -> dict[str, float]:
+        """Return the meter's figures since the last call, by their names in the log."""
+        return {self._prefix + name: value for name, value in self.meter.figures().items()}

@@ -1,10 +1,9 @@
 """A callback for the Hugging Face Trainer: FLOPs per step, FLOP/s, MFU and tokens/s in its log."""
 
-from pathlib import Path
 from typing import Any
 
 from flopprof.errors import UsageError
-from flopprof.integrations.meter import StepMeter
+from flopprof.integrations.meter import MeteredCallback
 
 try:
     from transformers import TrainerCallback
@@ -15,7 +14,7 @@ except ImportError as error:
     ) from error
 
 
-class FlopsCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # may be untyped
+class FlopsCallback(MeteredCallback, TrainerCallback):  # type: ignore[misc, unused-ignore]  # may be untyped
     """Logs what steps compute, and how fast, beside the Trainer's own figures.
 
     The first step, with all its micro-batches and the optimizer's part, is counted while it runs;
@@ -29,58 +28,41 @@ class FlopsCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]  # ma
         meter: Holds the run of the counted step, and what counting took.
     """
 
-    def __init__(
-        self,
-        *,
-        tokens_per_step: int | None = None,
-        ceilings: bool | str | Path = True,
-        prefix: str = "flopprof/",
-    ) -> None:
-        """Make a callback.
-
-        Args:
-            tokens_per_step: Tokens of one step; those of the model's ids unless given.
-            ceilings: Whether to find the device's ceilings, for MFU; or a ceilings file.
-            prefix: Of the names in the log.
-        """
-        self.meter = StepMeter(tokens_per_step=tokens_per_step, ceilings=ceilings)
-        self._prefix = prefix
-
     def attach(self, trainer: Any) -> "FlopsCallback":
         """Join a Trainer ahead of the callbacks that report, so that they all see the figures."""
         trainer.callback_handler.callbacks.insert(1, self)  # after the one that controls the flow
         return self
 
-    def on_train_begin(self, *_arguments: Any, **_rest: Any) -> None:
+    def on_train_begin(self, *_arguments: Any, **_keywords: Any) -> None:
         """Begin anew; a step that raised is still being measured."""
         self.meter.close()
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002
+    def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:  # noqa: ARG002
         """Begin a step; of a compiled model ops are counted, since hooks would compile it anew."""
-        self.meter.begin_step(None if args.torch_compile else rest.get("model"))
+        self.meter.begin_step(None if args.torch_compile else keywords.get("model"))
 
-    def on_step_end(self, *_arguments: Any, **_rest: Any) -> None:
+    def on_step_end(self, *_arguments: Any, **_keywords: Any) -> None:
         """End a step."""
         self.meter.end_step()
 
-    def on_log(self, args: Any, state: Any, control: Any, **rest: Any) -> None:  # noqa: ARG002
+    def on_log(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:  # noqa: ARG002
         """Add the figures to the Trainer's own, where those are of training."""
-        logs = rest.get("logs")
+        logs = keywords.get("logs")
         if not logs or "loss" not in logs:
             return
-        figures = {f"{self._prefix}{name}": value for name, value in self.meter.figures().items()}
+        figures = self.named_figures()
         logs.update(figures)
         if state.log_history:
             state.log_history[-1].update(figures)
 
-    def on_evaluate(self, *_arguments: Any, **_rest: Any) -> None:
+    def on_evaluate(self, *_arguments: Any, **_keywords: Any) -> None:
         """Leave the evaluation's time out."""
         self.meter.skip_time()
 
-    def on_save(self, *_arguments: Any, **_rest: Any) -> None:
+    def on_save(self, *_arguments: Any, **_keywords: Any) -> None:
         """Leave the time of saving out."""
         self.meter.skip_time()
 
-    def on_train_end(self, *_arguments: Any, **_rest: Any) -> None:
+    def on_train_end(self, *_arguments: Any, **_keywords: Any) -> None:
         """Stop."""
         self.meter.close()

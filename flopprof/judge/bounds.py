@@ -80,12 +80,14 @@ def _take_net(inside: _Below, net: dict[str, np.ndarray], row: int, *, settled: 
             net[name][row] = math.nan
         return
     matmul, vector, at_most = (float(net[name][row]) for name in BOUNDS)
-    rest = _Below(
+    own_bounds = _Below(
         max(matmul - inside.matmul, 0.0),
         max(vector - inside.vector, 0.0),
         max(at_most - inside.at_most, 0.0),
         is_known=False,
     )
-    for name, value in zip(BOUNDS, (rest.matmul, rest.vector, rest.at_most), strict=True):
+    for name, value in zip(
+        BOUNDS, (own_bounds.matmul, own_bounds.vector, own_bounds.at_most), strict=True
+    ):
         net[name][row] = value
-    inside.add(rest)
+    inside.add(own_bounds)

@@ -166,10 +166,10 @@ def _orphans(kernels: pd.DataFrame) -> pd.DataFrame:
 def name_kernels(sites: dict[str, Any], ops: pd.DataFrame, kernels: pd.DataFrame) -> None:
     """Add to the reason of compiled or foreign code of unknown FLOPs which kernels it launched."""
     unknown = np.isnan(sites["flops"]) & np.isin(sites["verdict"], ("fused", "extension"))
-    wanted = set(sites["op"][unknown])
+    unknown_ops = set(sites["op"][unknown])
     computing = kernels[(kernels["kind"] == "compute") & (kernels["op_id"] >= 0)]
     launcher = ops["op"].astype("str").to_numpy()[computing["op_id"]]
-    mine = np.isin(launcher, list(wanted))
+    mine = np.isin(launcher, list(unknown_ops))
     by_op = computing[mine].groupby(launcher[mine], sort=False)
     names = {op: _most_time(group) for op, group in by_op}
     for row in np.flatnonzero(unknown):

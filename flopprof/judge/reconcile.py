@@ -24,7 +24,7 @@ from flopprof.judge.reasons import (
     view_reason,
 )
 from flopprof.judge.roofs import apply_rooflines, kernel_units
-from flopprof.judge.spread import TracedCall, own_frac, site_samples, spread, time_per_op_call
+from flopprof.judge.spread import TracedCall, site_samples, spread, time_per_op_call
 from flopprof.judge.verdicts import HOOKED_PHASES, VERDICTS, judge_alone
 from flopprof.judge.walk import (
     TEXTS,
@@ -130,13 +130,7 @@ def reconcile(
         name_kernels(grouped, ops, kernels)
     sites = _with_rows(grouped, rows)
     sites, order = _finish(
-        sites,
-        rooflines,
-        dtype=dtype,
-        timed=timed,
-        on_device=on_device,
-        cache_bytes=cache_bytes,
-        own_share=1.0 if on_device else own_frac(traced),
+        sites, rooflines, dtype=dtype, timed=timed, on_device=on_device, cache_bytes=cache_bytes
     )
     rank = np.argsort(order)  # where each group went
     site_of = np.full(len(ops), -1)
@@ -277,7 +271,7 @@ def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verd
     if len(working) == 1:
         out.hook_flops[working[0]] = sum(hook)
     for index, by_class in _by_class(hook, sums, [rows[i] for i in working], working).items():
-        differing = next((name for name, said in by_class.items() if said == "differs"), "")
+        differing = next((name for name, outcome in by_class.items() if outcome == "differs"), "")
         difference = hook_difference(call.module_type, hook, sums, len(working), differing)
         if differing:
             out.put(index, because("hook_differs", difference=difference))
@@ -302,7 +296,7 @@ def _by_class(
     in it; the others were added, such as the scale of a quantised weight. Where the hook counts
     none of a class, ops of this class alone were added, too.
     """
-    said: dict[int, dict[str, str]] = {index: {} for index in indices}
+    outcomes: dict[int, dict[str, str]] = {index: {} for index in indices}
     for number, class_ in enumerate(("matmul", "vector")):
         counts = [getattr(op, f"{class_}_flops") for op in ops]
         own = [count for count in counts if count == hook[number] > 0]
@@ -311,12 +305,12 @@ def _by_class(
             if not count:
                 continue
             if sums[number] == hook[number] or (len(own) == 1 and count == hook[number]):
-                said[index][class_] = "agrees"
+                outcomes[index][class_] = "agrees"
             elif alone and (len(own) == 1 or not hook[number]):
-                said[index][class_] = "added"
+                outcomes[index][class_] = "added"
             else:
-                said[index][class_] = "differs"
-    return said
+                outcomes[index][class_] = "differs"
+    return outcomes
 
 
 def _not_run_rows(call: _Call, hook: tuple[float, float], phases: set[str]) -> list[dict[str, Any]]:
@@ -430,7 +424,6 @@ def _finish(
     timed: bool,
     on_device: bool,
     cache_bytes: float,
-    own_share: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the columns of SITES with shares, rates and bounds, most time first; that order."""
     if not timed:
@@ -449,7 +442,6 @@ def _finish(
         by_kernel=by_kernel,
         on_device=on_device,
         cache_bytes=cache_bytes,
-        own_frac=own_share,
     )
     texts = [np.unique(sites[column], return_inverse=True)[1] for column in _ORDER]
     order = np.lexsort((*texts, -sites["flops"], -sites["time_us"]))

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof import dtypes
-from flopprof.errors import FlopprofError, LoadError, RefusedError, UsageError
+from flopprof.errors import (
+    FlopprofError,
+    LoadError,
+    RefusedError,
+    UnknownArchitectureError,
+    UsageError,
+)
 from flopprof.model.account import weights_object
 from flopprof.model.beside import with_neighbours
 from flopprof.model.contents import Contents, read_contents
@@ -17,7 +23,7 @@ from flopprof.model.recognise import Entry
 from flopprof.model.spelling import parse_code_name, with_arguments
 from flopprof.model.trusted import Trust
 from flopprof.registry import Registry, import_all
-from flopprof.units import safe_text
+from flopprof.units import counted, safe_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -162,7 +168,7 @@ def _from_file(
     contents = with_neighbours(alone)
     import_all("flopprof.model")
     load = LOADERS.get(contents.kind)
-    if load is None or kind.remedy:
+    if load is None or (kind.remedy and contents.kind != "array_pickle"):
         raise _no_model(kind, contents)
     try:
         loaded = load(Request(contents, arch, trust, meta, take))
@@ -178,6 +184,8 @@ def _from_file(
 
 def _no_model(kind: FileKind, contents: Contents) -> FlopprofError:
     """Return the error for what was read and is no model: what it is, and what it would do."""
+    if contents.tensors and not contents.dangerous:
+        return _no_code(kind, contents)
     inside = f"; it holds {contents.top_class}" if contents.top_class else ", without weights"
     more = "; ".join(["", *contents.notes])
     fact = f"{safe_text(contents.path)} is {kind.what}{safe_text(inside)}{more}"
@@ -185,6 +193,20 @@ def _no_model(kind: FileKind, contents: Contents) -> FlopprofError:
         remedy = "do not load it; get the model from its author"
         return RefusedError(fact + _dangers(contents), remedy=remedy)
     return LoadError(fact, remedy=kind.remedy or "name a file with a model or a state_dict")
+
+
+def _no_code(kind: FileKind, contents: Contents) -> FlopprofError:
+    """Return the error for weights of which no module can be made: what they say is in it."""
+    name = contents.metadata.get("general.architecture")
+    of_model = f" of the architecture {safe_text(name, 60)}" if name else ""
+    count = counted(len(contents.tensors), "tensor")
+    fact = (
+        f"{safe_text(contents.path)} is {kind.what}, with {count}{of_model}; "
+        "PyTorch's modules are not made of it"
+    )
+    error = UnknownArchitectureError("; ".join([fact, *contents.notes]), remedy=kind.remedy)
+    error.details["weights"] = weights_object(contents)
+    return error
 
 
 def _notes(contents: Contents) -> list[str]:

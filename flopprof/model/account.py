@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flopprof import dtypes
 from flopprof.model.contents import Contents
-from flopprof.model.pickles import PlacedTensor, TensorInfo
+from flopprof.model.pickles import PackedTensor, PlacedTensor, TensorInfo
 from flopprof.model.roles import (
     NO_PARAMETERS,
     PRODUCTS,
@@ -123,12 +123,18 @@ def _weights(tensors: Mapping[str, TensorInfo], roles: Mapping[str, Role]) -> li
                 kind=role.kind,
                 why=role.why,
                 parameters=role.elements if is_learned else 0,
-                bytes=math.prod(info.shape) * (dtypes.itemsize(info.dtype) or 1) if is_own else 0,
+                bytes=_size_bytes(info) if is_own else 0,
                 matmul_flops_per_position=None if role.kind == "unknown" else flops,
                 shared_with=None if is_own else other,
             )
         )
     return weights
+
+
+def _size_bytes(info: TensorInfo) -> int:
+    if isinstance(info, PackedTensor):
+        return info.size_bytes
+    return math.prod(info.shape) * (dtypes.itemsize(info.dtype) or 1)
 
 
 def _place(info: TensorInfo) -> tuple[Any, ...]:

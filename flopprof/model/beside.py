@@ -24,9 +24,14 @@ def with_neighbours(contents: Contents) -> Contents:
     several numbered parts has the others.
     """
     path = contents.path
-    if contents.kind not in _KINDS or contents.shards or not _LIBRARIES_NAME.fullmatch(path.name):
+    if contents.kind not in _KINDS or contents.shards or not is_by_library(path):
         return contents
     return _with_config(_with_parts(contents))
+
+
+def is_by_library(path: Path) -> bool:
+    """Return whether a file has a name that libraries save weights under, beside a config.json."""
+    return bool(_LIBRARIES_NAME.fullmatch(path.name))
 
 
 def _with_parts(contents: Contents) -> Contents:
@@ -62,13 +67,13 @@ def _with_config(contents: Contents) -> Contents:
         if contents.path.name.startswith("adapter_model"):
             adapter = read_json(folder / "adapter_config.json")
     except (LoadError, OSError) as error:
-        said = error.problem if isinstance(error, FlopprofError) else safe_text(error)
-        return replace(contents, notes=(*contents.notes, f"not used: {said}"))
+        reason = error.problem if isinstance(error, FlopprofError) else safe_text(error)
+        return replace(contents, notes=(*contents.notes, f"not used: {reason}"))
     if adapter:
         return replace(contents, kind="adapter", config=config, adapter=adapter)
     if "_class_name" in config:
         return replace(contents, kind="diffusers", config=config)
-    if "model_type" in config or "architecture" in config:
+    if "model_type" in config or "architecture" in config or "hidden_size" in config:
         return replace(contents, kind="huggingface", config=config)
     return contents
 

@@ -14,11 +14,16 @@ from flopprof import dtypes
 from flopprof.errors import FlopprofError, LoadError
 from flopprof.model.detect import FileKind, damaged, detect
 from flopprof.model.folders import read_json, weight_files
+from flopprof.model.frameworks import KINDS as FOREIGN_KINDS
+from flopprof.model.frameworks import read_foreign
 from flopprof.model.pickles import (
     MAX_BYTES,
     NAMES,
+    PlacedTensor,
     Stub,
     TensorInfo,
+    TooLargeError,
+    array_info,
     attributes,
     dangers,
     entries,
@@ -93,14 +98,33 @@ def read_contents(path: Path, kind: FileKind) -> Contents:
             return _without_counters(Contents(path, kind.name, tensors))
         if kind.name in ("torch_zip", "torchscript", "torch_legacy", "pickle"):
             return _without_counters(_read_pickled(path, kind.name))
+        if kind.name in FOREIGN_KINDS:
+            return _read_foreign(path, kind.name)
         if not kind.remedy:  # its loader alone reads it, such as a program by torch.export
             return Contents(path, kind.name, {})
     except FlopprofError:
         raise
+    except TooLargeError as error:
+        fact = f"{safe_text(path)} is {kind.what}, and {error}: no model's weights"
+        raise LoadError(fact, remedy=kind.remedy or "name the file with the weights") from error
     except Exception as error:  # a hostile stream may raise anything; all mean the same
         fact = str(error) or "its pickle ends too soon, or is longer than any model's"
         raise damaged(path, fact) from error
     raise LoadError(f"{safe_text(path)} is {kind.what}", remedy=kind.remedy)
+
+
+def _read_foreign(path: Path, kind: str) -> Contents:
+    """Return what a file in another library's format holds."""
+    foreign = read_foreign(path, kind)
+    return Contents(
+        path,
+        kind if foreign.tensors else "object",
+        foreign.tensors,
+        metadata=foreign.metadata,
+        configuration=foreign.configuration,
+        config=foreign.config,
+        notes=foreign.notes,
+    )
 
 
 def _read_folder(path: Path, kind: str) -> Contents:
@@ -172,7 +196,7 @@ def _read_pickled(path: Path, kind: str) -> Contents:
     kind_of_pickle = "pickled_module" if is_module else "state_dict" if tensors else "object"
     return Contents(
         path,
-        {"torchscript": "torchscript", "pickle": "object"}.get(kind, kind_of_pickle),
+        "torchscript" if kind == "torchscript" else _kind_of_plain(tensors, kind_of_pickle, kind),
         tensors,
         node.origin if isinstance(node, Stub) else "",
         pickled.globals,
@@ -186,6 +210,14 @@ def _read_pickled(path: Path, kind: str) -> Contents:
         configuration=configuration(root, without=_STATE),
         notes=(chosen.note,) if chosen.note else (),
     )
+
+
+def _kind_of_plain(tensors: dict[str, TensorInfo], held: str, kind: str) -> str:
+    """Return what a plain pickle is called: one with NumPy's arrays alone is like a state_dict."""
+    if kind != "pickle":
+        return held
+    has_values = any(isinstance(info, PlacedTensor) for info in tensors.values())
+    return "array_pickle" if tensors and not has_values and held == "state_dict" else "object"
 
 
 def _aside(root: Any) -> tuple[str, ...]:
@@ -326,8 +358,13 @@ def _without_counters(contents: Contents) -> Contents:
 
 
 def _tensors(node: Any) -> dict[str, TensorInfo]:
-    items = entries(node).items()
-    return {k: v for k, v in items if isinstance(k, str) and isinstance(v, TensorInfo)}
+    """Return the tensors in a mapping, and NumPy's arrays of numbers, by key."""
+    tensors = {}
+    for key, value in entries(node).items():
+        info = value if isinstance(value, TensorInfo) else array_info(value)
+        if isinstance(key, str) and info is not None:
+            tensors[key] = info
+    return tensors
 
 
 def _plain(state: dict[Any, Any]) -> dict[str, Any]:

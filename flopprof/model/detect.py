@@ -12,6 +12,7 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.units import safe_text
 
 _HEAD_BYTES = 1 << 16  # the index of a sharded checkpoint has its metadata first
+_TOLD = ("pickle", "gguf", "npy", "hdf5", "keras", "flax")  # whose weights are read all the same
 _MAX_DIRECTORY_BYTES = 16 << 20  # of a zip: 200,000 members; zipfile takes ten times that
 
 
@@ -27,8 +28,8 @@ class FileKind:
 
     @property
     def is_readable(self) -> bool:
-        """Return whether its contents can be told: a plain pickle's too, which is no model."""
-        return not self.remedy or self.name == "pickle"
+        """Return whether its contents can be told: of a kind, too, that no model is made of."""
+        return not self.remedy or self.name in _TOLD
 
 
 with Path(__file__).with_name("kinds.csv").open(encoding="utf-8", newline="") as _file:

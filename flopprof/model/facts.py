@@ -62,7 +62,7 @@ def _of_contents(contents: Contents) -> dict[str, Any]:
     for info in contents.tensors.values():
         parameters[info.dtype] += prod(info.shape)
     return {
-        "tensors": None if contents.kind in _NO_STATE else len(contents.tensors),
+        "tensors": len(contents.tensors) if _is_read(contents) else None,
         "parameters": dict(parameters.most_common()),
         "class": contents.top_class or None,
         "wrapper_keys": list(contents.wrapper_keys),
@@ -74,6 +74,10 @@ def _of_contents(contents: Contents) -> dict[str, Any]:
         "runs_code": contents.kind in _RUNS_CODE,
         "rebuilds": contents.top_class.startswith(LIBRARIES),
     }
+
+
+def _is_read(contents: Contents) -> bool:
+    return bool(contents.tensors) or contents.kind not in _NO_STATE
 
 
 def _of_architecture(contents: Contents) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Read an ONNX graph and the shapes in it; nothing of it is executed, no weights are kept."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,14 +7,14 @@ from typing import Any
 
 from flopprof.errors import UsageError
 from flopprof.model.detect import damaged
-from flopprof.model.inputs import InputSpec, Spec
+from flopprof.model.graphinputs import element_type, give_inputs
+from flopprof.model.inputs import Spec
 from flopprof.units import safe_text, shape_text
 
 _MAX_BYTES = 2 << 30  # of a file that protobuf reads
 _MAX_NODES = 500_000
 _KEPT = 1024  # elements of a constant that shapes and conditions may depend on
 _ROUNDS = 30  # of finding shapes, and of what follows from them
-_NUMBERS = {"float": "float32", "double": "float64"}  # element types that ONNX calls otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +94,7 @@ def _of_model(model: Any, path: Path, specs: Sequence[Spec]) -> Graph:
     import onnx
 
     parameters = _empty_weights(model.graph)
-    inputs, text, source = _give_inputs(model.graph, path, specs)
+    inputs, text, source = give_inputs(model.graph, path, specs)
     if model.functions:
         from onnx import inliner
 
@@ -153,94 +152,6 @@ def _product(sizes: Sequence[int]) -> int:
     for size in sizes:
         product *= size
     return product
-
-
-def _give_inputs(graph: Any, path: Path, specs: Sequence[Spec]) -> tuple[dict[str, Any], str, str]:
-    """Write the sizes of the inputs into the graph; return values that were given, and a text."""
-    weights = {tensor.name for tensor in graph.initializer}
-    inputs = {value.name: value for value in graph.input if value.name not in weights}
-    chosen = _by_name(inputs, specs, path)
-    values: dict[str, Any] = {}
-    symbols: dict[str, int] = {}
-    for name, spec in chosen.items():
-        if isinstance(spec, InputSpec):
-            _check_rank(inputs[name], spec, path)
-            for dim, size in zip(_dims(inputs[name]), spec.shape, strict=True):
-                if dim.dim_param:
-                    symbols[dim.dim_param] = size
-                dim.dim_value = size
-        else:
-            values[name] = spec.value
-    is_default = _fill_batch(inputs, symbols)
-    lacking = {name: v for name, v in inputs.items() if any(d.dim_value < 1 for d in _dims(v))}
-    if lacking:
-        opened = "; ".join(f"{name} is {_text_of(value)}" for name, value in lacking.items())
-        example = " ".join(f"--input {n}={_example(v)}" for n, v in lacking.items())
-        fact = f"{safe_text(path)}: sizes of its inputs are open: {safe_text(opened)}"
-        raise UsageError(fact, remedy=f"give them, such as {safe_text(example)}")
-    shown = {name: str(values.get(name, _text_of(value))) for name, value in inputs.items()}
-    text = ", ".join(f"{name}={spelled}" for name, spelled in shown.items())
-    source = "--input" if specs else "the graph's own, batch 1" if is_default else "the graph's own"
-    return values, safe_text(text), source
-
-
-def _by_name(inputs: Mapping[str, Any], specs: Sequence[Spec], path: Path) -> dict[str, Spec]:
-    free = [name for name in inputs if name not in {spec.name for spec in specs}]
-    chosen: dict[str, Spec] = {}
-    for spec in specs:
-        name = spec.name or (free.pop(0) if free else "")
-        if name not in inputs:
-            fact = f"{safe_text(path)} has no input {name!r}; it has {', '.join(inputs)}"
-            raise UsageError(safe_text(fact), remedy=f"--input {next(iter(inputs), 'x')}=SHAPE")
-        chosen[name] = spec
-    return chosen
-
-
-def _dims(value: Any) -> Any:
-    return value.type.tensor_type.shape.dim
-
-
-def _check_rank(value: Any, spec: InputSpec, path: Path) -> None:
-    dims = _dims(value)
-    fixed = [dim.dim_value for dim in dims]
-    fits = len(dims) == len(spec.shape) and all(
-        size in (0, wanted) for size, wanted in zip(fixed, spec.shape, strict=True)
-    )
-    if not fits and value.type.tensor_type.HasField("shape"):
-        fact = f"{safe_text(path)}: the input {value.name} is {_text_of(value)}, not {spec.text}"
-        raise UsageError(safe_text(fact), remedy=f"--input {safe_text(value.name)}=SHAPE")
-    if len(dims) != len(spec.shape):  # nothing is said of it
-        for _ in spec.shape:
-            dims.add()
-
-
-def _fill_batch(inputs: Mapping[str, Any], symbols: Mapping[str, int]) -> bool:
-    """Fill in sizes of a name that was given elsewhere, and a batch of 1 where it alone is open."""
-    is_default = False
-    for value in inputs.values():
-        dims = list(_dims(value))
-        for dim in dims:
-            if dim.dim_value < 1 and dim.dim_param in symbols:
-                dim.dim_value = symbols[dim.dim_param]
-        opened = [place for place, dim in enumerate(dims) if dim.dim_value < 1]
-        if opened == [0] and len(dims) > 1:
-            dims[0].dim_value = 1
-            is_default = True
-    return is_default
-
-
-def _text_of(value: Any) -> str:
-    sizes = [str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in _dims(value)]
-    between = "x" if all(size.isdecimal() for size in sizes) else " × "
-    return between.join(sizes) or "()"
-
-
-def _example(value: Any) -> str:
-    sizes = [
-        str(d.dim_value) if d.dim_value > 0 else "1" if n == 0 else "…"
-        for n, d in enumerate(_dims(value))
-    ]
-    return "x".join(sizes)
 
 
 class _Walker:
@@ -419,12 +330,6 @@ def _evaluated(node: Any, constants: Mapping[str, Any]) -> Any:
         return evaluator.run(None, {name: constants[name] for name in node.input if name})[0]
     except Exception:  # whatever it raises on a node that does not hold together
         return None
-
-
-def element_type(name: str) -> str:
-    """Return an element type as we spell it, by ONNX's name of it."""
-    lower = name.lower()
-    return _NUMBERS.get(lower, re.sub("^float8e", "float8_e", lower))
 
 
 _FOLDED = frozenset(

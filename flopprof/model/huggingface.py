@@ -22,6 +22,7 @@ from flopprof.model.fit import fit_weights
 from flopprof.model.weights import read_weights
 from flopprof.units import safe_text, shape_text
 
+_PARTS = ("encoder", "decoder", "model", "transformer", "module", "embeddings", "layers", "h")
 _CONFIG = "take the config.json that was saved with the model"
 
 
@@ -39,6 +40,8 @@ def load_folder(request: Request) -> Loaded:
         source = "weights in the folder"
         return fit_weights(request, source, lambda: read_weights(request.contents))
     check_config(config, path)
+    if not text(config, "model_type"):
+        config = {**config, "model_type": _type_by_keys(request.contents.tensors)}
     model_class, settings = _configured(config, path)
     architecture = Architecture(
         f"transformers:{model_class.__name__}", lambda: model_class._from_config(settings)
@@ -64,6 +67,17 @@ def load_folder(request: Request) -> Loaded:
     )
 
 
+def _type_by_keys(tensors: Mapping[str, Any]) -> str:
+    """Return the model type that most keys begin with, as in "bert.encoder…"; '' for all else.
+
+    Configurations of before transformers 2.5 do not name it.
+    """
+    first = Counter(key.partition(".")[0] for key in tensors)
+    prefix, count = first.most_common(1)[0] if first else ("", 0)
+    is_prefix = 2 * count > len(tensors) and prefix not in _PARTS
+    return prefix if is_prefix and prefix.isidentifier() else ""
+
+
 def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
     """Return the class of transformers and its settings.
 
@@ -74,8 +88,9 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
     names = config.get("architectures")
     class_name = safe_text(names[0] if isinstance(names, list) and names else kind)
     if not kind:
-        fact = f"{path} is a Hugging Face model folder whose config.json names no model_type"
-        raise UnknownArchitectureError(fact, remedy="name its code: --arch my_net.py:build")
+        fact = f"{path} is of Hugging Face's, and its config.json names no model_type"
+        remedy = 'write it there, such as "model_type": "bert"; or name its code: '
+        raise UnknownArchitectureError(fact, remedy=f"{remedy}--arch my_net.py:build")
     try:
         import transformers
     except ImportError as error:

@@ -9,6 +9,7 @@ from torch import nn
 from flopprof.errors import UnknownArchitectureError, UsageError
 from flopprof.model import Request
 from flopprof.model.architectures import find_architecture
+from flopprof.model.beside import is_by_library
 from flopprof.model.fitted import Fitted, fit_architecture
 from flopprof.model.ports import find_port
 from flopprof.model.recognise import (
@@ -22,6 +23,7 @@ from flopprof.model.recognise import (
 from flopprof.units import counted, safe_text
 
 _BY_HAND = "name its code: --arch package.module:Class, or --arch my_net.py:build"
+_ARRAYS = ("npz", "array_pickle")
 BESIDE = 0.1  # share of tensors outside the model's prefix, at most, for it to be recognised
 
 
@@ -51,9 +53,13 @@ def recognise_weights(request: Request) -> tuple[nn.Module, Fitted, tuple[Entry,
             _refuse_choice(path, [port.entry, *port.others])
         return port.model, port.fitted, port.others
     count = counted(len(tensors), "tensor")
-    fact = f"{path} holds {count} (a state_dict) of an unknown architecture"
+    kind = "NumPy arrays" if request.contents.kind in _ARRAYS else "a state_dict"
+    fact = f"{path} holds {count} ({kind}) of an unknown architecture"
     closest = tries.closest or _near(request)
-    raise UnknownArchitectureError(f"{fact}; {closest}" if closest else fact, remedy=_BY_HAND)
+    remedy = _BY_HAND
+    if is_by_library(request.contents.path) and not request.contents.config:
+        remedy = f"put its config.json beside it, or {_BY_HAND}"
+    raise UnknownArchitectureError(f"{fact}; {closest}" if closest else fact, remedy=remedy)
 
 
 class _Tries(NamedTuple):

@@ -11,7 +11,8 @@ from zipfile import ZipFile, ZipInfo
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.model.contents import tensors_of
 from flopprof.model.detect import damaged, zip_members
-from flopprof.model.graphs import element_type, parse
+from flopprof.model.graphinputs import element_type
+from flopprof.model.graphs import parse
 from flopprof.model.pickles import MAX_BYTES, TensorInfo, dangers, unpickled
 
 _CODE = (".py", ".cpp", ".h", ".cu", ".so", ".cubin", ".o", ".ptx")

@@ -2,12 +2,13 @@
 
 import io
 import json
+import math
 import os
 import pickle
 import re
 import struct
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +16,7 @@ from typing import Any, BinaryIO, NamedTuple
 from flopprof import dtypes
 from flopprof.errors import RefusedError
 from flopprof.model.detect import zip_members
-from flopprof.units import safe_text
+from flopprof.units import safe_text, shape_text
 
 _MAX_OPCODES = 1_500_000  # a tensor takes about 60; an empty set 1, and 216 bytes of memory
 MAX_BYTES = 64 << 20  # of a pickle or a header
@@ -43,6 +44,20 @@ class PlacedTensor(TensorInfo):
     storage: str = ""
     start: int = 0
     stride: tuple[int, ...] = ()
+
+
+class PackedTensor(TensorInfo):
+    """A tensor whose elements are packed in blocks, as llama.cpp's quantised types are.
+
+    Attributes:
+        size_bytes: Of all its blocks.
+    """
+
+    size_bytes: int = 0
+
+
+class TooLargeError(ValueError):
+    """A pickle that is larger than any model's, and may be whole."""
 
 
 class Pickled(NamedTuple):
@@ -112,8 +127,8 @@ def _call(made_by: Any, args: Any) -> Any:
         raise ValueError(f"it calls {made_by.origin}, which can ask for any amount of memory")
     if made_by.origin == "collections.OrderedDict" and not args:
         return {}
-    made = _rebuild(name, args) if module in ("torch._utils", "torch._tensor") else None
-    return made if isinstance(made, TensorInfo) else Stub(made_by.origin, args)
+    tensor = _rebuild(name, args) if module in ("torch._utils", "torch._tensor") else None
+    return tensor if isinstance(tensor, TensorInfo) else Stub(made_by.origin, args)
 
 
 def _rebuild(name: str, args: list[Any]) -> Any:
@@ -159,7 +174,7 @@ class _Unpickler(pickle._Unpickler):
     def __getitem__(self, opcode: int) -> Any:
         self.left -= 1
         if self.left < 0:
-            raise ValueError(f"its pickle has more than {_MAX_OPCODES} opcodes")
+            raise TooLargeError(f"its pickle has more than {_MAX_OPCODES:,} opcodes")
         if self.stack and type(self.stack[-1]) is tuple:
             self.stack[-1] = _Tuple(self.stack[-1])
         return _HANDLERS[opcode]
@@ -268,8 +283,8 @@ def read_pickle(path: Path, kind: str) -> Pickled:
                 offsets = {k: members[f"data/{k}"].header_offset for k in unpickler.storages}
                 positions = {key: _first_byte(file, at) for key, at in offsets.items()}
         except Exception as error:
-            if found := dangers(sorted(unpickler.globals)):
-                shown = safe_text(", ".join(found[:4]))
+            if dangerous := dangers(sorted(unpickler.globals)):
+                shown = safe_text(", ".join(dangerous[:4]))
                 fact = f"{safe_text(path)} does not hold together, and wants {shown}: DANGEROUS"
                 remedy = "do not load it; get the model from its author"
                 raise RefusedError(fact, remedy=remedy) from error
@@ -314,9 +329,49 @@ def _legacy_positions(
     return positions
 
 
+_ARRAY = re.compile(r"numpy\._?core\.multiarray\._reconstruct")
+_ARRAY_OF_BYTES = re.compile(r"numpy\._?core\.numeric\._frombuffer")
+
+
+def array_info(node: Any) -> TensorInfo | None:
+    """Return shape and type of a pickled NumPy array of numbers; None for all else.
+
+    Raises:
+        ValueError: Its data does not fit its shape.
+    """
+    if not isinstance(node, Stub):
+        return None
+    if _ARRAY.fullmatch(node.origin) and isinstance(node.state, list) and len(node.state) == 5:
+        _, shape, element, _, data = node.state
+    elif _ARRAY_OF_BYTES.fullmatch(node.origin) and len(node.args) == 4:
+        data, element, shape, _ = node.args
+    else:
+        return None
+    dtype = _array_dtype(element)
+    if dtype is None or not isinstance(data, bytes | bytearray | str | Stub):
+        return None
+    shape = sizes(shape)
+    data = data.args[0] if isinstance(data, Stub) and data.args else data  # of text, encoded
+    if isinstance(data, Sized) and math.prod(shape) * (dtypes.itemsize(dtype) or 0) != len(data):
+        raise ValueError(f"an array of shape {shape_text(shape)} has {len(data)} bytes of data")
+    return TensorInfo(shape, dtype)
+
+
+def _array_dtype(element: Any) -> str | None:
+    """Return the name of a pickled numpy.dtype of numbers; None for objects and all else."""
+    if not isinstance(element, Stub) or element.origin != "numpy.dtype" or not element.args:
+        return None
+    spelled = NAMES["numpy"].get(element.args[0]) if isinstance(element.args[0], str) else None
+    return str(spelled) if spelled else None
+
+
 def attributes(node: Any) -> dict[Any, Any]:
     """Return what an object's `__dict__` would hold; nothing for what is no object."""
-    state = node.state if isinstance(node, Stub) else None
+    if not isinstance(node, Stub):
+        return {}
+    state = node.state
+    if state is None and node.origin.startswith("torch.fx.graph_module.reduce_"):
+        state = next((value for value in node.args if isinstance(value, dict)), None)
     return state if isinstance(state, dict) else {}
 
 
@@ -325,6 +380,6 @@ def entries(node: Any) -> dict[Any, Any]:
     if not isinstance(node, Stub) or node.origin != "collections.OrderedDict":
         return node if isinstance(node, dict) else {}
     pairs = [*node.args, []][0]  # as Python 2 writes it
-    if len(found := dict(pairs)) < len(pairs):
+    if len(distinct := dict(pairs)) < len(pairs):
         raise ValueError("it holds a dict that names a key twice")
-    return found
+    return distinct

@@ -38,10 +38,10 @@ class Plain:
             return self._object(node, depth)
         return self._dict(entries(node), depth)
 
-    def _list(self, items: list[Any], depth: int) -> Any:
-        values = [self.of(item, depth + 1) for item in items[:_MAX_ITEMS]]
+    def _list(self, contents: list[Any], depth: int) -> Any:
+        values = [self.of(item, depth + 1) for item in contents[:_MAX_ITEMS]]
         values = [value for value in values if value is not _NOTHING]
-        return values if values or not items else _NOTHING
+        return values if values or not contents else _NOTHING
 
     def _dict(self, pairs: dict[Any, Any], depth: int) -> Any:
         values = {}
@@ -79,13 +79,13 @@ def configuration(root: Any, *, without: Any) -> dict[str, Any]:
     else:
         pairs = {k: v for k, v in entries(root).items() if isinstance(k, str)}
     plain = Plain()
-    found = {}
+    plain_values = {}
     for key, value in pairs.items():
         if not isinstance(value, dict | list | tuple | Stub) or isinstance(value, TensorInfo):
             continue
         if without.search(key) or "_modules" in attributes(value):
             continue
-        turned = plain.of(value)
-        if turned is not _NOTHING and turned not in ({}, []):
-            found[key[:_MAX_TEXT]] = turned
-    return found
+        value_as_plain = plain.of(value)
+        if value_as_plain is not _NOTHING and value_as_plain not in ({}, []):
+            plain_values[key[:_MAX_TEXT]] = value_as_plain
+    return plain_values

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -19,12 +19,32 @@ from flopprof.units import safe_text, shape_text
 _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth')"
 
 
-@loader("state_dict")
+@loader("state_dict", "npz")
 def load_state_dict(request: Request) -> Loaded:
     """Return the model that `--arch` names with the file's weights, mapped into memory."""
     keys = ".".join(request.contents.wrapper_keys)
     source = f"state_dict under {keys!r} of" if keys else "state_dict of"
+    if request.contents.kind == "npz":
+        source = "NumPy arrays by"
     return fit_weights(request, safe_text(source), partial(read_weights, request.contents))
+
+
+@loader("array_pickle")
+def load_array_pickle(request: Request) -> Loaded:
+    """Return the model that `--arch` names with the shapes of a plain pickle's NumPy arrays.
+
+    Raises:
+        LoadError: Their values are wanted, which unpickling alone would give.
+    """
+
+    def read() -> Mapping[str, torch.Tensor]:
+        path = safe_text(request.contents.path)
+        raise LoadError(
+            f"{path} is a plain pickle of NumPy arrays, whose values are not read",
+            remedy="flopprof count needs none; to run it, save the arrays with numpy.savez",
+        )
+
+    return fit_weights(request, "pickled NumPy arrays by", read)
 
 
 @loader("torch_export")
@@ -33,9 +53,9 @@ def load_exported(request: Request) -> Loaded:
     refuse_code(request, "a program by torch.export")
     with request.contents.path.open("rb") as file:  # a path must end in .pt2
         program = _run_code(request, lambda _path, **_: torch.export.load(file))
-    positional, named = program.example_inputs or ((), {})
-    specs = [_spec(tensor) for tensor in positional]
-    specs += [f"{name}={_spec(tensor)}" for name, tensor in named.items()]
+    args, kwargs = program.example_inputs or ((), {})
+    specs = [_spec(tensor) for tensor in args]
+    specs += [f"{name}={_spec(tensor)}" for name, tensor in kwargs.items()]
     hint = " ".join(specs) if specs and not any(spec.endswith("?") for spec in specs) else None
     name = safe_text(request.contents.path.name)
     return Loaded(program.module(), name, "exported program of", input_hint=hint)
@@ -68,8 +88,8 @@ def load_pickled(request: Request) -> Loaded:
     refuse_code(request, f"a pickled nn.Module ({name})")
     model = _load_pickle(request)
     if not isinstance(model, nn.Module):
-        what = f"{safe_text(request.contents.path)} unpickles to {type(model).__name__}"
-        raise LoadError(f"{what}, which is no nn.Module", remedy=_RESAVE)
+        fact = f"{safe_text(request.contents.path)} unpickles to {type(model).__name__}"
+        raise LoadError(f"{fact}, which is no nn.Module", remedy=_RESAVE)
     return Loaded(model, name, "pickled nn.Module of")
 
 
@@ -94,16 +114,16 @@ def _run_code(request: Request, load: Callable[..., Any], **options: Any) -> Any
     path = request.contents.path
     try:
         with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated, not gone
-            found = load(path, **options)
+            loaded = load(path, **options)
         for key in request.contents.wrapper_keys:
-            found = found[int(key) if isinstance(found, list | tuple) else key]
-        return found
+            loaded = loaded[int(key) if isinstance(loaded, list | tuple) else key]
+        return loaded
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # the file's code may raise anything, sys.exit's too
-        said = safe_text(str(error).strip().partition("\n")[0])
+        first_line = safe_text(str(error).strip().partition("\n")[0])
         is_gone = isinstance(error, AttributeError | ImportError)
         raise LoadError(
-            f"{safe_text(path)}: torch's loader raised {type(error).__name__}: {said}",
+            f"{safe_text(path)}: torch's loader raised {type(error).__name__}: {first_line}",
             remedy="make the classes that it names importable (PYTHONPATH)" if is_gone else _RESAVE,
         ) from error

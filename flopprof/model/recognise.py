@@ -137,8 +137,8 @@ def same_order(shapes: Shapes) -> list[Entry]:
     if len(in_order(shapes)) < LEAST:
         return []
     marks = (order_mark(shapes), order_mark(shapes, is_headless=True))
-    found = [entry for entry in _index()[0] if entry.order and entry.order in marks]
-    return sorted(found, key=_plainness)
+    matching = [entry for entry in _index()[0] if entry.order and entry.order in marks]
+    return sorted(matching, key=_plainness)
 
 
 def near_by_steps(shapes: Shapes) -> list[Entry]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from flopprof import dtypes
-from flopprof.model.pickles import TensorInfo
+from flopprof.model.pickles import PackedTensor, TensorInfo
 from flopprof.model.quantised import packed_role
 from flopprof.units import shape_text
 
@@ -45,9 +45,9 @@ PRODUCTS = {
 """The kinds of weights that are multiplied, each with what 2 FLOPs per element are done for."""
 
 NO_PARAMETERS = ("statistics", "buffer")
-_RECURRENT = re.compile(r"weight_(ih|hh|hr)(_l\d+)?(_reverse)?")
+_RECURRENT = re.compile(r"(\w+_)?w(eight)?_(ih|hh|hr)(_l\d+)?(_reverse)?")
 _EMBEDDING = re.compile(
-    r"(?i)(\w*_)?(emb|embed|embeds|embedding|embeddings|embedder|lut|lookup|codebook|vocab)(_\w+)?"
+    r"(?i)(\w*_)?(emb|embd|embed|embeds|embedding|embeddings|embedder|lut|lookup|codebook|vocab)(_\w+)?"
     r"|\w*embeddings?|wte|wpe|shared|relative_attention_bias|pos_emb\w*"
 )
 _NO_EMBEDDING = re.compile(r"(?i)unembed|embed_out|proj|linear|mlp|dense|_fc|transform|patch")
@@ -171,6 +171,8 @@ def _by_neighbours(place: _Place) -> tuple[str, str] | None:
     dims = len(place.info.shape)
     if _RECURRENT.fullmatch(leaf) and dims == 2:
         return "recurrent", f"{leaf} of a recurrent layer or cell"
+    if "recurrent_kernel" in place.beside and leaf.endswith("kernel") and dims == 2:
+        return "recurrent", f"{leaf} of a recurrent layer or cell, as Keras names it"
     if "running_mean" in place.beside and leaf in ("weight", "bias"):
         return "norm", "beside running statistics"
     if leaf.endswith("_g") and f"{leaf[:-1]}v" in place.beside:
@@ -195,7 +197,8 @@ def _by_dtype(place: _Place) -> tuple[str, str] | None:
     info = place.info
     if place.leaf == "num_batches_tracked":
         return "statistics", "the batches that were averaged"
-    if dtypes.is_floating(info.dtype) or info.dtype.startswith("q"):
+    is_packed = isinstance(info, PackedTensor)  # in blocks of few bits
+    if dtypes.is_floating(info.dtype) or info.dtype.startswith("q") or is_packed:
         return None
     if info.dtype in ("int8", "uint8") and len(info.shape) > 1:
         return None

@@ -67,8 +67,8 @@ def _literals(call: str, text: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
                 raise ValueError("it has ** or names an argument twice")
             kwargs[keyword.arg] = ast.literal_eval(keyword.value)
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
-        said = str(error).partition("\n")[0]
-        fact = f"--arch {text!r}: its arguments are no literals: {said}"
+        reason = str(error).partition("\n")[0]
+        fact = f"--arch {text!r}: its arguments are no literals: {reason}"
         remedy = (
             "write numbers, 'texts', None, True, lists, tuples or dicts of them; for anything "
             "else a function in a file: --arch my_net.py:build"

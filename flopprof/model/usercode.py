@@ -43,7 +43,7 @@ def import_code(place: str) -> ModuleType:
 
 
 @contextmanager
-def foreign_code(what: str) -> Iterator[None]:
+def foreign_code(code_name: str) -> Iterator[None]:
     """Turn whatever the user's code raises, sys.exit's too, into an error that says what to do.
 
     Raises:
@@ -55,30 +55,30 @@ def foreign_code(what: str) -> Iterator[None]:
     except (FlopprofError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        raise _explained(what, error) from error
+        raise _explained(code_name, error) from error
 
 
-def _explained(what: str, error: BaseException) -> FlopprofError:
+def _explained(code_name: str, error: BaseException) -> FlopprofError:
     """Return the error that says what the user's code wants."""
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ModuleNotFoundError) and cause.name:
-            return _lacks(what, cause.name)
-    said = f"{type(error).__name__}: {safe_text(error)}"
+            return _lacks(code_name, cause.name)
+    message = f"{type(error).__name__}: {safe_text(error)}"
     if any(map(_is_network, causes)):
         return ModelError(
-            f"{what} tries to download something: {said}",
+            f"{code_name} tries to download something: {message}",
             remedy="give arguments that load nothing, such as pretrained=False or weights=None: "
             '--arch "PLACE:NAME(pretrained=False)"; else run it once where there is a network',
         )
     remedy = "make it run in Python by itself; its folder is not on Python's path"
-    return ModelError(f"{what} raised {said}", remedy=remedy)
+    return ModelError(f"{code_name} raised {message}", remedy=remedy)
 
 
-def _lacks(what: str, module: str) -> UsageError:
+def _lacks(code_name: str, module: str) -> UsageError:
     """Return the error for code that imports what is not there."""
-    fact = f"{what} needs the module {safe_text(module)!r}, which is not installed"
-    place = Path(what.rpartition(".py")[0] + ".py")
+    fact = f"{code_name} needs the module {safe_text(module)!r}, which is not installed"
+    place = Path(code_name.rpartition(".py")[0] + ".py")
     beside = place.parent / module.partition(".")[0]
     if place.is_file() and (beside.is_dir() or beside.with_suffix(".py").is_file()):
         remedy = f"it lies beside {place.name}: PYTHONPATH={place.parent} flopprof …"
@@ -122,5 +122,5 @@ def find_function(spec: str, option: str) -> Callable[..., Any]:
     function = getattr(import_code(place), name, None)
     if not callable(function):
         raise UsageError(f"{place} has no function {name!r}", remedy=f"{option} FILE.py:FUNCTION")
-    found: Callable[..., Any] = function
-    return found
+    named_function: Callable[..., Any] = function
+    return named_function

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from flopprof.errors import LoadError
@@ -20,6 +21,8 @@ def read_weights(contents: Contents) -> dict[str, torch.Tensor]:
         kind = file_kind(path)
         if kind.name == "safetensors":
             tensors |= _map_safetensors(path)
+        elif kind.name == "npz":
+            tensors |= _read_npz(path, contents)
         else:
             part = read_contents(path, kind) if contents.shards else contents
             tensors |= _map_pickled(part)
@@ -33,12 +36,18 @@ def _map(path: Path) -> torch.Tensor:
 
 
 def _map_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    data = _map(path)
+    file_bytes = _map(path)
     tensors = {}
     for key, (info, start) in read_safetensors(path).items():
         size = math.prod(info.shape)
-        tensors[key] = _elements(data, start, size, info.dtype).reshape(info.shape)
+        tensors[key] = _elements(file_bytes, start, size, info.dtype).reshape(info.shape)
     return tensors
+
+
+def _read_npz(path: Path, contents: Contents) -> dict[str, torch.Tensor]:
+    """Return the arrays of numbers in an archive of NumPy's; none is unpickled."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {key: torch.from_numpy(arrays[key]) for key in contents.tensors}
 
 
 def _map_pickled(contents: Contents) -> dict[str, torch.Tensor]:
@@ -46,7 +55,7 @@ def _map_pickled(contents: Contents) -> dict[str, torch.Tensor]:
 
     That all lie inside the file was seen when it was read.
     """
-    data = _map(contents.path)
+    file_bytes = _map(contents.path)
     tensors = {}
     for key, info in contents.tensors.items():
         if not isinstance(info, PlacedTensor) or info.storage not in contents.positions:
@@ -58,17 +67,17 @@ def _map_pickled(contents: Contents) -> dict[str, torch.Tensor]:
         steps = [(n - 1) * step for n, step in zip(info.shape, info.stride, strict=True)]
         itemsize = getattr(torch, info.dtype).itemsize
         start = contents.positions[info.storage] + info.start * itemsize
-        values = _elements(data, start, sum(steps) + 1, info.dtype)
+        values = _elements(file_bytes, start, sum(steps) + 1, info.dtype)
         tensors[key] = values.as_strided(info.shape, info.stride)
     return tensors
 
 
-def _elements(data: torch.Tensor, start: int, size: int, dtype_name: str) -> torch.Tensor:
+def _elements(file_bytes: torch.Tensor, start: int, size: int, dtype_name: str) -> torch.Tensor:
     """Return `size` elements from byte `start` on; copied where the writer did not align them.
 
     Kernels may add in another order where data is not aligned: results would differ in last bits.
     """
     dtype = getattr(torch, dtype_name)
-    raw = data[start : start + size * dtype.itemsize]
+    raw = file_bytes[start : start + size * dtype.itemsize]
     raw = raw.clone() if start % _ALIGNED else raw
     return raw.view(dtype)

@@ -30,7 +30,7 @@ _NOTABLE = (noise.SLOWER, noise.FASTER)
 _FORMS: dict[str, Callable[[float], str]] = {"wall_us": duration, "coverage_frac": percent}
 _OF_TIME = ("samples_per_s", "tokens_per_s", "achieved_bytes_per_s")
 _SHARES_OF_TIME = ("mfu_frac", "hfu_frac", "mbu_frac")
-_BLOCKS = ("modules", "ops", "sites")
+_NOUNS = {"modules": "module", "ops": "op", "sites": "site"}  # block of a comparison: an entry
 
 
 def compared_text(
@@ -51,13 +51,14 @@ def compared_text(
     for name, values, change in figure_rows(comparison):
         lines.append(f"{name:20}{values[0]:>14}{values[1]:>14}   {change}".rstrip())
     lines += ["", *_about_time(comparison["time"])]
-    for block in _BLOCKS:
+    for block in _NOUNS:
         entries = comparison[block]
         notable = notable_of(entries)
         lines += ["", f"{block}: {_counts(entries)}"]
         lines += map(_entry_line, notable[:top])
         if len(notable) > top:
-            lines.append(f"… and {len(notable) - top} {block} more: see --json")
+            more = counted(len(notable) - top, _NOUNS[block])
+            lines.append(f"… and {more} more: see --json")
     lines += [""] if rules else []
     lines += [rule_line(rule) for rule in rules or []]
     return "\n".join(lines) + "\n"
@@ -295,10 +296,10 @@ def compared_markdown(
         lines += ["Conditions: the same.", ""]
     for side in _sides():
         lines += [f"- {side}: {cell(text)}" for text in comparison["doubts"][side]]
-    rows = [[name, *values, told] for name, values, told in figure_rows(comparison)]
+    rows = [[name, *values, change] for name, values, change in figure_rows(comparison)]
     lines += ["", *table(["figure", *_sides(), "change"], rows), ""]
     lines += [cell(" ".join(_about_time(comparison["time"]))), ""]
-    for block in _BLOCKS:
+    for block in _NOUNS:
         lines += _markdown_block(block, comparison[block], top)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -307,13 +308,13 @@ def _markdown_block(block: str, entries: list[dict[str, Any]], top: int) -> list
     """Return a folded table of what changed; one line where nothing did."""
     notable = notable_of(entries)
     if not notable:
-        return [f"{block.capitalize()}: {counted(len(entries), block[:-1])}, none changed.", ""]
+        return [f"{block.capitalize()}: {counted(len(entries), _NOUNS[block])}, none changed.", ""]
     rows = []
     for entry in notable[:top]:
         sides = [_side(name, value) for name in ("flops", "time_us") for value in entry[name]]
         rows.append([place_of(entry), *sides, _ratio(*entry["time_us"]), label_of(entry)])
     summary = f"<summary>{block.capitalize()}: {_counts(entries)}</summary>"
-    header = [block[:-1], "FLOPs before", "after", "time before", "after", "change", ""]
+    header = [_NOUNS[block], "FLOPs before", "after", "time before", "after", "change", ""]
     lines = ["<details>", summary, "", *table(header, rows), ""]
     if len(notable) > top:
         lines += [f"… and {len(notable) - top} more", ""]

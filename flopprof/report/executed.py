@@ -139,9 +139,9 @@ def executed_table(run: Run, top: int = TOP) -> list[list[str]]:
     if "executed_flops" not in sites:
         return []
     figures = ["executed_flops", "executed_matmul_flops", "dram_bytes", "l2_bytes", "l1_bytes"]
-    known = sites[sites[figures].notna().any(axis=1)].head(top)
+    executed_sites = sites[sites[figures].notna().any(axis=1)].head(top)
     rows = [HEADER]
-    for site in known.itertuples(index=False):
+    for site in executed_sites.itertuples(index=False):
         name = site.input_shapes if site.op == "(kernels)" else site.op.removeprefix("aten::")
         products = site.matmul_flops / site.useful_frac
         executed = site.executed_matmul_flops if math.isnan(products) else products

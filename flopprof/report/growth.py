@@ -46,16 +46,16 @@ def judge_growth(comparison: dict[str, Any], limits: GrowthLimits) -> list[Rule]
 def _slower(time: dict[str, Any], limit: float, allow_unknown: bool) -> Rule:
     name = f"--fail-slower {_share(limit)}"
     growth = time["change_frac"]
-    told = time["significance"]
+    significance = time["significance"]
     if math.isnan(growth):
         fact = f"{name}: the change of time is not known: {_missing(time)}"
         return _unknown(name, growth, fact, allow_unknown)
     before_us, after_us = (time[side]["median_us"] for side in ("before", "after"))
     fact = f"{name}: {duration(before_us)} → {duration(after_us)}, {signed(growth)}"
-    if growth > limit and told == noise.UNKNOWN:
+    if growth > limit and significance == noise.UNKNOWN:
         why = "fewer than two calls were timed, so whether it is noise is not known"
         return _unknown(name, growth, f"{fact}: {why}", allow_unknown)
-    if growth > limit and told == noise.SLOWER:
+    if growth > limit and significance == noise.SLOWER:
         return Rule(name, growth, fact)
     return Rule(name, growth, "", fact + _what_is_not_seen(time, limit))
 
@@ -63,8 +63,8 @@ def _slower(time: dict[str, Any], limit: float, allow_unknown: bool) -> Rule:
 def _missing(time: dict[str, Any]) -> str:
     untimed = [side for side in ("before", "after") if math.isnan(time[side]["median_us"])]
     if untimed:
-        both = "neither run has" if len(untimed) == 2 else f"the run {untimed[0]} has not"
-        return f"{both} one; flopprof run measures it"
+        without = "neither run has" if len(untimed) == 2 else f"the run {untimed[0]} has not"
+        return f"{without} one; flopprof run measures it"
     return f"one is of a {time['before']['of']}, the other of a {time['after']['of']}"
 
 
@@ -72,13 +72,13 @@ def _what_is_not_seen(time: dict[str, Any], limit: float) -> str:
     """Return what a rule that holds cannot promise: a pass says what it would not have seen."""
     if time["significance"] == noise.UNKNOWN:
         return "; fewer than two calls were timed, so the spread is not known"
-    told = f": {time['significance']}" if time["significance"] == noise.NOISE else ""
-    seen = time["visible_frac"]
-    if math.isinf(seen):
-        told += "; in these spreads no slowdown would be seen"
-    elif seen > limit:
-        told += f"; in these spreads one below {growth_text(seen)} would not be seen"
-    return told
+    remark = f": {time['significance']}" if time["significance"] == noise.NOISE else ""
+    visible_frac = time["visible_frac"]
+    if math.isinf(visible_frac):
+        remark += "; in these spreads no slowdown would be seen"
+    elif visible_frac > limit:
+        remark += f"; in these spreads one below {growth_text(visible_frac)} would not be seen"
+    return remark
 
 
 def _more_flops(comparison: dict[str, Any], limit: float, allow_unknown: bool) -> Rule:

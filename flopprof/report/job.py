@@ -286,12 +286,12 @@ def job_lines(run: Run) -> list[tuple[str, str]]:
             f"{duration(slowest.slowest_us)}: step {slowest.step} of rank {slowest.slowest_rank}"
         )
         lines.append(("Job", text))
-    for what, ranks in (
+    for remark, ranks in (
         ("own compute took apart longer", facts.straggler_ranks),
         ("FLOP/s are apart from the others'", facts.odd_rate_ranks),
     ):
         if ranks:
-            lines.append(("", f"{_named(ranks)}: {what}"))
+            lines.append(("", f"{_ranks_text(ranks)}: {remark}"))
     exposed = [rank for rank in facts.ranks if rank.exposed_communication_us > 0]
     if exposed:
         worst = max(exposed, key=lambda rank: rank.exposed_frac)
@@ -305,7 +305,7 @@ def job_lines(run: Run) -> list[tuple[str, str]]:
     return lines
 
 
-def _named(ranks: tuple[int, ...]) -> str:
+def _ranks_text(ranks: tuple[int, ...]) -> str:
     numbers = ", ".join(map(str, ranks[:LISTED]))
     more = f" and {len(ranks) - LISTED} more" if len(ranks) > LISTED else ""
     return f"{'ranks' if len(ranks) > 1 else 'rank'} {numbers}{more}"

@@ -71,8 +71,8 @@ def verified_text(run: Run) -> str:
     if len(rows) > 1:
         lines += ["", *aligned(rows, right=NUMERIC, width=width), ""]
     sites = run.sites
-    told = sites[sites["executed_reason"] != ""].head(_REASONS)
-    for site in told.itertuples(index=False):
+    doubtful = sites[sites["executed_reason"] != ""].head(_REASONS)
+    for site in doubtful.itertuples(index=False):
         text = f"{site.module_path or '(model)'}: {short_op(site)}: {site.executed_reason}"
         lines += textwrap.wrap(clean_text(text), width, subsequent_indent="    ")
     return "\n".join(lines)
@@ -81,10 +81,10 @@ def verified_text(run: Run) -> str:
 def verified_object(run: Run, files: list[str]) -> dict[str, Any]:
     """Return what `--json` prints of a run with counters: launches, sites and sums."""
     whole_run = to_object(run, files)
-    named = ("coverage_frac", "matmul_flops", "vector_flops", "flops", "executed", "warnings")
+    shared = ("coverage_frac", "matmul_flops", "vector_flops", "flops", "executed", "warnings")
     sites = [launch_object(row) for row in executed_object(run)["sites"]]
     return launches_object(run.launches) | {
-        **{name: whole_run[name] for name in named},
+        **{name: whole_run[name] for name in shared},
         "sites": sites,
         "files": files,
     }

@@ -135,21 +135,21 @@ def _measured_rules(run: Run, limits: Limits) -> list[Rule]:
         is_time_of_call = timed.of in ("call", "step")
         value = timed.median_us / 1e3 if is_time_of_call else math.nan
         name = f"--max-ms {limits.max_ms:g}"
-        said = f"a {timed.of or 'call'} takes {duration(value * 1e3)}"
-        missing = "the time of a call is not known: flopprof run measures it"
-        rules.append(_measured(name, value, value <= limits.max_ms, (said, missing)))
+        statement = f"a {timed.of or 'call'} takes {duration(value * 1e3)}"
+        unknown = "the time of a call is not known: flopprof run measures it"
+        rules.append(_measured(name, value, value <= limits.max_ms, (statement, unknown)))
     if limits.min_mfu_frac is not None:
         value = run.figures.mfu_frac
         name = f"--min-mfu {limits.min_mfu_frac:g}"
-        said = f"MFU is {percent(value)}"
-        missing = "MFU is not known: it needs a time and a ceiling (flopprof ceilings)"
-        rules.append(_measured(name, value, value >= limits.min_mfu_frac, (said, missing)))
+        statement = f"MFU is {percent(value)}"
+        unknown = "MFU is not known: it needs a time and a ceiling (flopprof ceilings)"
+        rules.append(_measured(name, value, value >= limits.min_mfu_frac, (statement, unknown)))
     if limits.max_memory_bytes is not None:
         value = peak_memory_bytes(run)
         name = f"--max-memory {si(limits.max_memory_bytes, 'B')}"
-        said = f"a call needs {si(value, 'B')} at its peak"
-        missing = "the peak of memory is not known: flopprof run and count tell it"
-        rules.append(_measured(name, value, value <= limits.max_memory_bytes, (said, missing)))
+        statement = f"a call needs {si(value, 'B')} at its peak"
+        unknown = "the peak of memory is not known: flopprof run and count tell it"
+        rules.append(_measured(name, value, value <= limits.max_memory_bytes, (statement, unknown)))
     if not limits.allow_unknown:
         return rules
     return [_allowed(rule) if math.isnan(rule.value) else rule for rule in rules]
@@ -157,10 +157,10 @@ def _measured_rules(run: Run, limits: Limits) -> list[Rule]:
 
 def _measured(name: str, value: float, holds: bool, words: tuple[str, str]) -> Rule:
     """Return a rule on a figure; `words` say what it is, and that it is not known."""
-    said, missing = words
+    statement, unknown = words
     if math.isnan(value):
-        return Rule(name, value, f"{name}: {missing}; --allow-unknown lets that pass")
-    return Rule(name, value, "" if holds else f"{name}: {said}")
+        return Rule(name, value, f"{name}: {unknown}; --allow-unknown lets that pass")
+    return Rule(name, value, "" if holds else f"{name}: {statement}")
 
 
 def _allowed(rule: Rule) -> Rule:

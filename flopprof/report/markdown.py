@@ -40,8 +40,7 @@ def markdown_report(run: Run) -> str:
     lines += [f"- **{name}**: {docs[name]}" for name in header]
     executed = executed_table(run, TOP)
     if executed:
-        rows = [[cell(text) for text in row] for row in executed]
-        lines += ["", "## Executed, by counters", "", *table(rows[0], rows[1:])]
+        lines += ["", "## Executed, by counters", "", *table(executed[0], executed[1:])]
     lines += ["", "## What was missed", "", cell(heading(run))]
     for group in missed(run):
         lines += _missed_lines(group)

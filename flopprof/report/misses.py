@@ -199,12 +199,13 @@ def stubs(run: Run) -> str:
 
 def _stub(op: str, number: int, sites: pd.DataFrame) -> list[str]:
     """Return the lines of a formula of `op` to fill in, with the shapes of its sites."""
-    seen = list(dict.fromkeys(zip(sites["input_shapes"], sites["dtype"], strict=True)))
+    calls_seen = list(dict.fromkeys(zip(sites["input_shapes"], sites["dtype"], strict=True)))
     notes = [
-        _plain(f"    {shapes or 'no tensor'} ({dtype or '?'})") for shapes, dtype in seen[:SHAPES]
+        _plain(f"    {shapes or 'no tensor'} ({dtype or '?'})")
+        for shapes, dtype in calls_seen[:SHAPES]
     ]
-    if len(seen) > SHAPES:
-        notes.append(f"    and {len(seen) - SHAPES} more")
+    if len(calls_seen) > SHAPES:
+        notes.append(f"    and {len(calls_seen) - SHAPES} more")
     name = "".join(letter if letter.isascii() and letter.isalnum() else "_" for letter in op)
     return [
         f"\n@op_formula({op!r})",

@@ -29,14 +29,14 @@ def stepped_text(rows: "Sequence[SteppedOp]") -> str:
 
 
 def _cells(row: "SteppedOp") -> list[str]:
-    done = row.done
+    executed = row.executed
     return [
         shorten(clean_text(row.op), 50),
         shorten(row.shapes, 50),
         row.dtype or "–",
         _count(row.counted_matmul_flops or row.counted_vector_flops),
-        _count(None if done is None else done.fma_flops or done.int_fma_ops),
-        _count(None if done is None else done.flops),
+        _count(None if executed is None else executed.fma_flops or executed.int_fma_ops),
+        _count(None if executed is None else executed.flops),
         "–" if math.isnan(row.ratio) else f"{row.ratio:.4g}",
         row.conclusion.verdict,
     ]
@@ -45,10 +45,14 @@ def _cells(row: "SteppedOp") -> list[str]:
 def _notes(row: "SteppedOp") -> list[str]:
     """Return what is to be said of a row: its reason, and what of its figures is not sure."""
     notes = [row.conclusion.reason] if row.conclusion.reason else []
-    if row.done is not None and row.done.undecoded and row.conclusion.code != "undecoded":
-        notes.append(f"{row.done.undecoded:,} instructions are not decoded: at least so much")
-    if row.done is not None and row.done.masked_flops and row.conclusion.code != "masked_lanes":
-        notes.append(f"{row.done.masked_flops:,} FLOPs have a mask: at most so much")
+    if row.executed is not None and row.executed.undecoded and row.conclusion.code != "undecoded":
+        notes.append(f"{row.executed.undecoded:,} instructions are not decoded: at least so much")
+    if (
+        row.executed is not None
+        and row.executed.masked_flops
+        and row.conclusion.code != "masked_lanes"
+    ):
+        notes.append(f"{row.executed.masked_flops:,} FLOPs have a mask: at most so much")
     return notes
 
 
@@ -67,7 +71,7 @@ def stepped_object(rows: "Sequence[SteppedOp]") -> dict[str, Any]:
 
 def stepped_op(row: "SteppedOp") -> dict[str, Any]:
     """Return a stepped op as JSON has it."""
-    done = row.done
+    executed = row.executed
     values = {
         "op": row.op,
         "shapes": row.shapes,
@@ -76,15 +80,15 @@ def stepped_op(row: "SteppedOp") -> dict[str, Any]:
         "calls": row.calls,
         "counted_matmul_flops": row.counted_matmul_flops,
         "counted_vector_flops": row.counted_vector_flops,
-        "executed_fma_flops": done and done.fma_flops,
-        "executed_flops": done and done.flops,
-        "executed_int_ops": done and done.int_ops,
-        "executed_int_fma_ops": done and done.int_fma_ops,
-        "masked_flops": done and done.masked_flops,
-        "undecoded_instructions": done and done.undecoded,
-        "undecoded_by_name": done and done.undecoded_by_name,
-        "instructions": done and done.instructions,
-        "by_instruction": done and done.by_instruction,
+        "executed_fma_flops": executed and executed.fma_flops,
+        "executed_flops": executed and executed.flops,
+        "executed_int_ops": executed and executed.int_ops,
+        "executed_int_fma_ops": executed and executed.int_fma_ops,
+        "masked_flops": executed and executed.masked_flops,
+        "undecoded_instructions": executed and executed.undecoded,
+        "undecoded_by_name": executed and executed.undecoded_by_name,
+        "instructions": executed and executed.instructions,
+        "by_instruction": executed and executed.by_instruction,
         "ratio": row.ratio,
         "verdict": row.conclusion.verdict,
         "reason_code": row.conclusion.code,

@@ -366,8 +366,8 @@ def _figures(of_run: Figures, wall_us: float) -> list[tuple[str, str]]:
         parts.append(f"{si(of_run.energy_per_sample_j, 'J')} per sample")
     lines = [("Figures", ", ".join(parts))] if parts else []
     if of_run.held_frac and of_run.attainable_wall_us > 0:
-        held = sorted(of_run.held_frac.items(), key=lambda pair: -pair[1])
-        shares = ", ".join(f"{name} {percent(frac)}" for name, frac in held if frac > 0)
+        holders = sorted(of_run.held_frac.items(), key=lambda pair: -pair[1])
+        shares = ", ".join(f"{name} {percent(frac)}" for name, frac in holders if frac > 0)
         text = f"{shares} of the time; at its roofs it would take "
         text += f"{duration(of_run.attainable_wall_us)} of {duration(wall_us)}"
         lines.append(("Bound", text))

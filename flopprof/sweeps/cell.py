@@ -18,17 +18,17 @@ FAILED = "failed"
 DONE = "ok"
 
 
-def main(asked_path: str, answer_path: str) -> int:
+def main(task_path: str, answer_path: str) -> int:
     """Profile what the first file asks for, and write the row into the second."""
-    asked = json.loads(Path(asked_path).read_text(encoding="utf-8"))
-    row = profile_cell(asked)
+    task = json.loads(Path(task_path).read_text(encoding="utf-8"))
+    row = profile_cell(task)
     unfinished = Path(answer_path + ".part")
     unfinished.write_text(json.dumps(to_json(row)), encoding="utf-8")
     unfinished.replace(answer_path)
     return 0
 
 
-def profile_cell(asked: dict[str, Any]) -> dict[str, Any]:
+def profile_cell(task: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a cell: status and figures, or status and reason."""
     from flopprof.api import profile
     from flopprof.run import Run
@@ -36,9 +36,9 @@ def profile_cell(asked: dict[str, Any]) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the run's own warnings are in its row
-            run = profile(asked["what"], **asked["options"])
+            run = profile(task["what"], **task["options"])
         assert isinstance(run, Run)
-        run.save(asked["folder"], force=True)
+        run.save(task["folder"], force=True)
     except MemoryError:
         return {"status": OUT_OF_MEMORY, "reason": "there is not enough memory"}
     except FlopprofError as error:

@@ -66,11 +66,11 @@ def axis_along(sweep: Sweep) -> str:
 def series_of(sweep: Sweep, along: str) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yield the name and the cells of each combination of the other axes that vary."""
     others = [axis for axis in sweep.axes if axis != along and sweep.done[axis].nunique() > 1]
-    done = sweep.done.assign(latency_ms=sweep.done["latency_p50_us"] / 1e3)
+    measured = sweep.done.assign(latency_ms=sweep.done["latency_p50_us"] / 1e3)
     if not others:
-        yield "", done
+        yield "", measured
         return
-    for key, cells in done.groupby(others, sort=False):
+    for key, cells in measured.groupby(others, sort=False):
         values = zip(others, key, strict=True)
         yield ", ".join(worded(axis, value) for axis, value in values), cells
 
@@ -112,9 +112,9 @@ def _places(sweep: Sweep, along: str, values: "pd.Series[Any]") -> tuple[list[fl
 
 def _draw_front(axes: "Axes", sweep: Sweep) -> None:
     """Draw throughput against latency, and the cells that none beats as a line."""
-    done = sweep.done
+    measured = sweep.done
     front = sweep.pareto
-    axes.scatter(done["latency_p50_us"] / 1e3, done["samples_per_s"], color="#999999", s=28)
+    axes.scatter(measured["latency_p50_us"] / 1e3, measured["samples_per_s"], color="#999999", s=28)
     axes.step(
         front["latency_p50_us"] / 1e3, front["samples_per_s"], where="post", color="#D55E00",
         marker="o", label="none is better",
@@ -129,7 +129,7 @@ def _draw_front(axes: "Axes", sweep: Sweep) -> None:
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("samples/s")
     axes.set_title("Throughput against latency", fontsize=10)
-    axes.set_ylim(0, 1.1 * done["samples_per_s"].max())
+    axes.set_ylim(0, 1.1 * measured["samples_per_s"].max())
     axes.set_xlim(left=0)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)

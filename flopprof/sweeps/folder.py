@@ -24,25 +24,25 @@ class Folder:
 
     path: Path
 
-    def open(self, what: str, options: Mapping[str, Any], *, force: bool) -> None:
+    def open(self, model: str, options: Mapping[str, Any], *, force: bool) -> None:
         """Make the folder, or go on with the sweep in it.
 
         Args:
-            what: The model that is swept.
+            model: The model that is swept, as text.
             options: The options that all cells share.
             force: Throw away what is in it.
 
         Raises:
             UsageError: It holds the sweep of something else, or something that is no sweep.
         """
-        asked = {"what": what, "model": _state_of(what), "options": dict(options)}
-        asked["flopprof"] = __version__
+        request = {"what": model, "model": _state_of(model), "options": dict(options)}
+        request["flopprof"] = __version__
         if force and self._is_sweep():
             shutil.rmtree(self.path)
         with explain_os_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         if self._is_sweep():
-            self._check_same(asked)
+            self._check_same(request)
             return
         if any(self.path.iterdir()):
             fact = f"{safe_text(self.path)} is there already, and holds no sweep"
@@ -50,20 +50,20 @@ class Folder:
         with explain_os_errors(self.path):
             (self.path / CELLS).mkdir()
             (self.path / RUNS).mkdir()
-            write_atomically(self.path / ASKED, json.dumps(asked, indent=1))
+            write_atomically(self.path / ASKED, json.dumps(request, indent=1))
 
     def _is_sweep(self) -> bool:
         return (self.path / ASKED).is_file()
 
-    def _check_same(self, asked: dict[str, Any]) -> None:
-        before = _read(self.path / ASKED)
-        now = json.loads(json.dumps(asked))
-        differing = [name for name in now if before.get(name) != now[name]]
+    def _check_same(self, request: dict[str, Any]) -> None:
+        saved = _read(self.path / ASKED)
+        now = json.loads(json.dumps(request))
+        differing = [name for name in now if saved.get(name) != now[name]]
         if not differing:
             return
         name = differing[0]
-        was = safe_text(before.get(name))
-        fact = f"{safe_text(self.path)} holds a sweep of another {name}: {was}"
+        saved_value = safe_text(saved.get(name))
+        fact = f"{safe_text(self.path)} holds a sweep of another {name}: {saved_value}"
         raise UsageError(fact, remedy="give another folder with -o, or --force to begin anew")
 
     def row(self, cell: Cell) -> dict[str, Any] | None:
@@ -85,13 +85,13 @@ class Folder:
 
     def rows(self, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         """Return the rows of those cells that are done, with the values that they vary in."""
-        done = ((cell, self.row(cell)) for cell in cells)
-        return [dict(cell.values) | row for cell, row in done if row is not None]
+        measured = ((cell, self.row(cell)) for cell in cells)
+        return [dict(cell.values) | row for cell, row in measured if row is not None]
 
 
-def _state_of(what: str) -> dict[str, Any] | None:
+def _state_of(model: str) -> dict[str, Any] | None:
     """Return what tells that a model's file was changed since; None for code of a library."""
-    path = Path(what.rpartition(":")[0] if ".py:" in what else what)
+    path = Path(model.rpartition(":")[0] if ".py:" in model else model)
     if not path.is_file():
         return None
     facts = path.stat()

@@ -101,7 +101,7 @@ def _kept(output: str | Path | None) -> Iterator[Path]:
 
 def _measure(
     folder: Folder,
-    what: str,
+    model: str,
     options: Mapping[str, Any],
     cells: Sequence[Cell],
     memory_bytes: int,
@@ -118,25 +118,25 @@ def _measure(
             left = f"; about {duration(left_us)} left"
         progress(f"cell {number} of {len(cells)}: {cell.label}{left}")
         begun = time.monotonic()
-        asked = {
-            "what": what,
+        task = {
+            "what": model,
             "options": {**options, **cell.options},
             "folder": str(folder.run_folder(cell)),
         }
-        folder.keep(cell, _row_of_process(asked, memory_bytes, time_s))
+        folder.keep(cell, _row_of_process(task, memory_bytes, time_s))
         took_s.append(time.monotonic() - begun)
 
 
-def _row_of_process(asked: dict[str, Any], memory_bytes: int, time_s: float) -> dict[str, Any]:
+def _row_of_process(task: dict[str, Any], memory_bytes: int, time_s: float) -> dict[str, Any]:
     """Run one cell in its process and return its row, or why it has none."""
     with tempfile.TemporaryDirectory(prefix="flopprof-cell-") as scratch:
-        asked_file = Path(scratch, "asked.json")
+        task_file = Path(scratch, "asked.json")
         answer_file = Path(scratch, "answer.json")
         talk = Path(scratch, "talk.txt")
-        asked_file.write_text(json.dumps(asked), encoding="utf-8")
+        task_file.write_text(json.dumps(task), encoding="utf-8")
         with talk.open("wb") as stderr:
             outcome = supervised(
-                _command(asked_file, answer_file),
+                _command(task_file, answer_file),
                 memory_bytes=memory_bytes,
                 time_s=time_s,
                 scratch=scratch,
@@ -148,14 +148,14 @@ def _row_of_process(asked: dict[str, Any], memory_bytes: int, time_s: float) -> 
         return _no_answer(outcome, memory_bytes, time_s, talk)
 
 
-def _command(asked: Path, answer: Path) -> list[str]:
+def _command(task_file: Path, answer_file: Path) -> list[str]:
     package = str(Path(__file__).resolve().parents[2])
     code = (
         f"import os, sys; sys.path.insert(0, {package!r}); "
         "os.environ.setdefault('KINETO_LOG_LEVEL', '99'); "  # as in __main__, for which this stands
         "from flopprof.sweeps.cell import main; sys.exit(main(*sys.argv[1:]))"
     )
-    return [sys.executable, "-P", "-c", code, str(asked), str(answer)]
+    return [sys.executable, "-P", "-c", code, str(task_file), str(answer_file)]
 
 
 def _no_answer(
@@ -170,8 +170,8 @@ def _no_answer(
     code = outcome.get("exit_code")
     if code in _KILLED:
         return {"status": OUT_OF_MEMORY, "reason": "the system killed it, mostly for its memory"}
-    said = talk.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    last = f": {safe_text(said[-1])}" if said else ""
+    last_words = talk.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    last = f": {safe_text(last_words[-1])}" if last_words else ""
     return {"status": FAILED, "reason": f"its process ended with exit code {code}{last}"}
 
 

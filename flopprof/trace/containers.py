@@ -184,7 +184,7 @@ def _layer(path: Path, member: str, last: int, opened: ExitStack) -> Readable:
     return source
 
 
-def _first_file_at(head: bytes, wanted: str) -> int | None:
+def _first_file_at(head: bytes, member_name: str) -> int | None:
     """Return where in a zip archive that begins with `head` its first file is; None if unusable.
 
     That is a deflated and unencrypted one, called as `wanted` if that is given.
@@ -196,7 +196,7 @@ def _first_file_at(head: bytes, wanted: str) -> int | None:
     name = head[30 : 30 + name_bytes].decode("utf-8", "replace")
     offset = 30 + name_bytes + extra_bytes
     is_usable = method == 8 and not flags & 1 and offset < len(head) and _is_trace_name(name)
-    return offset if is_usable and wanted in ("", name) else None
+    return offset if is_usable and member_name in ("", name) else None
 
 
 def _is_archive(path: Path) -> bool:
@@ -271,11 +271,11 @@ def _zstandard(path: Path) -> Callable[[], Any]:
     )
 
 
-def _from_zip(path: Path, wanted: str, opened: ExitStack) -> Readable:
+def _from_zip(path: Path, member_name: str, opened: ExitStack) -> Readable:
     try:
         archive = opened.enter_context(ZipFile(path))
         members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        info = members[_chosen(path, list(members), wanted)]
+        info = members[_chosen(path, list(members), member_name)]
         if info.flag_bits & 1:
             raise LoadError(
                 f"{file_text(path)} is encrypted", remedy="unpack it, name the trace inside"
@@ -312,13 +312,13 @@ def _is_trace_name(name: str) -> bool:
     return not hidden and base.lower().endswith(_TRACE_SUFFIXES)
 
 
-def _chosen(path: Path, names: list[str], wanted: str) -> str:
+def _chosen(path: Path, names: list[str], member: str) -> str:
     """Return the member to read: the one asked for, the only trace, or the only file."""
-    if wanted:
-        if wanted in names:
-            return wanted
+    if member:
+        if member in names:
+            return member
         raise UsageError(
-            f"{file_text(path)} holds no {file_text(wanted)}",
+            f"{file_text(path)} holds no {file_text(member)}",
             remedy=f"it holds: {_listed(names) or 'nothing'}",
         )
     traces = [name for name in names if _is_trace_name(name)] or names

@@ -33,16 +33,16 @@ def link_kernels(tree: Tree, nodes: np.ndarray) -> np.ndarray:
         nodes: Each launch's node, by `launch_nodes`.
     """
     events = tree.events
-    wanted = np.frombuffer(events.kernels[0], "q")
+    correlations = np.frombuffer(events.kernels[0], "q")
     ids = np.frombuffer(events.launches[0], "q")
-    if not len(wanted):
+    if not len(correlations):
         return np.zeros(0, dtype=np.int64)
-    links = np.full(len(wanted), -1)
-    launched = np.zeros(len(wanted), dtype=bool)
+    links = np.full(len(correlations), -1)
+    launched = np.zeros(len(correlations), dtype=bool)
     if len(ids):
         order = np.lexsort((nodes >= 0, ids))  # where an id is there twice: the last one in a node
-        at = order[np.searchsorted(ids[order], wanted, side="right") - 1]
-        launched = (ids[at] == wanted) & (wanted != -1)
+        at = order[np.searchsorted(ids[order], correlations, side="right") - 1]
+        launched = (ids[at] == correlations) & (correlations != -1)
         links = np.where(launched, nodes[at], -1)
     by_external = _by_external_id(tree, nodes)
     confirmed = (links == by_external)[(links >= 0) & (by_external >= 0)]
@@ -122,43 +122,51 @@ def _by_external_id(tree: Tree, launch_nodes: np.ndarray) -> np.ndarray:
     An id of several nodes tells nothing, nor does one of what begins after the kernel.
     """
     events = tree.events
-    wanted = np.frombuffer(events.kernels[8], "q")
+    external_ids = np.frombuffer(events.kernels[8], "q")
     begins = np.frombuffer(events.kernels[6], "d")
     _, _, times, ids, *_ = (np.frombuffer(c, c.typecode) for c in events.launches)
     hosts = tree.external
     is_op = np.frombuffer(tree.role, "b") != RANGE
     nodes = np.flatnonzero(is_op & (hosts > 0))
     starts = np.frombuffer(tree.start, "d")
-    by_op = _unique_match(wanted, hosts[nodes], nodes, starts[nodes], begins)
+    by_op = _unique_match(external_ids, hosts[nodes], nodes, starts[nodes], begins)
     useful = np.flatnonzero((launch_nodes >= 0) & (ids > 0))
-    by_launch = _last_match(wanted, ids[useful], launch_nodes[useful], times[useful], begins)
+    by_launch = _last_match(external_ids, ids[useful], launch_nodes[useful], times[useful], begins)
     return np.where(by_launch >= 0, by_launch, by_op)
 
 
 def _unique_match(
-    wanted: np.ndarray, ids: np.ndarray, nodes: np.ndarray, starts: np.ndarray, begins: np.ndarray
+    kernel_ids: np.ndarray,
+    ids: np.ndarray,
+    nodes: np.ndarray,
+    starts: np.ndarray,
+    begins: np.ndarray,
 ) -> np.ndarray:
     distinct, first, counts = np.unique(ids, return_index=True, return_counts=True)
     if not len(distinct):
-        return np.full(len(wanted), -1)
-    at = np.minimum(np.searchsorted(distinct, wanted), len(distinct) - 1)
-    match = (distinct[at] == wanted) & (counts[at] == 1) & (starts[first[at]] <= begins)
+        return np.full(len(kernel_ids), -1)
+    at = np.minimum(np.searchsorted(distinct, kernel_ids), len(distinct) - 1)
+    match = (distinct[at] == kernel_ids) & (counts[at] == 1) & (starts[first[at]] <= begins)
     return np.where(match, nodes[first[at]], -1)
 
 
 def _last_match(
-    wanted: np.ndarray, ids: np.ndarray, nodes: np.ndarray, starts: np.ndarray, begins: np.ndarray
+    kernel_ids: np.ndarray,
+    ids: np.ndarray,
+    nodes: np.ndarray,
+    starts: np.ndarray,
+    begins: np.ndarray,
 ) -> np.ndarray:
     """Return the node of the launches with that id, if all are in one and before the kernel."""
     order = np.lexsort((starts, ids))
     if not len(order):
-        return np.full(len(wanted), -1)
+        return np.full(len(kernel_ids), -1)
     ids = ids[order]
-    first = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
-    last = np.searchsorted(ids, wanted, side="right") - 1
+    first = np.minimum(np.searchsorted(ids, kernel_ids), len(ids) - 1)
+    last = np.searchsorted(ids, kernel_ids, side="right") - 1
     changes = np.concatenate(([0], np.cumsum(np.diff(nodes[order]) != 0)))
     alike = changes[first] == changes[last]
-    match = (ids[first] == wanted) & alike & (starts[order][first] <= begins)
+    match = (ids[first] == kernel_ids) & alike & (starts[order][first] <= begins)
     return np.where(match, nodes[order][first], -1)
 
 
@@ -241,7 +249,9 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
     ops = np.frombuffer(tree.kernel_ops, "q")
     messages = [read_message(message) for message in events.messages]
     is_collective = kinds == KERNEL_KINDS.index("communication")
-    told = message_columns(messages, sent, names, list(events.kernel_names), is_collective)
+    collective_columns = message_columns(
+        messages, sent, names, list(events.kernel_names), is_collective
+    )
     frame = KERNELS.frame(
         {
             "kernel_id": np.arange(len(starts)),
@@ -257,7 +267,7 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
             "duration_us": lengths,
             "grid": _axis_texts(events, sizes, 0),
             "block": _axis_texts(events, sizes, 1),
-            **told,
+            **collective_columns,
         }
     )
     compute = frame[frame["kind"] == "compute"]

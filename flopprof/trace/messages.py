@@ -117,8 +117,8 @@ def message_columns(
         return {}
     by_number = [*messages, Message()]  # the last is for -1
     kinds = np.array([message.kind for message in by_number], dtype=object)[sent]
-    told = np.array([collective_kind(text) for text in texts], dtype=object)[names]
-    kinds = np.where(kinds == "", told, kinds)
+    kinds_by_name = np.array([collective_kind(text) for text in texts], dtype=object)[names]
+    kinds = np.where(kinds == "", kinds_by_name, kinds)
     groups = np.array([message.group for message in by_number], dtype=object)[sent]
     sizes = np.array([message.bytes for message in by_number])[sent]
     ranks = np.array([message.group_size for message in by_number])[sent]

@@ -133,9 +133,9 @@ def read_job(
 
 def _rank_in_name(file: str | Path, taken: Sequence[int]) -> int:
     """Return the rank that a file is named after, else the next one that is free."""
-    told = _RANK.search(base_name(file))
-    if told is not None and int(told[1]) not in taken:
-        return int(told[1])
+    match = _RANK.search(base_name(file))
+    if match is not None and int(match[1]) not in taken:
+        return int(match[1])
     return max(taken) + 1
 
 
@@ -257,9 +257,10 @@ def together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     firsts = np.cumsum([0, *(len(trace.ops) for trace in traces)])
     pairs = list(zip(firsts.tolist(), traces, strict=False))
     ops = pd.concat([_shifted(t.ops, n, "op_id", "parent_op_id") for n, t in pairs])
-    told = {name for trace in traces for name in trace.kernels.columns}
+    column_names = {name for trace in traces for name in trace.kernels.columns}
     kernels = pd.concat(
-        [_shifted(_with_columns(t.kernels, told), n, "op_id") for n, t in pairs], ignore_index=True
+        [_shifted(_with_columns(t.kernels, column_names), n, "op_id") for n, t in pairs],
+        ignore_index=True,
     )
     kernels["kernel_id"] = np.arange(len(kernels))
     gaps = pd.concat([trace.gaps for trace in traces], ignore_index=True)

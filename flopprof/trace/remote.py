@@ -82,8 +82,8 @@ def local_copy(name: str | Path) -> Iterator[Path]:
         try:
             yield copy
         except FlopprofError as error:  # it is of the file at the address
-            told = error.problem.replace(file_text(copy), file_text(str(name)))
-            raise type(error)(told, remedy=error.remedy) from error
+            problem = error.problem.replace(file_text(copy), file_text(str(name)))
+            raise type(error)(problem, remedy=error.remedy) from error
 
 
 def _remote_matches(pattern: str) -> list[str | Path]:
@@ -122,8 +122,8 @@ def _file_system(name: str) -> tuple[Any, str]:
 
 
 def _cannot_be_read(name: str, error: Exception) -> LoadError:
-    told = safe_text(error) or type(error).__name__
+    message = safe_text(error) or type(error).__name__
     return LoadError(
-        f"{file_text(name)} cannot be read: {type(error).__name__}: {told}",
+        f"{file_text(name)} cannot be read: {type(error).__name__}: {message}",
         remedy="check the address and your credentials for it",
     )

@@ -195,8 +195,8 @@ def _copied(
     Those are the counted ops around the launches, with all below them; they took no time on the
     host, and start with the replay.
     """
-    wanted = np.unique(owner[launcher])
-    whole = ops["counted"].to_numpy()[owner] & np.isin(owner, wanted)
+    launching_ops = np.unique(owner[launcher])
+    whole = ops["counted"].to_numpy()[owner] & np.isin(owner, launching_ops)
     kept = np.flatnonzero(whole | np.isin(np.arange(len(ops)), launcher))
     number = np.full(len(ops) + 1, -1)
     number[kept] = first + np.arange(len(kept))

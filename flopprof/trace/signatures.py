@@ -119,9 +119,9 @@ class Signatures:
         same = (None if formula is None else formula.function, *key)
         signature = _EVALUATED.get(same)
         if signature is None:
-            told = len(self.warnings)
+            warnings_before = len(self.warnings)
             signature = _evaluate(name, formula, *call, self.warnings)
-            if told == len(self.warnings) and len(key[1]) <= _LONGEST_KEY:
+            if warnings_before == len(self.warnings) and len(key[1]) <= _LONGEST_KEY:
                 if len(_EVALUATED) >= _REMEMBERED:
                     _EVALUATED.clear()
                 _EVALUATED[same] = signature

@@ -79,9 +79,9 @@ class _Stream:
     def events(self) -> Iterator[Sequence[Any]]:
         """Yield lists of events."""
         buffer = self._skip_to_events()
-        wanted = CHUNK_BYTES
+        block_bytes = CHUNK_BYTES
         while True:
-            block = self._source.read(wanted)
+            block = self._source.read(block_bytes)
             buffer += block
             if not block:
                 yield from self._last(buffer)
@@ -101,13 +101,13 @@ class _Stream:
             if used:
                 self._used += used
                 buffer = buffer[used:]
-                wanted = CHUNK_BYTES
+                block_bytes = CHUNK_BYTES
                 yield events
             elif len(buffer) > LARGEST_BYTES:
                 self._damage.lose(self._used)
                 buffer = self._skip_to_boundary(buffer)
             else:
-                wanted = len(buffer)  # twice as much the next time: linear in all
+                block_bytes = len(buffer)  # twice as much the next time: linear in all
 
     def _skip_to_events(self) -> bytes:
         """Read up to the first event and return what was read behind it."""
@@ -148,25 +148,25 @@ class _Stream:
             if boundary := BOUNDARY.search(buffer):
                 self._used += boundary.end()
                 return buffer[boundary.end() :]
-            kept = buffer[-_START_BYTES:]
-            self._used += len(buffer) - len(kept)
+            tail = buffer[-_START_BYTES:]
+            self._used += len(buffer) - len(tail)
             block = self._source.read(CHUNK_BYTES)
             if not block:
                 fault = f"holds no whole event within {LARGEST_BYTES >> 20} MiB"
                 if not self._damage.read:
                     raise self._fault(fault)
                 return b""
-            buffer = kept + block
+            buffer = tail + block
 
     def _last(self, buffer: bytes) -> Iterator[Sequence[Any]]:
         """Yield the last events, and put what follows them into the header."""
         for text in (b'{"traceEvents":[' + buffer, b'{"traceEvents":[' + buffer + b"}"):
             try:
-                rest = orjson.loads(text)
+                other_keys = orjson.loads(text)
             except orjson.JSONDecodeError:
                 continue
-            events: list[Any] = rest.pop("traceEvents")
-            self._header.update(rest)
+            events: list[Any] = other_keys.pop("traceEvents")
+            self._header.update(other_keys)
             self._damage.follow(events)
             yield events
             return
@@ -198,11 +198,11 @@ class _Stream:
         whole = b'{"traceEvents":[' + text
         for attempt in (whole, whole + b"}", mend(whole), mend(whole) + b"}"):
             try:
-                rest = orjson.loads(attempt)
+                other_keys = orjson.loads(attempt)
             except (orjson.JSONDecodeError, ValueError):
                 continue
-            rest.pop("traceEvents")
-            self._header.update(rest)
+            other_keys.pop("traceEvents")
+            self._header.update(other_keys)
             return
         self._damage.faults.append("has no JSON behind its traceEvents: that is left out")
 

@@ -101,7 +101,7 @@ class Window:
         steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
         begin_us = -math.inf if self.from_s is None else self.from_s * 1e6
         end_us = math.inf if self.to_s is None else self.to_s * 1e6
-        steps = self._wanted(file, steps)
+        steps = self._chosen_steps(file, steps)
         if self.skip_steps or self.steps is not None:
             begin_us = max(begin_us, steps[0][1])
         if self.steps is not None:
@@ -117,7 +117,7 @@ class Window:
         part.info["steps"] = inside
         return part
 
-    def _wanted(self, file: Path, steps: list[ProfilerStep]) -> list[ProfilerStep]:
+    def _chosen_steps(self, file: Path, steps: list[ProfilerStep]) -> list[ProfilerStep]:
         """Return the steps that are not left out by number; they are in order of time."""
         if len(steps) <= self.skip_steps and self.skip_steps:
             raise UsageError(
@@ -125,17 +125,17 @@ class Window:
                 f"{self.skip_steps} leaves none",
                 remedy="give a smaller --skip-steps",
             )
-        left = steps[self.skip_steps :]
+        remaining = steps[self.skip_steps :]
         if self.steps is None:
-            return left
+            return remaining
         first, end = self.numbers
-        wanted = [step for step in left if first <= _number(step) < end]
-        if not wanted:
+        chosen = [step for step in remaining if first <= _number(step) < end]
+        if not chosen:
             raise UsageError(
                 f"{file_text(file)} holds no profiler step of --steps {safe_text(self.steps, 40)}",
-                remedy=_numbers_there(left),
+                remedy=_numbers_there(remaining),
             )
-        return wanted
+        return chosen
 
 
 def _number(step: ProfilerStep) -> float:

@@ -59,7 +59,7 @@ def read_all(
     """
     if workers.dask is not None:
         with _on_cluster(task, files, workers.dask) as futures:
-            yield from _told(futures, files, progress)
+            yield from _with_progress(futures, files, progress)
     elif workers.processes > 1 and len(files) > 1:
         yield from _in_processes(task, files, workers.processes, progress)
     else:
@@ -133,7 +133,7 @@ def _on_cluster(
         yield [future.result for future in futures]
 
 
-def _told(
+def _with_progress(
     waits: Iterable[Callable[[], Outcome]], files: Sequence[str | Path], progress: Progress
 ) -> Iterator[Outcome]:
     for number, (wait, file) in enumerate(zip(waits, files, strict=True), start=1):

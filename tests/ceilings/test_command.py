@@ -35,12 +35,32 @@ def test_a_gpu_by_name_prints_its_datasheet_and_needs_no_torch():
     assert rows[-1].split()[:4] == ["HBM", "memory", "2.04", "TB/s"]
 
 
+def test_an_unknown_dtype_is_a_usage_error_that_lists_the_known(capsys):
+    assert main(["ceilings", "--gpu", "A100 SXM4 80GB", "--dtypes", "fp12"]) == 2
+    assert "bfloat16" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
-    "arguments", [["--gpu", "GeForce 9999"], ["--gpu", "A100 SXM4 80GB", "--dtypes", "fp12"]]
+    ("name", "near"),
+    [("H100 SXM8", "H100 SXM5 80GB"), ("geforce rtx 4091", "RTX 4090"), ("Z9000", None)],
 )
-def test_an_unknown_gpu_or_dtype_is_a_usage_error_that_lists_the_known(capsys, arguments):
-    assert main(["ceilings", *arguments]) == 2
-    assert "A100 SXM4 80GB" in (said := capsys.readouterr().err) or "bfloat16" in said
+def test_an_unknown_gpu_is_a_usage_error_that_names_the_nearest(capsys, name, near):
+    code = main(["ceilings", "--gpu", name])
+
+    printed = capsys.readouterr().err
+    assert code == 2
+    assert "flopprof ceilings --gpu list" in printed
+    assert len(printed) < 300  # a few names, not all seventy
+    assert (near in printed) if near else ("nearest" not in printed)
+
+
+def test_all_gpus_are_listed(capsys):
+    assert main(["ceilings", "--gpu", "list"]) == 0
+    names = capsys.readouterr().out.splitlines()
+    assert main(["ceilings", "--gpu", "list", "--json"]) == 0
+
+    assert {"A100 SXM4 80GB", "H100 SXM5 80GB", "MI300X", "P100 PCIe 16GB"} <= set(names)
+    assert json.loads(capsys.readouterr().out)["gpus"] == names
 
 
 def test_a_written_file_is_read_and_only_a_ceilings_file_is_replaced(tmp_path, capsys):

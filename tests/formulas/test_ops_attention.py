@@ -1,6 +1,7 @@
 """Formulas of attention: every kernel's name, packed sequences, fused layers, backward."""
 
 import gzip
+import inspect
 import json
 from itertools import product
 from typing import Any
@@ -14,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812  # its usual name
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import flop_registry
 
-from flopprof.formulas import ModuleCall, Work
+from flopprof.formulas import OP_FORMULAS, ModuleCall, Work
 from flopprof.formulas.modules import find_module_formula
 from flopprof.formulas.ops._shapes import PLACES
 from tests.formulas._calls import formula, is_op, ones, outermost, places, torch_counts, total
@@ -82,7 +83,7 @@ def test_arguments_are_where_the_schemas_have_them():
         "longest": "max_q|max_seqlen_q",
     }
     compared = set()
-    for row in PLACES["attention"]:
+    for row in (*PLACES["attention"], *PLACES["attention_backward"]):
         for op in row["ops"].split():
             if "::" in op or op[0].isupper():
                 continue  # another package's
@@ -353,3 +354,12 @@ def test_the_formula_agrees_with_loops_over_scores_and_widths(batch, heads, rows
 
     assert work is not None
     assert (work.matmul_flops, work.vector_flops) == (2 * multiply_adds, 6 * len(scores))
+
+
+@pytest.mark.parametrize("op", ["aten::_flash_attention_backward", "flash_attn_3::bwd"])
+def test_a_backward_explains_its_own_mathematics(op):
+    forward = inspect.getdoc(OP_FORMULAS.require("aten::_flash_attention_forward").function)
+    backward = inspect.getdoc(OP_FORMULAS.require(op).function)
+
+    assert "2·B·H·Lq·Lk·(E + Ev)" in str(forward)
+    assert "2·B·H·Lq·Lk·(3·E + 2·Ev)" in str(backward)

@@ -137,6 +137,32 @@ def numpy_archive(path):
         np.savez(file, a=np.zeros(3))
 
 
+def npy(shape):
+    """Return a file by numpy.save of an array of this shape."""
+    stream = io.BytesIO()
+    np.save(stream, np.zeros(shape))
+    return stream.getvalue()
+
+
+def npz_of(data):
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("a.npy", data)
+
+    return write
+
+
+def objects_array(path):
+    """Write an array of objects, which numpy would unpickle."""
+    with path.open("wb") as file:
+        np.save(file, np.array([Runs(os.system, touch(path))], dtype=object))
+
+
+def objects_archive(path):
+    objects_array(path)
+    npz_of(path.read_bytes())(path)
+
+
 def tar(path):
     with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("model.pth"))
@@ -183,13 +209,24 @@ CORPUS = {
     "export": (exported, RefusedError, "a program by torch.export"),
     "aotinductor": (zip_with("m/data/aotinductor/model/a.so"), LoadError, "by AOTInductor"),
     "package": (packaged, LoadError, "an archive by torch.package"),
-    "npz": (numpy_archive, LoadError, "of NumPy arrays"),
+    "npz": (numpy_archive, ARCH, "holds 1 tensor (NumPy arrays)"),
     "zip": (zip_with("readme.txt"), LoadError, "a zip archive without a model"),
     "empty_zip": (zip_with(), LoadError, "a zip archive without a model"),
     "numbers": (saved([1, 2, 3]), LoadError, "without weights"),
     "onnx": (put(b"\x08\x07\x12\x07pytorch"), LoadError, "an ONNX model"),
-    "gguf": (put(b"GGUF\x03\x00\x00\x00"), LoadError, "a GGUF file"),
-    "hdf5": (put(b"\x89HDF\r\n\x1a\n\x00"), LoadError, "an HDF5 file"),
+    "gguf": (put(b"GGUF\x03\x00\x00\x00" + bytes(16)), LoadError, "a GGUF file"),
+    "gguf_cut": (put(b"GGUF\x03\x00\x00\x00"), LoadError, DAMAGED),
+    "hdf5": (put(b"\x89HDF\r\n\x1a\n\x00"), LoadError, DAMAGED),
+    "npz_objects": (objects_archive, LoadError, "without weights"),
+    "npy_objects": (objects_array, LoadError, "without weights"),
+    "npy_cut": (put(npy((3, 4))[:-1]), LoadError, DAMAGED),
+    "npy_header": (
+        put(npy((3, 4)).replace(b"'shape'", b"'shape': __import__('os')")), LoadError, DAMAGED
+    ),
+    "npz_cut": (npz_of(npy((3, 4))[:-1]), LoadError, DAMAGED),
+    "array_pickle_cut": (
+        put(pickle.dumps({"w": np.zeros(4)}, 2).replace(b"K\x04", b"K\x05")), LoadError, DAMAGED
+    ),
     "tflite": (put(b"\x1c\x00\x00\x00TFL3"), LoadError, "a TensorFlow Lite model"),
     "lfs": (put(b"version https://git-lfs.github.com/spec/v1\n"), LoadError, "a Git LFS pointer"),
     "html": (put(b"\n<!DOCTYPE html><html>Sign in</html>"), LoadError, "an HTML page"),

@@ -201,3 +201,12 @@ def test_what_changed_is_listed_before_what_may_have():
     sites = text.partition("sites: ")[2].splitlines()
     assert [line.split()[0] for line in sites[1:3]] == ["b", "slow"]
     assert sites[2].endswith("spread unknown")  # one traced call has none
+
+
+def test_one_site_more_is_one_site():
+    one_more = row("aten::mm", "c", 7.0, 1.0)
+
+    text = compared_text(compared(make_run(BEFORE), make_run([*AFTER, one_more])), ("a", "b"), 3)
+
+    # Four sites differ: mm in a, mm in b, add in b, mm in c; three are listed.
+    assert "… and 1 site more: see --json" in text

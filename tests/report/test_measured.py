@@ -81,3 +81,15 @@ def test_modules_have_what_was_measured_inside_them(run):
     assert row["dram_bytes"] == 5130
     assert row["executed_flops"] == 140_588
     assert math.isnan(row["l1_bytes"])
+
+
+def test_names_in_the_markdown_table_are_escaped_once(run, tmp_path):
+    run.save(tmp_path / "run.flopprof")
+    sites = (tmp_path / "run.flopprof" / "sites.csv").read_text()
+    (tmp_path / "run.flopprof" / "sites.csv").write_text(sites.replace("mylib::own", "mylib::_own"))
+
+    report = Run.load(tmp_path / "run.flopprof").report("md")
+
+    table = report.partition("## Executed, by counters")[2].partition("## What was missed")[0]
+    assert "mylib::\\_own" in table
+    assert "mylib::\\\\" not in table

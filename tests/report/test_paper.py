@@ -69,3 +69,14 @@ def test_the_command_draws_it(tmp_path, capsys):
     assert main(["plot", str(SMALL), "--width", "7", "-o", str(path)]) == 2
     assert "--chart-only" in capsys.readouterr().err
     assert main(["plot", str(SMALL), "--chart-only", "-o", str(tmp_path / "p.csv")]) == 2
+
+
+@pytest.mark.parametrize(("command", "name"), [("report", "small.md"), ("plot", "small.csv")])
+def test_what_was_written_is_said_on_stderr(command, name, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    assert main([command, str(SMALL), "-o", name]) == 0
+
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == f"written: {name}\n"

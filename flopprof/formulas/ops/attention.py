@@ -9,6 +9,7 @@ and the row sums of dO·O 2 per output element. Soft caps, biases made of slopes
 gradient are left out.
 """
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 
@@ -21,58 +22,103 @@ op_formula = partial(formula_for, kind="attention")
 
 @formula_with_places("attention", kind="attention")
 def attention(call: OpCall, at: Places) -> Work | None:
-    """Q·Kᵀ and P·V, 2·B·H·Lq·Lk·(E + Ev); per score softmax 5, scale 1, mask 1.
+    """Q·Kᵀ and P·V, 2·B·H·Lq·Lk·(E + Ev); per score softmax 5, scale 1, mask 1, dropout 2.
 
     Bounds where sequences are packed and their lengths are values.
 
-    Key and value follow the query, backward also output and log-sum-exp. "heads length" is
-    [batch, heads, length, width], "length heads" [batch, length, heads, width]. Packed, [tokens,
-    heads, width]: at least each query meets one key, at most each meets the longest sequence's, or
-    all. With keys in pages and no longest length, or in tiles, not determined.
+    Key and value follow the query. "heads length" is [batch, heads, length, width], "length heads"
+    [batch, length, heads, width]. Packed, [tokens, heads, width]: at least each query meets one
+    key, at most each meets the longest sequence's, or all. With keys in pages and no longest
+    length, or in tiles, not determined.
     """
-    query, key, value = (call.shape(at["query"] + offset) for offset in range(3))
+
+    def work(scores: int) -> Work:
+        query, _, value = _operands(call, at)
+        matmul = 2 * scores * (query[-1] + value[-1])
+        vector = scores * (6 + call.count(at["mask"]) + _dropout(call, at))
+        read = {*range(at["query"], at["query"] + 3), at["mask"]}
+        written = prod(query[:-1]) * value[-1]
+        return Work(matmul, vector, _traffic(call, at, read, written))
+
+    return _of_scores(call, at, work)
+
+
+@formula_with_places("attention_backward", kind="attention")
+def attention_backward(call: OpCall, at: Places) -> Work | None:
+    """Q·Kᵀ again, Pᵀ·dO, dO·Vᵀ, dS·K and dSᵀ·Q, 2·B·H·Lq·Lk·(3·E + 2·Ev); per score 6, mask 1.
+
+    The 6: scale, subtract log-sum-exp, exp; subtract the row sum, multiply by P, scale. Dropout 4
+    per score; the row sums of dO·O, 2 per element of the output.
+
+    Bounds as for the forward. Behind the query are key, value, output and log-sum-exp.
+    """
+
+    def work(scores: int) -> Work:
+        query, key, value = _operands(call, at)
+        matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
+        row_sums = 2 * prod(query[:-1]) * value[-1]
+        vector = scores * (6 + call.count(at["mask"]) + 2 * _dropout(call, at)) + row_sums
+        operands = 6 if at["mask"] == at["query"] + 3 else 5  # the mask is among them
+        read = {*range(at["query"] + operands), at["mask"]}
+        written = prod(query) + prod(key) + prod(value)
+        return Work(matmul, vector, _traffic(call, at, read, written))
+
+    return _of_scores(call, at, work)
+
+
+def _operands(call: OpCall, at: Places) -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of query, key and value."""
+    return tuple(call.shape(at["query"] + offset) for offset in range(3))
+
+
+def _dropout(call: OpCall, at: Places) -> int:
+    """Return the FLOPs per score of dropout: compare and multiply, where there is any."""
+    return 2 if (number(call, at["dropout"]) or 0) > 0 else 0
+
+
+def _traffic(call: OpCall, at: Places, read: set[int], written: int) -> int:
+    """Return the bytes of the arguments that are read, and of the elements that are written."""
+    return moved_bytes(call, *read) + written * call.itemsize_of(at["query"])
+
+
+def _of_scores(call: OpCall, at: Places, work: Callable[[int], Work]) -> Work | None:
+    """Return the work of as many scores, pairs of query and key, as the shapes say; None without.
+
+    Args:
+        call: The call.
+        at: Where its arguments are.
+        work: From a number of scores to their work.
+    """
+    query, key, value = _operands(call, at)
     heads_first = at["order"] == "heads length"
     if min(map(len, (query, key, value))) < (2 if heads_first else 3):
         return None
     if not heads_first and max(len(key), len(value)) > 4:
         return None  # keys in tiles
-    masks = call.count(at["mask"])
-    dropped = 2 if (number(call, at["dropout"]) or 0) > 0 else 0
-
-    def work(scores: int) -> Work:
-        outputs = prod(query[:-1]) * value[-1]
-        if "backward" in call.op or call.op.endswith("bwd"):
-            matmul = 2 * scores * (3 * query[-1] + 2 * value[-1])
-            vector = scores * (6 + masks + 2 * dropped) + 2 * outputs
-            operands = 6 if at["mask"] == at["query"] + 3 else 5  # the mask is among them
-            read = {*range(at["query"] + operands), at["mask"]}
-            written = prod(query) + prod(key) + prod(value)
-        else:
-            matmul = 2 * scores * (query[-1] + value[-1])
-            vector = scores * (6 + masks + dropped)
-            read = {*range(at["query"], at["query"] + 3), at["mask"]}
-            written = outputs
-        traffic = moved_bytes(call, *read) + written * call.itemsize_of(at["query"])
-        return Work(matmul, vector, traffic)
-
     if "lengths" in at and (len(query) == 3 or prod(call.shape(at["lengths"])) > 1):
         if heads_first and len(query) != 3:
             return None
-        queries = prod(query[:-2])
-        heads = query[-2]
-        keys = prod(key[:-2])
-        most_queries, most_keys = (call.integer(at["longest"] + side) for side in range(2))
-        if len(key) > len(query) and most_keys is None:
-            return None
-        pairs = queries * (keys if most_keys is None else min(keys, most_keys))
-        if most_queries is not None and len(key) == len(query):
-            pairs = min(pairs, keys * most_queries)
-        return bounded(work(heads * queries), work(heads * pairs))
+        return _of_packed(call, at, work)
     if heads_first:
         return work(_batch(query[:-2], key[:-2], value[:-2]) * query[-2] * key[-2])
     if key[0] != query[0]:
         return None  # keys in pages
     return work(prod(query[:-1]) * key[1])
+
+
+def _of_packed(call: OpCall, at: Places, work: Callable[[int], Work]) -> Work | None:
+    """Return the bounds of the work of sequences whose lengths are values."""
+    query, key, _ = _operands(call, at)
+    queries = prod(query[:-2])
+    heads = query[-2]
+    keys = prod(key[:-2])
+    most_queries, most_keys = (call.integer(at["longest"] + side) for side in range(2))
+    if len(key) > len(query) and most_keys is None:
+        return None  # keys in pages
+    pairs = queries * (keys if most_keys is None else min(keys, most_keys))
+    if most_queries is not None and len(key) == len(query):
+        pairs = min(pairs, keys * most_queries)
+    return bounded(work(heads * queries), work(heads * pairs))
 
 
 @formula_with_places("paged_attention", kind="attention")

@@ -10,12 +10,12 @@ from flopprof.formulas.ops import _elements as el
 op_formula = partial(el.formula_for, kind="other")
 
 
-def _reduced(call: OpCall, flops: int, items: int, reduction_at: int, *read: int) -> Work:
-    """Return `flops`, and one more for each of `items` unless they stay as they are ("none")."""
+def _reduced(call: OpCall, flops: int, losses: int, reduction_at: int, *read: int) -> Work:
+    """Return `flops`, and one more for each of `losses` unless they stay as they are ("none")."""
     reduction = call.integer(reduction_at)
-    written = items if reduction == 0 else 1
-    at_most = flops + items if reduction is None else None
-    reduced = flops + (items if reduction else 0)
+    written = losses if reduction == 0 else 1
+    at_most = flops + losses if reduction is None else None
+    reduced = flops + (losses if reduction else 0)
     return el.vector_work(call, reduced, *read, written=written, at_most=at_most)
 
 
@@ -40,9 +40,9 @@ def elementwise_loss(call: OpCall, flops: int, operands: int, reduction_at: int)
 def multi_margin_loss(call: OpCall) -> Work:
     """`Σ max(0, (margin − x[t]) + x)/C` of N rows: 3n + 2N; + n where p = 2, + n with weights."""
     size = el.elements(call, 0)
-    items = el.elements(call, 1)
+    losses = el.elements(call, 1)
     cost = (4 if el.number(call, 2) == 2 else 3) + call.count(4)
-    return _reduced(call, cost * size + 2 * items, items, 5, 0, 1, 4)
+    return _reduced(call, cost * size + 2 * losses, losses, 5, 0, 1, 4)
 
 
 @op_formula("multilabel_margin_loss multilabel_margin_loss_forward")
@@ -65,10 +65,10 @@ def triplet_margin_loss(call: OpCall) -> Work | None:
     if not el.is_real(call, 2):
         return None
     size = el.elements(call, 0)
-    items = prod(call.shape(0)[:-1])
+    losses = prod(call.shape(0)[:-1])
     swaps = 1 if call.flag(6) else 0
-    flops = (8 + 4 * swaps) * size + (3 + swaps) * items
-    return _reduced(call, flops, items, 7, 0, 1, 2)
+    flops = (8 + 4 * swaps) * size + (3 + swaps) * losses
+    return _reduced(call, flops, losses, 7, 0, 1, 2)
 
 
 @op_formula("cosine_embedding_loss")
@@ -80,8 +80,8 @@ def cosine_embedding_loss(call: OpCall) -> Work | None:
     if not el.is_real(call, 2):
         return None
     size = el.elements(call, 0)
-    items = el.elements(call, 2)
-    return _reduced(call, 6 * size + 9 * items, items, 4, 0, 1, 2)
+    losses = el.elements(call, 2)
+    return _reduced(call, 6 * size + 9 * losses, losses, 4, 0, 1, 2)
 
 
 @op_formula("cosine_similarity")
@@ -94,8 +94,8 @@ def cosine_similarity(call: OpCall) -> Work | None:
     if axis >= 0:
         axis -= max(map(len, call.shapes[:2]))  # counted from the last
     length = max(shape[axis] for shape in call.shapes[:2] if len(shape) >= -axis)
-    items = size // max(length, 1)
-    return el.vector_work(call, 6 * size + 4 * items, 0, 1, written=items)
+    pairs = size // max(length, 1)
+    return el.vector_work(call, 6 * size + 4 * pairs, 0, 1, written=pairs)
 
 
 _MEAN = 1  # PyTorch's number for this reduction; "none" is 0, "sum" 2
@@ -114,10 +114,10 @@ def nll_loss(call: OpCall) -> Work:
 
     A weighted mean divides by the sum of the weights: N more.
     """
-    items = el.elements(call, 1)
-    flops = items * _per_target(call)
-    work = _reduced(call, flops, items, 3, 1, 2)
-    one_score_each = items * call.itemsize_of(0)
+    targets = el.elements(call, 1)
+    flops = targets * _per_target(call)
+    work = _reduced(call, flops, targets, 3, 1, 2)
+    one_score_each = targets * call.itemsize_of(0)
     return replace(work, min_bytes=work.min_bytes + one_score_each)
 
 
@@ -141,16 +141,16 @@ def cross_entropy_loss(call: OpCall) -> Work:
     weights = call.count(2)
     if call.shape(0) == call.shape(1):
         classes_at = min(1, len(call.shape(0)) - 1)
-        items = prod(call.shape(0)[:classes_at] + call.shape(0)[classes_at + 1 :])
-        flops = (7 + weights) * size + items
+        targets = prod(call.shape(0)[:classes_at] + call.shape(0)[classes_at + 1 :])
+        flops = (7 + weights) * size + targets
         flops += 2 * size if smooth else 0
     else:
-        items = el.elements(call, 1)
-        flops = 5 * size + _per_target(call) * items
+        targets = el.elements(call, 1)
+        flops = 5 * size + _per_target(call) * targets
         if smooth:
-            blend = items + 3 if call.integer(3) else 3 * items
-            flops += (1 + weights) * size + items + blend
-    return _reduced(call, flops, items, 3, 0, 1, 2)
+            blend = targets + 3 if call.integer(3) else 3 * targets
+            flops += (1 + weights) * size + targets + blend
+    return _reduced(call, flops, targets, 3, 0, 1, 2)
 
 
 _LABEL_TYPES = ("int64", "int32", "uint8")

@@ -33,7 +33,7 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     }
     frames: dict[str, pd.DataFrame] = {}
     for part in ("points", "merged", "table", "run", "roofs"):
-        parts = [getattr(data, part).assign(series=series) for series, data in charts.items()]
+        parts = [getattr(chart, part).assign(series=series) for series, chart in charts.items()]
         frames[part] = pd.concat(parts, ignore_index=True)
     points = frames["points"]
     points["head"] = ~points.duplicated("key", keep="last")  # where the arrows end
@@ -51,7 +51,7 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     times = then.join(map(duration, frames["run"]["time_us"]))
     rates = then.join(map(_rate, frames["run"]["achieved_flops_per_s"]))
     finding = f"{then.join(names.values())}: {times}, {rates}"
-    covered = min(data.coverage_frac for data in charts.values())
+    covered = min(chart.coverage_frac for chart in charts.values())
     measured = next(iter(charts.values())).measured  # of several runs none
     return ChartData(
         **frames, finding=finding, coverage_frac=covered, names=names, measured=measured

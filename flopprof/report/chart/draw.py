@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flopprof.formulas import KINDS
-from flopprof.judge.levels import MAIN_LEVELS
 from flopprof.judge.roofs import is_above, why_above
 from flopprof.report.chart.data import KNOWN_BY
 from flopprof.report.chart.layout import LETTER, TEXT, spread
@@ -43,7 +42,7 @@ Item = tuple[Look, str]  # of the legend
 
 
 def draw(
-    data: "ChartData",
+    chart: "ChartData",
     texts: tuple[list[str], list[str]],
     *,
     title: str | None,
@@ -54,18 +53,18 @@ def draw(
 
     `texts` are the lines below the title, and those of the caption.
     """
-    sheet = Sheet(data, size, dark)
-    y = sheet.write(MARGIN + 5, title or data.finding, 14.0, weight="bold")
+    sheet = Sheet(chart, size, dark)
+    y = sheet.write(MARGIN + 5, title or chart.finding, 14.0, weight="bold")
     for text in texts[0]:
         y = sheet.write(y, text, TEXT + 1, color=sheet.muted)
     y = draw_panel(sheet, y + 28)
     y = _draw_legend(sheet, y + 48)
     heading = "Where the time goes: width is share of time, height is % of its own roof"
     sheet.text(MARGIN, y + 10, f"{heading} (white: no known roof, hatched: no rate)", weight="bold")
-    for series, rows in data.table.groupby("series"):
-        y = _draw_strip(sheet, y + 10, [*rows.itertuples()], data.names.get(str(series), ""))
+    for series, rows in chart.table.groupby("series"):
+        y = _draw_strip(sheet, y + 10, [*rows.itertuples()], chart.names.get(str(series), ""))
     y = _draw_table(sheet, y + 12)
-    for text in (*_doubts(data), *texts[1]):
+    for text in (*_doubts(chart), *texts[1]):
         y = sheet.write(y, text, SMALL, color=sheet.muted)
     sheet.figure.set_size_inches(sheet.width / 72, (y + MARGIN - 6) / 72)
     sheet.axes.set_ylim(y + MARGIN - 6, 0)
@@ -89,8 +88,8 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
 
 def _legend(sheet: Sheet) -> dict[str, list[Item]]:
     """Return the legend's columns by their headings."""
-    data = sheet.data
-    points = data.points
+    chart = sheet.data
+    points = chart.points
     heads = [*points[(points["label"] != "") & points["head"]].itertuples()]
     heads.sort(key=lambda row: int(row.label))
     plural = "" if len(points) == 1 else "s"
@@ -99,10 +98,10 @@ def _legend(sheet: Sheet) -> dict[str, list[Item]]:
             (sheet.look(row, _LEGEND_AREA), f"{row.label} {row.name}") for row in heads
         ]
     }
-    if data.names:
+    if chart.names:
         columns["Run"] = [
             (Look("o", _LEGEND_AREA, colour), f"{letter} {name}")
-            for (letter, name), colour in zip(data.names.items(), SERIES, strict=False)
+            for (letter, name), colour in zip(chart.names.items(), SERIES, strict=False)
         ]
     else:
         kinds = [kind for kind in KINDS if kind in {*points["kind"]}]
@@ -113,7 +112,7 @@ def _legend(sheet: Sheet) -> dict[str, list[Item]]:
     ]
     columns["FLOPs known by"] += [
         (Look(LEVEL_SHAPES[level], LEVEL_AREA, sheet.muted), f"at measured {level} bytes")
-        for level in dict.fromkeys(data.measured["level"])
+        for level in dict.fromkeys(chart.measured["level"])
     ]
     columns["Area: share of time"] = [*_legend_of_areas(sheet)]
     return columns
@@ -176,7 +175,7 @@ def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
         "Name": rows["name"],
         "Kind": rows["kind"].where(single, ""),
         "dtype": rows["dtype"].where(single, ""),
-        "Bound": _bounds(rows).where(single, ""),
+        "Bound": rows["bound"].where(single, ""),
         "FLOPs known by": rows["known_by"].map(KNOWN_BY.__getitem__).where(single, ""),
         "Calls": rows["calls"].astype(str),
         "Time": rows["time_us"].map(duration),
@@ -187,12 +186,6 @@ def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
         "FLOP/s": rows["achieved_flops_per_s"].where(has_rate).map(partial(si, unit="")),
         "% of roof": rows["efficiency_frac"].map(percent) + above,
     }
-
-
-def _bounds(rows: pd.DataFrame) -> "pd.Series[str]":
-    """Return what limits each row, and which cache where that is no main memory: "memory L2"."""
-    in_cache = (rows["bound"] == "memory") & ~rows["memory_level"].isin(["", *MAIN_LEVELS])
-    return rows["bound"] + (" " + rows["memory_level"]).where(in_cache, "")
 
 
 def _draw_table(sheet: Sheet, y: float) -> float:
@@ -214,9 +207,9 @@ def _draw_table(sheet: Sheet, y: float) -> float:
     return y + 12
 
 
-def _doubts(data: "ChartData") -> list[str]:
+def _doubts(chart: "ChartData") -> list[str]:
     """Return a line for each of the first points above their roof, and how many more there are."""
-    above = data.points[is_above(data.points["efficiency_frac"])]
+    above = chart.points[is_above(chart.points["efficiency_frac"])]
     lines = []
     for row in above.head(_DOUBTS).itertuples():
         why = why_above(row.roof_code)

@@ -27,11 +27,11 @@ _SMALLEST_AREA = 4.0
 _DECADE_ROOM = 4.0  # × beyond the outermost points
 
 
-def draw_paper(data: "ChartData", *, width: float = COLUMN_INCHES) -> "Figure":
+def draw_paper(chart: "ChartData", *, width: float = COLUMN_INCHES) -> "Figure":
     """Return the panel as a figure.
 
     Args:
-        data: What the chart shows.
+        chart: What the chart shows.
         width: In inches.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -44,8 +44,8 @@ def draw_paper(data: "ChartData", *, width: float = COLUMN_INCHES) -> "Figure":
     axes = figure.subplots()
     axes.set_xscale("log")
     axes.set_yscale("log")
-    _draw_points(axes, data, width)
-    _draw_roofs(axes, data)
+    _draw_points(axes, chart, width)
+    _draw_roofs(axes, chart)
     axes.set_xlabel("Arithmetic intensity (FLOP/byte)", fontsize=_POINTS)
     axes.set_ylabel("FLOP/s", fontsize=_POINTS)
     axes.tick_params(labelsize=_POINTS - 1, which="both", width=0.5)
@@ -59,9 +59,9 @@ def draw_paper(data: "ChartData", *, width: float = COLUMN_INCHES) -> "Figure":
     return figure
 
 
-def _draw_points(axes: "Axes", data: "ChartData", width: float) -> None:
+def _draw_points(axes: "Axes", chart: "ChartData", width: float) -> None:
     """Draw the sites, a kind at a time, and the run's star; no numbers, which no table explains."""
-    points = data.points
+    points = chart.points
     whole = width * _AREA_PER_INCH
     for kind, colour in COLOURS.items():
         mine = points[points["kind"] == kind]
@@ -78,8 +78,8 @@ def _draw_points(axes: "Axes", data: "ChartData", width: float) -> None:
             zorder=2,
         )
     axes.scatter(
-        data.run["intensity_flops_per_byte"],
-        data.run["achieved_flops_per_s"],
+        chart.run["intensity_flops_per_byte"],
+        chart.run["achieved_flops_per_s"],
         marker="*",
         s=width * 12,
         color="#111111",
@@ -88,9 +88,9 @@ def _draw_points(axes: "Axes", data: "ChartData", width: float) -> None:
     )
 
 
-def _draw_roofs(axes: "Axes", data: "ChartData") -> None:
+def _draw_roofs(axes: "Axes", chart: "ChartData") -> None:
     """Draw a flat roof for each type and a slope for the memory, as far as the panel goes."""
-    roofs = data.roofs
+    roofs = chart.roofs
     flat = roofs[roofs["unit"] == "FLOP/s"].drop_duplicates("name")
     slopes = roofs[roofs["unit"] == "B/s"].drop_duplicates("name").head(1)
     low, high = axes.get_xlim()

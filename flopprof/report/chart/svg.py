@@ -3,34 +3,41 @@
 import io
 import re
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flopprof.report.chart import Drawn, _settings
-from flopprof.report.chart.data import KNOWN_BY, ChartData
+from flopprof.report.chart import _settings, draw_figure
+from flopprof.report.chart.data import KNOWN_BY, chart_data
 from flopprof.report.chart.sheet import DARK, LIGHT
 from flopprof.units import clean_text, percent, si, three_digits
+
+if TYPE_CHECKING:
+    from flopprof.run import Run
 
 PALETTES = (LIGHT, DARK)
 """Values of the variables --c0, --c1, … in a light and in a dark page."""
 
 
-def chart_svg(chart: Drawn) -> str:
-    """Return a chart, drawn in the light palette, as an `<svg>` element.
+def chart_svg(run: "Run") -> str:
+    """Return the chart of `run` as an `<svg>` element.
 
     Its colours are the CSS variables --c0 … of `PALETTES`, light where a page sets none.
+
+    Raises:
+        UsageError: The run has no times.
     """
     import matplotlib
 
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure = draw_figure(run)
     with _settings():
         matplotlib.rcParams["svg.fonttype"] = "none"  # letters of one width: any such font fits
-        chart.figure.savefig(file, format="svg", metadata=nothing)
+        figure.savefig(file, format="svg", metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for number, colour in enumerate(LIGHT):
         svg = svg.replace(colour, f"var(--c{number}, {colour})")
-    titles = _tooltips(chart.shows)
+    titles = _tooltips(run)
     return re.sub(
         r'<g id="([\w-]+)">',
         lambda match: match[0] + titles.get(match[1], ""),
@@ -38,11 +45,12 @@ def chart_svg(chart: Drawn) -> str:
     )
 
 
-def _tooltips(data: ChartData) -> dict[str, str]:
+def _tooltips(run: "Run") -> dict[str, str]:
     """Return a `<title>` for each mark by its id in the drawing."""
-    points = data.points[data.points["intensity_flops_per_byte"] > 0]
+    chart = chart_data(run)
+    points = chart.points[chart.points["intensity_flops_per_byte"] > 0]
     marks = {f"point-{rank}": row for rank, row in enumerate(points.itertuples(), start=1)}
-    marks |= {row.place: row for row in (*data.merged.itertuples(), *data.run.itertuples())}
+    marks |= {row.place: row for row in (*chart.merged.itertuples(), *chart.run.itertuples())}
     return {name: f"<title>{escape(_tooltip(row))}</title>" for name, row in marks.items()}
 
 
