@@ -8,6 +8,8 @@ from pathlib import Path
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.files import real_path, writing
 from flopprof.provenance import AnyProvenance, TraceProvenance
+from flopprof.report.chart import Drawn, save_figure
+from flopprof.report.html import chart_of, or_why_not, page
 from flopprof.run import Run
 from flopprof.saved import read_provenance
 from flopprof.settings import Progress
@@ -74,21 +76,14 @@ def save_run(
             warnings.warn(f"{folder} {other}: replaced; -o DIR keeps both", stacklevel=1)
         progress("drawing")
         run.write(staging)
-        (staging / PAGE).write_text(run.report("html"), encoding="utf-8")
-        _draw(run, staging / CHART)
+        chart = chart_of(run)
+        (staging / PAGE).write_text(page(run, chart), encoding="utf-8")
+        if isinstance(chart, Drawn):
+            figure = chart.figure
+            or_why_not(lambda: save_figure(figure, staging / CHART))
         (staging / "report.md").write_text(run.report("md"), encoding="utf-8")
         names = sorted(path.name for path in staging.iterdir())
     return Saved(run, folder, tuple(folder / name for name in names))
-
-
-def _draw(run: Run, path: Path) -> None:
-    """Draw the chart; what was measured is not lost for want of a picture."""
-    try:
-        run.plot_roofline(path)
-    except Exception as error:
-        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
-            raise
-        warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
 
 
 def _other_run(folder: Path, now: AnyProvenance) -> str:

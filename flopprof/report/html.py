@@ -4,15 +4,17 @@ import json
 import string
 import warnings
 from base64 import b64encode
+from collections.abc import Callable
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from flopprof.judge.verdicts import GOOD, MEANINGS
 from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
+from flopprof.report.chart import Drawn, draw_chart
 from flopprof.report.chart.svg import PALETTES, chart_svg
 from flopprof.report.jobpage import job_section
 from flopprof.report.misses import heading
@@ -21,10 +23,17 @@ from flopprof.run import Run
 from flopprof.tables import TABLES
 from flopprof.units import UNKNOWN, clean_text, shown
 
+Made = TypeVar("Made")
+
 
 @report_format("html", ".html")
 def html_report(run: Run) -> str:
     """Return summary, chart, sortable tables and provenance as one self-contained page."""
+    return page(run, chart_of(run))
+
+
+def page(run: Run, chart: Drawn | str) -> str:
+    """Return that page, around a chart that is drawn already, or why there is none."""
     light, dark = ("; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES)
     section = job_section(run)
     return string.Template(_part("page.html")).substitute(
@@ -34,7 +43,7 @@ def html_report(run: Run) -> str:
         heading=_escaped(heading(run)),
         missed="No formula" if run.recorded_elsewhere else "Missed by hooks",
         summary=_definitions(summary(run)),
-        chart=_chart(run),
+        chart=_chart(chart),
         job=section,
         job_link='<a href="#job">Job</a>' if section else "",
         provenance=_definitions([*_flat(run.provenance)]),
@@ -53,17 +62,30 @@ def _escaped(text: object) -> str:
     return escape(clean_text(text))
 
 
-def _chart(run: Run) -> str:
-    """Return the chart, or a sentence that says why there is none."""
+def chart_of(run: Run) -> Drawn | str:
+    """Return the chart, or the sentence that says why there is none."""
     if not run.sites["time_us"].gt(0).any():
-        return "<p>No chart: the run has no times.</p>"
+        return "No chart: the run has no times."
+    return or_why_not(lambda: draw_chart(run))
+
+
+def or_why_not(draw: Callable[[], Made]) -> Made | str:
+    """Return what is drawn, or a sentence that says why it cannot be; the disk's faults pass."""
     try:
-        picture = chart_svg(run)
+        return draw()
     except OSError:  # the disk's, not the picture's
         raise
     except Exception as error:  # the tables are not lost for want of a picture
+        if isinstance(error.__cause__, OSError):
+            raise
         warnings.warn(f"no chart was drawn: {error}", stacklevel=1)
-        return f"<p>No chart: it could not be drawn ({_escaped(error)}).</p>"
+        return f"No chart: it could not be drawn ({error})."
+
+
+def _chart(chart: Drawn | str) -> str:
+    picture = chart if isinstance(chart, str) else or_why_not(lambda: chart_svg(chart))
+    if not picture.startswith("<svg"):
+        return f"<p>{_escaped(picture)}</p>"
     hint = "<figcaption>Select the chart to enlarge it.</figcaption>"
     return f'<figure aria-label="Roofline chart">{picture}{hint}</figure>'
 

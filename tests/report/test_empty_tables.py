@@ -95,7 +95,7 @@ def test_a_picture_that_cannot_be_drawn_takes_no_page_along(tmp_path, monkeypatc
     def fail(*_, **__):
         raise TypeError("no <such> letter")
 
-    monkeypatch.setattr("flopprof.report.html.chart_svg", fail)
+    monkeypatch.setattr("flopprof.report.html.draw_chart", fail)
     saved = str(make_run().save(tmp_path / "run.flopprof"))
     page = tmp_path / "page.html"
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flopprof.report.folder import save_run
 from flopprof.report.summary import kernel_sums, module_sums
 from flopprof.run import Run
 from flopprof.tables import KERNELS
@@ -299,3 +300,21 @@ def test_a_real_run_opens_without_a_console_message(tmp_path):
 
     assert found == 9  # sites of the recorded run
     assert console == []
+
+
+def test_a_saved_run_is_laid_out_once_for_its_picture_and_its_page(tmp_path, monkeypatch):
+    sheets = []
+
+    def counting(*args, **options):
+        sheets.append(args)
+        return draw(*args, **options)
+
+    monkeypatch.setattr("flopprof.report.chart.draw", counting)
+
+    saved = save_run(
+        make_run, tmp_path / "net.flopprof", sources=[], force=False, progress=lambda _: None
+    )
+
+    assert len(sheets) == 1
+    assert (saved.folder / "roofline.png").read_bytes()[1:4] == b"PNG"
+    assert "<svg" in (saved.folder / "report.html").read_text("utf-8")

@@ -7,7 +7,7 @@ up, `compare_data` joins that of several runs; `plot_roofline` draws it, `write_
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -38,6 +38,7 @@ _FORMATS: dict[str, dict[str, str | None]] = {  # no dates and versions: equal r
     "svg": {"Date": None, "Creator": "flopprof"},
     "pdf": {"CreationDate": None, "Creator": "flopprof", "Producer": None},
 }
+_DOTS_PER_INCH = 200
 _VERSIONS = ("torch", "flopprof", "date")
 _BYTES = (
     "Bytes are compulsory traffic (each operand read once, each result written once), so intensity "
@@ -145,9 +146,15 @@ def plot_roofline(
             write_points(run, output, **select)
             continue
         figure = figure or draw_figure(run, title=title, size=size, dark=dark, **select)
-        with replacing(output) as unfinished, _settings():
-            figure.savefig(unfinished, format=form, dpi=200, metadata=_FORMATS[form])
+        save_figure(figure, output)
     return paths
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a chart to a file, in the format that its suffix names: .png, .svg or .pdf."""
+    form = path.suffix.lower()[1:]
+    with replacing(path) as unfinished, _settings():
+        figure.savefig(unfinished, format=form, dpi=_DOTS_PER_INCH, metadata=_FORMATS[form])
 
 
 def plot_paper(
@@ -185,15 +192,27 @@ def plot_paper(
     return paths
 
 
-def draw_figure(
+class Drawn(NamedTuple):
+    """A chart: what it shows, and the figure, which any number of files are written of."""
+
+    shows: ChartData
+    figure: "Figure"
+
+
+def draw_figure(run: "Run | Mapping[str, Run]", **options: Any) -> "Figure":
+    """Return the chart of `run` as a matplotlib figure; options as for `plot_roofline`."""
+    return draw_chart(run, **options).figure
+
+
+def draw_chart(
     run: "Run | Mapping[str, Run]",
     *,
     title: str | None = None,
     size: str = "wide",
     dark: bool = False,
     **select: Any,
-) -> "Figure":
-    """Return the chart of `run` as a matplotlib figure; arguments as for `plot_roofline`."""
+) -> Drawn:
+    """Return the chart of `run`, laid out and drawn; arguments as for `plot_roofline`."""
     if size not in SIZES:
         raise UsageError(f"there is no size {size!r}", remedy=f"use {', '.join(SIZES)}")
     chart = _select(run, select)
@@ -210,7 +229,7 @@ def draw_figure(
     if len(chart.measured):
         below.append(_MEASURED)
     with _settings():
-        return draw(chart, (above, below), title=title, size=size, dark=dark)
+        return Drawn(chart, draw(chart, (above, below), title=title, size=size, dark=dark))
 
 
 def _settings() -> AbstractContextManager[None]:

@@ -3,41 +3,34 @@
 import io
 import re
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from flopprof.report.chart import _settings, draw_figure
-from flopprof.report.chart.data import KNOWN_BY, chart_data
+from flopprof.report.chart import Drawn, _settings
+from flopprof.report.chart.data import KNOWN_BY, ChartData
 from flopprof.report.chart.sheet import DARK, LIGHT
 from flopprof.units import clean_text, percent, si, three_digits
-
-if TYPE_CHECKING:
-    from flopprof.run import Run
 
 PALETTES = (LIGHT, DARK)
 """Values of the variables --c0, --c1, … in a light and in a dark page."""
 
 
-def chart_svg(run: "Run") -> str:
-    """Return the chart of `run` as an `<svg>` element.
+def chart_svg(chart: Drawn) -> str:
+    """Return a chart, drawn in the light palette, as an `<svg>` element.
 
     Its colours are the CSS variables --c0 … of `PALETTES`, light where a page sets none.
-
-    Raises:
-        UsageError: The run has no times.
     """
     import matplotlib
 
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure = draw_figure(run)
     with _settings():
         matplotlib.rcParams["svg.fonttype"] = "none"  # letters of one width: any such font fits
-        figure.savefig(file, format="svg", metadata=nothing)
+        chart.figure.savefig(file, format="svg", metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for number, colour in enumerate(LIGHT):
         svg = svg.replace(colour, f"var(--c{number}, {colour})")
-    titles = _tooltips(run)
+    titles = _tooltips(chart.shows)
     return re.sub(
         r'<g id="([\w-]+)">',
         lambda match: match[0] + titles.get(match[1], ""),
@@ -45,9 +38,8 @@ def chart_svg(run: "Run") -> str:
     )
 
 
-def _tooltips(run: "Run") -> dict[str, str]:
+def _tooltips(chart: ChartData) -> dict[str, str]:
     """Return a `<title>` for each mark by its id in the drawing."""
-    chart = chart_data(run)
     points = chart.points[chart.points["intensity_flops_per_byte"] > 0]
     marks = {f"point-{rank}": row for rank, row in enumerate(points.itertuples(), start=1)}
     marks |= {row.place: row for row in (*chart.merged.itertuples(), *chart.run.itertuples())}
