@@ -17,7 +17,7 @@ from flopprof.ceilings.datasheet import boards_called, ceilings_for_gpu, peak_ro
 from flopprof.devices import Device
 from flopprof.errors import FlopprofError, UsageError
 
-L3 = ("L3", "memory")
+FASTER = 1.2  # × the level behind it: a cache that is not so much faster held no array
 
 
 def find_ceilings(
@@ -37,7 +37,7 @@ def find_ceilings(
         device: What `find_device` returns.
         user: The content of the user's ceilings file; its entries go before all others.
         refresh: Measure again.
-        dtypes: What to measure besides the main memory; everything, caches too, unless given.
+        dtypes: What to measure besides memory and caches; every type unless given.
         progress: Called with the name of each measurement as it begins.
     """
     import torch
@@ -53,7 +53,8 @@ def find_ceilings(
         from flopprof.ceilings.measure import keys_to_measure, measure_ceilings
 
         have = user.resolved.keys() | (set() if refresh else cached.resolved.keys())
-        missing = [key for key in keys_to_measure(described, dtypes) if key not in have]
+        keys = keys_to_measure(described, device.caches(), dtypes)
+        missing = [key for key in keys if key not in have]
         measured = measure_ceilings(device, missing, notes=notes, progress=progress)
     valid = tuple(entry for entry in measured if entry.valid)
     doubtful = [entry for entry in measured if not entry.valid]
@@ -85,10 +86,19 @@ def _doubts(user: Ceilings, described: dict[str, Any]) -> list[str]:
 
 
 def _with_telling_levels(entries: list[Ceiling]) -> list[Ceiling]:
-    """Return the entries without an L3 no faster than the memory behind it: it held no array."""
+    """Return the entries without caches no faster than what is behind them: they held no array."""
     levels = Ceilings({}, tuple(entries)).resolved
-    if L3 in levels and MAIN in levels and levels[L3].per_s < 1.2 * levels[MAIN].per_s:
-        return [entry for entry in entries if entry is not levels[L3]]
+    if MAIN not in levels:
+        return entries
+    behind_per_s = levels[MAIN].per_s
+    for name in ("L3", "L2", "L1"):
+        cache = levels.get((name, "memory"))
+        if cache is None or cache.kind == "user":
+            continue
+        if cache.per_s < FASTER * behind_per_s:
+            entries = [entry for entry in entries if entry is not cache]
+        else:
+            behind_per_s = cache.per_s
     return entries
 
 

@@ -37,6 +37,7 @@ class Ceiling:
         clock: The clock it belongs to; "" where unknown.
         valid: False for a measurement taken while the machine was busy.
         measurement: What was run and how it spread; empty unless measured.
+        holds_bytes: Of a cache: what the threads together can keep in it; None for all else.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Ceiling:
     clock: str = ""
     valid: bool = True
     measurement: dict[str, Any] = field(default_factory=dict)
+    holds_bytes: int | None = None
 
     @property
     def key(self) -> Key:
@@ -104,6 +106,8 @@ class Ceilings:
             part = "memory" if entry.unit == "memory" else "compute"
             name, rate = _PARTS[part]
             values = asdict(entry)
+            if entry.holds_bytes is None:
+                del values["holds_bytes"]
             parts[part].append({name: values.pop("name"), rate: values.pop("per_s"), **values})
         return {
             "version": VERSION,
@@ -117,12 +121,14 @@ class Ceilings:
 
 def _roofline(peak: Ceiling, memory: Ceiling) -> dict[str, Any]:
     """Return a row of ROOFLINES: a compute ceiling over a memory level."""
+    holds_bytes = memory.holds_bytes
     return asdict(peak) | {  # its unit, kind and clock
         "dtype": peak.name,
         "memory_level": memory.name,
         "peak_flops_per_s": peak.per_s,
         "peak_bytes_per_s": memory.per_s,
         "ridge_flops_per_byte": peak.per_s / memory.per_s,
+        "holds_bytes": math.nan if holds_bytes is None else float(holds_bytes),
         "valid": peak.valid and memory.valid,
         "source": f"{peak.source}; {memory.name}: {memory.source}",
     }
@@ -180,7 +186,17 @@ def _entry(part: str, values: dict[str, Any]) -> Ceiling:
     per_s: Any = values[rate]
     if not isinstance(per_s, int | float) or not 0 < per_s < math.inf:
         raise ValueError(f"{rate} of {values[name]!r} is {per_s!r}, not a positive number")
-    entry = Ceiling(str(values[name]), unit, float(per_s), **optional, measurement=measurement)
+    holds_bytes = values.get("holds_bytes")
+    if holds_bytes is not None and not (isinstance(holds_bytes, int) and holds_bytes > 0):
+        raise ValueError(f"holds_bytes of {values[name]!r} is {holds_bytes!r}, not a whole number")
+    entry = Ceiling(
+        str(values[name]),
+        unit,
+        float(per_s),
+        **optional,
+        measurement=measurement,
+        holds_bytes=holds_bytes,
+    )
     if entry.kind not in KINDS or unit not in _UNITS[part]:
         raise ValueError(f"{entry.name!r} has the kind {entry.kind!r} and the unit {unit!r}")
     return entry

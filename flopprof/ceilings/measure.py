@@ -1,13 +1,9 @@
 """Measure what a device reaches: the best of many short calls, over several shapes."""
 
 import datetime
-import itertools
 import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -15,163 +11,46 @@ import numpy as np
 
 from flopprof import dtypes
 from flopprof.ceilings.ceiling import MAIN, Ceiling, Key
+from flopprof.ceilings.memories import (
+    MEMORY_FRAC,
+    Level,
+    memory_candidates,
+    memory_levels,
+    why_not_memory,
+)
+from flopprof.ceilings.search import (
+    FIRST_RATE,
+    LIMIT_S,
+    MINIMUM_S,
+    PATIENCE_S,
+    Candidate,
+    Wait,
+    search,
+    take_turn,
+)
 from flopprof.devices import Device
-from flopprof.units import counted, percent, si
+from flopprof.units import counted
 
 FLOATS = ("float32", "bfloat16", "float64", "float16")
 PRODUCTS = (*FLOATS, "int8", "float8_e4m3fn", "tfloat32")
-TURN_S = 0.02  # one candidate's turn: longer than most disturbances are apart
-PATIENCE_S = 0.5  # stop once this long has improved the best by less than GAIN …
-MINIMUM_S = 2.0  # … but give a disturbance that starts with the search time to pass
-LIMIT_S = 4.5  # of one search
 ALL_S = 52.0  # of all searches: with what lies between them, within a minute
-GAIN = 1.01
-FIRST_RATE = 2e10  # candidates are first sized for this; the search doubles it as needed
-BUSY_BELOW = 0.9  # CPU time over threads × wall time; less means that others had the cores
+CACHE_LIMIT_S = 1.0  # of one cache: its calls are so short that a disturbance spares most
 PATHOLOGICAL_FRAC = 0.1  # of float32's rate; fp16 without hardware reached 0.04 and less
 CALLS_S = (0.0004, 0.0008, 0.0016)  # lengths of call aimed at: enough work, few interruptions
 SHAPES = ((1, 1, 1), (2, 2, 1), (4, 1, 1), (8, 2, 1), (8, 4, 1), (8, 1, 2), (2, 1, 8), (16, 1, 16))
 """m : k : n of the products tried; which is fastest differs by library, dtype and cache."""
-GPU_ARRAY_BYTES = 2**30  # four times the largest last-level cache (MI300X: 256 MiB, not in its L2)
-CPU_ARRAY_BYTES = 2**26  # where the caches are unknown or small
-PIECES = 32  # of an array beyond the caches, a call each
-MEMORY_FRAC = 0.1  # of what is free: others, and the model itself, use this machine too
 UNKNOWN_FREE_BYTES = 2**33  # where the system does not say
 
 
-Clock = Callable[[], float]
-Call = tuple[float, float]  # work a second, CPU time over wall time
-Wait = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """Something to run: its name, its work (FLOPs or bytes), and the call."""
-
-    label: str
-    work: float
-    call: Callable[[], object]
-
-
-def search(
-    candidates_for: Callable[[float], Sequence[Candidate]],
-    *,
-    rate: float = FIRST_RATE,
-    limit_s: float = LIMIT_S,
-    threads: int | None = None,
-    synchronize: Wait = lambda: None,
-    clock: Clock = time.perf_counter,
-    cpu_clock: Clock = time.process_time,
-) -> dict[str, Any]:
-    """Return the best rate of any candidate, found in turns until it no longer improves.
-
-    A call in which the process had less than 0.9 of its threads' time counts only where its
-    candidate has no other; the measurement is then not `valid`.
-
-    Args:
-        candidates_for: Returns candidates sized for a rate; called again when twice it is reached.
-        rate: The rate to begin with.
-        limit_s: Seconds after which it ends, whatever it found.
-        threads: Threads that work; None where the CPU does not do the work.
-        synchronize: Waits for a call to be done.
-        clock: Wall time in seconds.
-        cpu_clock: CPU time of the process in seconds.
-    """
-    active = candidates_for(rate)
-    calls: dict[str, list[Call]] = defaultdict(list)
-    least_cpu = -math.inf if threads is None else BUSY_BELOW * threads
-    best_then = 0.0
-    start = checked = clock()
-    while True:
-        for candidate in active:
-            calls[candidate.label] += _turn(candidate, synchronize, clock, cpu_clock)
-        now = clock()
-        if now - checked < PATIENCE_S:
-            continue
-        best = _best(calls, least_cpu)
-        improves = best.per_s >= GAIN * best_then
-        settled = best.is_quiet and best.is_steady and not improves and now - start >= MINIMUM_S
-        if settled or now - start >= limit_s:
-            break
-        best_then = best.per_s
-        checked = now
-        if best.per_s > 2 * rate:
-            rate = best.per_s
-            active = []  # the old ones' memory is free before the new ones are made
-            active = candidates_for(rate)
-        else:  # only what may still win is worth more turns
-            active = sorted(active, key=lambda c: max(calls[c.label]), reverse=True)
-            active = active[: max(4, len(active) // 2)]
-    return _details(best, calls[best.label], now - start, threads)
-
-
-def _details(
-    best: "_Best", calls: Sequence[Call], seconds: float, threads: int | None
-) -> dict[str, Any]:
-    """Return what a search says of its best candidate and that one's calls."""
-    p5, median, p95 = np.percentile([rate for rate, _ in calls], (5, 50, 95))
-    details: dict[str, Any] = {
-        "shape": best.label,
-        "best_per_s": best.per_s,
-        "p5_per_s": float(p5),
-        "median_per_s": float(median),
-        "p95_per_s": float(p95),
-        "calls": len(calls),
-        "seconds": seconds,
-        "valid": best.is_quiet,
-    }
-    if threads is not None:
-        details |= {"threads": threads, "cpu_over_wall": best.cpu_over_wall / threads}
-    return details
-
-
-class _Best(NamedTuple):
-    """The best call of the fastest candidate, a quiet one if it has any."""
-
-    label: str
-    per_s: float
-    cpu_over_wall: float
-    is_quiet: bool
-    is_steady: bool  # most of its calls are quiet: else better ones may come
-
-
-def _best(calls: dict[str, list[Call]], least_cpu: float) -> _Best:
-    """Return the best call so far; one with `least_cpu` or more CPU time over wall is quiet."""
-    label = max(calls, key=lambda name: max(calls[name]))
-    quiet = [call for call in calls[label] if call[1] >= least_cpu]
-    per_s, cpu_over_wall = max(quiet or calls[label])
-    is_steady = 2 * len(quiet) > len(calls[label])
-    return _Best(label, per_s, cpu_over_wall, bool(quiet), is_steady)
-
-
-def _turn(
-    candidate: Candidate,
-    synchronize: Wait,
-    clock: Clock = time.perf_counter,
-    cpu_clock: Clock = time.process_time,
-) -> list[Call]:
-    """Return each call's rate and CPU time over wall time, for `TURN_S`."""
-    calls = []
-    begun = end = clock()
-    while end - begun < TURN_S:
-        start = clock()
-        cpu_start = cpu_clock()
-        candidate.call()
-        synchronize()
-        cpu_s = cpu_clock() - cpu_start
-        end = clock()
-        seconds = max(end - start, 1e-9)
-        calls.append((candidate.work / seconds, cpu_s / seconds))
-    return calls
-
-
-def keys_to_measure(described: dict[str, Any], dtypes: Iterable[str] | None) -> list[Key]:
-    """Return what can be measured: main memory, these dtypes; everything if they are None.
+def keys_to_measure(
+    described: dict[str, Any], caches: Mapping[str, int], dtypes: Iterable[str] | None
+) -> list[Key]:
+    """Return what can be measured: memory and caches, these dtypes; every dtype if they are None.
 
     Not the vector rate of a GPU: no single op without products is free of its memory's limit.
     """
     on_cpu = described["kind"] == "cpu"
-    keys = [MAIN] if dtypes is not None else [(name, "memory") for name in array_sizes(described)]
+    keys = [(name, "memory") for name in memory_levels(described, caches)]
     for name in dict.fromkeys(PRODUCTS if dtypes is None else dtypes):
         if name in PRODUCTS and not (on_cpu and name == "tfloat32"):
             keys.append((name, "tensor"))
@@ -189,7 +68,7 @@ def measure_ceilings(
     described = device.describe()
     keys = list(keys)
     budget_bytes = memory_budget(device)
-    sizes = array_sizes(described, budget_bytes)
+    levels = memory_levels(described, device.caches(), budget_bytes)
     tf32 = torch.backends.cuda.matmul
     ceilings: list[Ceiling] = []
     with ExitStack() as cleanup:
@@ -201,14 +80,19 @@ def measure_ceilings(
             if unit == "tensor":
                 reason = why_not_matmul(name, device.torch_device, device.synchronize)
             elif name == MAIN[0]:
-                reason = why_not_memory(described, sizes[name])
+                reason = why_not_memory(described, levels[name].array_bytes)
             if reason:
                 notes.append(reason)
                 continue
             progress(f"measuring the ceiling of {_title(name, unit)}, {number} of {len(keys)}")
-            limit_s = min(LIMIT_S, ALL_S / len(keys))
-            array_bytes = sizes[name] if unit == "memory" else 0
-            limits = _Limits(limit_s, budget_bytes, array_bytes)
+            level = levels[name] if unit == "memory" else None
+            is_cache = level is not None and level.holds_bytes is not None
+            limits = _Limits(
+                seconds=CACHE_LIMIT_S if is_cache else min(LIMIT_S, ALL_S / len(keys)),
+                minimum_s=PATIENCE_S if is_cache else MINIMUM_S,
+                memory_bytes=budget_bytes,
+                level=level,
+            )
             ceilings.append(_measured(device, (name, unit), described, limits))
     return ceilings
 
@@ -217,8 +101,9 @@ class _Limits(NamedTuple):
     """What one measurement may take."""
 
     seconds: float
+    minimum_s: float
     memory_bytes: int
-    array_bytes: int  # of each array; 0 but for a memory
+    level: Level | None  # None but for a memory
 
 
 def _title(name: str, unit: str) -> str:
@@ -239,21 +124,22 @@ def _measured(device: Device, key: Key, described: dict[str, Any], limits: _Limi
         "vector": vector_candidates,
         "memory": memory_candidates,
     }
-    subject = limits.array_bytes if unit == "memory" else name
+    level = limits.level
     candidates_for = partial(
-        makers[unit], subject, device.torch_device, most_bytes=limits.memory_bytes
+        makers[unit], level or name, device.torch_device, most_bytes=limits.memory_bytes
     )
     details = search(
         candidates_for,
         rate=math.inf if unit == "memory" else FIRST_RATE,
         limit_s=limits.seconds,
+        minimum_s=limits.minimum_s,
         threads=threads,
         synchronize=device.synchronize,
     )
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     details |= {"torch": torch.__version__, "time": now}
-    if unit == "memory":
-        details["array_bytes"] = limits.array_bytes
+    if level is not None:
+        details["array_bytes"] = level.array_bytes or level.again_bytes
     source = f"measured {now[:10]}, {details['shape']}"
     if threads:
         source += f", {counted(threads, 'thread')}"
@@ -265,6 +151,7 @@ def _measured(device: Device, key: Key, described: dict[str, Any], limits: _Limi
         source=source,
         valid=details.pop("valid"),
         measurement=details,
+        holds_bytes=level.holds_bytes if level is not None else None,
     )
 
 
@@ -274,22 +161,11 @@ def memory_budget(device: Device) -> int:
     return int(MEMORY_FRAC * (UNKNOWN_FREE_BYTES if free_bytes is None else free_bytes))
 
 
-def why_not_memory(described: dict[str, Any], array_bytes: int) -> str:
-    """Return why arrays of that size say nothing of the main memory; "" if they do."""
-    cache_bytes = max(described.get("l2_bytes") or 0, described.get("l3_bytes") or 0)
-    if array_bytes >= cache_bytes:  # two arrays at least, in turns: twice the cache
-        return ""
-    return (
-        f"no ceiling for main memory: arrays beyond its caches of {si(float(cache_bytes), 'B')} "
-        f"would take more than {percent(MEMORY_FRAC)} of the memory that is free"
-    )
-
-
 def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
     """Return why products of `dtype` are not worth measuring, from tiny ones; "" if they are."""
     try:
         probes = [_matmul(name, device, 128, 128, 128) for name in (dtype, "float32")]
-        turns = [[max(_turn(probe, synchronize))[0] for probe in probes] for _ in range(5)]
+        turns = [[max(take_turn(probe, synchronize))[0] for probe in probes] for _ in range(5)]
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         return f"no ceiling for {dtype} products: {str(error).splitlines()[0]}"
     rate, usual = np.max(turns, axis=0)
@@ -368,49 +244,6 @@ def vector_candidates(
         part = source[:size].view(-1, 32, 32, 32)
         candidates.append(Candidate(f"{op} of {size}", flops * size, partial(function, part)))
     return candidates
-
-
-def memory_candidates(
-    array_bytes: int, device: str, _rate: float, *, most_bytes: float = math.inf
-) -> list[Candidate]:
-    """Return a copy and a triad over float32 arrays of this size; what is written counts once.
-
-    On a CPU each call does the next piece of large arrays: short calls find a busy machine quiet.
-    """
-    import torch
-
-    array_bytes = int(min(array_bytes, most_bytes / 3))
-    pieces = PIECES if device == "cpu" and array_bytes >= CPU_ARRAY_BYTES else 1
-    arrays = [torch.ones(array_bytes // 4, device=device).tensor_split(pieces) for _ in range(3)]
-    n_bytes = 4.0 * arrays[0][-1].numel()  # the smallest of them
-    following = itertools.cycle(zip(*arrays, strict=True))
-
-    def copy() -> object:
-        a, b, _ = next(following)
-        return a.copy_(b)
-
-    def triad() -> object:
-        a, b, c = next(following)
-        return torch.add(b, c, alpha=0.5, out=a)
-
-    return [Candidate("copy (2N)", 2 * n_bytes, copy), Candidate("triad (3N)", 3 * n_bytes, triad)]
-
-
-def array_sizes(described: dict[str, Any], budget_bytes: float = math.inf) -> dict[str, int]:
-    """Return the bytes of one of three arrays by memory level, for levels that can be measured.
-
-    Not L1 and L2: a call that stays in them takes some microseconds, one of them torch's own (an
-    EPYC's L2 came out at 88 GB/s, its L3 at 94).
-    """
-    l2_bytes = described.get("l2_bytes") or 0
-    l3_bytes = described.get("l3_bytes") or 0
-    least_bytes = CPU_ARRAY_BYTES if described["kind"] == "cpu" else GPU_ARRAY_BYTES
-    most_bytes = min((described.get("memory_bytes") or 2**33) // 8, budget_bytes / 3)
-    main_bytes = max(4 * l2_bytes, 4 * l3_bytes, least_bytes)
-    sizes = {MAIN[0]: int(min(main_bytes, most_bytes))}
-    if l3_bytes >= 4 * l2_bytes > 0:
-        sizes["L3"] = int((l2_bytes * l3_bytes) ** 0.5) // 3  # three arrays, between L2 and L3
-    return sizes
 
 
 def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:

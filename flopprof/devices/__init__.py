@@ -42,6 +42,12 @@ class Device(Protocol):
     def describe(self) -> dict[str, Any]:
         """Return name, kind, memory, caches and what else tells this device from others."""
 
+    def caches(self) -> dict[str, int]:
+        """Return the bytes by cache level, "L1" and on, that work in this process can use.
+
+        Empty where the caches' bandwidths cannot be measured.
+        """
+
     def free_bytes(self) -> int | None:
         """Return the memory that this process may still take; None where nothing tells."""
 

@@ -3,7 +3,7 @@
 import os
 import platform
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from flopprof.devices import RandomState, device
 from flopprof.errors import UsageError
 
+CPUS = Path("/sys/devices/system/cpu")
 _LOW_PRECISION = ("avx512_bf16", "avx512_vnni", "avx_vnni", "amx_bf16", "amx_int8", "avx512_fp16")
 
 
@@ -44,6 +45,13 @@ class CpuDevice:
 
     def synchronize(self) -> None:
         """Return at once: ops on a CPU are done when they return."""
+
+    def caches(self) -> dict[str, int]:
+        """Return what torch's threads, each on a core of its own, can use of each level."""
+        import torch
+
+        usable = usable_cache_bytes(torch.get_num_threads())
+        return {f"L{level}": n_bytes for level, n_bytes in sorted(usable.items())}
 
     def free_bytes(self) -> int | None:
         """Return the least that the machine, control groups and `ulimit` leave."""
@@ -175,8 +183,21 @@ def cpu_name() -> str:
     return next(filter(None, names), "") or platform.processor() or platform.machine()
 
 
-def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, int]:
+def cache_bytes(root: Path = CPUS) -> dict[int, int]:
     """Return the data caches' sizes by level, all instances together; empty where unknown."""
+    return {level: sum(sizes) for level, sizes in _cache_instances(root).items()}
+
+
+def usable_cache_bytes(threads: int, root: Path = CPUS) -> dict[int, int]:
+    """Return by level what so many threads can use: the caches of as many cores at most."""
+    usable = {}
+    for level, sizes in _cache_instances(root).items():
+        usable[level] = sum(sorted(sizes, reverse=True)[:threads])
+    return usable
+
+
+def _cache_instances(root: Path) -> dict[int, list[int]]:
+    """Return the size of each data cache, by level."""
     sizes: dict[tuple[int, str], int] = {}
     for index in root.glob("cpu[0-9]*/cache/index*"):
         try:
@@ -188,7 +209,7 @@ def cache_bytes(root: Path = Path("/sys/devices/system/cpu")) -> dict[int, int]:
             continue  # a container may hide it: then the size is unknown
         if kind != "Instruction":
             sizes[int(level), sharers] = int(size.removesuffix("K")) * 1024  # Linux prints "%uK"
-    levels: Counter[int] = Counter()
+    levels: dict[int, list[int]] = defaultdict(list)
     for (number, _), n_bytes in sizes.items():
-        levels[number] += n_bytes
+        levels[number].append(n_bytes)
     return dict(levels)

@@ -24,7 +24,7 @@ from flopprof.judge.reasons import (
     view_reason,
 )
 from flopprof.judge.roofs import apply_rooflines, kernel_units
-from flopprof.judge.spread import TracedCall, site_samples, spread, time_per_op_call
+from flopprof.judge.spread import TracedCall, own_frac, site_samples, spread, time_per_op_call
 from flopprof.judge.verdicts import HOOKED_PHASES, VERDICTS, judge_alone
 from flopprof.judge.walk import (
     TEXTS,
@@ -130,7 +130,13 @@ def reconcile(
         name_kernels(grouped, ops, kernels)
     sites = _with_rows(grouped, rows)
     sites, order = _finish(
-        sites, rooflines, dtype=dtype, timed=timed, on_device=on_device, cache_bytes=cache_bytes
+        sites,
+        rooflines,
+        dtype=dtype,
+        timed=timed,
+        on_device=on_device,
+        cache_bytes=cache_bytes,
+        own_share=1.0 if on_device else own_frac(traced),
     )
     rank = np.argsort(order)  # where each group went
     site_of = np.full(len(ops), -1)
@@ -424,6 +430,7 @@ def _finish(
     timed: bool,
     on_device: bool,
     cache_bytes: float,
+    own_share: float,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the columns of SITES with shares, rates and bounds, most time first; that order."""
     if not timed:
@@ -442,6 +449,7 @@ def _finish(
         by_kernel=by_kernel,
         on_device=on_device,
         cache_bytes=cache_bytes,
+        own_frac=own_share,
     )
     texts = [np.unique(sites[column], return_inverse=True)[1] for column in _ORDER]
     order = np.lexsort((*texts, -sites["flops"], -sites["time_us"]))

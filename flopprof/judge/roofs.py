@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flopprof.judge.levels import MAIN_LEVELS, memory_of_sites
 from flopprof.judge.reasons import words_of
 from flopprof.tables import codes
 from flopprof.units import duration, percent
@@ -25,7 +26,6 @@ traffic may be a few times as much, but not ten times: what takes the other nine
 dispatch, Python, or too little work to fill the device.
 """
 
-MAIN_LEVELS = ("DRAM", "HBM")
 VECTOR_SHARE = 0.5  # of a product's kernel time, in kernels that leave the matrix units idle
 FAST_SHARE = 0.05  # of its kernel time, in kernels that multiply less than is counted
 # Kernels of products that leave the matrix units idle; those that multiply less than is counted.
@@ -48,10 +48,19 @@ class Roof:
     attainable_flops_per_s: Any
     limit: Any
 
-    def bound(self, achieved_flops_per_s: Any) -> Any:
-        """Return what limits a rate: memory, compute, or overhead far below both; "" if unknown."""
-        far_below = achieved_flops_per_s < OVERHEAD_FRAC * self.attainable_flops_per_s
-        return np.where(far_below, "overhead", self.limit).astype(object)
+    def bound(self, achieved_flops_per_s: Any, own_frac: float = 1.0) -> Any:
+        """Return what limits a rate: memory, compute, or overhead far below both; "" if unknown.
+
+        Where others had the processor, a rate that was far below only with their help is unknown.
+
+        Args:
+            achieved_flops_per_s: The rate.
+            own_frac: Share of the time in which the process had the processor.
+        """
+        least = OVERHEAD_FRAC * self.attainable_flops_per_s
+        limit = np.where(achieved_flops_per_s < least, "", self.limit)
+        limit = np.where(achieved_flops_per_s < own_frac * least, "overhead", limit)
+        return limit.astype(object)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +90,22 @@ def is_above(efficiency_frac: Any) -> Any:
 
 
 def site_roofline(
-    sites: Mapping[str, Any], rooflines: pd.DataFrame, levels: tuple[str, ...] = MAIN_LEVELS
+    sites: Mapping[str, Any], rooflines: pd.DataFrame, level: str | None = None
 ) -> Roofline:
     """Return the roofline of each site: its dtype's ceiling of its unit, over a memory's bandwidth.
 
     Args:
-        sites: Columns `dtype` and `unit` of SITES.
+        sites: Columns of SITES: `dtype` and `unit`, and what `memory_of_sites` needs.
         rooflines: The table ROOFLINES; invalid rows do not count.
-        levels: Names of the memory level.
+        level: Name of the memory level; the one that holds each site unless given.
     """
     usable = rooflines[rooflines["valid"]]
     peaks = peaks_of(usable)
     keys = zip(sites["dtype"], sites["unit"], strict=True)
     peak = np.array([peaks.get(key, math.nan) for key in keys], dtype=float)
-    bandwidth = usable.loc[usable["memory_level"].isin(levels), "peak_bytes_per_s"].max()
+    if level is None:
+        return Roofline(peak, memory_of_sites(sites, rooflines)[1])
+    bandwidth = usable.loc[usable["memory_level"] == level, "peak_bytes_per_s"].max()
     return Roofline(peak, float(bandwidth))
 
 
@@ -191,20 +202,25 @@ def apply_rooflines(
     by_kernel: np.ndarray,
     on_device: bool,
     cache_bytes: float = math.nan,
+    own_frac: float = 1.0,
 ) -> None:
     """Fill unit, attainable rate, efficiency, bound and `flops_at_most` from the ceilings.
 
-    `cache_bytes` is the size of the device's largest cache; NaN where it is not known.
+    `cache_bytes` is the size of the device's largest cache; NaN where it is not known. `own_frac`
+    is the share of the time in which the process had the processor.
     """
     by_class = main_units(sites["matmul_flops"], sites["vector_flops"])
     sites["unit"] = np.where(by_kernel == "vector", "vector", by_class).astype(object)
+    sites["memory_level"] = memory_of_sites(sites, rooflines)[0]
     roof = site_roofline(sites, rooflines).at(sites["intensity_flops_per_byte"])
     sites["attainable_flops_per_s"] = roof.attainable_flops_per_s
     sites["efficiency_frac"] = sites["achieved_flops_per_s"] / roof.attainable_flops_per_s
-    sites["bound"] = roof.bound(sites["achieved_flops_per_s"])
+    sites["bound"] = roof.bound(sites["achieved_flops_per_s"], own_frac)
     peaks = peaks_of(rooflines[rooflines["valid"]])
+    in_cache = ~np.isin(sites["memory_level"], MAIN_LEVELS)
     likely = np.select(
         [
+            (sites["bound"] == "memory") & in_cache,
             (sites["bound"] == "memory") & _may_be_cached(sites, cache_bytes),
             sites["bound"] == "memory",
             np.full(len(sites["bound"]), not on_device),
@@ -212,7 +228,7 @@ def apply_rooflines(
             sites["kind"] == "attention",
             (sites["dtype"] == "float32") & (("tfloat32", "tensor") in peaks),
         ],
-        ["cache", "no_cache", "busy", "fast_kernel", "causal", "tf32"],
+        ["busy_cache", "cache", "no_cache", "busy", "fast_kernel", "causal", "tf32"],
         "clock",
     )
     for row in np.flatnonzero(is_above(sites["efficiency_frac"])):

@@ -34,6 +34,20 @@ class TracedCall(NamedTuple):
     closed: Mapping[str, str] = MappingProxyType({})
 
 
+def own_frac(traced: Sequence[TracedCall]) -> float:
+    """Return the share of the traced calls' time in which their thread had the processor.
+
+    It is the median call's; 1.0 where the system does not tell.
+    """
+    shares = []
+    for call in traced:
+        outermost = call.ops["parent_op_id"] < 0
+        spent_us = float(call.ops.loc[outermost, "cpu_us"].sum() + call.gaps["duration_us"].sum())
+        if spent_us > 0:
+            shares.append(max(1 - call.waited_us / spent_us, 0.0))
+    return float(np.median(shares)) if shares else 1.0
+
+
 def time_per_op_call(walked: Walked) -> "pd.Series[float]":
     """Return, per site's key, the mean time in µs of one call of its op in this trace."""
     texts = {key: walked.texts(key) for key in SITE_KEY}

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
-from flopprof.judge.roofs import MAIN_LEVELS
+from flopprof.judge.levels import MAIN_LEVELS, memory_of_sites
 from flopprof.provenance import CallProvenance, CountProvenance, Part, TraceProvenance
 from flopprof.report.answer import Share, json_fields
 from flopprof.run import Run
@@ -202,7 +202,8 @@ def _attainable_wall_us(run: Run) -> float:
     sites = run.sites
     times_us = sites["time_us"].fillna(0.0).to_numpy() * _untraced_share(run)
     by_flops_us = (sites["flops"] / sites["attainable_flops_per_s"]).to_numpy() * 1e6
-    by_bytes_us = (sites["min_bytes"] / peak_bytes_per_s(run)).to_numpy() * 1e6
+    bytes_per_s = memory_of_sites(sites, run.rooflines)[1]
+    by_bytes_us = (sites["min_bytes"] / bytes_per_s).to_numpy() * 1e6
     at_roof_us = np.where((sites["flops"] == 0).to_numpy(), by_bytes_us, by_flops_us)
     if np.isnan(at_roof_us[times_us > 0]).all():
         return math.nan

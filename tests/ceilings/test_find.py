@@ -28,7 +28,11 @@ GPU = {
 
 
 def fake_device(described: dict[str, Any]) -> Any:
-    return SimpleNamespace(torch_device="cpu", describe=lambda: dict(described))
+    described = dict(described)
+    caches = described.pop("caches", {})
+    return SimpleNamespace(
+        torch_device="cpu", describe=lambda: dict(described), caches=lambda: caches
+    )
 
 
 @pytest.fixture
@@ -83,10 +87,31 @@ def test_only_what_is_missing_is_measured_and_then_kept(cache, measured):
 
 def test_a_cache_no_faster_than_the_memory_is_left_out(cache, measured):
     # The fake measures all at 10⁹ byte/s in one go: the arrays cannot have lain in L3.
-    found = find_ceilings(fake_device(CPU))
+    found = find_ceilings(fake_device(CPU | {"caches": {"L2": 2**21, "L3": 2**25}}))
 
     assert ("main", "memory") in found.resolved
     assert ("L3", "memory") not in found.resolved
+
+
+def test_each_cache_is_held_against_the_next_one_that_counts(cache, monkeypatch):
+    rates = {"main": 10e9, "L3": 11e9, "L2": 13e9, "L1": 15e9}
+    monkeypatch.setattr(
+        measure,
+        "measure_ceilings",
+        lambda device, keys, **_: [
+            Ceiling("DRAM" if name == "main" else name, unit, rates[name], "measured")
+            for name, unit in keys
+            if unit == "memory"
+        ],
+    )
+
+    found = find_ceilings(
+        fake_device(CPU | {"caches": {"L1": 2**15, "L2": 2**21, "L3": 2**25}}), dtypes=[]
+    )
+
+    # L3 is 1.1 times the memory, below 1.2; L2 1.3 times; L1 1.15 times that L2.
+    levels = {name for name, unit in found.resolved if unit == "memory"}
+    assert levels == {"main", "L2"}
 
 
 def test_other_threads_are_other_ceilings(cache, measured):
@@ -222,11 +247,12 @@ def test_an_unknown_gpu_has_a_warning_and_no_rows(cache, measured):
 def test_everything_is_measured_where_no_dtypes_are_given(cache, measured):
     asked, _ = measured
 
-    find_ceilings(fake_device(CPU))
+    find_ceilings(fake_device(CPU | {"caches": {"L2": 2**21, "L3": 2**25}}))
 
     names = {name for name, _ in asked[0]}
     assert names == {
         "main",
+        "L2",
         "L3",
         "float32",
         "bfloat16",

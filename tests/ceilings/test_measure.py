@@ -6,13 +6,9 @@ from typing import Any
 import pytest
 
 from flopprof.ceilings import measure
-from flopprof.ceilings.measure import (
-    Candidate,
-    array_sizes,
-    keys_to_measure,
-    search,
-    why_not_matmul,
-)
+from flopprof.ceilings.measure import keys_to_measure, why_not_matmul
+from flopprof.ceilings.memories import Level, memory_candidates, memory_levels, why_not_memory
+from flopprof.ceilings.search import LIMIT_S, MINIMUM_S, Candidate, search
 
 
 class FakeMachine:
@@ -65,7 +61,7 @@ def test_the_search_stops_when_half_a_second_brings_no_gain():
 
     steady = machine.search(machine.candidate("steady", [0.001]))
 
-    assert measure.MINIMUM_S <= steady["seconds"] < measure.MINIMUM_S + 1
+    assert MINIMUM_S <= steady["seconds"] < MINIMUM_S + 1
 
 
 def test_the_search_never_takes_much_longer_than_its_limit():
@@ -75,7 +71,7 @@ def test_the_search_never_takes_much_longer_than_its_limit():
 
     found = machine.search(machine.candidate("improving", improving))
 
-    assert measure.LIMIT_S <= found["seconds"] < measure.LIMIT_S + 1
+    assert LIMIT_S <= found["seconds"] < LIMIT_S + 1
 
 
 def test_a_process_without_its_cores_gives_no_valid_measurement():
@@ -142,28 +138,47 @@ def test_arrays_are_four_times_the_last_cache_and_fit_the_memory():
     mib = 2**20
     cpu = {"kind": "cpu", "l2_bytes": 2 * mib, "l3_bytes": 32 * mib, "memory_bytes": 16 * 2**30}
 
-    sizes = array_sizes(cpu)
+    sizes = memory_levels(cpu, {})
 
-    assert sizes["main"] == 4 * 32 * mib
-    assert 2 * mib < 3 * sizes["L3"] < 32 * mib  # three arrays: too large for L2, within L3
-    assert array_sizes({**cpu, "memory_bytes": 2**29})["main"] == 2**26  # an eighth of 512 MiB
-    assert "L3" not in array_sizes({**cpu, "l3_bytes": None})
-    assert array_sizes({"kind": "cuda", "l2_bytes": 50 * mib})["main"] >= 4 * 256 * mib
+    assert list(sizes) == ["main"]
+    assert sizes["main"].array_bytes == 4 * 32 * mib
+    small = memory_levels({**cpu, "memory_bytes": 2**29}, {})
+    assert small["main"].array_bytes == 2**26  # an eighth of 512 MiB
+    gpu = memory_levels({"kind": "cuda", "l2_bytes": 50 * mib}, {})
+    assert gpu["main"].array_bytes >= 4 * 256 * mib
+
+
+def test_arrays_of_a_cache_lie_in_it_and_not_in_the_one_before():
+    kib = 1024
+    caches = {"L1": 96 * kib, "L2": 4096 * kib, "L3": 32768 * kib}  # of two threads
+
+    levels = memory_levels({"kind": "cpu", "threads": 2}, caches)
+
+    assert list(levels) == ["main", "L1", "L2", "L3"]
+    # Half of one thread's own: 48 KiB of L1, 2 MiB of L2.
+    assert levels["L1"] == Level(0, 24 * kib, 96 * kib)
+    assert levels["L2"].again_bytes == 1024 * kib
+    assert 96 * kib < 3 * levels["L2"].array_bytes <= 2048 * kib
+    assert 4096 * kib < 3 * levels["L3"].array_bytes < 32768 * kib
+    assert levels["L3"].holds_bytes == 32768 * kib
+    # An L3 of twice the L2, as of desktops, cannot be told from it.
+    assert "L3" not in memory_levels({"kind": "cpu"}, caches | {"L3": 8192 * kib})
 
 
 def test_what_is_measured_depends_on_the_device():
-    def asked(kind, dtypes):
-        return keys_to_measure({"kind": kind, "l2_bytes": 2**20, "l3_bytes": 2**25}, dtypes)
+    def asked(kind, dtypes, caches):
+        return keys_to_measure({"kind": kind}, caches, dtypes)
 
     main, product, vector = ("main", "memory"), ("float32", "tensor"), ("float32", "vector")
     # There is no benchmark of complex products; TF32 is NVIDIA's.
     dtypes = ["float32", "complex64", "tfloat32", "float32"]
-    assert asked("cpu", dtypes) == [main, product, vector]
-    assert asked("cuda", dtypes) == [main, product, ("tfloat32", "tensor")]
-    everything = asked("cpu", None)
-    assert ("L3", "memory") in everything
-    # Two memories, products of six dtypes, four of them also without products.
-    assert len(everything) == 2 + 6 + 4
+    caches = {"L2": 2**20, "L3": 2**25}
+    levels = [main, ("L2", "memory"), ("L3", "memory")]
+    assert asked("cpu", dtypes, caches) == [*levels, product, vector]
+    assert asked("cuda", dtypes, {}) == [main, product, ("tfloat32", "tensor")]
+    everything = asked("cpu", None, caches)
+    # Three memories, products of six dtypes, four of them also without products.
+    assert len(everything) == 3 + 6 + 4
 
 
 def test_pathological_products_are_left_out(monkeypatch):
@@ -193,7 +208,8 @@ def test_candidates_count_their_work_and_keep_the_random_state():
     before = torch.get_rng_state()
     products = measure.matmul_candidates("float32", "cpu", 1e9)
     vectors = measure.vector_candidates("float32", "cpu", 1e7)
-    copy, triad = measure.memory_candidates(4096, "cpu", math.inf)
+    level = Level(4096, again_bytes=1024)
+    copy, triad, in_place, again = memory_candidates(level, "cpu", math.inf)
 
     result: Any
     convolutions, products = products[:3], products[3:]
@@ -216,17 +232,22 @@ def test_candidates_count_their_work_and_keep_the_random_state():
         assert vector.work == {"sum": 1, "group_norm": 7, "bilinear": 36}[op] * size
         assert result.numel() == {"sum": 1, "group_norm": size, "bilinear": 4 * size}[op]
     # 4,096 bytes an array: a copy reads one and writes one, a triad reads two and writes one.
-    assert (copy.work, triad.work) == (8192, 12288)
+    assert (copy.work, triad.work, in_place.work) == (8192, 12288, 8192)
+    # A thread's rows of 1 KiB: 4 MiB of them.
+    result = again.call()
+    assert again.work == 1024 * result.numel() == 2**22 * torch.get_num_threads()
+    assert set(result.tolist()) == {256.0}  # each row is a sum of 256 ones
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_call_over_a_large_array_does_its_next_piece():
-    copy, triad = measure.memory_candidates(2**26, "cpu", math.inf)
+    copy, triad, in_place = memory_candidates(Level(2**26), "cpu", math.inf)
 
     first, second, third = copy.call(), copy.call(), triad.call()
 
     # 64 MiB in 32 pieces are 2 MiB each: 4 MiB moved by a copy, 6 by a triad.
     assert (copy.work, triad.work) == (4 * 2**20, 6 * 2**20)
+    assert in_place.work == copy.work
     places: Any = [piece.data_ptr() for piece in (first, second, third)]  # type: ignore[attr-defined]
     assert [place - places[0] for place in places] == [0, 2**21, 2 * 2**21]
 
@@ -267,12 +288,12 @@ def test_a_real_measurement_holds_together():
 def test_a_measurement_takes_no_more_memory_than_it_may(kind, dtype):
     # As on a machine with 2 GB free, whose rate asks for far more: 10¹⁴ FLOP/s.
     budget_bytes = 200 * 10**6
-    first = "2**30" if kind == "memory" else repr(dtype)
+    first = "memories.Level(2**30)" if kind == "memory" else repr(dtype)
     code = f"""
 import resource, torch
 torch.set_num_threads(1)
-from flopprof.ceilings import measure
-make = measure.{kind}_candidates
+from flopprof.ceilings import measure, memories
+make = (memories if {kind!r} == "memory" else measure).{kind}_candidates
 for candidate in make({first.replace("2**30", "4096")}, "cpu", 1e6):
     candidate.call()  # libraries take memory of their own
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -299,13 +320,13 @@ def test_the_budget_is_a_tenth_of_what_is_free():
     assert budget(Silent()) == 858_993_459  # a tenth of 8 GiB
     mib = 2**20
     cpu = {"kind": "cpu", "l2_bytes": 2 * mib, "l3_bytes": 64 * mib, "memory_bytes": 2**34}
-    assert array_sizes(cpu, 300_000_000)["main"] == 100_000_000  # three arrays
+    assert memory_levels(cpu, {}, 300_000_000)["main"].array_bytes == 100_000_000  # three arrays
 
 
 def test_a_memory_that_cannot_be_told_from_a_cache_is_not_measured():
     described = {"kind": "cpu", "l2_bytes": 2**21, "l3_bytes": 256 * 2**20}
 
-    assert measure.why_not_memory(described, 2**28) == ""
-    reason = measure.why_not_memory(described, 2**28 - 4)
+    assert why_not_memory(described, 2**28) == ""
+    reason = why_not_memory(described, 2**28 - 4)
     assert "268 MB" in reason
     assert "10.0 % of the memory that is free" in reason

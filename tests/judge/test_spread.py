@@ -14,7 +14,7 @@ import flopprof
 from flopprof.capture import record
 from flopprof.capture.load import HostLoad, busy_warning
 from flopprof.judge.reconcile import reconcile
-from flopprof.judge.spread import TracedCall, spread
+from flopprof.judge.spread import TracedCall, own_frac, spread
 from flopprof.tables import GAPS, KERNELS, MODULE_CALLS, OPS, ROOFLINES
 
 LINEAR = {
@@ -244,3 +244,38 @@ def test_where_the_system_tells_no_waiting_cpu_time_far_below_wall_time_is_told_
     assert "60 %" in busy_warning(HostLoad(wall_s=1.0, cpu_s=0.8), 2)
     assert busy_warning(HostLoad(wall_s=1.0, cpu_s=1.9), 2) == ""
     assert busy_warning(HostLoad(), 2) == ""
+
+
+ROOF = {
+    "dtype": "float32", "unit": "tensor", "memory_level": "DRAM", "peak_flops_per_s": 100e6,
+    "peak_bytes_per_s": 1e9, "ridge_flops_per_byte": 0.1, "kind": "user", "valid": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("waited_us", "bound"),
+    [
+        (0.0, "overhead"),  # 264 FLOPs in 60 µs are 4.4 of 100 MFLOP/s, below a tenth
+        (80.0, ""),  # of 100 µs 80 were others': the tenth is 2, and 4.4 lies above it
+        (20.0, "overhead"),  # the tenth is 8
+        (200.0, ""),  # more than there was: nothing can be told
+    ],
+)
+def test_what_is_slow_since_others_had_the_processor_has_no_bound(waited_us, bound):
+    call = traced(ops(60.0), ("", 40.0))._replace(waited_us=waited_us)
+
+    sites = reconcile(
+        MODULE_CALLS.empty(), [call], ROOFLINES.from_rows([ROOF]), dtype="float32"
+    ).sites
+
+    assert sites["bound"].iloc[0] == bound
+    assert sites["efficiency_frac"].iloc[0] == pytest.approx(0.044)
+
+
+def test_the_processors_share_is_the_median_calls_and_counts_outermost_ops_once():
+    inner = ops(60.0, 50.0)
+    inner["parent_op_id"] = [-1, 0]
+    calls = [traced(inner, ("", 40.0))._replace(waited_us=us) for us in (10.0, 90.0, 30.0)]
+
+    assert own_frac(calls) == pytest.approx(0.7)  # 30 of 60 + 40 µs; the inner op is in the outer
+    assert own_frac([traced(ops())]) == 1.0

@@ -928,6 +928,25 @@ def test_most_time_far_below_both_roofs_is_told_as_overhead():
     assert finding == "100 % of time is overhead-bound, at 1 % of its roof"
 
 
+def test_time_whose_bound_is_not_known_for_others_work_is_told_as_that():
+    unsure = site("aten::add", "b", flops=2e5, min_bytes=2e5, time_us=1333.3, bound="")
+
+    finding = chart_data(run_of([unsure])).finding
+
+    assert finding == "100 % of time has no bound that can be told: others had the machine"
+
+
+def test_the_table_says_which_cache_bounds_a_point():
+    sites = [
+        site("aten::add", "a", flops=3e5, min_bytes=3e5, time_us=30.0, memory_level="L2"),
+        site("aten::mul", "b", flops=3e5, min_bytes=3e5, time_us=20.0, memory_level="DRAM"),
+    ]
+
+    texts = " ".join(texts_of(draw_figure(run_of(sites))))
+
+    assert texts.count("memory L2") == 1
+
+
 @pytest.mark.parametrize(
     ("p5_us", "p95_us", "told"),
     [

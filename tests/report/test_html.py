@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import flopprof.report.chart
+from flopprof.report.chart.draw import draw
 from flopprof.report.folder import save_run
 from flopprof.report.summary import kernel_sums, module_sums
 from flopprof.run import Run
@@ -305,7 +305,6 @@ def test_a_real_run_opens_without_a_console_message(tmp_path):
 
 def test_a_saved_run_is_laid_out_once_for_its_picture_and_its_page(tmp_path, monkeypatch):
     sheets = []
-    draw = flopprof.report.chart.draw
 
     def counting(*args, **options):
         sheets.append(args)

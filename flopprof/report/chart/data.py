@@ -52,7 +52,7 @@ MANY = 40  # points drawn where more than half of the time would be merged into 
 SMALL_FRAC = 0.005  # of time: a smaller mark would be a speck; merged into "other"
 _PRECEDENCE = {"user": 0, "measured": 1, "datasheet": 2, "formula": 3}
 _SUMS = ["time_us", "share_frac", "flops", "min_bytes", "ideal_us", "calls", "sites"]
-_TEXTS = ["op", "phase", "kind", "dtype", "bound", "input_shapes", "kernel"]
+_TEXTS = ["op", "phase", "kind", "dtype", "bound", "memory_level", "input_shapes", "kernel"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ def chart_data(
     """Return what a chart of `run` shows; every site's time is in exactly one row.
 
     `top` points get a number, or those whose key is in `numbers`; `group_by` is one of `GROUPS`;
-    `level` is the memory whose bandwidth bounds the rates, the main one unless given. With
+    `level` is the memory whose bandwidth bounds the rates, each site's own unless given. With
     `measured`, points are also at the intensity of bytes that counters measured.
 
     Raises:
@@ -305,9 +305,10 @@ def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple
     units = sites["unit"].where(
         sites["unit"] != "", main_units(sites["matmul_flops"], sites["vector_flops"])
     )
-    roofline = site_roofline({"dtype": sites["dtype"], "unit": units}, rooflines, (name,))
+    roofline = site_roofline({"dtype": sites["dtype"], "unit": units}, rooflines, name)
     roof = roofline.at(sites["intensity_flops_per_byte"])
     return name, sites.assign(
+        memory_level=name,
         attainable_flops_per_s=roof.attainable_flops_per_s,
         bound=roof.bound(sites["achieved_flops_per_s"].to_numpy()),
     )
@@ -376,12 +377,14 @@ def _path_pattern(paths: Iterable[str]) -> str:
 def _finding(sites: pd.DataFrame) -> str:
     """Return what most of the time goes to, in a few words."""
     bound = sites["bound"]
+    known_roof = sites["attainable_flops_per_s"] > 0
     cases = {
         "only moves data": sites["place"] == "free",
         "has unknown FLOPs": sites["place"] == "unknown",
         "is memory-bound": bound == "memory",
         "is compute-bound": bound == "compute",
         "is overhead-bound": bound == "overhead",
+        "has no bound that can be told: others had the machine": known_roof,
     }
     no_ceiling = "is " + sites["kind"] + ", without a valid ceiling"
     behaviour = np.select([*cases.values()], [*cases], no_ceiling.to_numpy(object))
@@ -399,7 +402,7 @@ def _finding(sites: pd.DataFrame) -> str:
         second = sums.iloc[1]
         also = f"{100 * second['share_frac']:.0f} % {second.name}"
         return f"cannot tell what takes most time: {text}, {also}, and calls differ by more"
-    if "bound" not in text:
+    if "-bound" not in text:
         return text
     roof_percent = 100 * most["ideal_us"] / most["time_us"]
     return f"{text}, at {roof_percent:.0f} % of its roof"

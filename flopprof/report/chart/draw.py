@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from flopprof.formulas import KINDS
+from flopprof.judge.levels import MAIN_LEVELS
 from flopprof.judge.roofs import is_above, why_above
 from flopprof.report.chart.data import KNOWN_BY
 from flopprof.report.chart.layout import LETTER, TEXT, spread
@@ -175,7 +176,7 @@ def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
         "Name": rows["name"],
         "Kind": rows["kind"].where(single, ""),
         "dtype": rows["dtype"].where(single, ""),
-        "Bound": rows["bound"].where(single, ""),
+        "Bound": _bounds(rows).where(single, ""),
         "FLOPs known by": rows["known_by"].map(KNOWN_BY.__getitem__).where(single, ""),
         "Calls": rows["calls"].astype(str),
         "Time": rows["time_us"].map(duration),
@@ -186,6 +187,12 @@ def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
         "FLOP/s": rows["achieved_flops_per_s"].where(has_rate).map(partial(si, unit="")),
         "% of roof": rows["efficiency_frac"].map(percent) + above,
     }
+
+
+def _bounds(rows: pd.DataFrame) -> "pd.Series[str]":
+    """Return what limits each row, and which cache where that is no main memory: "memory L2"."""
+    in_cache = (rows["bound"] == "memory") & ~rows["memory_level"].isin(["", *MAIN_LEVELS])
+    return rows["bound"] + (" " + rows["memory_level"]).where(in_cache, "")
 
 
 def _draw_table(sheet: Sheet, y: float) -> float:
