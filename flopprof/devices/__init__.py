@@ -67,7 +67,7 @@ device = DEVICES.register
 
 
 def find_device(name: str) -> Device:
-    """Return the device called `name`: "cpu", "cuda", "cuda:1", "xpu", or "auto": CUDA or CPU.
+    """Return the device called `name`: a kind such as "cpu", "cuda:1", or "auto": CUDA or CPU.
 
     Raises:
         UsageError: There is no such device here, or its kind is not supported.
@@ -81,9 +81,10 @@ def find_device(name: str) -> Device:
     kind = _kind_of(device_name)
     if kind is not None:
         return kind(device_name)
+    kinds = ", ".join(kind for kind, _ in DEVICES.items())
     raise UsageError(
-        f"the device {name!r} is not supported yet, CPU, CUDA/ROCm and XPU are",
-        remedy="--device cpu, cuda, cuda:1, xpu or auto",
+        f"the device {name!r} is not supported yet; these are: {kinds} (ROCm is cuda)",
+        remedy="--device cpu, cuda, cuda:1 or another of these, or auto",
     )
 
 

@@ -82,8 +82,10 @@ def _elements(tensor: Tensor) -> int:
     return tensor.numel() if tensor.is_floating_point() or tensor.is_complex() else 0
 
 
-def _nn(names: str, package: str = "torch.nn") -> Callable[[ModuleFormula], ModuleFormula]:
-    """Register a formula for the classes `names` of a package."""
+def layer_formula(
+    names: str, package: str = "torch.nn"
+) -> Callable[[ModuleFormula], ModuleFormula]:
+    """Register a formula for classes of a package, named in one text: "RNN LSTM GRU"."""
     return module_formula(*(f"{package}.{name}" for name in names.split()))
 
 
@@ -152,7 +154,7 @@ def _register(package: str, classes: str, formula: str, per_element: str, per_ro
         "product": partial(_product, per_element=per_element),
         "elements": partial(_of_elements, per_element=per_element, per_row=per_row),
     }
-    _nn(classes, package)(formulas[formula])
+    layer_formula(classes, package)(formulas[formula])
 
 
 with Path(__file__).with_name("modules.csv").open(encoding="utf-8", newline="") as _file:
@@ -160,14 +162,14 @@ with Path(__file__).with_name("modules.csv").open(encoding="utf-8", newline="") 
         _register(*_row[:5])
 
 
-@_nn("Quantize DeQuantize", "torch.ao.nn.quantized")
+@layer_formula("Quantize DeQuantize", "torch.ao.nn.quantized")
 def quantize(call: ModuleCall) -> Work:
     """A scale and a shift."""
     return Work(vector_flops=2 * _input(call).numel())
 
 
-@_nn("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm")
-@_nn("InstanceNorm1d InstanceNorm2d InstanceNorm3d")
+@layer_formula("BatchNorm1d BatchNorm2d BatchNorm3d SyncBatchNorm")
+@layer_formula("InstanceNorm1d InstanceNorm2d InstanceNorm3d")
 def batch_norm(call: ModuleCall) -> Work:
     """Running statistics fold, with the affine part, to one scale and one shift.
 
@@ -177,14 +179,14 @@ def batch_norm(call: ModuleCall) -> Work:
     return _of_elements(call, per_element="2" if folded else "5 weight bias")
 
 
-@_nn("FrozenBatchNorm2d", "torchvision.ops.misc")
+@layer_formula("FrozenBatchNorm2d", "torchvision.ops.misc")
 def frozen_batch_norm(call: ModuleCall) -> Work:
     """A scale and a shift; the fold w ÷ √(var + ε), b − mean·w, is done on each call: 5."""
     m: Any = call.module
     return Work(vector_flops=2 * _elements(_input(call)) + 5 * m.weight.numel())
 
 
-@_nn("SmoothL1Loss BCEWithLogitsLoss KLDivLoss")
+@layer_formula("SmoothL1Loss BCEWithLogitsLoss KLDivLoss")
 def loss_of_elements(call: ModuleCall) -> Work:
     """So much per element of the first input, and once per call: see the comments."""
     m: Any = call.module
@@ -203,7 +205,7 @@ def loss_of_elements(call: ModuleCall) -> Work:
     return Work(vector_flops=_sum(m, each) * _elements(_input(call)) + once)
 
 
-@_nn("StochasticDepth", "torchvision.ops.stochastic_depth")
+@layer_formula("StochasticDepth", "torchvision.ops.stochastic_depth")
 def stochastic_depth(call: ModuleCall) -> Work:
     """In training, one multiply per element and one division per drawn number; else nothing."""
     m: Any = call.module
@@ -216,7 +218,7 @@ def stochastic_depth(call: ModuleCall) -> Work:
     return Work(vector_flops=x.numel() + divisions)
 
 
-@_nn("Embedding EmbeddingBag")
+@layer_formula("Embedding EmbeddingBag")
 def embedding(call: ModuleCall) -> Work | None:
     """A look-up; a bag adds (or compares) each element, and multiplies by per-sample weights.
 
@@ -253,7 +255,7 @@ def _adaptive(x: Tensor, out: Tensor, dims: int) -> int:
 def _register_pools(dims: int) -> None:
     fractional = f" FractionalMaxPool{dims}d" if dims > 1 else ""
 
-    @_nn(f"MaxPool{dims}d AvgPool{dims}d LPPool{dims}d{fractional}")
+    @layer_formula(f"MaxPool{dims}d AvgPool{dims}d LPPool{dims}d{fractional}")
     def pool(call: ModuleCall) -> Work | None:
         """The window's size per output element.
 
@@ -269,7 +271,7 @@ def _register_pools(dims: int) -> None:
         roots = 0 if norm in (None, inf) else 6
         return Work(vector_flops=powers + (each + roots) * _elements(_output(call)))
 
-    @_nn(f"AdaptiveMaxPool{dims}d AdaptiveAvgPool{dims}d")
+    @layer_formula(f"AdaptiveMaxPool{dims}d AdaptiveAvgPool{dims}d")
     def adaptive_pool(call: ModuleCall) -> Work:
         """The sum of the real window sizes."""
         return Work(vector_flops=_adaptive(_input(call), _output(call), dims))
@@ -279,7 +281,7 @@ for _dims in (1, 2, 3):
     _register_pools(_dims)
 
 
-@_nn("Upsample UpsamplingBilinear2d UpsamplingNearest2d")
+@layer_formula("Upsample UpsamplingBilinear2d UpsamplingNearest2d")
 def upsample(call: ModuleCall) -> Work:
     """Per output 3 a lerp: linear 3, bilinear 9, trilinear 21; bicubic 35; nearest none."""
     module: Any = call.module
@@ -321,10 +323,10 @@ def _recurrent(call: ModuleCall, *, kind: str) -> Work:
 
 for _kind in _CELLS:
     for _package in ("torch.nn", "torch.ao.nn.quantized.dynamic"):
-        _nn(f"{_kind} {_kind}Cell", _package)(partial(_recurrent, kind=_kind))
+        layer_formula(f"{_kind} {_kind}Cell", _package)(partial(_recurrent, kind=_kind))
 
 
-@_nn("MultiheadAttention")
+@layer_formula("MultiheadAttention")
 def multihead_attention(call: ModuleCall) -> Work:
     """In-projections, Q·Kᵀ, softmax, ·V and out-projection, with the projections' biases.
 
@@ -370,7 +372,7 @@ def _mask_tensors(arguments: dict[str, Any]) -> int:
     return 1 if padding else 0
 
 
-@_nn("CosineSimilarity PairwiseDistance")
+@layer_formula("CosineSimilarity PairwiseDistance")
 def distance(call: ModuleCall) -> Work:
     """‖x₁ − x₂ + ε‖: 4n. x₁·x₂ ÷ (max(‖x₁‖, ε)·max(‖x₂‖, ε)): 2n, norms 4n, 4 per output."""
     x1 = _argument(call, 0, "x1")
@@ -381,7 +383,7 @@ def distance(call: ModuleCall) -> Work:
     return Work(vector_flops=4 * n)
 
 
-@_nn("TripletMarginLoss TripletMarginWithDistanceLoss")
+@layer_formula("TripletMarginLoss TripletMarginWithDistanceLoss")
 def triplet_margin_loss(call: ModuleCall) -> Work | None:
     """Max(0, d(a, p) − d(a, n) + margin), with swap the lesser of d(a, n) and d(p, n).
 
@@ -396,7 +398,7 @@ def triplet_margin_loss(call: ModuleCall) -> Work | None:
     return Work(vector_flops=of_distances + (1 + distances + _sum(m, "reduction")) * _rows(call))
 
 
-@_nn("GaussianNLLLoss")
+@layer_formula("GaussianNLLLoss")
 def gaussian_nll_loss(call: ModuleCall) -> Work:
     """½·(log v + (x − y)²/v): 5n, and per variance a check, a clamp and a log; + n in full."""
     m: Any = call.module
@@ -406,7 +408,7 @@ def gaussian_nll_loss(call: ModuleCall) -> Work:
     return Work(vector_flops=3 * variances + (5 + _sum(m, "full reduction")) * n)
 
 
-@_nn("NLLLoss CrossEntropyLoss LinearCrossEntropyLoss")
+@layer_formula("NLLLoss CrossEntropyLoss LinearCrossEntropyLoss")
 def negative_log_likelihood(call: ModuleCall) -> Work | None:
     """Per target −w·x and its reduction; a weighted mean sums the weights.
 

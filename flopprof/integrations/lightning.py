@@ -45,10 +45,10 @@ class FlopsCallback(MeteredCallback, Callback):  # type: ignore[misc, unused-ign
         self._steps_before = None
         self.meter.end_step()
         if trainer.global_step % max(trainer.log_every_n_steps, 1) == 0:
-            if pl_module.device.type == "cuda":
+            if pl_module.device.type != "cpu":
                 import torch
 
-                torch.cuda.synchronize(pl_module.device)
+                torch.accelerator.synchronize(pl_module.device)
             self.log_dict(self.named_figures())  # type: ignore[attr-defined, unused-ignore]  # set by the Trainer
 
     def on_validation_end(self, *_arguments: Any) -> None:
