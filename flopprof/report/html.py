@@ -15,6 +15,7 @@ from flopprof.judge.verdicts import GOOD, MEANINGS
 from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
 from flopprof.report.chart import Drawn, draw_chart
+from flopprof.report.chart.narrow import narrow_chart
 from flopprof.report.chart.svg import PALETTES, chart_svg
 from flopprof.report.jobpage import job_section
 from flopprof.report.misses import heading
@@ -86,8 +87,11 @@ def _chart(chart: Drawn | str) -> str:
     picture = chart if isinstance(chart, str) else or_why_not(lambda: chart_svg(chart))
     if not picture.startswith("<svg"):
         return f"<p>{_escaped(picture)}</p>"
-    hint = "<figcaption>Select the chart to enlarge it.</figcaption>"
-    return f'<figure aria-label="Roofline chart">{picture}{hint}</figure>'
+    assert isinstance(chart, Drawn)
+    small = f'<div id="panel">{narrow_chart(chart.shows)}</div>'
+    hint = "<figcaption>The whole chart: select it to enlarge it.</figcaption>"
+    how = 'aria-label="Roofline chart, enlarged or not" role="button" tabindex="0"'
+    return f"{small}<figure {how}>{picture}{hint}</figure>"
 
 
 def notebook_html(run: Run) -> str:

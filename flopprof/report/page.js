@@ -2,7 +2,8 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const STEP = 100;  // rows shown at first, and added by a click
 const WORD = 22;  // letters
-const SHORT = ["phase", "dtype", "kind", "bound", "verdict"];  // never broken
+const LONGEST_OP = 40;  // letters: what is longer is shortened in its middle
+const SHORT = ["op", "phase", "dtype", "kind", "bound", "verdict"];  // never broken
 const GOOD = new Set(DATA.good);
 const LABELS = {
   module_path: "module", input_shapes: "shapes", flops: "FLOPs", time_us: "time", time_share_frac: "share",
@@ -31,8 +32,11 @@ function records(table) {
   const named = values => Object.fromEntries(table.columns.map((name, i) => [name, values[i]]));
   return table.data.map((values, i) => Object.assign(named(values), {shown: named(table.shown[i])}));
 }
+function shortOp(op) {
+  return op.length > LONGEST_OP ? op.slice(0, 24) + "…" + op.slice(25 - LONGEST_OP) : op;
+}
 function cellText(row, name) {
-  if (name === "op") return row.op === "(kernels)" ? row.input_shapes : row.op.replace(/^aten::/, "");
+  if (name === "op") return shortOp(row.op === "(kernels)" ? row.input_shapes : row.op.replace(/^aten::/, ""));
   if (name === "module_path") return row.label ?? (row.module_path || "(model)");
   const shown = text(row, name);
   if (name === "kernel" && shown.length > 160) return shown.slice(0, 100) + " … " + shown.slice(-50);
@@ -46,6 +50,42 @@ function fill(node, shown) {
 function longestWord(rows, name) {
   const words = rows.slice(0, 1000).flatMap(row => cellText(row, name).split(/(?<=[.:,_])|\s/));
   return words.reduce((longest, word) => Math.max(longest, word.length), 0);
+}
+
+// A table as CSV: unknown is empty; a text that a spreadsheet would calculate is quoted.
+function csvText(columns, lines) {
+  const field = value => {
+    let text = value === null || value === undefined ? "" : String(value);
+    if (typeof value === "string" && /^[=+\-@\t\r＝＋－＠]/.test(text)) text = "'" + text;
+    return /[",\n\r]/.test(text) ? '"' + text.replaceAll('"', '""') + '"' : text;
+  };
+  return [columns, ...lines].map(line => line.map(field).join(",")).join("\n") + "\n";
+}
+// The clipboard is not there in every browser for a file: then a selection is copied.
+function copyText(text) {
+  const byHand = () => {
+    const area = make("textarea", undefined, {readonly: "", class: "copied"});
+    area.value = text;
+    document.body.append(area);
+    area.select();
+    const done = document.execCommand("copy");
+    area.remove();
+    return done;
+  };
+  if (!navigator.clipboard) return Promise.resolve(byHand());
+  return navigator.clipboard.writeText(text).then(() => true, byHand);
+}
+function copyButton(of, asCsv) {
+  const button = make("button", "Copy CSV", {"aria-label": `Copy ${of} as CSV`, class: "copy"});
+  button.addEventListener("click", () => copyText(asCsv()).then(done => {
+    button.textContent = done ? "Copied" : "Not copied";
+    setTimeout(() => { button.textContent = "Copy CSV"; }, 2000);
+  }));
+  return button;
+}
+function plainTable(table) {
+  const lines = [...table.rows].map(row => [...row.cells].map(cell => cell.textContent));
+  return csvText(lines[0], lines.slice(1));
 }
 
 // One table: sorted, filtered, shown in steps. Rows with `children` make a tree.
@@ -76,7 +116,9 @@ function addTable(id, rows, isTree) {
   columns.forEach(name => choice.append(make("option", "by " + (LABELS[name] || name), {value: name})));
   const turn = make("button", "▾", {class: "sort", "aria-label": "Other direction"});
   const count = make("span", "", {class: "count", role: "status"});
-  tools.append(filter, choice, turn, count);
+  const all = DATA[id] ? DATA[id].columns : DATA.sites.columns;
+  const copy = copyButton(id, () => csvText(all, chosenRows().map(row => all.map(name => row[name]))));
+  tools.append(filter, choice, turn, copy, count);
   const table = make("table"), head = make("thead"), body = make("tbody"), line = make("tr");
   for (const name of columns) {
     const cell = make("th", undefined, {title: DATA.docs[name] || "", "data-name": name, class: isNumber(name) ? "number" : ""});
@@ -113,8 +155,9 @@ function addTable(id, rows, isTree) {
     const inside = node.children.map(keep);
     return node.kept = matches(node) || inside.includes(true);
   }
+  const chosenRows = () => rows.filter(matches).sort(compare);  // of a tree, those that are closed too
   function chosen() {
-    if (!isTree) return rows.filter(matches).sort(compare);
+    if (!isTree) return chosenRows();
     const roots = rows.filter(row => row.depth === 0);
     roots.forEach(keep);
     return walk(roots, []);
@@ -138,7 +181,8 @@ function addTable(id, rows, isTree) {
       const shown = cellText(row, name);
       if (shown === "–") cell.classList.add("none");
       if (widths.has(name)) cell.style.minWidth = widths.get(name);
-      cell.append(fill(make("span"), shown));
+      if (name === "op") cell.title = row.op;
+      cell.append(name === "op" ? make("span", shown) : fill(make("span"), shown));
       entry.append(cell);
     }
     body.append(entry);
@@ -146,11 +190,26 @@ function addTable(id, rows, isTree) {
       entry.className = "open";
       entry.tabIndex = 0;
       entry.addEventListener("click", () => details(entry, row));
-      entry.addEventListener("keydown", event => { if (event.key === "Enter") details(entry, row); });
+      entry.setAttribute("aria-expanded", "false");
+      entry.addEventListener("keydown", event => {
+        if (event.target !== entry) return;
+        const step = {ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling"}[event.key];
+        if (event.key === "Enter" || event.key === " ") details(entry, row);
+        else if (step) nextRow(entry, step);
+        else return;
+        event.preventDefault();
+      });
     }
   }
+  function nextRow(entry, step) {
+    let other = entry[step];
+    while (other && other.className !== "open") other = other[step];
+    if (other) other.focus();
+  }
   function details(entry, row) {
-    if (entry.nextSibling && entry.nextSibling.className === "details") return entry.nextSibling.remove();
+    const isOpen = entry.nextSibling && entry.nextSibling.className === "details";
+    entry.setAttribute("aria-expanded", String(!isOpen));
+    if (isOpen) return entry.nextSibling.remove();
     const line = make("tr", undefined, {class: "details"}), cell = make("td", undefined, {colspan: columns.length});
     const list = make("dl");
     for (const name of DATA.sites.columns) {
@@ -218,5 +277,18 @@ addTable("sites", sites);
 addTable("modules", tree(records(DATA.modules)), true);
 addTable("kernels", records(DATA.kernels));
 addTable("misses", sites.filter(site => !GOOD.has(site.verdict)));
+for (const table of document.querySelectorAll("#job table")) {
+  const tools = make("div", undefined, {class: "tools"});
+  tools.append(copyButton("this table", () => plainTable(table)));
+  (table.closest(".heat") || table).before(tools);
+}
 const chart = document.querySelector("figure");
-if (chart) chart.addEventListener("click", () => chart.classList.toggle("zoom"));
+if (chart) {
+  const zoom = () => chart.setAttribute("aria-pressed", String(chart.classList.toggle("zoom")));
+  chart.addEventListener("click", zoom);
+  chart.addEventListener("keydown", event => {
+    if (event.key !== "Enter" && event.key !== " ") return;
+    zoom();
+    event.preventDefault();
+  });
+}

@@ -50,6 +50,7 @@ _READINGS = {
 }
 ALTERNATIVES = 6  # other architectures that a report names
 TELLING_SLOWDOWN = 1.0  # of a bare call: from here on tracing is most of what a site's time is
+SEEN_FRAC = 0.0005  # of the time: less is printed as 0.0 %
 STEPS = 8  # steps and ranks that a report lists
 
 
@@ -367,7 +368,7 @@ def _figures(of_run: Figures, wall_us: float) -> list[tuple[str, str]]:
     lines = [("Figures", ", ".join(parts))] if parts else []
     if of_run.held_frac and of_run.attainable_wall_us > 0:
         holders = sorted(of_run.held_frac.items(), key=lambda pair: -pair[1])
-        shares = ", ".join(f"{name} {percent(frac)}" for name, frac in holders if frac > 0)
+        shares = ", ".join(f"{name} {percent(frac)}" for name, frac in holders if frac >= SEEN_FRAC)
         text = f"{shares} of the time; at its roofs it would take "
         text += f"{duration(of_run.attainable_wall_us)} of {duration(wall_us)}"
         lines.append(("Bound", text))

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from html import escape, unescape
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -319,3 +320,64 @@ def test_a_saved_run_is_laid_out_once_for_its_picture_and_its_page(tmp_path, mon
     assert len(sheets) == 1
     assert (saved.folder / "roofline.png").read_bytes()[1:4] == b"PNG"
     assert "<svg" in (saved.folder / "report.html").read_text("utf-8")
+
+
+@pytest.mark.slow
+def test_tables_are_copied_as_csv_and_rows_opened_by_keys_in_a_browser(tmp_path):
+    rows = [
+        site(0, "net.a", flops=100.0, time_us=50.0),
+        site(1, '=cmd("x"), b', flops=float("nan"), time_us=30.0),
+    ]
+    seen, console = browse(
+        make_run(rows).report("html"),
+        tmp_path,
+        390,
+        """
+        let copied = "";
+        const fake = {writeText: text => { copied = text; return Promise.resolve(); }};
+        Object.defineProperty(window.navigator, "clipboard", {value: fake});
+        document.querySelector("#sites .copy").click();
+        const lines = copied.split("\\n").map(line => line.split(","));
+        const first = document.querySelector("#sites tr.open");
+        const press = key => first.dispatchEvent(
+          new window.KeyboardEvent("keydown", {key, bubbles: true}));
+        press(" ");
+        const opened = document.querySelectorAll(".details").length;
+        press("Enter");
+        press("ArrowDown");
+        return {
+          head: lines[0].slice(0, 4), first: lines[1].slice(0, 3), second: copied.split("\\n")[2],
+          opened, closed: document.querySelectorAll(".details").length,
+          second_has_focus: document.activeElement === document.querySelectorAll("tr.open")[1],
+          buttons: document.querySelectorAll("section .copy").length,
+          panel: document.querySelector("#panel svg").getBoundingClientRect().width > 300,
+          wraps: [...document.querySelectorAll("#sites td:nth-child(2) span")].map(
+            cell => cell.getClientRects().length),
+        };
+        """,
+    )
+
+    found: Any = seen
+    assert found["head"] == ["site_id", "op", "module_path", "module_type"]
+    assert found["first"] == ["0", "aten::linear", "net.a"]
+    # A quote doubled, the whole quoted, and what a spreadsheet would calculate made a text.
+    assert found["second"].startswith('1,aten::linear,"\'=cmd(""x""), b",')
+    assert (found["opened"], found["closed"]) == (1, 0)
+    assert found["second_has_focus"]
+    assert found["buttons"] == 2  # sites and modules: nothing was missed
+    assert found["panel"]
+    assert found["wraps"] == [1, 1]  # an op's name is on one line
+    assert console == []
+
+
+def test_the_small_chart_has_every_numbered_point_and_stays_in_its_frame():
+    page = Run.load(SMALL).report("html")
+
+    small = page.partition('<svg class="panel"')[2].partition("</svg>")[0]
+    numbers = re.findall(r'font-weight="bold">(\d+|★)<', small)
+    places = re.findall(r'<(?:text|circle)[^>]*? c?x="([\d.-]+)" c?y="([\d.-]+)"', small)
+
+    listed = re.findall(r'<li value="(\d+)">', page)
+    assert sorted(numbers) == sorted([*listed, "★"])
+    assert len(places) > len(listed)
+    assert all(0 <= float(x) <= 360 and 0 <= float(y) <= 300 for x, y in places)

@@ -77,9 +77,9 @@ class Sheet:
         self.marked = rows[rows["intensity_flops_per_byte"] > 0]
         xs = [*self.marked["intensity_flops_per_byte"], *self.ridges, *self.ridges / 10]
         xs += [*data.measured["intensity_flops_per_byte"]]
-        self.xs = _decades(xs or [1.0])
+        self.xs = decades(xs or [1.0])
         ys = [*self.marked["achieved_flops_per_s"], *self.flat["value"], *self.flat["value"] / 10]
-        self.ys = _decades(ys or [1e9])
+        self.ys = decades(ys or [1e9])
         self.discs: list[Floats] = []
 
     def place_panel(self, top: float) -> None:
@@ -151,7 +151,7 @@ class Sheet:
         return Look(shape, area, run_colour or kind_colour, row.known_by >= UNCONFIRMED)
 
 
-def _decades(values: list[float]) -> tuple[float, float]:
+def decades(values: list[float]) -> tuple[float, float]:
     """Return limits in decades: half a decade around `values` at least, and two in all."""
     low = math.log10(min(values))
     high = math.log10(max(values))
