@@ -9,9 +9,11 @@ import pandas as pd
 
 from flopprof.capture.describe import describe_environment
 from flopprof.errors import UsageError
+from flopprof.formulas import Work
 from flopprof.formulas.graph import node_kind, node_work
 from flopprof.model.detect import detect
-from flopprof.model.graphs import Graph, GraphNode, read_graph, shapes_text
+from flopprof.model.graphs import Graph, read_graph, shapes_text
+from flopprof.model.graphwalk import GraphNode
 from flopprof.model.inputs import parse_input
 from flopprof.model.resize import resized
 from flopprof.provenance import Called, CountProvenance, DeviceFacts, Source
@@ -82,9 +84,11 @@ def _texts(inputs: Any, settings: Settings) -> Sequence[str]:
 
 
 def _row(place: int, node: GraphNode) -> dict[str, Any]:
-    work = node_work(node)
+    work = _work_of(node)
     kind = node_kind(node.op)
-    dtype = next((kind for kind in (*node.output_dtypes, *node.input_dtypes) if kind), "")
+    dtype = next(
+        (kind for kind in (*node.output_dtypes, *node.input_dtypes) if kind not in ("", "?")), ""
+    )
     return {
         "op_id": place,
         "external_id": -1,
@@ -99,11 +103,81 @@ def _row(place: int, node: GraphNode) -> dict[str, Any]:
         "start_us": float(place),
         "input_shapes": shapes_text(node),
         "dtype": dtype,
-        "counted": work is not None,
-        "matmul_flops": float(work.matmul_flops * node.times) if work else math.nan,
-        "vector_flops": float(work.vector_flops * node.times) if work else math.nan,
-        "min_bytes": float(work.min_bytes * node.times) if work else math.nan,
+        "counted": work is not None and work.flops_at_most is None,
+        **_figures(work),
     }
+
+
+def _figures(work: Work | None) -> dict[str, float]:
+    """Return the columns of a count, or of bounds; NaN for what is not known."""
+    figures = dict.fromkeys(
+        (
+            *("matmul_flops", "vector_flops", "min_bytes"),
+            *("matmul_flops_at_least", "vector_flops_at_least", "flops_at_most"),
+        ),
+        math.nan,
+    )
+    if work is None:
+        return figures
+    ending = "" if work.flops_at_most is None else "_at_least"
+    figures[f"matmul_flops{ending}"] = float(work.matmul_flops)
+    figures[f"vector_flops{ending}"] = float(work.vector_flops)
+    if work.flops_at_most is None:
+        figures["min_bytes"] = float(work.min_bytes)
+    else:
+        figures["flops_at_most"] = float(work.flops_at_most)
+    return figures
+
+
+def _work_of(node: GraphNode) -> Work | None:
+    """Return what all runs of a node do, exactly or within bounds; None where nothing is known.
+
+    Of an If the cheaper and the dearer branch are the bounds; of a loop none and the most runs.
+    """
+    if not node.branches:
+        return _times(node_work(node), node.times)
+    branches = [_sum_of(branch) for branch in node.branches]
+    sums = [work for work in branches if work is not None]
+    if len(sums) < len(branches) or node.most_runs is None:
+        return None
+    matmul = min(work.matmul_flops for work in sums)
+    vector = min(work.vector_flops for work in sums)
+    most = max(_most(work) for work in sums)
+    is_exact = node.op.startswith("If") and matmul + vector == most
+    if is_exact:
+        return _times(Work(matmul, vector), node.times)
+    if not node.op.startswith("If"):
+        matmul = vector = 0
+    bounds = Work(matmul, vector, flops_at_most=most * node.most_runs)
+    return _times(bounds, node.times)
+
+
+def _sum_of(nodes: Sequence[GraphNode]) -> Work | None:
+    """Return what the nodes of a branch do together; None where one of them is not known."""
+    matmul = vector = moved_bytes = most = 0
+    is_exact = True
+    for node in nodes:
+        work = _work_of(node)
+        if work is None:
+            return None
+        matmul += work.matmul_flops
+        vector += work.vector_flops
+        moved_bytes += work.min_bytes
+        most += _most(work)
+        is_exact = is_exact and work.flops_at_most is None
+    return Work(matmul, vector, moved_bytes, None if is_exact else most)
+
+
+def _most(work: Work) -> int:
+    exact = work.matmul_flops + work.vector_flops
+    return exact if work.flops_at_most is None else work.flops_at_most
+
+
+def _times(work: Work | None, times: int) -> Work | None:
+    if work is None or times == 1:
+        return work
+    most = None if work.flops_at_most is None else work.flops_at_most * times
+    return Work(work.matmul_flops * times, work.vector_flops * times, work.min_bytes * times, most)
 
 
 def _main_dtype(ops: pd.DataFrame) -> str:

@@ -8,34 +8,13 @@ product counts its operations.
 """
 
 import csv
-from collections.abc import Callable, Mapping, Sequence
 from math import log2, prod
 from pathlib import Path
-from typing import Any, Protocol
 
 from flopprof import dtypes
-from flopprof.formulas import Shape, Work
-
-
-class Node(Protocol):
-    """What a formula reads of a node; its shapes are known."""
-
-    @property
-    def op(self) -> str: ...  # noqa: D102
-    @property
-    def inputs(self) -> tuple[Shape | None, ...]: ...  # noqa: D102
-    @property
-    def outputs(self) -> tuple[Shape | None, ...]: ...  # noqa: D102
-    @property
-    def input_dtypes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def output_dtypes(self) -> tuple[str, ...]: ...  # noqa: D102
-    @property
-    def attributes(self) -> Mapping[str, Any]: ...  # noqa: D102
-
-
-Count = tuple[int, int]  # matmul, vector FLOPs
-_Formula = Callable[[Node], Count | None]
+from flopprof.formulas import Work
+from flopprof.formulas.nodes import Count, Formula, Node, has, is_floating, shape_of, size
+from flopprof.formulas.runtime import RUNTIME_FORMULAS
 
 
 def _table() -> dict[str, str]:
@@ -58,17 +37,25 @@ def node_kind(op: str) -> str:
 
 def node_work(node: Node) -> Work | None:
     """Return what one run of a node does; None where its op or a shape is not known."""
-    count: Count | None = (0, 0)
+    count: Count | Work | None = (0, 0)
     if node_kind(node.op) == "unknown":
         return None
     if node_kind(node.op) != "free":
-        if None in node.inputs[:2] or None in node.outputs[:1]:
+        if None in node.inputs[:2] or (None in node.outputs[:1] and not _counts_inputs(node.op)):
             return None
         formula = _FORMULAS.get(node.op)
         count = formula[1](node) if formula else _of_elements(node)
-    if count is None:
-        return None
+    if count is None or isinstance(count, Work):
+        return count
     return Work(count[0], count[1], _bytes(node))
+
+
+def _counts_inputs(op: str) -> bool:
+    """Return whether the count does not depend on the shape of the result."""
+    return op in _BY_INPUTS or _LIKE.get(op, "").startswith("in")
+
+
+_BY_INPUTS = ("NonMaxSuppression", "RoiAlign", "DynamicQuantizeLinear")
 
 
 def _bytes(node: Node) -> int:
@@ -79,77 +66,109 @@ def _bytes(node: Node) -> int:
     return sum(prod(shape) * (dtypes.itemsize(kind) or 0) for shape, kind in sizes if shape)
 
 
-def _is_floating(node: Node) -> bool:
-    kinds = [kind for kind in (*node.input_dtypes[:1], *node.output_dtypes[:1]) if kind]
-    return any(map(dtypes.is_floating, kinds)) or not kinds
-
-
 def _of_elements(node: Node) -> Count:
     like = _LIKE[node.op]
-    if not _is_floating(node):
+    if not is_floating(node):
         return 0, 0
     if like.startswith("in"):
-        return 0, int(like.split()[1]) * _size(node.inputs, 0)
-    return 0, int(like) * _size(node.outputs, 0)
-
-
-def _size(shapes: Sequence[Shape | None], place: int) -> int:
-    return prod(shapes[place] or ()) if place < len(shapes) else 0
-
-
-def _has(node: Node, place: int) -> bool:
-    return place < len(node.inputs) and bool(node.input_dtypes[place])
+        return 0, int(like.split()[1]) * size(node.inputs, 0)
+    return 0, int(like) * size(node.outputs, 0)
 
 
 def _convolution(node: Node) -> Count:
     """2·outputs·(channels ÷ groups)·taps, which the filter's sizes but the first multiply to."""
     is_quantised = node.op == "QLinearConv"
     weight = node.inputs[3 if is_quantised else 1] or ()
-    outputs = _size(node.outputs, 0)
-    bias = outputs if node.op == "Conv" and _has(node, 2) else 0
+    outputs = size(node.outputs, 0)
+    bias = outputs if node.op == "Conv" and has(node, 2) else 0
     return 2 * outputs * prod(weight[1:]), bias
 
 
 def _transposed(node: Node) -> Count:
     """Each input element goes into (channels ÷ groups)·taps outputs; a bias is an add for each."""
     weight = node.inputs[1] or ()
-    bias = _size(node.outputs, 0) if _has(node, 2) else 0
-    return 2 * _size(node.inputs, 0) * prod(weight[1:]), bias
+    bias = size(node.outputs, 0) if has(node, 2) else 0
+    return 2 * size(node.inputs, 0) * prod(weight[1:]), bias
 
 
 def _matmul(node: Node) -> Count:
     """2·outputs·k, k the last size of the left operand."""
     left = node.inputs[0] or ()
-    return 2 * _size(node.outputs, 0) * (left[-1] if left else 0), 0
+    return 2 * size(node.outputs, 0) * (left[-1] if left else 0), 0
 
 
 def _gemm(node: Node) -> Count:
     """2·m·n·k; one more per output for C, for alpha ≠ 1 and for beta other than 0 and 1."""
     left = node.inputs[0] or ()
     k = left[0 if node.attributes.get("transA") else 1]
-    outputs = _size(node.outputs, 0)
+    outputs = size(node.outputs, 0)
     beta = node.attributes.get("beta", 1.0)
     extra = int(node.attributes.get("alpha", 1.0) != 1.0)
-    if _has(node, 2) and beta != 0.0:
+    if has(node, 2) and beta != 0.0:
         extra += 1 + int(beta != 1.0)
     return 2 * outputs * k, extra * outputs
 
 
 def _einsum(node: Node) -> Count | None:
-    """Two operands: 2 per product of all indices where one is summed over, else 1 of vector."""
-    equation = str(node.attributes.get("equation", "")).replace(" ", "")
-    left, arrow, result = equation.partition("->")
-    terms = left.split(",")
-    if len(terms) != 2 or not arrow or "." in equation:
+    """Operands are joined from left to right, as runtimes do; indices that end early are summed.
+
+    A pair is 2 per product of all its indices where one is summed over, else 1 of vector. An index
+    of one operand alone that is not in the result is summed first: an add per element.
+    """
+    equation = _spelled_out(str(node.attributes.get("equation", "")), node)
+    if equation is None:
         return None
+    terms, result = equation
     sizes: dict[str, int] = {}
     for term, shape in zip(terms, node.inputs, strict=True):
         sizes |= dict(zip(term, shape or (), strict=True))
-    summed = set(sizes) - set(result)
-    if any((index in terms[0]) != (index in terms[1]) for index in summed):
-        return None  # one operand is summed by itself
-    products = prod(sizes.values())
-    return (2 * products, 0) if summed else (0, products)
+    matmul = vector = 0
+    joined = ""
+    for place, term in enumerate(terms):
+        later = set("".join(terms[place + 1 :]) + result)
+        alone = {index for index in term if index not in later and index not in joined}
+        if alone:
+            vector += _product(sizes, term)
+        kept = "".join(index for index in term if index not in alone)
+        if place == 0:
+            joined = kept
+            continue
+        both = "".join(dict.fromkeys(joined + kept))
+        ended = set(both) - later
+        matmul += 2 * _product(sizes, both) if ended else 0
+        vector += 0 if ended else _product(sizes, both)
+        joined = "".join(index for index in both if index not in ended)
+    return matmul, vector
+
+
+def _product(sizes: dict[str, int], indices: str) -> int:
+    return prod(sizes[index] for index in indices)
+
+
+def _spelled_out(equation: str, node: Node) -> tuple[list[str], str] | None:
+    """Return the operands' indices and the result's, "..." by letters; None where a diagonal is.
+
+    Without an arrow the result has, in alphabetical order, the indices that appear once.
+    """
+    left, arrow, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != len(node.inputs) or None in node.inputs:
+        return None
+    letters = "ΑΒΓΔΕΖΗΘ"  # that stand for the dimensions of "..."
+    longest = 0
+    for place, term in enumerate(terms):
+        count = len(node.inputs[place] or ()) - len(term.replace("...", ""))
+        longest = max(longest, count)
+        if count < 0 or count > len(letters):
+            return None
+        terms[place] = term.replace("...", letters[len(letters) - count :])
+    if not arrow:
+        every = "".join(terms)
+        result = "..." + "".join(sorted(index for index in every if every.count(index) == 1))
+    result = result.replace("...", letters[len(letters) - longest :])
+    if any(len(set(term)) < len(term) for term in terms):
+        return None
+    return terms, result
 
 
 _GATES = {"LSTM": (4, 13, 8), "GRU": (3, 11, 6), "RNN": (1, 2, 2)}  # gates; vector; with bias
@@ -163,7 +182,7 @@ def _recurrent(node: Node) -> Count | None:
         return None
     directions, hidden = r[0], r[2]
     cells = directions * x[0] * x[1]
-    per_cell = vector + (bias if _has(node, 3) else 0) + (6 if _has(node, 7) else 0)
+    per_cell = vector + (bias if has(node, 3) else 0) + (6 if has(node, 7) else 0)
     return 2 * cells * gates * hidden * (w[2] + hidden), cells * hidden * per_cell
 
 
@@ -174,46 +193,47 @@ def _attention(node: Node) -> Count | None:
         return None
     if len(query) == 4:
         batch, heads, length, width = query
-        past = (node.inputs[4] or (0, 0, 0, 0))[2] if _has(node, 4) else 0
+        past = (node.inputs[4] or (0, 0, 0, 0))[2] if has(node, 4) else 0
         keys, out_width = key[2] + past, value[3]
     else:
         heads = int(node.attributes.get("q_num_heads", 0))
         kv_heads = int(node.attributes.get("kv_num_heads", heads))
-        if not heads or not kv_heads or _has(node, 4):
+        if not heads or not kv_heads or has(node, 4):
             return None
         batch, length, width = query[0], query[1], query[2] // heads
         keys, out_width = key[1], value[2] // kv_heads
     scores = batch * heads * length * keys
-    return 2 * scores * (width + out_width), scores * (6 + int(_has(node, 3)))
+    return 2 * scores * (width + out_width), scores * (6 + int(has(node, 3)))
 
 
 def _variadic(node: Node) -> Count:
     """Max, Min and Sum of k tensors take k − 1 operations per output; Mean divides besides."""
     per_output = len(node.inputs) - (0 if node.op == "Mean" else 1)
-    return 0, per_output * _size(node.outputs, 0) if _is_floating(node) else 0
+    return 0, per_output * size(node.outputs, 0) if is_floating(node) else 0
 
 
 def _clip(node: Node) -> Count:
     """One per bound and element."""
-    bounds = int(_has(node, 1)) + int(_has(node, 2))
+    bounds = int(has(node, 1)) + int(has(node, 2))
     bounds += int("min" in node.attributes) + int("max" in node.attributes)
-    return 0, bounds * _size(node.outputs, 0) if _is_floating(node) else 0
+    return 0, bounds * size(node.outputs, 0) if is_floating(node) else 0
 
 
 def _normalisation(node: Node) -> Count:
     """5 per element (3 of RMS norm), and one more for each of scale and bias."""
-    per_element = 3 if node.op == "RMSNormalization" else 5
-    per_element += int(_has(node, 1)) + int(_has(node, 2))
-    return 0, per_element * _size(node.inputs, 0)
+    is_rms = node.op.endswith(("RMSNormalization", "SimplifiedLayerNormalization"))
+    per_element = 3 if is_rms else 5
+    per_element += int(has(node, 1)) + int(has(node, 2))
+    return 0, per_element * size(node.inputs, 0)
 
 
 def _local_response(node: Node) -> Count:
-    return 0, (int(node.attributes.get("size", 1)) + 5) * _size(node.inputs, 0)
+    return 0, (int(node.attributes.get("size", 1)) + 5) * size(node.inputs, 0)
 
 
 def _pool(node: Node) -> Count:
     """The window's size per output."""
-    return 0, prod(node.attributes.get("kernel_shape", ())) * _size(node.outputs, 0)
+    return 0, prod(node.attributes.get("kernel_shape", ())) * size(node.outputs, 0)
 
 
 def _resize(node: Node) -> Count | None:
@@ -223,7 +243,7 @@ def _resize(node: Node) -> Count | None:
     per_output = {"linear": {1: 3, 2: 9, 3: 21}, "cubic": {2: 35}}.get(str(mode), {}).get(axes)
     if mode == "nearest":
         per_output = 0
-    return None if per_output is None else (0, per_output * _size(node.outputs, 0))
+    return None if per_output is None else (0, per_output * size(node.outputs, 0))
 
 
 def _dft(node: Node) -> Count | None:
@@ -238,7 +258,97 @@ def _dft(node: Node) -> Count | None:
     return 0, int(full / 2 if is_half else full)
 
 
-_FORMULAS: dict[str, tuple[str, _Formula]] = {
+def _stft(node: Node) -> Count | None:
+    """Per frame: the window's products, and 5·N·log₂ N, of a real signal half of it."""
+    signal, frames = shape_of(node, 0), node.outputs[0] or ()
+    length = node.attributes.get("frame_length") or size(node.inputs, 2)
+    if len(frames) != 4 or not length:
+        return None
+    is_real = len(signal) < 3 or signal[-1] == 1
+    transform = 5 * length * log2(length) / (2 if is_real else 1)
+    window = length * (1 if is_real else 2) if has(node, 2) else 0
+    return 0, int(frames[0] * frames[1] * (window + transform))
+
+
+_TAPS = {  # FLOPs per output by mode and axes; spelled as of opset 20, and before
+    ("linear", 2): 9, ("bilinear", 2): 9, ("linear", 3): 21, ("bilinear", 3): 21,
+    ("cubic", 2): 35, ("bicubic", 2): 35,
+}  # fmt: skip
+
+
+def _grid_sample(node: Node) -> Count | None:
+    """Interpolation of each output; each coordinate's way to pixels: 3 where aligned, else 4."""
+    grid = shape_of(node, 1)
+    mode = str(node.attributes.get("mode", "linear"))
+    axes = len(grid) - 2
+    per_output = 0 if mode == "nearest" else _TAPS.get((mode, axes))
+    if per_output is None:
+        return None
+    aligned = node.attributes.get("align_corners", 0)
+    points = prod(grid[:-1])
+    return 0, per_output * size(node.outputs, 0) + (3 if aligned else 4) * points * axes
+
+
+def _deformed(node: Node) -> Count:
+    """As a convolution; its samples are bilinear: 9, 1 with a mask, each offset an add."""
+    x, weight, offset = (shape_of(node, place) for place in range(3))
+    outputs = size(node.outputs, 0)
+    area = outputs // weight[0]  # batch, and output positions
+    samples = area * x[1] * prod(weight[2:])
+    vector = (10 if has(node, 4) else 9) * samples + prod(offset)
+    return 2 * outputs * prod(weight[1:]), vector + outputs * int(has(node, 3))
+
+
+def _roi_align(node: Node) -> Work | None:
+    """10 per sample: bilinear, and its part in the mean. Without a sampling ratio boxes decide."""
+    x, boxes = shape_of(node, 0), shape_of(node, 1)
+    grid = [int(node.attributes.get(f"output_{side}", 1)) for side in ("height", "width")]
+    ratio = int(node.attributes.get("sampling_ratio", 0))
+    if len(x) != 4 or not boxes:
+        return None
+    maps = boxes[0] * x[1]
+    bins = maps * prod(grid)
+    if ratio > 0:
+        return Work(0, 10 * bins * ratio**2, _bytes(node))
+    # A box is no larger than the image: along H in h bins no more than H + h - 1 samples.
+    most = maps * prod(side + count - 1 for side, count in zip(x[2:], grid, strict=True))
+    return Work(0, 10 * bins, flops_at_most=10 * max(most, bins))
+
+
+def _affine_grid(node: Node) -> Count | None:
+    """Every point with a 1, times θ: (d + 1)·d multiply-adds."""
+    axes = len(node.outputs[0] or ()) - 2
+    if axes < 1:
+        return None
+    return 2 * size(node.outputs, 0) * (axes + 1), 0
+
+
+def _determinant(node: Node) -> Count:
+    """⅔·n³ of the factorisation and n of the diagonal's product, for each matrix."""
+    shape = shape_of(node, 0)
+    n = shape[-1] if shape else 0
+    return 0, (prod(shape[:-2]) * (2 * n**3 + 3 * n)) // 3
+
+
+def _non_maximum(node: Node) -> Work | None:
+    """Values decide: from none to all pairs of boxes, of each class, 13 FLOPs of each overlap.
+
+    An overlap: the four corners by two minima and maxima, two sides with 0 as least, the area, the
+    union of two areas and the division.
+    """
+    boxes, scores = shape_of(node, 0), shape_of(node, 1)
+    if len(boxes) != 3 or len(scores) != 3:
+        return None
+    pairs = boxes[0] * scores[1] * boxes[1] * (boxes[1] - 1) // 2
+    return Work(0, 0, flops_at_most=13 * pairs)
+
+
+def _dynamic_quantisation(node: Node) -> Count:
+    """Minimum and maximum, and two to quantise each element."""
+    return 0, 4 * size(node.inputs, 0)
+
+
+_FORMULAS: dict[str, tuple[str, Formula]] = {
     **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv"), ("convolution", _convolution)),
     "ConvTranspose": ("convolution", _transposed),
     **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul"), ("matmul", _matmul)),
@@ -261,4 +371,22 @@ _FORMULAS: dict[str, tuple[str, _Formula]] = {
     **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), ("reduction", _pool)),
     **dict.fromkeys(("Resize", "Upsample"), ("other", _resize)),
     "DFT": ("other", _dft),
+    "STFT": ("other", _stft),
+    "GridSample": ("other", _grid_sample),
+    "DeformConv": ("convolution", _deformed),
+    "RoiAlign": ("other", _roi_align),
+    "AffineGrid": ("other", _affine_grid),
+    "Det": ("other", _determinant),
+    "NonMaxSuppression": ("other", _non_maximum),
+    "DynamicQuantizeLinear": ("elementwise", _dynamic_quantisation),
+    **RUNTIME_FORMULAS,
 }
+# By the same formulas as the ops of ONNX itself, under ONNX Runtime's domain or by older names.
+_FORMULAS |= {
+    f"com.microsoft::{name}": _FORMULAS[name]
+    for name in ("QLinearConv", "GridSample", "LayerNormalization", "MaxPool", "AveragePool")
+}
+_FORMULAS["com.microsoft::NhwcMaxPool"] = _FORMULAS["MaxPool"]
+_FORMULAS["com.microsoft::ConvTransposeWithDynamicPads"] = _FORMULAS["ConvTranspose"]
+for _name in ("SimplifiedLayerNormalization", "com.microsoft::SimplifiedLayerNormalization"):
+    _FORMULAS[_name] = _FORMULAS["RMSNormalization"]
