@@ -174,28 +174,28 @@ def _row(run: Run, *more: str) -> dict[str, Any]:
 
 
 def run_count(
-    what: Any,
+    model_or_name: Any,
     inputs: Any,
     kwargs: Mapping[str, Any] | None,
     settings: Settings,
     progress: Progress = silent,
 ) -> Run:
     """Return a `Run` without times: hooks and formulas over one call on the meta device."""
-    if not isinstance(what, str | Path):
-        return _count(find_subject(what, inputs, kwargs, settings), settings, progress)
+    if not isinstance(model_or_name, str | Path):
+        return _count(find_subject(model_or_name, inputs, kwargs, settings), settings, progress)
     progress("loading")
     settings = replace(settings, partial=True)  # shapes are the code's, whatever weights there are
-    if is_graph(what):
-        graph = count_graph(Path(what), inputs, settings)
+    if is_graph(model_or_name):
+        graph = count_graph(Path(model_or_name), inputs, settings)
         witnesses = Witnesses(MODULE_CALLS.empty(), [TracedCall(*graph.tables)])
         doubts = warned("model", graph.doubts)
         return assemble(witnesses, ROOFLINES.empty(), graph.provenance, doubts=doubts)
-    subject = find_subject(what, inputs, kwargs, settings, meta=True)
+    subject = find_subject(model_or_name, inputs, kwargs, settings, meta=True)
     try:
         return _count(subject, settings, progress)
     except ModelError:  # values decide its path, and the meta device has none
         progress("loading the weights: the model needs values")
-        return _count(find_subject(what, inputs, kwargs, settings), settings, progress)
+        return _count(find_subject(model_or_name, inputs, kwargs, settings), settings, progress)
 
 
 @alone()
@@ -332,7 +332,7 @@ def profile(
 
 
 def run_profile(
-    what: Any,
+    model_or_name: Any,
     inputs: Any,
     kwargs: Mapping[str, Any] | None,
     settings: Settings,
@@ -342,13 +342,13 @@ def run_profile(
     from flopprof.devices import find_device
 
     user_ceilings = ceilings_of_user(settings)  # a fault in the file is told before long work
-    if isinstance(what, str | Path):
+    if isinstance(model_or_name, str | Path):
         progress("loading torch")
         device = find_device(settings.device or "cpu")
-        progress(f"loading {what}")
-        subject = find_subject(what, inputs, kwargs, settings, device=device.torch_device)
+        progress(f"loading {model_or_name}")
+        subject = find_subject(model_or_name, inputs, kwargs, settings, device=device.torch_device)
     else:
-        subject = find_subject(what, inputs, kwargs, settings)
+        subject = find_subject(model_or_name, inputs, kwargs, settings)
         device = find_device(settings.device or home(subject.model)[0])
         subject = on_device(subject, device, training_of(settings))
     try:

@@ -22,7 +22,7 @@ RANGES = "--ranges"
 
 
 def verify_under_ncu(
-    what: str | Path, settings: Settings, arguments: Sequence[str], progress: Progress = silent
+    model_name: str | Path, settings: Settings, arguments: Sequence[str], progress: Progress = silent
 ) -> Run:
     """Return the profiled run of a model with what its kernels executed.
 
@@ -30,7 +30,7 @@ def verify_under_ncu(
     `ncu`, in a pass of its own: that makes kernels one after another and lowers clocks.
 
     Args:
-        what: What `load` takes for a model, as text.
+        model_name: What `load` takes for a model, as text.
         settings: How it is called.
         arguments: The arguments of the command line that names the same model and settings.
         progress: Called with the name of each stage as it begins.
@@ -40,7 +40,7 @@ def verify_under_ncu(
         LoadError: The driver refuses access to counters, or nothing was profiled.
     """
     ncu = check_there(_problem_of_gpu(settings))
-    run = run_profile(what, None, None, settings, progress)
+    run = run_profile(model_name, None, None, settings, progress)
     capability = run.provenance.device.capability or ""
     arch = f"sm_{capability.replace('.', '')}" if capability else ""
     with tempfile.TemporaryDirectory(prefix="flopprof-") as name:
@@ -67,11 +67,11 @@ def _device(settings: Settings) -> "Device":
     return find_device(settings.device or "cuda")
 
 
-def make_ranged_call(what: str | Path, settings: Settings, folder: str | Path) -> None:
+def make_ranged_call(model_name: str | Path, settings: Settings, folder: str | Path) -> None:
     """Make the one call that a profiler of kernels watches, each op in a range with its number.
 
     Args:
-        what: The model.
+        model_name: The model, as text.
         settings: How it is called.
         folder: The saved run whose ops have these numbers.
     """
@@ -80,7 +80,7 @@ def make_ranged_call(what: str | Path, settings: Settings, folder: str | Path) -
 
     ops = Run.load(folder).ops
     device = _device(settings)
-    subject = find_subject(what, None, None, settings, device=device.torch_device)
+    subject = find_subject(model_name, None, None, settings, device=device.torch_device)
     if not profile_in_ranges(subject, device, settings, ops):
         warnings.warn(
             "the call under the profiler did other ops than the run: launches are joined by order",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 
 from flopprof.devices.categories import category_kind, category_vendor
@@ -19,11 +20,9 @@ OP = 0
 RANGE = 1
 OTHER = 2
 KERNEL_KINDS = ("compute", "memcpy", "memset", "communication")
-# Start, end, thread, role, label (an op's signature, else a name), external id, sequence number,
-# signature (-1 for a range).
+# Rows of `Events.hosts` and `Events.kernels`, in the order of their columns.
 HostRow = tuple[float, float, int, int, int, int, int, int]
 KernelRow = tuple[int, int, int, int, int, int, float, float, int, int, int]
-Columns = list["array[Any]"]
 _AXES = 3
 _PYTHON_MODULE = "nn.Module: "
 _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv", re.IGNORECASE)
@@ -41,15 +40,85 @@ _NO_PLACE = re.compile(
 )
 
 
+class Columns:
+    """Columns of numbers by name: rows are added, columns are read."""
+
+    def __init__(self, **types: str) -> None:
+        """Make empty columns; `types` are those of the module array, by a column's name."""
+        self._columns: dict[str, array[Any]] = {name: array(code) for name, code in types.items()}
+
+    def __len__(self) -> int:
+        return len(next(iter(self._columns.values())))
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """Return a column, not copied: no row can be added as long as it is held."""
+        column = self._columns[name]
+        return np.frombuffer(column, column.typecode)
+
+    def extend(self, rows: Iterable[tuple[float, ...]]) -> None:
+        """Add rows, whose numbers are in the columns' order."""
+        columns = self._columns.values()
+        for column, values in zip(columns, zip(*rows, strict=True), strict=False):  # or no rows
+            column.extend(values)
+
+    def reordered(self, name: str, order: np.ndarray) -> "array[Any]":
+        """Return a column in another order."""
+        return array(self._columns[name].typecode, self[name][order].tobytes())
+
+    def clear(self) -> None:
+        """Let go of all rows."""
+        for name, column in self._columns.items():
+            self._columns[name] = array(column.typecode)
+
+
+def _host_columns() -> Columns:
+    """Return the columns of host nodes.
+
+    `label` is the number of an op's signature, else of a name; `signature` is -1 for a range.
+    """
+    return Columns(
+        start="d",
+        end="d",
+        thread="q",
+        role="b",
+        label="q",
+        external_id="q",
+        sequence="q",
+        signature="q",
+    )
+
+
+def _launch_columns() -> Columns:
+    """Return the columns of launches; `kernel_name` is -1 where the launch does not tell it."""
+    return Columns(
+        correlation="q", thread="q", start="d", external_id="q", name="q", kernel_name="q"
+    )
+
+
+def _kernel_columns() -> Columns:
+    """Return the columns of kernels; names, kinds, sizes and messages are numbers of those."""
+    return Columns(
+        correlation="q",
+        name="q",
+        kind="b",
+        stream="q",
+        device="q",
+        graph="q",
+        start="d",
+        length="d",
+        external_id="q",
+        sizes="q",
+        message="q",
+    )
+
+
 @dataclass(slots=True)
 class Events:
     """The events of interest, column by column."""
 
-    hosts: Columns = field(default_factory=lambda: columns("ddqbqqqq"))  # as in HostRow
-    # Correlation, thread, start, external id, name, the kernel's name (-1 where it is not told).
-    launches: Columns = field(default_factory=lambda: columns("qqdqqq"))
-    # Correlation, name, kind, stream, device, graph, start, length, external id, sizes, message.
-    kernels: Columns = field(default_factory=lambda: columns("qqbqqqddqqq"))
+    hosts: Columns = field(default_factory=_host_columns)
+    launches: Columns = field(default_factory=_launch_columns)
+    kernels: Columns = field(default_factory=_kernel_columns)
     kernel_sizes: dict[tuple[str, str], int] = field(default_factory=dict)  # grid and block
     written_sizes: dict[tuple[bytes, bytes], int] = field(default_factory=dict)  # as in the file
     messages: dict[tuple[bytes, ...], int] = field(default_factory=dict)  # as in the file
@@ -78,17 +147,6 @@ class Events:
     def warnings(self) -> list[str]:
         """Return what makes the figures doubtful."""
         return self.calls.warnings
-
-
-def columns(types: str) -> Columns:
-    """Return empty columns of these types."""
-    return [array(code) for code in types]
-
-
-def extend(into: Columns, rows: Iterable[tuple[float, ...]]) -> None:
-    """Add rows to columns."""
-    for column, values in zip(into, zip(*rows, strict=True), strict=False):  # or no rows at all
-        column.extend(values)
 
 
 @dataclass(slots=True)
@@ -123,9 +181,9 @@ def take_events(read: Iterable[Event], events: Events) -> None:
             rows.hosts.append(_range_row(event, label, events))
         elif kind:
             _TAKE[kind](event, name, events, rows)
-    extend(events.hosts, rows.hosts)
-    extend(events.launches, rows.launches)
-    extend(events.kernels, rows.kernels)
+    events.hosts.extend(rows.hosts)
+    events.launches.extend(rows.launches)
+    events.kernels.extend(rows.kernels)
 
 
 def _new_category(category: str, events: Events) -> str:

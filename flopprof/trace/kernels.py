@@ -33,8 +33,8 @@ def link_kernels(tree: Tree, nodes: np.ndarray) -> np.ndarray:
         nodes: Each launch's node, by `launch_nodes`.
     """
     events = tree.events
-    correlations = np.frombuffer(events.kernels[0], "q")
-    ids = np.frombuffer(events.launches[0], "q")
+    correlations = events.kernels["correlation"]
+    ids = events.launches["correlation"]
     if not len(correlations):
         return np.zeros(0, dtype=np.int64)
     links = np.full(len(correlations), -1)
@@ -61,7 +61,8 @@ def launch_nodes(tree: Tree) -> np.ndarray:
 
     One sweep over nodes and launches in order of time: no parent is climbed for a launch.
     """
-    _, threads, times, *_ = (np.frombuffer(c, c.typecode) for c in tree.events.launches)
+    threads = tree.events.launches["thread"]
+    times = tree.events.launches["start"]
     order = np.lexsort((times, threads))
     by_thread = np.searchsorted(threads[order], np.arange(len(tree.events.thread_names) + 1))
     result = np.full(len(order), -1)
@@ -122,9 +123,10 @@ def _by_external_id(tree: Tree, launch_nodes: np.ndarray) -> np.ndarray:
     An id of several nodes tells nothing, nor does one of what begins after the kernel.
     """
     events = tree.events
-    external_ids = np.frombuffer(events.kernels[8], "q")
-    begins = np.frombuffer(events.kernels[6], "d")
-    _, _, times, ids, *_ = (np.frombuffer(c, c.typecode) for c in events.launches)
+    external_ids = events.kernels["external_id"]
+    begins = events.kernels["start"]
+    times = events.launches["start"]
+    ids = events.launches["external_id"]
     hosts = tree.external
     is_op = np.frombuffer(tree.role, "b") != RANGE
     nodes = np.flatnonzero(is_op & (hosts > 0))
@@ -172,7 +174,7 @@ def _last_match(
 
 def computing_nodes(tree: Tree, links: np.ndarray) -> set[int]:
     """Return the nodes that launched compute kernels themselves."""
-    kinds = np.frombuffer(tree.events.kernels[2], "b")
+    kinds = tree.events.kernels["kind"]
     nodes = np.unique(links[(links >= 0) & (kinds == KERNEL_KINDS.index("compute"))])
     return set(nodes.tolist())
 
@@ -195,15 +197,13 @@ def give_kernels(tree: Tree, links: np.ndarray) -> None:
     above = np.frombuffer(tree.op_parent, "q")
     is_op = np.frombuffer(tree.role, "b") == OP
     ops = np.append(np.where(is_op, np.arange(size), above), -1)[links]  # the last is for -1
-    _, names, kinds, *_, lengths, _, _, _ = (
-        np.frombuffer(c, c.typecode) for c in tree.events.kernels
-    )
+    kernels = tree.events.kernels
     tree.kernel_ops = array("q", ops.astype(np.int64).tobytes())
-    mine = (ops >= 0) & (kinds == KERNEL_KINDS.index("compute"))
-    device_us = np.bincount(ops[mine], lengths[mine], size).tolist()
+    mine = (ops >= 0) & (kernels["kind"] == KERNEL_KINDS.index("compute"))
+    device_us = np.bincount(ops[mine], kernels["length"][mine], size).tolist()
     is_tf32 = np.array([bool(_TF32.search(name)) for name in tree.events.kernel_names], dtype=bool)
     in_tf32 = np.zeros(size, dtype=bool)
-    in_tf32[ops[mine & np.take(is_tf32, names)]] = True
+    in_tf32[ops[mine & np.take(is_tf32, kernels["name"])]] = True
     marks = in_tf32.tolist()
     for node in range(size - 1, -1, -1):  # children come behind their parents
         parent = tree.op_parent[node]
@@ -220,13 +220,13 @@ def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str
     Those are the launches that no kernel has, between the calls that begin and end a capture.
     """
     events = tree.events
-    ids, _, times, _, names, kernels = (
-        np.frombuffer(column, column.typecode) for column in events.launches
-    )
-    ran = np.isin(ids, np.frombuffer(events.kernels[0], "q"))
+    launches = events.launches
+    names = launches["name"]
+    kernels = launches["kernel_name"]
+    ran = np.isin(launches["correlation"], events.kernels["correlation"])
     texts = list(events.names)
     graphs: list[list[tuple[str, str, int]]] = [[]]
-    for row in np.argsort(times, kind="stable").tolist():
+    for row in np.argsort(launches["start"], kind="stable").tolist():
         call = texts[names[row]]
         if _CAPTURE.search(call):
             graphs.append([])
@@ -241,32 +241,32 @@ def captured_launches(tree: Tree, nodes: np.ndarray) -> list[list[tuple[str, str
 def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
     """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
     events = tree.events
-    correlation, names, kinds, streams, devices, graphs, starts, lengths, _, sizes, sent = (
-        np.frombuffer(column, column.typecode) for column in events.kernels
-    )
-    if not len(starts):
+    columns = events.kernels
+    if not len(columns):
         return KERNELS.empty(), float("nan")
+    names = columns["name"]
+    kinds = columns["kind"]
     ops = np.frombuffer(tree.kernel_ops, "q")
     messages = [read_message(message) for message in events.messages]
     is_collective = kinds == KERNEL_KINDS.index("communication")
     collective_columns = message_columns(
-        messages, sent, names, list(events.kernel_names), is_collective
+        messages, columns["message"], names, list(events.kernel_names), is_collective
     )
     frame = KERNELS.frame(
         {
-            "kernel_id": np.arange(len(starts)),
+            "kernel_id": np.arange(len(columns)),
             "op_id": np.append(tree.rows, -1)[ops],
-            "correlation_id": correlation,
+            "correlation_id": columns["correlation"],
             "kernel": pd.Categorical.from_codes(names, list(events.kernel_names)),
             "kind": pd.Categorical.from_codes(*text_codes(list(KERNEL_KINDS), kinds)),
-            "stream": streams,
-            "device_index": devices,
-            "rank": np.full(len(starts), rank),
-            "graph_id": _graphs(events, correlation, names, graphs),
-            "start_us": starts - origin,
-            "duration_us": lengths,
-            "grid": _axis_texts(events, sizes, 0),
-            "block": _axis_texts(events, sizes, 1),
+            "stream": columns["stream"],
+            "device_index": columns["device"],
+            "rank": np.full(len(columns), rank),
+            "graph_id": _graph_ids(events),
+            "start_us": columns["start"] - origin,
+            "duration_us": columns["length"],
+            "grid": _axis_texts(events, 0),
+            "block": _axis_texts(events, 1),
             **collective_columns,
         }
     )
@@ -276,18 +276,19 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
     return frame, float(busy_until(start, ends, float("inf")))
 
 
-def _axis_texts(events: Events, sizes: np.ndarray, which: int) -> pd.Categorical:
+def _axis_texts(events: Events, which: int) -> pd.Categorical:
     """Return each kernel's grid (0) or block (1) as text."""
     texts = [pair[which] for pair in events.kernel_sizes]
     distinct = {text: code for code, text in enumerate(dict.fromkeys(texts))}
     codes = np.array([distinct[text] for text in texts], dtype=np.int64)
-    return pd.Categorical.from_codes(codes[sizes], list(distinct))
+    return pd.Categorical.from_codes(codes[events.kernels["sizes"]], list(distinct))
 
 
-def _graphs(
-    events: Events, correlation: np.ndarray, names: np.ndarray, graphs: np.ndarray
-) -> np.ndarray:
+def _graph_ids(events: Events) -> np.ndarray:
     """Return each kernel's graph. Where replays have no number, those of equal kernels are one."""
+    names = events.kernels["name"]
+    correlation = events.kernels["correlation"]
+    graphs = events.kernels["graph"]
     ids = graphs.copy()
     numbers: dict[bytes, int] = {}
     unnumbered = np.flatnonzero(graphs == -1)

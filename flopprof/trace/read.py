@@ -20,7 +20,7 @@ from flopprof.formulas import load_op_formulas
 from flopprof.tables import OPS
 from flopprof.trace.counting import is_exact
 from flopprof.trace.derive import derive_convolutions, derive_padding
-from flopprof.trace.events import OP, Events, extend, take_events
+from flopprof.trace.events import OP, Events, take_events
 from flopprof.trace.foreign import what_else
 from flopprof.trace.kernels import (
     captured_launches,
@@ -81,12 +81,12 @@ def read_trace(
         if collecting:
             gc.enable()
     events.warnings.extend(damage.warnings(file_text(path)))
-    if OP not in events.hosts[3] and (kind := what_else(damage.head)):
+    if OP not in events.hosts["role"] and (kind := what_else(damage.head)):
         raise kind.error(path)
-    if not events.hosts[0] and not events.kernels[0]:
+    if not len(events.hosts) and not len(events.kernels):
         raise _without_ops(path)
     if not events.has_ranges:
-        extend(events.hosts, events.python_modules or events.annotations)
+        events.hosts.extend(events.python_modules or events.annotations)
     trace = _build(events, header, profiler_flops or {}, as_capture=as_capture)
     if not len(trace.ops) and not events.has_ranges and not len(trace.kernels):
         raise _without_ops(path)
@@ -168,10 +168,10 @@ def _with_ops(graph: list[tuple[str, str, int]], tree: Tree) -> list[tuple[str, 
 
 def _span(events: Events) -> tuple[float, float]:
     """Return when the first event begins and the last ends."""
-    starts = np.frombuffer(events.kernels[6], "d")
-    ends = starts + np.frombuffer(events.kernels[7], "d")
-    begin = min(np.min(column, initial=math.inf) for column in (events.hosts[0], starts))
-    latest = max(np.max(column, initial=-math.inf) for column in (events.hosts[1], ends))
+    starts = events.kernels["start"]
+    ends = starts + events.kernels["length"]
+    begin = min(np.min(column, initial=math.inf) for column in (events.hosts["start"], starts))
+    latest = max(np.max(column, initial=-math.inf) for column in (events.hosts["end"], ends))
     return float(begin), float(latest)
 
 
@@ -181,12 +181,13 @@ def _order(events: Events) -> np.ndarray:
     That is by earlier start, then later end, then lower id. The thread that begins first comes
     first, so that forward ops are known before the backward's thread asks for them.
     """
-    columns = [np.frombuffer(column, column.typecode) for column in events.hosts]
-    start, end, thread, *_, external, _, _ = columns
+    hosts = events.hosts
+    start = hosts["start"]
+    thread = hosts["thread"]
     begins = np.full(len(events.thread_names), math.inf)
     np.minimum.at(begins, thread, start)
     rank = np.argsort(np.argsort(begins, kind="stable"))
-    order: np.ndarray = np.lexsort((external, -end, start, rank[thread]))
+    order: np.ndarray = np.lexsort((hosts["external_id"], -hosts["end"], start, rank[thread]))
     return order
 
 

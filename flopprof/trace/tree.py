@@ -20,14 +20,16 @@ class Tree:
     def __init__(self, events: Events, order: np.ndarray, origin: float) -> None:
         self.events = events
         self.origin = origin
-        ordered = [
-            array(column.typecode, np.frombuffer(column, column.typecode)[order].tobytes())
-            for column in events.hosts
-        ]
-        self.start, self.end, self.thread, self.role, self.label, *_ = ordered
-        external, self.sequence, self.signature = ordered[5:]
-        self.external = np.frombuffer(external, "q")
-        events.hosts.clear()
+        hosts = events.hosts
+        self.start = hosts.reordered("start", order)
+        self.end = hosts.reordered("end", order)
+        self.thread = hosts.reordered("thread", order)
+        self.role = hosts.reordered("role", order)
+        self.label = hosts.reordered("label", order)
+        self.sequence = hosts.reordered("sequence", order)
+        self.signature = hosts.reordered("signature", order)
+        self.external = hosts["external_id"][order]
+        hosts.clear()
         self.names = list(events.names)
         size = len(self.start)
         nowhere = array("q", [-1])
@@ -122,7 +124,7 @@ class Tree:
 
         So a trace recorded elsewhere on a CPU shows where checkpointing stopped.
         """
-        if self.stopped or "backward" not in self.phase or len(self.events.kernels[0]):
+        if self.stopped or "backward" not in self.phase or len(self.events.kernels):
             return []
         calls_ops = [False] * len(labels)
         for node, label in enumerate(labels):
