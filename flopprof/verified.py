@@ -22,7 +22,10 @@ RANGES = "--ranges"
 
 
 def verify_under_ncu(
-    model_name: str | Path, settings: Settings, arguments: Sequence[str], progress: Progress = silent
+    model_name: str | Path,
+    settings: Settings,
+    arguments: Sequence[str],
+    progress: Progress = silent,
 ) -> Run:
     """Return the profiled run of a model with what its kernels executed.
 

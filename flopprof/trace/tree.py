@@ -21,13 +21,13 @@ class Tree:
         self.events = events
         self.origin = origin
         hosts = events.hosts
-        self.start = hosts.reordered("start", order)
-        self.end = hosts.reordered("end", order)
-        self.thread = hosts.reordered("thread", order)
-        self.role = hosts.reordered("role", order)
-        self.label = hosts.reordered("label", order)
-        self.sequence = hosts.reordered("sequence", order)
-        self.signature = hosts.reordered("signature", order)
+        self.start: array[float] = hosts.reordered("start", order)
+        self.end: array[float] = hosts.reordered("end", order)
+        self.thread: array[int] = hosts.reordered("thread", order)
+        self.role: array[int] = hosts.reordered("role", order)
+        self.label: array[int] = hosts.reordered("label", order)
+        self.sequence: array[int] = hosts.reordered("sequence", order)
+        self.signature: array[int] = hosts.reordered("signature", order)
         self.external = hosts["external_id"][order]
         hosts.clear()
         self.names = list(events.names)
