@@ -202,15 +202,15 @@ def run_count(
 def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
     progress("counting")
     try:
-        return _counted(subject, settings)
+        return _counted(subject, settings, progress)
     except GradientsError:
-        return _counted(with_gradients(subject), settings)
+        return _counted(with_gradients(subject), settings, progress)
 
 
-def _counted(subject: Subject, settings: Settings) -> Run:
+def _counted(subject: Subject, settings: Settings, progress: Progress = silent) -> Run:
     training = training_of(settings)
     doubts = warned("model", subject.origin.warnings)
-    traced = _count_on_meta(subject, training)
+    traced = _count_on_meta(subject, training, progress)
     where = "meta"
     if isinstance(traced, FlopprofError):
         # What the model says on its own device is clearer, or it runs there.
@@ -223,7 +223,7 @@ def _counted(subject: Subject, settings: Settings) -> Run:
     if traced is None:
         where = home(subject.model)[0]
         inputs = subject.inputs.to("meta") if where == "meta" else subject.inputs
-        traced = count_and_trace(subject.model, inputs, training)
+        traced = count_and_trace(subject.model, inputs, training, progress)
     trace, module_calls, foreign = traced
     missing = what_is_missing(subject.origin, subject.model, module_calls, is_count=True)
     doubts += warned("model", missing)
@@ -257,7 +257,7 @@ def _memory(subject: Subject, settings: Settings) -> Memory | None:
 
 
 def _count_on_meta(
-    subject: Subject, training: "Training | None"
+    subject: Subject, training: "Training | None", progress: Progress
 ) -> "tuple[Trace, pd.DataFrame, dict[str, str]] | FlopprofError | None":
     """Return what a copy of the model did on the meta device, or why it could not run there.
 
@@ -275,7 +275,7 @@ def _count_on_meta(
     if twin is None:
         return None
     try:
-        return count_and_trace(twin, subject.inputs.to("meta"), training)
+        return count_and_trace(twin, subject.inputs.to("meta"), training, progress)
     except FlopprofError as error:
         return error
 

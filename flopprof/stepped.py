@@ -14,6 +14,7 @@ from flopprof.executed.decode import Operations
 from flopprof.executed.explain import UNKNOWN, Counted, Explained, explain, matmul_class
 from flopprof.executed.stepping import PER_SECOND, check_can_step, step
 from flopprof.settings import Progress, Settings, silent
+from flopprof.stages import Stage
 from flopprof.units import safe_text, shapes_text
 
 if TYPE_CHECKING:
@@ -144,7 +145,8 @@ def _stepped(calls: "Sequence[OpOfModel]", *, force: bool, progress: Progress) -
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         for number, (call, count) in enumerate(zip(calls, counted, strict=True), 1):
-            progress(f"stepping {count.op} ({number} of {len(calls)})")
+            name = f"stepping {count.op} ({number} of {len(calls)})"
+            progress(Stage(name, done=number - 1, total=len(calls)))
             row, instructions = _row(call, count, left)
             left = max(0, left - instructions)
             rows.append(row)

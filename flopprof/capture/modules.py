@@ -30,9 +30,20 @@ _BY_ROWS = (
 """Layers that treat each row alike, wherever a sequence in a nested tensor ends."""
 
 
-def count_modules(model: nn.Module, call: Callable[[], object]) -> pd.DataFrame:
-    """Return the table `module_calls` of one `call()`, which calls the model."""
-    with module_rows(model) as rows:
+def count_modules(
+    model: nn.Module, call: Callable[[], object], *, step: Callable[[], None] = lambda: None
+) -> pd.DataFrame:
+    """Return the table `module_calls` of one `call()`, which calls the model.
+
+    `step` is called whenever a module's call has ended.
+    """
+    rows: list[Row] = []
+
+    def keep(row: Row) -> None:
+        rows.append(row)
+        step()
+
+    with quiet_about_hooks(), _record(model, keep):
         call()
     return module_calls_of(rows)
 

@@ -13,6 +13,8 @@ from flopprof.capture.call import Inputs, guarded, home, unchanged
 from flopprof.capture.training import Training
 from flopprof.errors import UsageError
 from flopprof.provenance import Compiled, Observer, Warned
+from flopprof.settings import Progress, silent
+from flopprof.stages import stepping
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,9 +27,12 @@ DRIFT = 1.0  # of the fastest bare call: less is a busy machine's everyday
 
 
 def count_and_trace(
-    model: "nn.Module", inputs: Inputs, training: Training | None
+    model: "nn.Module",
+    inputs: Inputs,
+    training: Training | None,
+    progress: Progress = silent,
 ) -> tuple["Trace", pd.DataFrame, dict[str, str]]:
-    """Call the model once, on the device where it is.
+    """Call the model once, on the device where it is; `progress` is told how far it is.
 
     Returns:
         Its trace, its module calls, and the modules that compute past PyTorch.
@@ -68,7 +73,9 @@ def count_and_trace(
                     record_trace(model, call, path, device=device, attempts=1, timed=False)
                 )
 
-        module_calls = count_modules(model, record)
+        step = stepping(progress, "counting", sum(1 for _ in model.modules()))
+        module_calls = count_modules(model, record, step=step)
+        progress("reading what was counted")
         trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
         trace = name_inner_modules(trace, model, recordings[0].inner)
     return trace, module_calls, foreign_modules(model, seen)

@@ -284,9 +284,17 @@ def _export(profiler: Any, path: Path) -> None:
 
 
 def time_calls(
-    call: Callable[[], object], *, device: Device, warmup: int, repeats: int
+    call: Callable[[], object],
+    *,
+    device: Device,
+    warmup: int,
+    repeats: int,
+    step: Callable[[], None] = lambda: None,
 ) -> list[float]:
-    """Return the times of `repeats` bare calls in µs, after `warmup` calls: wall, or events'."""
+    """Return the times of `repeats` bare calls in µs, after `warmup` calls: wall, or events'.
+
+    `step` is called between them.
+    """
     times_us = []
     with _no_garbage_collection():
         for index in range(warmup + repeats):
@@ -295,6 +303,7 @@ def time_calls(
             elapsed_us = device.elapsed_us(call)
             if index >= warmup:
                 times_us.append(elapsed_us)
+            step()
     return times_us
 
 

@@ -37,6 +37,7 @@ from flopprof.devices import Device
 from flopprof.errors import UsageError
 from flopprof.provenance import Compiled, Observer, Spread, Warned
 from flopprof.settings import Progress, Settings
+from flopprof.stages import stepping
 from flopprof.trace.read import Trace
 
 if TYPE_CHECKING:
@@ -150,10 +151,12 @@ def _eager_passes(
 
     progress("warming up")
     call()
-    progress(f"timing {settings.repeats} calls")
     warmup = max(settings.warmup - 1, 0)
+    step = stepping(progress, f"timing {settings.repeats} calls", warmup + settings.repeats)
     with device.telemetry() as telemetry, host_load() as load:
-        times_us = time_calls(call, device=device, warmup=warmup, repeats=settings.repeats)
+        times_us = time_calls(
+            call, device=device, warmup=warmup, repeats=settings.repeats, step=step
+        )
     progress("tracing")
     recordings = record_traces(model, call, folder, device=device, traces=settings.traces)
     progress("counting")

@@ -29,6 +29,7 @@ from flopprof.ceilings.search import (
     take_turn,
 )
 from flopprof.devices import Device
+from flopprof.stages import Stage
 from flopprof.units import counted
 
 FLOATS = ("float32", "bfloat16", "float64", "float16")
@@ -84,7 +85,8 @@ def measure_ceilings(
             if reason:
                 notes.append(reason)
                 continue
-            progress(f"measuring the ceiling of {_title(name, unit)}, {number} of {len(keys)}")
+            title = f"measuring the ceiling of {_title(name, unit)}, {number} of {len(keys)}"
+            progress(Stage(title, done=number - 1, total=len(keys)))
             level = levels[name] if unit == "memory" else None
             is_cache = level is not None and level.holds_bytes is not None
             limits = _Limits(

@@ -9,6 +9,7 @@ import os
 import pkgutil
 import signal
 import sys
+import time
 import warnings
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any, Final, NoReturn, TextIO
 from flopprof._version import __version__
 from flopprof.errors import ExitCode, Failure, FlopprofError, UsageError
 from flopprof.registry import Registry, import_all
+from flopprof.stages import Stage
 
 Handler = Callable[[Namespace], int]
 COMMANDS: Registry[Callable[[ArgumentParser], Handler]] = Registry("subcommand")
@@ -262,19 +264,93 @@ def tell_written(paths: Iterable[object]) -> None:
 
 
 class Progress:
-    """The stage under way, on stderr while that is a terminal; silent otherwise."""
+    """The stage under way, on stderr: on a terminal in one line, with a bar where it has steps.
+
+    Elsewhere nothing but a line now and then of a stage with steps that takes long.
+    """
+
+    _EVERY_S = 30.0  # between two lines where there is no terminal
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
+        self._is_terminal = sys.stderr.isatty()
+        self._bar: Any = None  # of rich
+        self._steps = 0  # of the stage that the bar is of
+        self._told_s = time.monotonic()
+        self._begun_s = self._told_s  # of the stage
 
     def __call__(self, stage: str) -> None:
         """Show `stage` in place of the last one."""
-        if self._shown:
+        steps = stage if isinstance(stage, Stage) and stage.total > 1 else None
+        if not self._is_terminal:
+            if steps is not None:
+                self._tell(steps)
+        elif steps is not None:
+            self._show_bar(steps)
+        else:
+            self._clear()
             print(f"\r\x1b[K{clean_lines(stage)} …", end="", file=sys.stderr, flush=True)
+
+    def _tell(self, stage: Stage) -> None:
+        """Print a line, where the last one is long ago."""
+        now_s = time.monotonic()
+        if stage.done == 0:
+            self._begun_s = now_s
+        if now_s - self._told_s >= self._EVERY_S:
+            self._told_s = now_s
+            print(f"flopprof: {clean_lines(stage)}{self._left(stage)}", file=sys.stderr, flush=True)
+
+    def _left(self, stage: Stage) -> str:
+        """Return how long the rest takes if it goes on so; "" where nothing is done yet."""
+        from flopprof.units import duration
+
+        if stage.done == 0:
+            return ""
+        each_s = (time.monotonic() - self._begun_s) / stage.done
+        return f"; about {duration(each_s * (stage.total - stage.done) * 1e6)} left"
+
+    def _show_bar(self, stage: Stage) -> None:
+        """Draw the bar anew, from here: a thread that does so would disturb what is measured."""
+        from rich import progress
+        from rich.table import Column
+
+        if self._bar is None or stage.total != self._steps or stage.done == 0:
+            self._clear()
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            name = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+            self._bar = progress.Progress(
+                progress.TextColumn("{task.description}", markup=False, table_column=name),
+                progress.BarColumn(bar_width=20),
+                progress.TaskProgressColumn(),
+                progress.TimeRemainingColumn(elapsed_when_finished=True),
+                console=_console(),
+                auto_refresh=False,
+                expand=True,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bar.start()
+            self._steps = stage.total
+            self._bar.add_task("", total=stage.total)
+        task = self._bar.task_ids[0]
+        self._bar.update(task, description=clean_lines(stage), completed=stage.done, refresh=True)
+
+    def _clear(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._shown:
+        if self._is_terminal:
+            self._clear()
             print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+def _console() -> Any:
+    """Return rich's console on stderr, in colours that a terminal takes (NO_COLOR turns off)."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)

@@ -1,10 +1,8 @@
 """Measure every cell of a grid, each in a process of its own, and go on where a sweep stopped."""
 
 import json
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,11 +12,12 @@ from flopprof.devices.cpu import free_memory_bytes
 from flopprof.errors import UsageError
 from flopprof.model.trusted import parse_bytes, supervised
 from flopprof.settings import Options, Progress, Settings, silent
+from flopprof.stages import Stage
 from flopprof.sweeps.cell import FAILED, OUT_OF_MEMORY
 from flopprof.sweeps.folder import Folder
 from flopprof.sweeps.grid import Cell, cells_of
 from flopprof.sweeps.result import Sweep
-from flopprof.units import duration, safe_text, si
+from flopprof.units import safe_text, si
 
 TIMED_OUT = "timed_out"
 CELL_TIME_LIMIT_S = 1800.0
@@ -110,21 +109,15 @@ def _measure(
 ) -> None:
     """Measure the cells that are not in the folder yet, one after the other."""
     waiting = [cell for cell in cells if folder.row(cell) is None]
-    took_s: list[float] = []
     for number, cell in enumerate(waiting, start=len(cells) - len(waiting) + 1):
-        left = ""
-        if took_s:
-            left_us = statistics.median(took_s) * 1e6 * (len(cells) - number + 1)
-            left = f"; about {duration(left_us)} left"
-        progress(f"cell {number} of {len(cells)}: {cell.label}{left}")
-        begun = time.monotonic()
+        name = f"cell {number} of {len(cells)}: {cell.label}"
+        progress(Stage(name, done=number - 1, total=len(cells)))
         task = {
             "what": model,
             "options": {**options, **cell.options},
             "folder": str(folder.run_folder(cell)),
         }
         folder.keep(cell, _row_of_process(task, memory_bytes, time_s))
-        took_s.append(time.monotonic() - begun)
 
 
 def _row_of_process(task: dict[str, Any], memory_bytes: int, time_s: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from flopprof.errors import LoadError, UsageError
 from flopprof.settings import Progress
+from flopprof.stages import Stage
 from flopprof.trace.read import Trace
 from flopprof.trace.remote import base_name
 from flopprof.units import file_text
@@ -142,5 +143,7 @@ def _with_progress(
 
 
 def _stage(file: str | Path, number: int, count: int) -> str:
-    of_several = f" ({number} of {count})" if count > 1 else ""
-    return f"reading {file_text(base_name(file))}{of_several}"
+    name = f"reading {file_text(base_name(file))}"
+    if count == 1:
+        return name
+    return Stage(f"{name} ({number} of {count})", done=number - 1, total=count)
