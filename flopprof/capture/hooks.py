@@ -58,6 +58,23 @@ def examples_in(tensors: Iterable[Tensor]) -> int:
 
 
 @contextmanager
+def unrecorded() -> Iterator[None]:
+    """Have a running profiler see none of the ops inside."""
+    torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
+
+
+def innermost(tensor: Tensor) -> Tensor:
+    """Return the tensor that torch.func's transforms wrapped, once or several times."""
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = _functorch.get_unwrapped(tensor)
+    return tensor
+
+
+@contextmanager
 def watch_modules(
     model: nn.Module,
     enter: Callable[[nn.Module, str, T | None], T],

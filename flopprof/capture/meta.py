@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import DispatchKey, DispatchKeySet
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._ops import HigherOrderOperator, OpOverload
 from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flopprof.capture.hooks import innermost, unrecorded
 from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, load_op_formulas
 from flopprof.formulas.ops._elements import scalar_type
 
@@ -73,11 +75,8 @@ class ShapesOnce(TorchDispatchMode):
                 return outputs[0] if kind is Tensor else kind(outputs)
             if is_open or not (traits.is_free or self._settles(key, func, args, kwargs)):
                 return _call_on_meta(func, args, kwargs)
-        torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
-        try:
+        with unrecorded():
             result = func(*args, **kwargs)
-        finally:
-            torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
         outputs = [result] if type(result) is Tensor else result
         can_repeat = traits.is_functional and type(outputs) in (tuple, list)
         if key is not None and can_repeat and all(map(_is_plain, outputs)):
@@ -103,13 +102,16 @@ class ShapesOnce(TorchDispatchMode):
 
 @contextmanager
 def fused_attention() -> Iterator[None]:
-    """Have attention that is trained on the meta device run the fused op that a CPU would choose.
+    """Have attention that is differentiated on the meta device run the op that a CPU would choose.
 
-    There is none for that device; its backward pass would have four products where the CPU's has
-    five, of which one makes the scores again. Torch itself chooses, for tensors of these sizes.
+    There is no fused one for that device; its backward pass would have four products where the
+    CPU's has five, of which one makes the scores again, and could be differentiated once more,
+    which the CPU's refuses. Torch itself chooses, for tensors of these sizes. torch.func comes by
+    a key of its own.
     """
     overriding = torch.library.Library("aten", "IMPL")
-    overriding.impl("scaled_dot_product_attention", _attention, "AutogradMeta")
+    for key in ("AutogradMeta", "FuncTorchDynamicLayerFrontMode"):
+        overriding.impl("scaled_dot_product_attention", _attention, key)
     try:
         yield
     finally:
@@ -139,24 +141,36 @@ def _attention(
 
 
 def _would_fuse(arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
-    """Return whether a CPU would run one op, of which gradients are wanted."""
+    """Return whether a CPU would run one op, whose derivatives are wanted or may be.
+
+    Without, the op counts as a whole, whatever it calls.
+    """
     tensors = [a for a in arguments if isinstance(a, Tensor)]
-    has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    has_tangent = any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
-    if not has_gradient or has_tangent or not all(map(_is_plain, tensors)):
+    if not all(_is_plain(innermost(t)) for t in tensors):
         return False
-    on_cpu: list[Any] = [_on_cpu(a) if isinstance(a, Tensor) else a for a in arguments]
-    chosen = torch._fused_sdp_choice(*on_cpu, **options)
+    is_transformed = any(map(is_functorch_wrapped_tensor, tensors))
+    has_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if not (is_transformed or has_gradient or any(map(_has_tangent, tensors))):
+        return False
+    with unrecorded():
+        on_cpu: list[Any] = [_on_cpu(a) if isinstance(a, Tensor) else a for a in arguments]
+        chosen = torch._fused_sdp_choice(*on_cpu, **options)
     return bool(chosen == SDPBackend.FLASH_ATTENTION.value)
+
+
+def _has_tangent(tensor: Tensor) -> bool:
+    return forward_ad.unpack_dual(tensor).tangent is not None
 
 
 def _on_cpu(tensor: Tensor) -> Tensor:
     """Return a tensor of the same sizes, last stride and type, with next to no memory."""
     width = tensor.shape[-1] if tensor.dim() else 1
     stride = tensor.stride(-1) if tensor.dim() else 1
-    few = torch.empty(max(width * stride, 1), dtype=tensor.dtype)
+    few = torch.empty(
+        max(width * stride, 1), dtype=tensor.dtype, requires_grad=tensor.requires_grad
+    )
     strides = (*(0,) * (tensor.dim() - 1), stride)[: tensor.dim()]
-    return few.as_strided(tensor.shape, strides).requires_grad_(tensor.requires_grad)
+    return few.as_strided(tensor.shape, strides)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from flopprof.capture.hooks import unrecorded
+
 if TYPE_CHECKING:
     from flopprof.capture.call import Inputs
 
@@ -59,9 +61,8 @@ def _recorded(
 ) -> Any:
     """Return what `call` returns; it runs inside an op with arguments of these shapes."""
     sizes = [*sizes, (0,), (0,), (0,)][:4]
-    torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
-    shapes_only = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
-    torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]
+    with unrecorded():
+        shapes_only = [torch.empty(size, dtype=dtype, device="meta") for size in sizes]
     _PENDING.call = call
     getattr(torch.ops.stored, name)(*shapes_only)
     result = _PENDING.result
@@ -141,9 +142,6 @@ def _scales(args: tuple[Any, ...], kwargs: dict[str, Any], size: int) -> list[tu
 
 def _stored(tensor: Tensor) -> int:
     """Return the elements that the tensor stores, whole blocks included."""
-    torch.autograd._enable_record_function(False)  # type: ignore[attr-defined]
-    try:
+    with unrecorded():
         values = tensor._values() if tensor.layout is torch.sparse_coo else tensor.values()
         return values.numel()
-    finally:
-        torch.autograd._enable_record_function(True)  # type: ignore[attr-defined]

@@ -247,7 +247,7 @@ def _join_calls(walked: Walked, module_calls: pd.DataFrame) -> list[int]:
 def _judge_call(call: _Call, indices: list[int], rows: list[OpFacts], out: _Verdicts) -> None:
     """Compare one module call's hook count with its ops, each class on its own."""
     hook = (call.self_hook_matmul_flops, call.self_hook_vector_flops)
-    working = [i for i in indices if rows[i].kind != "free"]
+    working = [i for i in indices if rows[i].kind != "free" and not rows[i].scales]
     # Parametrised or wrapped: one op is the module's own work, the others were added to it.
     exact = [i for i in working if (rows[i].matmul_flops, rows[i].vector_flops) == hook]
     is_exact = len(exact) == 1 and sum(hook) > 0
@@ -383,7 +383,9 @@ def _grouped(
         total = np.bincount(number, weights=np.nan_to_num(values, nan=0.0, posinf=np.inf))
         needed = calls if column in sums else 1
         sites[column] = np.where(values_there >= needed, total, np.nan)
-    sites["calls"] = calls
+    # What only passed the same call on, as torch.func does, is no call beside those that worked.
+    working = np.bincount(number, weights=walked["flops"] != 0).astype(np.int64)
+    sites["calls"] = np.where(working > 0, working, calls)
     sites["reason"] = verdicts.reason[order[last]]
     sites["reason_code"] = verdicts.code[order[last]]
     sites["verdict"] = np.array(VERDICTS, dtype=object)[verdicts.rank[order[last]]]

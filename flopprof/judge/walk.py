@@ -15,6 +15,8 @@ from flopprof.tables import codes
 
 # The profiler counts the first input's elements.
 FIRST_INPUT_RULE = {"aten::mul", "aten::add"}
+# Of bias and product: `beta·bias + alpha·(a @ b)`.
+_SCALED = {"aten::addmm", "aten::addmv", "aten::addbmm", "aten::baddbmm", "aten::addr"}
 TEXTS = ("op", "kind", "module_path", "phase", "input_shapes", "dtype")
 _NUMBERS = (
     *("op_id", "call_id", "counted", "cpu_us", "self_cpu_us", "device_us", "profiler_flops"),
@@ -24,10 +26,11 @@ _NUMBERS = (
 
 
 class OpFacts(NamedTuple):
-    """What decides an op's verdict: columns of OPS, and two facts of the tree.
+    """What decides an op's verdict: columns of OPS, and three facts of the tree.
 
     `profiler_differs` says whether profiler and formula differ; `outer_flops` are those of the op
-    around it that is the same work in other shapes, NaN where there is none.
+    around it that is the same work in other shapes, NaN where there is none. It `scales` where it
+    is the factor of an `addmm` that was taken apart, as vmap does: by definition there is none.
     """
 
     op: str
@@ -41,6 +44,7 @@ class OpFacts(NamedTuple):
     profiler_flops: float
     flops_at_most: float
     outer_flops: float
+    scales: bool
 
 
 @dataclass(slots=True)
@@ -107,6 +111,7 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
         theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
     walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
     walked.columns["outer_flops"] = _outer_flops(walked, ops["parent_op_id"].to_numpy())
+    walked.columns["scales"] = _scaling(walked, ops["parent_op_id"].to_numpy())
     owner = owners(ops)
     rows = np.flatnonzero(owner == np.arange(len(ops)))
     walked = walked.where(rows)
@@ -122,6 +127,14 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
         by_formula = walked["counted"] & walked.named("op", OP_FORMULAS.__contains__)
         walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
     return walked, owner
+
+
+def _scaling(ops: Walked, parents: np.ndarray) -> np.ndarray:
+    """Return which counted ops multiply right inside an `addmm` or its like that is not counted."""
+    factors = ops["counted"] & ops.named("op", "aten::mul".__eq__)
+    taken_apart = ~ops["counted"] & ops.named("op", _SCALED.__contains__)
+    scales: np.ndarray = factors & (parents >= 0) & taken_apart[parents]
+    return scales
 
 
 def _around(marked: np.ndarray, parents: np.ndarray) -> np.ndarray:

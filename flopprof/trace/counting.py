@@ -7,6 +7,7 @@ with the shapes that its caller sees; what ran is recorded below it, with other 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from flopprof.formulas import OpCall, Work
@@ -55,49 +56,110 @@ def outer_views(
     """Return the ops whose own FLOPs are not what ran: those of the ops below them are.
 
     These are the ops with an op of the same name below that does other FLOPs (all such ops
-    together, the outermost ones), products with other products below, and the ops around these.
+    together, the outermost ones), products with other products below, other ops whose products
+    below are those of several calls of it, or that call another op on several times its elements
+    for as many times its FLOPs (vmap takes some apart); and the ops around these.
 
     Args:
         labels: For each node its signature, or -1 where it is no op. Parents come first.
         parents: For each node the op around it, or -1.
         signatures: By label.
     """
-    flops = [_flops(signature) for signature in signatures]
+    below = _BelowOps(signatures)
     working_above = [-1] * len(labels)  # the nearest op around that has FLOPs
-    same_name: dict[int, _Below] = {}
-    products: dict[int, _Below] = {}
     for node, label in enumerate(labels):
         parent = parents[node]
         if label < 0 or parent < 0:
             continue
-        above = parent if flops[labels[parent]] else working_above[parent]
+        above = parent if below.flops[labels[parent]] else working_above[parent]
         working_above[node] = above
-        mine = flops[label]
-        if above < 0 or not mine:
-            continue
-        inner = signatures[label]
+        if above >= 0 and below.flops[label]:
+            below.add(label, above, labels, working_above)
+    return with_ancestors(below.others(labels), parents)
+
+
+class _BelowOps:
+    """What is below the ops of a tree, by how it is like them."""
+
+    def __init__(self, signatures: Sequence[Signature]) -> None:
+        self.flops = [_flops(signature) for signature in signatures]
+        self._signatures = signatures
+        self._same_name: dict[int, _Below] = {}
+        self._products: dict[int, _Below] = {}  # of ops that are products
+        self._looped: dict[int, _Below] = {}  # products, of ops that are none
+        self._batched: list[int] = []  # ops around one that does several times their work
+
+    def add(self, label: int, above: int, labels: Sequence[int], around: Sequence[int]) -> None:
+        """Add an op that has FLOPs to those around it.
+
+        Args:
+            label: Its signature.
+            above: The nearest op around that has FLOPs.
+            labels: For each node its signature.
+            around: For each node the nearest op around that has FLOPs, or -1.
+        """
+        mine = self.flops[label]
+        inner = self._signatures[label]
         is_product = inner.op in _PRODUCTS
+        if mine is None:
+            return
         while above >= 0:
-            outer = signatures[labels[above]]
+            outer = self._signatures[labels[above]]
             if outer.dtype == inner.dtype:  # else it counts in another way, as complex products
                 if outer.op == inner.op:
                     other_shapes = not _is_passed_on(outer.call, inner.call)
-                    same_name.setdefault(above, _Below()).add(mine, other_shapes=other_shapes)
+                    _below(self._same_name, above).add(mine, other_shapes=other_shapes)
                     break
-                if is_product and outer.op in _PRODUCTS:
-                    products.setdefault(above, _Below()).add(mine, other_shapes=True)
-                    is_product = False
-            above = working_above[above]
-    differing = []
-    for node, below in same_name.items():
-        is_other = below.other_shapes or below.ops > 1
-        if is_other and (below.matmul_flops, below.vector_flops) != flops[labels[node]]:
-            differing.append(node)
-    for node, below in products.items():
-        own = flops[labels[node]]
-        if own and below.matmul_flops != own[0]:
-            differing.append(node)
-    return with_ancestors(differing, parents)
+                if is_product:
+                    is_wrapper = outer.op in _PRODUCTS
+                    products = self._products if is_wrapper else self._looped
+                    _below(products, above).add(mine, other_shapes=True)
+                    is_product = not is_wrapper
+                elif inner.op not in _PRODUCTS and _is_of_several(outer, inner):
+                    self._batched.append(above)
+            above = around[above]
+
+    def others(self, labels: Sequence[int]) -> list[int]:
+        """Return the ops that did what is below them, and not what they say."""
+        differing = list(self._batched)
+        for node, below in self._same_name.items():
+            is_other = below.other_shapes or below.ops > 1
+            if is_other and (below.matmul_flops, below.vector_flops) != self.flops[labels[node]]:
+                differing.append(node)
+        for node, below in self._products.items():
+            own = self.flops[labels[node]]
+            if own and below.matmul_flops != own[0]:
+                differing.append(node)
+        for node, below in self._looped.items():
+            own = self.flops[labels[node]]
+            if own and _times(below.matmul_flops, own[0]) > 1:
+                differing.append(node)
+        return differing
+
+
+def _below(kind: dict[int, _Below], node: int) -> _Below:
+    return kind.setdefault(node, _Below())
+
+
+def _is_of_several(outer: Signature, inner: Signature) -> bool:
+    """Return whether `inner` does the work of several calls of `outer`, and on their elements."""
+    own = _flops(outer)
+    below = _flops(inner)
+    if own is None or below is None or own[0] or below[0]:
+        return False
+    times = _times(below[1], own[1])
+    return times > 1 and times == _times(_elements(inner.call), _elements(outer.call))
+
+
+def _times(many: int, one: int) -> int:
+    """Return how many times `one` is `many`; 0 where it is no whole number of times."""
+    return many // one if one and many % one == 0 else 0
+
+
+def _elements(call: OpCall) -> int:
+    """Return the elements of the call's first argument that has a shape."""
+    shapes = (shape for shape in call.shapes if shape and type(shape[0]) is int)
+    return prod(next(shapes, (0,)))
 
 
 def unfinished(

@@ -154,20 +154,7 @@ def _evaluate(
         dtypes=parsed,
         values=tuple(str(value) for value in values),
     )
-    work = None
-    if formula is not None:
-        try:
-            work = formula(call)
-            if work is not None:
-                figures = map(float, (work.matmul_flops, work.vector_flops, work.min_bytes))
-                if not all(0 <= figure < math.inf for figure in figures):
-                    raise ValueError("it counts less than nothing, or without end")
-        except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
-            work = None
-            warnings.append(
-                f"the formula of {name} does not fit {shapes_text(call.shapes)}: "
-                f"{type(error).__name__}: {error}"
-            )
+    work = work_of(formula, call, warnings)
     kind = "unknown" if formula is None else formula.kind
     source = "none" if formula is None else formula.source
     if work is not None and not (work.matmul_flops or work.vector_flops or work.flops_at_most):
@@ -176,6 +163,25 @@ def _evaluate(
     if source == "generated":
         has_bytes = has_bytes and knows_bytes(call)
     return Signature(name, kind, shapes_text(call.shapes), dtype, work, has_bytes, call)
+
+
+def work_of(formula: Formula | None, call: OpCall, warnings: list[str]) -> Work | None:
+    """Return what the formula says of a call; None, and perhaps a warning, where it does not."""
+    if formula is None:
+        return None
+    try:
+        work = formula(call)
+        if work is not None:
+            figures = map(float, (work.matmul_flops, work.vector_flops, work.min_bytes))
+            if not all(0 <= figure < math.inf for figure in figures):
+                raise ValueError("it counts less than nothing, or without end")
+    except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        warnings.append(
+            f"the formula of {call.op} does not fit {shapes_text(call.shapes)}: "
+            f"{type(error).__name__}: {error}"
+        )
+        return None
+    return work
 
 
 def _nested(value: Any, depth: int = 3) -> tuple[Any, ...]:

@@ -9,6 +9,7 @@ import pandas as pd
 from flopprof.tables import GAPS, KEPT, STOPPED
 from flopprof.trace.counting import is_exact, outer_views, unfinished, with_ancestors
 from flopprof.trace.events import OP, RANGE, Events
+from flopprof.trace.stacked import own_arguments
 from flopprof.trace.tangents import with_tangents
 
 LONGEST_PATH = 1000  # letters of a module's path; annotations nested deeper share the outer's
@@ -100,11 +101,11 @@ class Tree:
         labels = [
             label if role == OP else -1 for role, label in zip(self.role, self.label, strict=True)
         ]
+        own = own_arguments(labels, self.op_parent, self.events.signatures)
+        self._relabel(own, labels)
         passed = outer_views(labels, self.op_parent, self.events.signatures)
         duals = with_tangents(labels, self.op_parent, self.events.signatures, passed)
-        for node, label in duals.items():
-            labels[node] = label
-            self.label[node] = label
+        self._relabel(duals, labels)
         stopped = [*self.stopped, *self._childless_recomputations(labels)]
         passed |= unfinished(stopped, labels, self.op_parent, self.events.signatures)
         passed |= with_ancestors(self.kept, self.op_parent)
@@ -119,12 +120,19 @@ class Tree:
                 self.counted[node] = True
                 inside[node] = True
 
+    def _relabel(self, numbers: dict[int, int], labels: list[int]) -> None:
+        for node, label in numbers.items():
+            labels[node] = label
+            self.label[node] = label
+
     def _childless_recomputations(self, labels: list[int]) -> list[int]:
         """Return the recomputed ops that called nothing, where the same call before called ops.
 
-        So a trace recorded elsewhere on a CPU shows where checkpointing stopped.
+        So a trace recorded elsewhere on a CPU shows where checkpointing stopped. Ours say it; and
+        of a count's calls only the first of its like may call others.
         """
-        if self.stopped or "backward" not in self.phase or len(self.events.kernels):
+        is_ours = self.events.has_ranges or bool(self.stopped)
+        if is_ours or "backward" not in self.phase or len(self.events.kernels):
             return []
         calls_ops = [False] * len(labels)
         for node, label in enumerate(labels):

@@ -94,6 +94,10 @@ def test_attention_at_the_end_of_a_checkpoint_was_computed():
 
     # 4·16·48 multiply-adds × 2, and two products of 2 heads × 4·4·8 × 2: its result is saved.
     assert phases["forward"] == phases["recompute"] == 6144 + 1024
+    # Back: the weight's gradient, and five products of attention, of which one makes the scores
+    # again: 2·7,168 + 6,144 + 5·512.
+    count = flopprof.count_flops(Checkpointed(Attend()), (x,), train=True)
+    assert run.totals.matmul_flops == count.matmul_flops == 23_040
 
 
 def test_nested_checkpoints_count_what_each_computed_again():

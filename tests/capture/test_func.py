@@ -2,10 +2,15 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
-from torch.func import functional_call, grad, jacrev, jvp, vjp, vmap
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import flopprof
+from flopprof.errors import ModelError
+
+pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
 class Transformed(nn.Module):
@@ -142,3 +147,127 @@ def test_a_hessian_has_no_unknown_op():
     count = flopprof.count_flops(model, (torch.ones(5),))
 
     assert count.flops == count.flops_at_most
+
+
+def attend(x):
+    return F.scaled_dot_product_attention(x, x, x)
+
+
+def self_attention(layer, x):
+    return layer(x, x, x, need_weights=False)[0]
+
+
+# One example, 5 rows of 8 features, batch 2, heads 2: projections of 10·8·24 and 10·8·8
+# multiply-adds × 2 = 3,840 + 1,280; two products of 4 heads × 5·5·4 × 2 = 800 each.
+ATTENTION = 3840 + 1280 + 2 * 800
+
+
+@pytest.mark.parametrize(
+    "mapped",
+    [
+        lambda layer, x: vmap(lambda y: self_attention(layer, y))(x),
+        lambda layer, x: vmap(vmap(lambda y: self_attention(layer, y)))(x),
+        lambda layer, x: vmap(lambda y: self_attention(layer, y), 1)(x.transpose(0, 1)),
+        lambda layer, x: vmap(lambda y: self_attention(layer, y), chunk_size=2)(x),
+    ],
+)
+def test_mapped_attention_agrees_with_its_hook(mapped):
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    count, profiled, run = both(mapped, layer, 3, 2, 5, 8)
+
+    assert count == profiled == 3 * ATTENTION
+    assert "disagrees" not in set(run.sites["verdict"])
+
+
+def test_gradients_of_mapped_attention_count_as_the_cpu_computes_them():
+    def gradients(layer, x):
+        return vmap(grad(lambda y: self_attention(layer, y).sum()))(x)
+
+    layer = nn.MultiheadAttention(8, 2, batch_first=True)
+    model = Transformed(layer, gradients)
+    x = torch.randn(3, 2, 5, 8)
+    flopprof.count_flops(Transformed(layer, lambda m, x: vmap(lambda y: m(y, y, y)[0])(x)), (x,))
+
+    counted = flopprof.count_flops(model, (x,))
+    run = flopprof.profile(model, (x,), repeats=1, warmup=1, ceilings=False)
+
+    # Back through both projections, and five products of attention: of the two, two each, and the
+    # scores once more.
+    assert counted.matmul_flops == run.totals.matmul_flops == 3 * (ATTENTION + 5120 + 5 * 800)
+    assert counted.vector_flops == run.totals.vector_flops
+    for each in (run, counted.run):
+        assert "disagrees" not in set(each.sites["verdict"])
+
+
+def test_a_product_that_vmap_takes_apart_counts_every_example():
+    weight = torch.ones(2, 8, 8)
+
+    def gradients(_layer, x):
+        return vmap(grad(lambda y: F.bilinear(y, y, weight).sum()))(x)
+
+    count, profiled, _ = both(gradients, nn.Identity(), 3, 4, 8)
+
+    # Forward y·W for 2 outputs of 4 rows, 4·2·(8·8 + 8) multiply-adds × 2 = 1,152; back for each
+    # of the two operands 4·2·8·8 × 2 = 1,024.
+    assert count == profiled == 3 * (1152 + 2 * 1024)
+
+
+def test_a_softmax_that_vmap_takes_apart_counts_every_example():
+    def gradients(_layer, x):
+        with sdpa_kernel(SDPBackend.MATH):
+            return vmap(grad(lambda y: attend(y).sum()))(x)
+
+    run = flopprof.profile(
+        Transformed(nn.Identity(), gradients), (torch.randn(3, 1, 4, 8),), repeats=1, warmup=1
+    )
+
+    softmax = run.sites[run.sites["op"].astype(str).str.contains("softmax$")]
+    # 5 for each of 3·4·4 scores.
+    assert softmax["flops"].sum() == 240
+
+
+def test_a_sum_that_a_hessian_maps_counts_every_tangent():
+    def curvature(_layer, x):
+        return hessian(lambda y: torch.softmax(y, -1).pow(2).sum())(x)
+
+    model = Transformed(nn.Identity(), curvature)
+    x = torch.randn(2, 3)
+
+    count = flopprof.count_flops(model, (x,))
+    run = flopprof.profile(model, (x,), repeats=1, warmup=1, ceilings=False)
+
+    assert count.vector_flops == run.totals.vector_flops
+    # Six tangents, one for each element: the softmax sums along their rows, the function sums all.
+    sums = run.sites.query("op == 'aten::sum' and phase == 'forward'").set_index("input_shapes")
+    assert sums.loc["6x2x3", "vector_flops"] == 2 * 6 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    "derivative",
+    [
+        lambda f: hessian(f),
+        lambda f: jacrev(jacrev(f)),
+        lambda f: jacfwd(f),
+        lambda f: lambda x: torch.autograd.functional.hessian(f, x),
+    ],
+)
+def test_what_attention_of_a_cpu_does_not_derive_is_refused_by_a_count_as_well(derivative):
+    model = Transformed(nn.Identity(), lambda _, x: derivative(lambda y: attend(y).sum())(x))
+
+    with pytest.raises(ModelError, match=r"not implemented|does not support"):
+        flopprof.count_flops(model, (torch.randn(1, 1, 4, 8),))
+
+
+def test_a_gradient_penalty_through_plain_attention_counts_as_in_a_profile():
+    def penalty(_layer, x):
+        x = x.detach().requires_grad_()
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            (slope,) = torch.autograd.grad(attend(x).sum(), x, create_graph=True)
+            return torch.autograd.grad(slope.square().sum(), x)[0]
+
+    count, profiled, _ = both(penalty, nn.Identity(), 2, 1, 4, 8)
+
+    # Products of 2 × 4·4·8 multiply-adds × 2 = 512: two, their four derivatives, and eight of
+    # those, each of which has two operands.
+    assert count == profiled == 14 * 512
