@@ -4,7 +4,8 @@ import dis
 import functools
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from types import CellType, CodeType, FunctionType
+from pathlib import PurePath
+from types import CellType, CodeType, FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ LIBRARIES = ("torch.", "torchvision.", "timm.", "transformers.", "diffusers.")
 """Where modules are from whose code is known: it keeps no state elsewhere that a call changes, and
 uses numpy and its like for sizes, and for masks of a training step, only."""
 
+_UNNAMED = ("__init__", "__call__", "forward", "backward", "setup_context", "jvp", "vjp")
+"""Methods that code calls without their names: a class's, an object's, an `autograd.Function`'s."""
 _MOST_FUNCTIONS = 200  # of one module's code that are looked into
 
 
@@ -23,21 +26,66 @@ def is_of_library(module: "nn.Module") -> bool:
 
 
 def functions_of(module: "nn.Module") -> list[FunctionType]:
-    """Return `forward` and what of the same file it calls: functions, methods, attributes."""
+    """Return `forward` and what of the user's code it calls, in its own file or another.
+
+    That are functions, methods, what the module has in attributes, methods of objects there and
+    of classes, and both passes of an `autograd.Function`.
+    """
     kind = type(module)
-    todo: list[Any] = [getattr(kind, "forward", None), *vars(module).values()]
+    held = list(vars(module).values())
+    todo: list[Any] = [getattr(kind, "forward", None), *held]
     functions: dict[int, FunctionType] = {}
     while todo and len(functions) < _MOST_FUNCTIONS:
-        function = todo.pop()
-        if not isinstance(function, FunctionType) or id(function) in functions:
+        function = _function_in(todo.pop())
+        if function is None or id(function) in functions:
             continue
         functions[id(function)] = function
-        for _, value in used_by(function, kind):
-            if isinstance(value, FunctionType) and value.__module__ == function.__module__:
-                todo.append(value)
+        names = set(_names_in(function.__code__))
+        used = [value for _, value in used_by(function, kind)]
+        for value in (*used, *held):
+            todo += _called_of(value, names, function.__module__)
         if "super" in function.__code__.co_names:
             todo += _inherited(kind, function.__code__.co_names)
     return list(functions.values())
+
+
+def _function_in(value: Any) -> FunctionType | None:
+    """Return the function that is called where this is called; None where it is none of Python."""
+    while isinstance(value, functools.partial):
+        value = value.func
+    value = getattr(value, "__func__", value)  # of methods, static ones as well
+    return value if isinstance(value, FunctionType) else None
+
+
+def _called_of(value: Any, names: set[str], file: str) -> Iterator[Any]:
+    """Yield what code of these names may call of a value that it has, if that is the user's.
+
+    Args:
+        value: A function, a class, an object.
+        names: Those in the code.
+        file: The module that the code is of.
+    """
+    if function := _function_in(value):
+        if function.__module__ == file or is_of_user(function.__module__):
+            yield function
+        return
+    kind = value if isinstance(value, type) else type(value)
+    if kind.__module__ != file and not is_of_user(kind.__module__):
+        return
+    for base in kind.__mro__:
+        if base.__module__ == file or is_of_user(base.__module__):
+            methods = vars(base)
+            yield from (methods[name] for name in (*names, *_UNNAMED) if name in methods)
+
+
+@functools.cache
+def is_of_user(name: str) -> bool:
+    """Return whether a Python module, by its full name, is neither Python's nor installed."""
+    root = name.partition(".")[0]
+    if root in sys.stdlib_module_names or root == "flopprof" or f"{root}." in LIBRARIES:
+        return root == "__main__"
+    file = getattr(sys.modules.get(name), "__file__", None) or ""
+    return not {"site-packages", "dist-packages"} & set(PurePath(file).parts)
 
 
 def _inherited(kind: type, names: Iterable[str]) -> list[Any]:
@@ -49,11 +97,18 @@ def _inherited(kind: type, names: Iterable[str]) -> list[Any]:
 def used_by(function: FunctionType, kind: type) -> Iterator[tuple[str, Any]]:
     """Yield the names in a function's code, and what they are: globals, methods, or None.
 
-    Those of the function around it, which it closes over, have no name.
+    Those of the function around it, which it closes over, have no name. Of the user's own Python
+    modules come what the code has the names of, too.
     """
-    for name in _names_in(function.__code__):
+    names = list(_names_in(function.__code__))
+    for name in names:
         value = function.__globals__.get(name)
+        if value is None and name in _imported_by(function.__code__):
+            value = sys.modules.get(name)
         yield name, getattr(kind, name, None) if value is None else value
+        if isinstance(value, ModuleType) and is_of_user(value.__name__):
+            there = vars(value)
+            yield from ((inner, there[inner]) for inner in names if inner in there)
     for cell in function.__closure__ or ():
         yield "", _held_in(cell)
 
@@ -62,6 +117,13 @@ def _names_in(code: CodeType) -> Iterator[str]:
     """Yield the names that code refers to, and those of the functions and loops inside it."""
     for inner in codes_in(code):
         yield from inner.co_names
+
+
+@functools.cache
+def _imported_by(code: CodeType) -> frozenset[str]:
+    """Return the Python modules that code imports when it runs."""
+    steps = (step for inner in codes_in(code) for step in dis.get_instructions(inner))
+    return frozenset(str(step.argval) for step in steps if step.opname == "IMPORT_NAME")
 
 
 def codes_in(code: CodeType) -> Iterator[CodeType]:

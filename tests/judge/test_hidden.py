@@ -1,5 +1,6 @@
 """Bounds of what runs past PyTorch."""
 
+import importlib
 import math
 import sys
 import threading
@@ -219,3 +220,95 @@ def test_numpy_for_sizes_or_in_what_is_not_reached_leaves_a_count_exact(monkeypa
     assert not count.run.provenance.warning_texts
     assert "foreign_gaps" not in set(run.sites["reason_code"])
     assert sys.getprofile() is None
+
+
+HELPERS = """
+import numpy as np
+import scratch_more
+
+
+def multiplied(values):
+    return np.asarray(values) @ np.asarray(values)
+
+
+def further(values):
+    return scratch_more.multiplied(values)
+
+
+class Helper:
+    def run(self, values):
+        return multiplied(values)
+
+    @staticmethod
+    def run_apart(values):
+        return multiplied(values)
+"""
+
+MORE = """
+def multiplied(values):
+    import numpy
+    return numpy.asarray(values) @ numpy.asarray(values)
+"""
+
+FORWARDS = {
+    "by its name": ("from scratch_helpers import multiplied", "multiplied(values)"),
+    "of its module": ("import scratch_helpers", "scratch_helpers.multiplied(values)"),
+    "under another name": ("import scratch_helpers as h", "h.multiplied(values)"),
+    "two files away": ("import scratch_helpers", "scratch_helpers.further(values)"),
+    "imported inside": ("", "__import__('scratch_helpers').multiplied(values)"),
+    "a method": ("from scratch_helpers import Helper", "self.helper.run(values)"),
+    "of a class": ("from scratch_helpers import Helper", "Helper.run_apart(values)"),
+    "partly": ("import functools, scratch_helpers", "self.partly()"),
+    "backward": ("import scratch_helpers", "0 * Own.apply(x).sum().item()"),
+}
+
+FILE = """
+import torch
+from torch import nn
+{imports}
+
+
+class Own(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        scratch_helpers.multiplied([[1.0]])
+        return x.clone()
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        {attribute}
+
+    def forward(self, x):
+        {local}
+        values = [[1.0, 2.0], [3.0, 4.0]]
+        return x * float(torch.as_tensor({expression}).sum())
+"""
+
+
+@pytest.mark.parametrize("way", FORWARDS)
+def test_numpy_in_a_helper_of_another_file_is_work_past_every_count(way, tmp_path, monkeypatch):
+    imports, expression = FORWARDS[way]
+    attribute = {
+        "a method": "self.helper = Helper()",
+        "partly": "self.partly = functools.partial(scratch_helpers.multiplied, [[1.0]])",
+    }.get(way, "")
+    local = ""
+    if way == "imported inside":
+        local, expression = "from scratch_helpers import multiplied", "multiplied(values)"
+    text = FILE.format(
+        imports=imports, expression=expression, attribute=attribute or "pass", local=local or "pass"
+    )
+    (tmp_path / "scratch_helpers.py").write_text(HELPERS)
+    (tmp_path / "scratch_more.py").write_text(MORE)
+    (tmp_path / "scratch_net.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("scratch_helpers", "scratch_more", "scratch_net"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    model = nn.Sequential(importlib.import_module("scratch_net").Net(), nn.Linear(4, 4))
+
+    count = flopprof.count_flops(model, (torch.ones(4, 4),))
+
+    assert set(count.run.sites.query("op == '(gap)'")["module_path"]) == {"0"}
+    assert math.isnan(count.flops_at_most)
