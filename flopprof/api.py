@@ -3,16 +3,15 @@
 The first three take a module, or what the command line takes for MODEL, and options (`Settings`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import pandas as pd
 
 from flopprof._version import __version__
-from flopprof.assemble import Witnesses, as_call, assemble
+from flopprof.assemble import Witnesses, as_call, assemble, assemble_job
 from flopprof.capture.alone import alone
 from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
 from flopprof.capture.decoding import count_generation, measure_generation
@@ -33,9 +32,9 @@ from flopprof.capture.subject import Subject, find_subject, training_of, with_gr
 from flopprof.capture.watch import Watched, on_device, watch
 from flopprof.errors import FlopprofError, GradientsError, ModelError
 from flopprof.formulas.external import loaded_files
+from flopprof.jobs import Reading, Told, captured, loads_of, read_traces
 from flopprof.judge.hidden import hidden_gaps
 from flopprof.judge.spread import TracedCall
-from flopprof.judge.walk import owners
 from flopprof.provenance import (
     COMMAND,
     Called,
@@ -52,19 +51,10 @@ from flopprof.provenance import (
 from flopprof.run import Count, Run
 from flopprof.settings import Options, Progress, Settings, silent
 from flopprof.tables import MODULE_CALLS, ROOFLINES
-from flopprof.trace.foreign import check_is_no_model
-from flopprof.trace.ranks import (
-    add_up_ranks,
-    described_gpu,
-    dtype_of_most_work,
-    gpu_of,
-    read_job,
-    read_rank,
-    together,
-)
-from flopprof.trace.read import Trace, read_trace
+from flopprof.trace.collectives import collective_facts
+from flopprof.trace.ranks import add_up_ranks, described_gpu, groups_of
+from flopprof.trace.read import Trace
 from flopprof.trace.remote import base_name, named_traces
-from flopprof.trace.replay import join_capture
 from flopprof.trace.window import Window, WindowOptions
 from flopprof.trace.workers import Workers
 from flopprof.units import file_text
@@ -435,8 +425,9 @@ def analyse_traces(
 ) -> Run:
     """Return the `Run` of one trace, or of several ranks' traces of one job together.
 
-    Ops, kernels and sites of all ranks are added up; `provenance.ranks` has each rank's part. Of
-    several, one that is damaged is a rank with its `fault`. No torch is imported.
+    The sites of all ranks are added up; `provenance.ranks` has each rank's part. Of several ranks,
+    the tables `ops` and `kernels` are empty, `op_sums` and `kernel_sums` hold what they add up to;
+    one that is damaged is a rank with its `fault`. No torch is imported.
 
     Args:
         paths: Chrome traces by torch.profiler, `.json` or `.json.gz`: files, addresses that fsspec
@@ -459,33 +450,38 @@ def analyse_traces(
     from flopprof.ceilings import ceilings_of_trace
 
     files = named_traces([paths] if isinstance(paths, str | Path) else paths)
-    replayed = None if capture is None else _joined_to(capture, progress)
-    part = Window(**window)
-    task = partial(read_rank, window=part, formulas=loaded_files(), replayed=replayed)
-    job = read_job(files, task, workers, progress)
-    name = base_name(files[0]).removesuffix(".gz").removesuffix(".json")
+    if capture is not None:
+        progress(f"reading {file_text(Path(capture).name)}")
+        captured(capture)  # a fault in it is told before long work
+    reading = Reading(Window(**window), loaded_files(), capture)
+    told = read_traces(files, reading, workers, progress)
+    job = told.job
     progress("reconciling")
-    traced = TracedCall(*together(job.traces))
-    on_gpu = len(traced.kernels) > 0
-    device = gpu_of(job.gpu_trace)
-    limits = ceilings_of_trace(device, gpu, ceilings, on_gpu=on_gpu)
-    provenance = TraceProvenance(
+    limits = ceilings_of_trace(dict(job.main.device), gpu, ceilings, on_gpu=job.on_gpu)
+    provenance = _provenance_of(told, files, gpu)
+    doubts = [*warned("trace", job.warnings), *warned("ceilings", limits.warnings)]
+    if told.sites is not None:
+        return assemble_job(told.sites, limits.rooflines(), provenance, doubts=doubts)
+    assert told.call is not None  # it is one or the other
+    witnesses = Witnesses(MODULE_CALLS.empty(), [told.call])
+    return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
+
+
+def _provenance_of(told: Told, files: Sequence[str | Path], gpu: str | None) -> TraceProvenance:
+    from flopprof.ceilings.links import link_of
+
+    job = told.job
+    name = base_name(files[0]).removesuffix(".gz").removesuffix(".json")
+    return TraceProvenance(
         source=Source(model=file_text(name)),
-        called=Called(dtype=dtype_of_most_work(traced.ops)),
-        device=described_gpu(device, gpu, job.gpu_trace.info["vendors"], on_gpu=on_gpu),
+        called=Called(dtype=told.dtype),
+        device=described_gpu(job, gpu),
         environment=Environment(flopprof=__version__, date=now(), command=COMMAND.get()),
         trace=add_up_ranks(job, files),
         ranks=tuple(sorted(job.ranks, key=lambda rank: rank.rank)),
         steps=tuple(job.steps),
+        collectives=collective_facts(told.collectives),
+        groups=groups_of(job),
+        loads=() if told.sites is None else loads_of(told.sites, job),
+        link=link_of(gpu or str(job.main.device.get("name") or "")),
     )
-    witnesses = Witnesses(MODULE_CALLS.empty(), [traced])
-    doubts = [*warned("trace", job.warnings), *warned("ceilings", limits.warnings)]
-    return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
-
-
-def _joined_to(capture: str | Path, progress: Progress) -> Callable[[Trace], Trace]:
-    """Return what gives a replay's kernels the ops of their capture."""
-    check_is_no_model(Path(capture))
-    progress(f"reading {file_text(Path(capture).name)}")
-    captured = read_trace(capture, as_capture=True)
-    return partial(join_capture, capture=captured, owner=owners(captured.ops))

@@ -3,14 +3,16 @@
 import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 import pandas as pd
 
 from flopprof.judge.hidden import bound_by_all_cores
-from flopprof.judge.reconcile import reconcile
+from flopprof.judge.reconcile import reconcile, reconcile_sums
 from flopprof.judge.roofs import roof_doubts, total_doubts
 from flopprof.judge.spread import TracedCall
+from flopprof.judge.sums import SiteSums
 from flopprof.provenance import (
     AnyProvenance,
     CallProvenance,
@@ -20,9 +22,12 @@ from flopprof.provenance import (
     Warned,
     warned,
 )
-from flopprof.run import Run, Totals
-from flopprof.tables import KERNELS
+from flopprof.run import Run
+from flopprof.tables import KERNELS, MODULE_CALLS, OPS
+from flopprof.totals import Totals
 from flopprof.trace.read import Trace
+
+P = TypeVar("P", bound=AnyProvenance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +82,7 @@ def assemble(
         dtype=provenance.called.dtype,
         never_called=list(provenance.source.never_called),
         timed=timed,
-        cache_bytes=float(max(device.l2_bytes or 0, device.l3_bytes or 0)),
+        cache_bytes=_cache_bytes(provenance),
     )
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
@@ -91,18 +96,64 @@ def assemble(
                 threads=device.threads,
             )
         provenance = _with_overhead(provenance, first.gaps, sites)
-    warnings = [*provenance.warnings, *doubts, *_doubts_of_rates(sites, rooflines, provenance)]
-    provenance = msgspec.structs.replace(provenance, warnings=_each_once(warnings))
     run = Run(
         module_calls=witnesses.module_calls,
         ops=ops,
         kernels=first.kernels,
         rooflines=rooflines,
         sites=sites,
-        provenance=provenance,
+        provenance=_with_doubts(provenance, doubts, sites, rooflines),
         trace=trace,
     )
-    return run.replaced(provenance=_with_totals(provenance, run.totals))
+    return run.replaced(provenance=_with_totals(run.provenance, run.totals))
+
+
+def assemble_job(
+    sums: SiteSums,
+    rooflines: pd.DataFrame,
+    provenance: TraceProvenance,
+    *,
+    doubts: Iterable[Warned] = (),
+) -> Run:
+    """Reconcile what the ranks of a job said of their sites, and return it as a `Run`.
+
+    Args:
+        sums: Those of all ranks together.
+        rooflines: As for `assemble`.
+        provenance: As for `assemble`.
+        doubts: As for `assemble`.
+    """
+    sites, kernels = reconcile_sums(
+        sums,
+        rooflines,
+        dtype=provenance.called.dtype,
+        on_device=provenance.has_kernels,
+        cache_bytes=_cache_bytes(provenance),
+    )
+    run = Run(
+        module_calls=MODULE_CALLS.empty(),
+        ops=OPS.empty(),
+        kernels=KERNELS.empty(),
+        rooflines=rooflines,
+        sites=sites,
+        provenance=_with_doubts(provenance, doubts, sites, rooflines),
+        op_sums=sums.ops,
+        kernel_sums=kernels,
+    )
+    return run.replaced(provenance=_with_totals(run.provenance, run.totals))
+
+
+def _cache_bytes(provenance: AnyProvenance) -> float:
+    """Return the size of the device's largest cache; 0 where it is not known."""
+    return float(max(provenance.device.l2_bytes or 0, provenance.device.l3_bytes or 0))
+
+
+def _with_doubts(
+    provenance: P, doubts: Iterable[Warned], sites: pd.DataFrame, rooflines: pd.DataFrame
+) -> P:
+    """Add what makes figures doubtful, each once."""
+    warnings = [*provenance.warnings, *doubts, *_doubts_of_rates(sites, rooflines, provenance)]
+    return msgspec.structs.replace(provenance, warnings=_each_once(warnings))
 
 
 def _doubts_of_rates(

@@ -7,16 +7,23 @@ named parts; `metafile` writes and reads them. A number that is not known is NaN
 import math
 from collections.abc import Iterable
 from contextvars import ContextVar
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
 
+from flopprof.jobfacts import (
+    CollectiveTimes,
+    Link,
+    ModuleLoad,
+    Part,
+    ProcessGroup,
+    Rank,
+    Step,
+    TraceFacts,
+)
+
 COMMAND: ContextVar[str] = ContextVar("command", default="")
 """The command line under way; empty where Python code calls, whose arguments are its own."""
-
-
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """A named part of the provenance; every field but the essential ones may be left out."""
 
 
 class Warned(Part, frozen=True, kw_only=True):
@@ -236,67 +243,6 @@ class Compiled(Part, frozen=True, kw_only=True):
     extern_matmul_flops: float = math.nan
 
 
-class KernelTimes(Part, frozen=True, kw_only=True):
-    """Sums over the kernels of a trace or a rank; times in µs, NaN without kernels."""
-
-    kernels: int = 0
-    kernel_time_us: float = math.nan
-    device_busy_us: float = math.nan
-    communication_us: float = math.nan
-    communication_frac: float = math.nan
-    overlap_frac: float = math.nan
-    span_us: float = math.nan
-
-
-class TraceFacts(KernelTimes, frozen=True, kw_only=True):
-    """What traces recorded elsewhere say of themselves, all ranks together.
-
-    Attributes:
-        files: The trace files.
-        origin_us: Time stamp at which tables count from zero.
-        linked_kernel_frac: Share of compute kernels that belong to an op.
-        linked_kernel_time_frac: The same by time.
-        slowest_rank: The rank whose own kernels took longest; None for one rank or no straggler.
-        world_size: How many ranks the job has, as its traces say.
-        missing_ranks: Those of them of which there is no trace here, where there are several.
-    """
-
-    files: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    origin_us: float = math.nan
-    linked_kernel_frac: float = math.nan
-    linked_kernel_time_frac: float = math.nan
-    slowest_rank: int | None = None
-    world_size: int | None = None
-    missing_ranks: tuple[int, ...] = ()
-
-
-class Rank(KernelTimes, frozen=True, kw_only=True):
-    """One rank's part of a job; `fault` says why one has no figures."""
-
-    rank: int
-    file: str
-    gpu: str | None = None
-    matmul_flops: float = math.nan
-    flops: float = math.nan
-    linked_kernels: int = 0
-    linked_kernel_time_us: float = math.nan
-    all_kernels_us: float = math.nan
-    overlapped_us: float = math.nan
-    fault: str | None = None
-
-
-class Step(Part, frozen=True, kw_only=True):
-    """One profiler step of one rank."""
-
-    rank: int
-    step: str
-    start_us: float = math.nan
-    duration_us: float = math.nan
-    matmul_flops: float = math.nan
-    flops: float = math.nan
-    kernel_time_us: float = math.nan
-
-
 class Memory(Part, frozen=True, kw_only=True):
     """What one call needs of memory; NaN where it is not known.
 
@@ -448,6 +394,15 @@ class TraceProvenance(Provenance, tag="trace", frozen=True, kw_only=True):
     trace: TraceFacts
     ranks: tuple[Rank, ...] = ()
     steps: tuple[Step, ...] = ()
+    collectives: tuple[CollectiveTimes, ...] | None = None  # None: saved before they were kept
+    groups: tuple[ProcessGroup, ...] = ()
+    loads: tuple[ModuleLoad, ...] = ()
+    link: Link | None = None
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether anything ran on a device: times are that device's."""
+        return not math.isnan(self.trace.kernel_time_us)
 
 
 AnyProvenance = CountProvenance | CallProvenance | TraceProvenance

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,8 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.files import write_atomically, writing
 from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
-from flopprof.saved import LARGE_ROWS, NAMES, SavedTables, read_provenance, regular_file
+from flopprof.saved import LARGE_ROWS, NAMES, SUMS, SavedTables, read_provenance, regular_file
+from flopprof.totals import Measured, Totals, add_up, executed_inside, kernel_sums, op_sums
 from flopprof.units import safe_text
 
 if TYPE_CHECKING:
@@ -32,109 +33,23 @@ PHASES = ("forward", "backward", "recompute", "optimizer")
 MAY_BE_LARGE = ("ops", "kernels")
 """Tables with a row per op or kernel: of a large run they are read when they are asked for."""
 
+T = TypeVar("T")
+
 _COUNTED = ("matmul_flops", "vector_flops")
 
 
-@dataclass(frozen=True, slots=True)
-class Totals:
-    """Sums over the sites of a run. Unknown figures are NaN, never 0.
+class MoreTables(TypedDict, total=False):
+    """Tables that few runs have.
 
     Attributes:
-        matmul_flops: FLOPs of contractions that were counted, and lower bounds of others.
-        vector_flops: All other FLOPs that were counted, and lower bounds of others.
-        flops: The sum of both: a lower bound where coverage is below 1.
-        flops_at_most: Upper bound: unknown and hidden time at the matmul ceiling; NaN without one.
-        coverage_frac: Share of time spent in sites whose FLOPs are known, times the share of FLOPs
-            that the trace has where hooks counted work that is not in it; NaN in a pure count.
-        coverage_calls_frac: Share of op calls whose FLOPs are known; NaN without any.
-        wall_us: Median time of a bare call; NaN in a pure count.
-        untimed_flops: The part of `flops` that has no time in the trace: launched and not run,
-            captured in a graph, or on the host of a device. No rate is made of it.
+        launches: Table LAUNCHES, where counters were joined.
+        op_sums: Table OP_SUMS of a job of several ranks; else it follows from `ops`.
+        kernel_sums: Table KERNEL_SUMS of such a job; else it follows from `kernels`.
     """
 
-    matmul_flops: int
-    vector_flops: int
-    flops: int
-    flops_at_most: float
-    coverage_frac: float
-    coverage_calls_frac: float
-    wall_us: float
-    untimed_flops: int
-
-    @property
-    def flops_per_s(self) -> float:
-        """FLOPs over the median wall time of a bare call; NaN without a time."""
-        return self.flops / (self.wall_us / 1e6) if self.wall_us > 0 else math.nan
-
-
-def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
-    """Return the totals of `sites` (table SITES)."""
-    counted = sites[sites["flops"].notna()]
-    exact = sum(map(int, counted["matmul_flops"])) + sum(map(int, counted["vector_flops"]))
-    matmul, vector = (
-        sum(map(int, counted[c])) + int(sites[f"{c}_at_least"].sum())
-        for c in ("matmul_flops", "vector_flops")
-    )
-    unknown = sites[sites["flops"].isna()]
-    extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
-    time_us = sites["time_us"].sum(min_count=1)
-    called = sites["calls"].sum()
-    covered_us = counted["time_us"].sum(min_count=1) if len(counted) else 0.0
-    flops = matmul + vector
-    missing = sites.loc[sites["verdict"] == "not_run", "hook_flops"].sum()
-    there_frac = flops / (flops + missing) if missing > 0 else 1.0
-    return Totals(
-        matmul_flops=matmul,
-        vector_flops=vector,
-        flops=flops,
-        flops_at_most=exact + extra,
-        coverage_frac=covered_us / time_us * there_frac if time_us > 0 else math.nan,
-        coverage_calls_frac=counted["calls"].sum() / called if called else math.nan,
-        wall_us=wall_us,
-        untimed_flops=int(counted.loc[counted["time_us"] == 0, "flops"].sum()),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What hardware's counters add to the counts: of sites whose FLOPs are not known.
-
-    Attributes:
-        flops: FLOPs executed in them: these enter no count.
-        coverage_frac: Their share of the time, beside `Totals.coverage_frac`; NaN without times.
-        sites: How many they are.
-        compared_frac: Share of the time in sites of which counters tell FLOPs or a part of them.
-    """
-
-    flops: int
-    coverage_frac: float
-    sites: int
-    compared_frac: float
-
-
-_EXECUTED = ("executed_flops", "executed_matmul_flops", "dram_bytes", "l2_bytes", "l1_bytes")
-
-
-def executed_inside(sites: pd.DataFrame, paths: list[str]) -> dict[str, list[float]]:
-    """Return what counters measured inside each module, as far as it is known.
-
-    No columns where no counters were joined; NaN for a module of which nothing was measured.
-
-    Args:
-        sites: Table SITES.
-        paths: Of modules.
-    """
-    names = [name for name in _EXECUTED if name in sites]
-    sums = sites.groupby("module_path", observed=True)[names].sum(min_count=1) if names else sites
-    inside: dict[str, list[float]] = {}
-    for name in names:
-        own = dict(zip(sums.index.astype(str), sums[name], strict=True))
-        column = []
-        for path in paths:
-            parts = [v for p, v in own.items() if not path or p == path or p.startswith(path + ".")]
-            column.append(pd.Series(parts, dtype=float).sum(min_count=1))
-        inside[name] = column
-    return inside
+    launches: pd.DataFrame
+    op_sums: pd.DataFrame
+    kernel_sums: pd.DataFrame
 
 
 class Run:
@@ -157,7 +72,7 @@ class Run:
         sites: pd.DataFrame,
         provenance: AnyProvenance,
         trace: "bytes | Path | None" = None,
-        launches: pd.DataFrame | None = None,
+        **more: Unpack[MoreTables],
     ) -> None:
         """Hold the tables; `ops` and `kernels` may be functions that read them.
 
@@ -169,16 +84,18 @@ class Run:
             sites: Table SITES.
             provenance: What the run says of itself.
             trace: The recorded Chrome trace, gzipped, or the file that holds it.
-            launches: Table LAUNCHES; None where no counters were joined.
+            more: Tables that few runs have.
         """
-        self._tables = {
+        self._tables: dict[str, Any] = {
             "module_calls": module_calls,
             "ops": ops,
             "kernels": kernels,
             "rooflines": rooflines,
             "sites": sites,
-            "launches": tables.LAUNCHES.empty() if launches is None else launches,
+            "launches": tables.LAUNCHES.empty(),
+            **more,
         }
+        self._derived: dict[str, Any] = {}  # what follows from the above, once it was asked for
         self._trace = trace
         self.provenance = provenance
 
@@ -213,6 +130,28 @@ class Run:
         return self._table("launches")
 
     @property
+    def op_sums(self) -> pd.DataFrame:
+        """What the ops add up to: a row per op's name. Of a job, whose `ops` are empty, as well."""
+        if "op_sums" in self._tables:
+            return self._table("op_sums")
+        return self._once("op_sums", lambda: op_sums(self.ops, on_device=self.has_kernels))
+
+    @property
+    def kernel_sums(self) -> pd.DataFrame:
+        """What the kernels add up to: a row per site, kernel and kind; of a job as well."""
+        if "kernel_sums" in self._tables:
+            return self._table("kernel_sums")
+        site_of = self.ops["site_id"]
+        return self._once("kernel_sums", lambda: kernel_sums(self.kernels, site_of.to_numpy()))
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether anything ran on a device: times are that device's."""
+        if isinstance(self.provenance, TraceProvenance):
+            return self.provenance.has_kernels
+        return len(self.kernels) > 0
+
+    @property
     def measured(self) -> "Measured | None":
         """What counters measured of what nobody counts; None where none were joined."""
         sites = self.sites
@@ -231,6 +170,13 @@ class Run:
             if time_us > 0
             else math.nan,
         )
+
+    def _once(self, name: str, make: Callable[[], T]) -> T:
+        """Return what `make` makes, which is made once: a run does not change."""
+        if name not in self._derived:
+            self._derived[name] = make()
+        made: T = self._derived[name]
+        return made
 
     def _table(self, name: str) -> pd.DataFrame:
         table = self._tables[name]
@@ -251,21 +197,21 @@ class Run:
     @property
     def totals(self) -> Totals:
         """Sums over the sites, and the median wall time."""
-        return add_up(self.sites, self.provenance.wall_us)
+        return self._once("totals", lambda: add_up(self.sites, self.provenance.wall_us))
 
     @property
     def misses(self) -> "list[Missed]":
         """What hooks or formulas missed, by verdict: time, bound, reasons, most time first."""
         from flopprof.report.misses import missed  # a convenience: report sees run, not vice versa
 
-        return missed(self)
+        return list(self._once("misses", lambda: missed(self)))
 
     @property
     def figures(self) -> "Figures":
         """The figures that people decide by: throughput, utilisation, what holds the time."""
         from flopprof.report.figures import figures  # as above
 
-        return figures(self)
+        return self._once("figures", lambda: figures(self))
 
     @property
     def unknown_ops(self) -> list[str]:
@@ -284,7 +230,7 @@ class Run:
 
     def equals(self, other: "Run") -> bool:
         """Return whether the other run has the same tables, provenance and trace."""
-        names = (*NAMES, "launches")
+        names = (*NAMES, "launches", *SUMS)
         pairs = ((getattr(self, name), getattr(other, name)) for name in names)
         same_tables = all(tables.is_same(mine, theirs) for mine, theirs in pairs)
         same_words = encode(self.provenance) == encode(other.provenance)
@@ -367,6 +313,9 @@ class Run:
                 tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
         if len(self.launches):
             tables.LAUNCHES.write_csv(self.launches, folder / "launches.csv")
+        for name in SUMS:
+            if name in self._tables:
+                tables.TABLES[name].write_csv(self._table(name), folder / f"{name}.csv")
         if self.trace is not None:
             (folder / "trace.json.gz").write_bytes(self.trace)
         (folder / "meta.json").write_bytes(encode(self.provenance))
@@ -391,8 +340,9 @@ class Run:
         for name in NAMES:
             large = name in MAY_BE_LARGE and saved.is_large(name)
             parts[name] = partial(saved.read, name) if large else saved.read(name)
-        if regular_file(folder / "launches.csv").exists():
-            parts["launches"] = saved.read("launches")
+        for name in ("launches", *SUMS):
+            if regular_file(folder / f"{name}.csv").exists():
+                parts[name] = saved.read(name)
         trace = regular_file(folder / "trace.json.gz")
         parts["trace"] = trace if trace.exists() else None
         run = cls(**parts, provenance=provenance)

@@ -19,6 +19,9 @@ from flopprof.units import safe_text
 NAMES = ("module_calls", "ops", "kernels", "rooflines", "sites")
 """The tables that a run saves."""
 
+SUMS = ("op_sums", "kernel_sums")
+"""The tables that a job of several ranks saves in place of its ops and kernels."""
+
 LARGE_BYTES = 16_000_000
 """A CSV file of that size takes half a second to read: it is read when it is asked for."""
 
@@ -38,6 +41,7 @@ _KEYS = {"ops": "op_id"}
 _REFERENCES = {
     "ops": (("parent_op_id", "ops"), ("site_id", "sites")),
     "kernels": (("op_id", "ops"),),
+    "kernel_sums": (("site_id", "sites"),),
     "module_calls": (("parent_call_id", "module_calls"),),
 }
 

@@ -1,15 +1,18 @@
 #!/usr/bin/env python
 """Reading the ranks of a job: throughput by workers, and memory of the process that asks.
 
-    scripts/bench_ranks.py TRACE.json.gz … [--ranks 8 64 512] [--workers 1 2] [--seed 0]
+    scripts/bench_ranks.py TRACE.json.gz … [--ranks 8 64 512] [--workers 1 2 dask] [--seed 0]
 
 The job is made of the traces, one after the other again and again: each rank's times are shifted
-and stretched by up to 2 %, and its ids shifted, both by the seed. CPU seconds are of all processes;
-the machine may be busy, so compare those within one run. Memory is the asking process's own peak.
+and stretched by up to 2 %, and its ids shifted, both by the seed. CPU seconds are of all processes,
+those of Dask's two workers and scheduler included; "× single" compares them with as many readings
+of one trace alone in a process that is warm. The machine may be busy: compare within one run.
+Memory is the asking process's own peak. Sites must be the same to the bit, whoever reads.
 """
 
 import argparse
 import gzip
+import json
 import random
 import subprocess
 import sys
@@ -22,17 +25,45 @@ import orjson
 IDS = ("correlation", "External id", "external id")
 SHIFT_US = 1e6  # clocks of machines differ by so much at most here
 STRETCH_FRAC = 0.02  # how much longer a rank may take than the one it is made of
+SINGLES = 12  # readings of one trace alone that are averaged
 ASK = """
-import resource, sys, time
+import hashlib, json, resource, sys, time
+from glob import glob
 from flopprof.api import analyse_traces
-if __name__ == "__main__":
+from flopprof.trace.workers import Workers
+
+def cpu_s(who):
+    used = resource.getrusage(who)
+    return used.ru_utime + used.ru_stime
+
+def alone(files):
+    analyse_traces(files[0])
+    before = time.process_time()
+    for file in files:
+        analyse_traces(file)
+    return (time.process_time() - before) / len(files)
+
+def whole(workers, pattern):
     begin = time.perf_counter()
-    run = analyse_traces(sys.argv[2], workers=int(sys.argv[1]))
+    run = analyse_traces(pattern, workers=workers)
     wall_s = time.perf_counter() - begin
-    own = resource.getrusage(resource.RUSAGE_SELF)
-    others = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = own.ru_utime + own.ru_stime + others.ru_utime + others.ru_stime
-    print(wall_s, cpu_s, own.ru_maxrss / 1024, run.totals.flops)
+    told = b"".join(table.to_csv().encode() for table in (run.sites, run.op_sums, run.kernel_sums))
+    peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return wall_s, peak_mb, hashlib.sha256(told).hexdigest()
+
+def by_dask(pattern):
+    from distributed import LocalCluster
+    with LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        return whole(Workers(dask=cluster.scheduler_address), pattern)
+
+if __name__ == "__main__":
+    who, pattern, count = sys.argv[1:]
+    if who == "single":
+        print(json.dumps(alone(sorted(glob(pattern))[:int(count)])))
+    else:
+        found = by_dask(pattern) if who == "dask" else whole(int(who), pattern)
+        cpu = cpu_s(resource.RUSAGE_SELF) + cpu_s(resource.RUSAGE_CHILDREN)
+        print(json.dumps([cpu, *found]))
 """
 
 
@@ -82,33 +113,42 @@ def write_job(traces: list[dict[str, Any]], folder: Path, ranks: int, seed: int)
     return events
 
 
+def ask(folder: Path, who: str) -> Any:
+    """Return what a process of its own answers about the ranks in a folder."""
+    script = folder / "ask.py"  # a file, as processes that are spawned import it
+    script.write_text(ASK)
+    command = [sys.executable, str(script), who, f"{folder}/rank*.json.gz", str(SINGLES)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
     """Print a row per number of ranks and of workers."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("traces", type=Path, nargs="+")
     parser.add_argument("--ranks", type=int, nargs="+", default=[8])
-    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--workers", nargs="+", default=["1", "2"], help="numbers, and dask")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     traces = [read(path) for path in args.traces]
-    header = f"{'ranks':>6} {'workers':>7} {'events':>10} {'wall s':>8} {'CPU s':>8}"
-    print(f"{header} {'ranks/s':>8} {'events/s':>10} {'client MB':>10}")
+    header = (
+        f"{'ranks':>6} {'workers':>7} {'events':>10} {'wall s':>8} {'CPU s':>8} {'× single':>8}"
+    )
+    print(f"{header} {'ranks/s':>8} {'events/s':>10} {'client MB':>10}", flush=True)
     for ranks in args.ranks:
         with tempfile.TemporaryDirectory() as folder:
             events = write_job(traces, Path(folder), ranks, args.seed)
-            script = Path(folder) / "ask.py"  # a file, as processes that are spawned import it
-            script.write_text(ASK)
-            totals = set()
+            alone_s = ask(Path(folder), "single")
+            answers = set()
             for workers in args.workers:
-                command = [sys.executable, str(script), str(workers), f"{folder}/rank*.json.gz"]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                wall_s, cpu_s, peak, flops = map(float, done.stdout.split())
-                totals.add(flops)
-                row = f"{ranks:6} {workers:7} {events:10} {wall_s:8.1f} {cpu_s:8.1f}"
-                row += f" {ranks / wall_s:8.2f} {events / wall_s:10.0f} {peak:10.0f}"
+                cpu_s, wall_s, peak_mb, told = ask(Path(folder), workers)
+                answers.add(told)
+                row = f"{ranks:6} {workers:>7} {events:10} {wall_s:8.1f} {cpu_s:8.1f}"
+                row += f" {cpu_s / (alone_s * ranks):8.2f}"
+                row += f" {ranks / wall_s:8.2f} {events / wall_s:10.0f} {peak_mb:10.0f}"
                 print(row, flush=True)
-            if len(totals) > 1:
-                sys.exit(f"FLOPs differ by the number of workers: {sorted(totals)}")
+            if len(answers) > 1:
+                sys.exit("the sites differ by who reads the ranks")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -59,35 +59,77 @@ def _gap_limits(ops: pd.DataFrame, gaps: pd.DataFrame) -> tuple[float, float]:
     return HIDDEN_GAP_FACTOR * gaps["duration_us"].median(), HIDDEN_GAP_FRAC * run_us
 
 
-def gap_rows(calls: Sequence[TracedCall], types: dict[str, str]) -> list[dict[str, Any]]:
+class GapSum(NamedTuple):
+    """Hidden gaps at one place in the model.
+
+    Attributes:
+        module_path: The innermost range around them.
+        before_op: The op before them; "(any op)" for code that computes past PyTorch.
+        calls: How many they are.
+        time_us: Their time.
+        longest_us: The longest one's.
+        reason: Why they are taken for hidden work.
+    """
+
+    module_path: str
+    before_op: str
+    calls: int
+    time_us: float
+    longest_us: float
+    reason: Reason
+
+    def plus(self, other: "GapSum") -> "GapSum":
+        """Return both, at the same place, as one."""
+        longest = other if other.longest_us > self.longest_us else self
+        return longest._replace(
+            calls=self.calls + other.calls, time_us=self.time_us + other.time_us
+        )
+
+
+def gap_sums(call: TracedCall) -> list[GapSum]:
+    """Return the hidden gaps of a traced call, one for each place in the model."""
+    limits = _gap_limits(call.ops, call.gaps)
+    gaps = hidden_gaps(call)
+    anywhere = gaps["module_path"].isin(list(call.foreign))
+    before_op = gaps["before_op"].astype(object).where(~anywhere, _ANYWHERE)
+    places = gaps.groupby([gaps["module_path"], before_op], sort=False)
+    sums = []
+    for (path, before), group in places:
+        times_us = group["duration_us"]
+        reason = _gap_reason(group, str(before), limits)
+        size = len(group)
+        whole = (size, float(times_us.sum()), float(times_us.max()))
+        sums.append(GapSum(str(path), str(before), *whole, reason))
+    return sums
+
+
+def gap_rows(calls: Sequence[Sequence[GapSum]], types: dict[str, str]) -> list[dict[str, Any]]:
     """Return a row per place in the model where hidden gaps are, in most of the traced calls.
 
     A model's own work takes its time each time; an interruption by the machine hits elsewhere.
+
+    Args:
+        calls: The gaps of each traced call.
+        types: Path of a module → its class.
     """
     times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    reasons: dict[tuple[str, str], Reason] = {}
-    counts: dict[tuple[str, str], int] = {}
-    for call in calls:
-        limits = _gap_limits(call.ops, call.gaps)
-        gaps = hidden_gaps(call)
-        anywhere = gaps["module_path"].isin(list(call.foreign))
-        before_op = gaps["before_op"].astype(object).where(~anywhere, _ANYWHERE)
-        places = gaps.groupby([gaps["module_path"], before_op], sort=False)
-        for (path, before), group in places:
-            place = (str(path), str(before))
-            times[place].append(group["duration_us"].sum())
-            reasons.setdefault(place, _gap_reason(group, place[1], limits))
-            counts.setdefault(place, len(group))
+    first_of: dict[tuple[str, str], GapSum] = {}
+    for gap in (gap for gaps in calls for gap in gaps):
+        place = (gap.module_path, gap.before_op)
+        times[place].append(gap.time_us)
+        first_of.setdefault(place, gap)
     rows = []
     for place, times_us in times.items():
         if len(times_us) <= len(calls) / 2:
             continue
+        first = first_of[place]
+        reason = first.reason
         whole = {name: values[0] for name, values in spread(np.array([times_us])).items()}
         if len(calls) > 1:
-            text = f"{reasons[place].text}; in {len(times_us)} of {len(calls)} traced calls"
-            reasons[place] = reasons[place]._replace(text=text)
+            text = f"{reason.text}; in {len(times_us)} of {len(calls)} traced calls"
+            reason = reason._replace(text=text)
         where = {"module_path": place[0], "module_type": types.get(place[0], "")}
-        row = _hidden_row("(gap)", counts[place], whole["time_us"], reasons[place])
+        row = _hidden_row("(gap)", first.calls, whole["time_us"], reason)
         rows.append(row | whole | where)
     return rows
 
@@ -106,24 +148,28 @@ def _gap_reason(group: pd.DataFrame, before: str, limits: tuple[float, float]) -
     )
 
 
-def kernel_rows(calls: Sequence[TracedCall]) -> list[dict[str, Any]]:
+def kernel_rows(calls: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
     """Return a row per kernel name that no op launched, and one per graph that was replayed.
 
     They are those of the first call; their times are those of all.
+
+    Args:
+        calls: What `orphan_sums` returns of each traced call.
     """
-    orphans, *others = (_orphans(call.kernels) for call in calls)
-    sums = [other.groupby("place", sort=False)["duration_us"].sum() for other in others]
+    orphans, *others = calls
+    sums = [other.groupby("place", sort=False)["time_us"].sum() for other in others]
     rows = []
     for place, group in orphans.groupby("place", sort=False):
+        launches = int(group["calls"].sum())
         reason = because("no_launch")
         if (graph := group["graph_id"].iloc[0]) != -1:
             reason = because("graph_replay", graph=graph, kernels=_most_time(group))
-        time_us = group["duration_us"].sum()
+        time_us = group["time_us"].sum()
         samples = np.array([[time_us, *(other.get(place, math.nan) for other in sums)]])
         whole = {name: values[0] for name, values in spread(samples).items()}
-        row = _hidden_row("(kernels)", len(group), time_us, reason) | {"input_shapes": str(place)}
+        row = _hidden_row("(kernels)", launches, time_us, reason) | {"input_shapes": str(place)}
         if graph == -1:
-            row |= _by_formula(str(place), len(group))
+            row |= _by_formula(str(place), launches)
         rows.append(row | whole)
     return rows
 
@@ -154,21 +200,37 @@ def _by_formula(kernel: str, launches: int) -> dict[str, Any]:
     }
 
 
-def _orphans(kernels: pd.DataFrame) -> pd.DataFrame:
-    """Return the compute kernels that no op launched, those of graphs last; `place` is the site."""
+def orphan_sums(kernels: pd.DataFrame) -> pd.DataFrame:
+    """Return the compute kernels that no op launched, those of graphs last, as sums.
+
+    Columns: `place` (the site: a kernel's name, or a graph), `graph_id`, `kernel`, `calls`,
+    `time_us`.
+    """
     orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
-    graph = "graph " + orphans["graph_id"].astype(str)
-    place = orphans["kernel"].astype(str).where(orphans["graph_id"] == -1, graph)
-    placed = orphans.assign(place=place.astype(object))
-    return placed.sort_values("graph_id", key=lambda graph: graph.clip(upper=0), kind="stable")
+    groups = orphans.groupby(["graph_id", "kernel"], sort=False, observed=True)["duration_us"]
+    sums = groups.agg(calls="size", time_us="sum").reset_index()
+    graph = "graph " + sums["graph_id"].astype(str)
+    kernel = sums["kernel"].astype(str)
+    place = kernel.where(sums["graph_id"] == -1, graph)
+    placed = sums.assign(place=place.astype(object), kernel=kernel.astype(object))
+    return placed.sort_values(
+        "graph_id", key=lambda graph: graph.clip(upper=0), kind="stable", ignore_index=True
+    )
 
 
-def name_kernels(sites: dict[str, Any], ops: pd.DataFrame, kernels: pd.DataFrame) -> None:
-    """Add to the reason of compiled or foreign code of unknown FLOPs which kernels it launched."""
+def name_kernels(sites: dict[str, Any], kernels: pd.DataFrame) -> None:
+    """Add to the reason of compiled or foreign code of unknown FLOPs which kernels it launched.
+
+    Args:
+        sites: Columns of the sites, whose `reason` is added to.
+        kernels: Table KERNEL_SUMS of these sites.
+    """
     unknown = np.isnan(sites["flops"]) & np.isin(sites["verdict"], ("fused", "extension"))
+    if not unknown.any():
+        return
     unknown_ops = set(sites["op"][unknown])
-    computing = kernels[(kernels["kind"] == "compute") & (kernels["op_id"] >= 0)]
-    launcher = ops["op"].astype("str").to_numpy()[computing["op_id"]]
+    computing = kernels[(kernels["kind"] == "compute") & (kernels["site_id"] >= 0)]
+    launcher = np.asarray(sites["op"], dtype=object)[computing["site_id"]]
     mine = np.isin(launcher, list(unknown_ops))
     by_op = computing[mine].groupby(launcher[mine], sort=False)
     names = {op: _most_time(group) for op, group in by_op}
@@ -179,8 +241,8 @@ def name_kernels(sites: dict[str, Any], ops: pd.DataFrame, kernels: pd.DataFrame
 
 def _most_time(kernels: pd.DataFrame) -> str:
     """Return the names of the kernels that took most of the time of these, with their shares."""
-    times = kernels.groupby("kernel", observed=True)["duration_us"].sum().nlargest(GRAPH_KERNELS)
-    whole = kernels["duration_us"].sum() or math.nan
+    times = kernels.groupby("kernel", observed=True)["time_us"].sum().nlargest(GRAPH_KERNELS)
+    whole = kernels["time_us"].sum() or math.nan
     names = [f"{shorten(str(name), 60)} {percent(us / whole)}" for name, us in times.items()]
     return f"most time: {'; '.join(names)}"
 

@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas.external import source_of
-from flopprof.judge.hidden import foreign_rows, gap_rows, kernel_rows, name_kernels
+from flopprof.judge.finish import described, finish, with_rows
+from flopprof.judge.hidden import (
+    foreign_rows,
+    gap_rows,
+    gap_sums,
+    kernel_rows,
+    name_kernels,
+    orphan_sums,
+)
 from flopprof.judge.reasons import (
     Reason,
     agreement,
@@ -23,11 +31,16 @@ from flopprof.judge.reasons import (
     pair,
     view_reason,
 )
-from flopprof.judge.roofs import apply_rooflines, kernel_units
+from flopprof.judge.roofs import kernel_units
 from flopprof.judge.spread import TracedCall, own_frac, site_samples, spread, time_per_op_call
+from flopprof.judge.sums import (
+    Grouped,
+    SiteSums,
+    group_sites,
+    sums_of_rank,
+)
 from flopprof.judge.verdicts import HOOKED_PHASES, VERDICTS, judge_alone
 from flopprof.judge.walk import (
-    TEXTS,
     OpFacts,
     Walked,
     settle_glue,
@@ -35,14 +48,14 @@ from flopprof.judge.walk import (
     walk_ops,
     without_kernels,
 )
-from flopprof.tables import MODULE_CALLS, OPS, SITES, Column, tuples
+from flopprof.tables import KERNEL_SUMS, MODULE_CALLS, OPS, SITES, tuples
+from flopprof.totals import kernel_sums, numbered
 
 _NO_KERNEL = "none"
 _NOT_TIMED = (
     "; no kernel of it is in the trace: it was recorded or captured and not run, or ran on the host"
 )
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
-_ORDER = ("input_shapes", "op", "module_path")  # of sites of equal time and FLOPs, the last first
 
 
 @dataclass(slots=True)
@@ -115,22 +128,25 @@ def reconcile(
     types = {**traced[0].closed, **dict(tuples(module_calls, ("module_path", "module_type")))}
     verdicts = _judge(walked, module_calls, types, never_called)
     verdicts.reason[walked.named("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
-    grouped, number = _grouped(walked, verdicts, types)
+    grouped = _grouped(walked, verdicts)
+    site_of = _site_of_ops(grouped, walked, owner)
+    sites = described(grouped.sites, types)
     rows = verdicts.not_run
     if timed:
         samples = []
         for other in traced[1:]:
             ops_of_other, _ = _timed_ops(other.ops, other.kernels, timed=True, on_device=on_device)
             samples.append(time_per_op_call(ops_of_other))
-        grouped |= spread(site_samples(grouped, samples))
-        rows += kernel_rows(traced) if on_device else gap_rows(traced, types)
+        sites |= spread(site_samples(sites, samples))
+        if on_device:
+            rows += kernel_rows([orphan_sums(call.kernels) for call in traced])
+            name_kernels(sites, kernel_sums(kernels, site_of))
+        else:
+            rows += gap_rows([gap_sums(call) for call in traced], types)
     else:
         rows += foreign_rows(traced[0], module_calls)
-    if on_device:
-        name_kernels(grouped, ops, kernels)
-    sites = _with_rows(grouped, rows)
-    sites, order = _finish(
-        sites,
+    finished, order = finish(
+        with_rows(sites, rows),
         rooflines,
         dtype=dtype,
         timed=timed,
@@ -138,10 +154,82 @@ def reconcile(
         cache_bytes=cache_bytes,
         own_share=1.0 if on_device else own_frac(traced),
     )
-    rank = np.argsort(order)  # where each group went
-    site_of = np.full(len(ops), -1)
-    site_of[walked["op_id"]] = rank[number]
-    return Reconciled(SITES.frame(sites), OPS.check(ops.assign(site_id=site_of[owner])))
+    moved = np.append(np.argsort(order), -1)  # where each group went; none stays none
+    return Reconciled(SITES.frame(finished), OPS.check(ops.assign(site_id=moved[site_of])))
+
+
+def _site_of_ops(grouped: Grouped, walked: Walked, owner: np.ndarray) -> np.ndarray:
+    """Return each op's site, or that of the counted op around it; -1 for none."""
+    site_of = np.full(len(owner), -1)
+    site_of[walked["op_id"]] = grouped.number
+    of_owner: np.ndarray = site_of[owner]
+    return of_owner
+
+
+def reconcile_rank(call: TracedCall, *, place: int, on_device: bool) -> SiteSums:
+    """Return what one rank of a job says of its sites; `reconcile_sums` makes them of all ranks'.
+
+    Args:
+        call: Its trace.
+        place: Its place among the ranks.
+        on_device: Whether times are a device's, on any rank of the job.
+    """
+    walked, owner = _timed_ops(call.ops, call.kernels, timed=True, on_device=on_device)
+    verdicts = _judge_alike(walked)
+    verdicts.reason[walked.named("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
+    grouped = _grouped(walked, verdicts)
+    site_of = _site_of_ops(grouped, walked, owner)
+    return sums_of_rank(grouped.sites, site_of, call, place=place, on_device=on_device)
+
+
+class ReconciledSums(NamedTuple):
+    """What `reconcile_sums` returns.
+
+    Attributes:
+        sites: The table SITES.
+        kernels: The table KERNEL_SUMS of these sites.
+    """
+
+    sites: pd.DataFrame
+    kernels: pd.DataFrame
+
+
+def reconcile_sums(
+    sums: SiteSums,
+    rooflines: pd.DataFrame,
+    *,
+    dtype: str,
+    on_device: bool,
+    cache_bytes: float = math.nan,
+) -> ReconciledSums:
+    """Return the sites of a job, of what its ranks said of theirs.
+
+    Args:
+        sums: Those of all ranks, added up.
+        rooflines: As for `reconcile`.
+        dtype: As for `reconcile`.
+        on_device: As for `reconcile_rank`.
+        cache_bytes: As for `reconcile`.
+    """
+    sites = described(sums.sites, {})
+    sites |= spread(site_samples(sites, []))
+    if on_device:
+        rows = kernel_rows([sums.orphans])
+        name_kernels(sites, sums.kernels)
+    else:
+        rows = gap_rows([sums.gaps], {})
+    finished, order = finish(
+        with_rows(sites, rows),
+        rooflines,
+        dtype=dtype,
+        timed=True,
+        on_device=on_device,
+        cache_bytes=cache_bytes,
+        own_share=1.0,
+    )
+    moved = np.append(np.argsort(order), -1)
+    kernels = sums.kernels.assign(site_id=moved[sums.kernels["site_id"].to_numpy()])
+    return ReconciledSums(SITES.frame(finished), KERNEL_SUMS.frame(kernels))
 
 
 def _timed_ops(
@@ -191,7 +279,7 @@ def _judge(
 
 def _judge_alike(walked: Walked) -> _Verdicts:
     """Judge the ops of a trace without hooks; equal ones once."""
-    number, first, _ = _numbered([walked[column] for column in OpFacts._fields])
+    number, first, _ = numbered([walked[column] for column in OpFacts._fields])
     facts = walked.facts(first)
     apart = _Verdicts.blank(len(facts))
     for index, row in enumerate(facts):
@@ -350,10 +438,8 @@ def _not_run_row(call: _Call, hook: tuple[float, float]) -> dict[str, Any]:
     }
 
 
-def _grouped(
-    walked: Walked, verdicts: _Verdicts, types: dict[str, str]
-) -> tuple[dict[str, Any], np.ndarray]:
-    """Return the sites' columns, and each walked op's site.
+def _grouped(walked: Walked, verdicts: _Verdicts) -> Grouped:
+    """Return the sites, and each walked op's.
 
     The calls of one op, path, phase, shapes and dtype are a site, if the same source counts them
     and the same kind of kernel computes them.
@@ -366,100 +452,12 @@ def _grouped(
     source = np.where(np.isnan(walked["matmul_flops"]), code[-2], code[walked["op"]])
     source[list(verdicts.by_hook)] = code[-1]
     walked.put("flops_source", source, names)
-    columns = {"flops": walked["matmul_flops"] + walked["vector_flops"]}
-    walked.columns |= columns | {"hook_flops": verdicts.hook_flops}
-    order = np.argsort(verdicts.rank, kind="stable")  # the worst verdict comes last
-    walked = walked.where(order)
-    keys = (*TEXTS, "flops_source", "by_kernel")
-    number, first, last = _numbered([walked[key] for key in keys])
-    calls = np.bincount(number)
-    sites: dict[str, Any] = {key: walked.names[key][walked[key][first]] for key in keys}
-    sums = ["flops", "matmul_flops", "vector_flops", "hook_flops", "min_bytes", "time_us"]
-    # One unknown call makes the sum unknown: count the values behind each sum.
-    bounds = ("flops_at_most", "matmul_flops_at_least", "vector_flops_at_least")
-    for column in (*sums, "profiler_flops", *bounds):
-        values = walked[column]
-        values_there = np.bincount(number, weights=~np.isnan(values))
-        total = np.bincount(number, weights=np.nan_to_num(values, nan=0.0, posinf=np.inf))
-        needed = calls if column in sums else 1
-        sites[column] = np.where(values_there >= needed, total, np.nan)
-    # What only passed the same call on, as torch.func does, is no call beside those that worked.
-    working = np.bincount(number, weights=walked["flops"] != 0).astype(np.int64)
-    sites["calls"] = np.where(working > 0, working, calls)
-    sites["reason"] = verdicts.reason[order[last]]
-    sites["reason_code"] = verdicts.code[order[last]]
-    sites["verdict"] = np.array(VERDICTS, dtype=object)[verdicts.rank[order[last]]]
-    sites["formula_flops"] = np.where(sites["flops_source"] == "hook", np.nan, sites["flops"])
-    sites["module_type"] = [types.get(path, "") for path in sites["module_path"]]
-    site_of = np.empty_like(number)
-    site_of[order] = number
-    return sites, site_of
-
-
-def _numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return each row's group by equal values, in order, and each group's first and last row."""
-    size = len(columns[0])
-    number = np.zeros(size, dtype=np.int64)
-    rows = np.arange(size)
-    for column in columns:
-        code, values = pd.factorize(column)
-        number = pd.factorize(number * (len(values) + 1) + code)[0]
-    groups = int(number.max(initial=-1)) + 1
-    first = np.zeros(groups, dtype=np.int64)
-    last = np.zeros(groups, dtype=np.int64)
-    first[number[::-1]] = rows[::-1]
-    last[number] = rows
-    return number, first, last
-
-
-def _with_rows(sites: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return the columns of SITES and `by_kernel`, with `rows` behind; missing values are blank."""
-    size = len(sites["op"])
-    whole: dict[str, np.ndarray] = {}
-    for column in (*SITES.columns, Column("by_kernel", "str", "")):
-        values = sites.get(column.name, [column.blank] * size)
-        more = [row.get(column.name, column.blank) for row in rows]
-        kind = object if column.type == "str" else column.type
-        whole[column.name] = np.array([*values, *more], dtype=kind)
-    return whole
-
-
-def _finish(
-    sites: dict[str, np.ndarray],
-    rooflines: pd.DataFrame,
-    *,
-    dtype: str,
-    timed: bool,
-    on_device: bool,
-    cache_bytes: float,
-    own_share: float,
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Return the columns of SITES with shares, rates and bounds, most time first; that order."""
-    if not timed:
-        sites["time_us"] = np.full(len(sites["op"]), math.nan)
-    time_us = _where_positive(sites["time_us"])
-    min_bytes = _where_positive(sites["min_bytes"])
-    with np.errstate(over="ignore"):
-        sites["time_share_frac"] = sites["time_us"] / (np.nansum(time_us) or math.nan)
-        sites["achieved_flops_per_s"] = sites["flops"] / (time_us / 1e6)
-        sites["intensity_flops_per_byte"] = sites["flops"] / min_bytes
-    by_kernel = sites.pop("by_kernel")
-    apply_rooflines(
-        sites,
-        rooflines,
-        dtype,
-        by_kernel=by_kernel,
-        on_device=on_device,
-        cache_bytes=cache_bytes,
-        own_frac=own_share,
-    )
-    texts = [np.unique(sites[column], return_inverse=True)[1] for column in _ORDER]
-    order = np.lexsort((*texts, -sites["flops"], -sites["time_us"]))
-    sites = {name: values[order] for name, values in sites.items()}
-    sites["site_id"] = np.arange(len(order))
-    return sites, order
-
-
-def _where_positive(values: np.ndarray) -> np.ndarray:
-    """Return the values, NaN in place of those that nothing can be divided by."""
-    return np.where(values > 0, values, np.nan)
+    columns = {
+        **walked.columns,
+        "flops": walked["matmul_flops"] + walked["vector_flops"],
+        "hook_flops": verdicts.hook_flops,
+        "verdict_rank": verdicts.rank,
+        "reason_code": verdicts.code,
+        "reason": verdicts.reason,
+    }
+    return group_sites(columns, walked.names, np.ones(len(walked)))

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from flopprof.provenance import CallProvenance, CountProvenance, Part, TraceProvenance
+from flopprof.jobfacts import Part
+from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance
 from flopprof.registry import Registry
 from flopprof.report.answer import json_block
 from flopprof.run import Run
@@ -111,7 +112,7 @@ def _is_compiled(run: Run) -> bool:
 
 
 def _on_gpu(run: Run) -> bool:
-    return len(run.kernels) > 0
+    return run.has_kernels
 
 
 def _peak(run: Run, dtype: str) -> float:
@@ -179,8 +180,9 @@ def _copies(run: Run) -> Finding | None:
 def _channels_last(run: Run) -> Finding | None:
     if not _on_gpu(run) or not _kinds(run, "convolution").any():
         return None
-    times = run.kernels["duration_us"].where(run.kernels["kind"] == "compute", 0.0)
-    turning = run.kernels["kernel"].astype(str).str.contains(_LAYOUT_KERNEL)
+    kernels = run.kernel_sums
+    times = kernels["time_us"].where(kernels["kind"] == "compute", 0.0)
+    turning = kernels["kernel"].astype(str).str.contains(_LAYOUT_KERNEL)
     if not times.sum() > 0 or not turning.any():
         return None
     share = float(times[turning].sum() / times.sum())
@@ -252,13 +254,23 @@ def _graphs(run: Run) -> Finding | None:
     idle = run.figures.overhead_frac
     if not _on_gpu(run) or math.isnan(idle):
         return None
-    compute = run.kernels.loc[run.kernels["kind"] == "compute", "duration_us"]
-    if not len(compute) or not compute.median() < SMALL_KERNEL_US:
+    count, median_us = _compute_kernels(run)
+    if not median_us < SMALL_KERNEL_US:
         return None
-    each = duration(float(compute.median()))
+    each = duration(median_us)
     return Finding(
-        idle, f"the device idles {percent(idle)} of the time; {len(compute)} kernels of {each} each"
+        idle, f"the device idles {percent(idle)} of the time; {count} kernels of {each} each"
     )
+
+
+def _compute_kernels(run: Run) -> tuple[int, float]:
+    """Return how many there are and their median time; of a job that of the sites' means."""
+    if len(run.kernels):
+        each_us = run.kernels.loc[run.kernels["kind"] == "compute", "duration_us"]
+        return len(each_us), float(each_us.median())
+    sums = run.kernel_sums[run.kernel_sums["kind"] == "compute"]
+    means_us = (sums["time_us"] / sums["calls"]).repeat(sums["calls"])
+    return len(means_us), float(means_us.median())
 
 
 @RULES.register("host")

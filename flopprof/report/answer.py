@@ -20,17 +20,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from flopprof.errors import Failure
+from flopprof.jobfacts import Part, Rank, Step
 from flopprof.judge.verdicts import VERDICTS
-from flopprof.provenance import (
-    Alternative,
-    Observer,
-    Part,
-    Rank,
-    Spread,
-    Step,
-    Telemetry,
-    plain,
-)
+from flopprof.provenance import Alternative, Observer, Spread, Telemetry, plain
 from flopprof.provenance import Compiled as CompiledFacts
 from flopprof.registry import Registry, import_all
 from flopprof.run import PHASES, SCHEMA_VERSION, Run

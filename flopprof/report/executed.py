@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from flopprof.provenance import Part
+from flopprof.jobfacts import Part
 from flopprof.report.answer import json_block
 from flopprof.run import Run
 from flopprof.units import UNKNOWN, counted, percent, shorten, si, three_digits

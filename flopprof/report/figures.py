@@ -9,8 +9,9 @@ from typing import Annotated, Any
 import numpy as np
 from msgspec import Meta
 
+from flopprof.jobfacts import Part
 from flopprof.judge.levels import MAIN_LEVELS, memory_of_sites
-from flopprof.provenance import CallProvenance, CountProvenance, Part, TraceProvenance
+from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance
 from flopprof.report.answer import Share, json_fields
 from flopprof.run import Run
 
@@ -144,8 +145,10 @@ def _moved_bytes(run: Run) -> float:
 
 
 def _launches(run: Run) -> float:
-    if not len(run.kernels):
+    if not run.has_kernels:
         return math.nan
+    if isinstance(run.provenance, TraceProvenance):
+        return float(run.provenance.trace.kernels)
     return float((run.kernels["kind"] == "compute").sum())
 
 
@@ -172,10 +175,10 @@ def _overhead_frac(run: Run) -> float:
         return math.nan
     if isinstance(provenance, TraceProvenance):
         busy_frac = _ratio(provenance.trace.device_busy_us, provenance.trace.span_us)
-        return max(1 - busy_frac, 0.0) if len(run.kernels) and busy_frac > 0 else math.nan
+        return max(1 - busy_frac, 0.0) if run.has_kernels and busy_frac > 0 else math.nan
     assert isinstance(provenance, CallProvenance)
     timing = provenance.timing
-    if len(run.kernels):
+    if run.has_kernels:
         busy_frac = _ratio(timing.device_busy_us, timing.wall_us.median)
         return math.nan if math.isnan(busy_frac) else max(1 - busy_frac, 0.0)
     in_ops_us = float(run.sites["time_us"].sum(min_count=1))
@@ -217,7 +220,7 @@ def _attainable_wall_us(run: Run) -> float:
 def _untraced_share(run: Run) -> float:
     """Return what part of a site's time a bare call spends there: tracing lengthens host time."""
     provenance = run.provenance
-    if len(run.kernels) or not isinstance(provenance, CallProvenance):
+    if run.has_kernels or not isinstance(provenance, CallProvenance):
         return 1.0
     traced_us = float(run.sites["time_us"].sum()) + provenance.timing.host_overhead_us
     share = _ratio(provenance.wall_us, traced_us)

@@ -5,7 +5,8 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from flopprof.provenance import AtContext, Generation, Part
+from flopprof.jobfacts import Part
+from flopprof.provenance import AtContext, Generation
 from flopprof.report.answer import json_block
 from flopprof.report.figures import figures, peak_bytes_per_s, peak_flops_per_s
 from flopprof.run import Run

@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Annotated, Any
 
-import numpy as np
-import pandas as pd
 from msgspec import Meta
 
-from flopprof.provenance import Part, Rank, Step, TraceProvenance
+from flopprof.jobfacts import CollectiveTimes, Link, ModuleLoad, Part, Rank, Step
+from flopprof.provenance import TraceProvenance
 from flopprof.report.answer import Rate, Share, Time, Whole, json_block
+from flopprof.report.groups import JobGroup, job_groups, node_links
 from flopprof.run import Run
+from flopprof.trace.collectives import collective_facts, collective_sums
 from flopprof.units import duration, percent, si
 
 LEAST = 3  # values of which one can be told apart from the others: of two, neither
@@ -67,6 +68,26 @@ class JobRank(Part, frozen=True, kw_only=True):
     achieved_flops_per_s: Rate
 
 
+class ModuleImbalance(Part, frozen=True, kw_only=True):
+    """How a module's time differs by rank, without the modules inside it.
+
+    Attributes:
+        module_path: The module; "" for what is in none.
+        ranks: How many ranks have it.
+        mean_us: Mean of their times.
+        longest_us: The longest.
+        longest_rank: The rank on which it is.
+        imbalance_frac: The longest over the mean, less 1.
+    """
+
+    module_path: str
+    ranks: Whole
+    mean_us: Time
+    longest_us: Time
+    longest_rank: int
+    imbalance_frac: Annotated[float, Meta(ge=0)]
+
+
 class Collective(Part, frozen=True, kw_only=True):
     """Calls of one collective with one size in one process group, of all ranks.
 
@@ -87,6 +108,11 @@ class Collective(Part, frozen=True, kw_only=True):
             (n-1)/n; broadcast,
             reduce, send and recv 1.
         shortest_bus_bytes_per_s: The same of the shortest call.
+        link: What connects the group's GPUs, where all are on one node and their board tells it;
+            null elsewhere.
+        link_bytes_per_s: The link's peak, one way.
+        bus_frac: Bus bandwidth over that.
+        shortest_bus_frac: The same of the shortest call.
     """
 
     collective: str | None
@@ -100,26 +126,38 @@ class Collective(Part, frozen=True, kw_only=True):
     algorithm_bytes_per_s: Rate
     bus_bytes_per_s: Rate
     shortest_bus_bytes_per_s: Rate
+    link: str | None
+    link_bytes_per_s: Rate
+    bus_frac: Annotated[float, Meta(ge=0)]
+    shortest_bus_frac: Annotated[float, Meta(ge=0)]
 
 
 class Job(Part, frozen=True, kw_only=True):
     """A job's ranks, steps and collectives; lists of ranks name those apart from the others.
 
     Attributes:
+        mfu_frac: Model FLOPs utilisation of the ranks that were read, over their spans.
+        missing_ranks: Ranks of the job of which there is no trace, or none that can be read.
         ranks: Each rank that was read.
         steps: Each profiler step.
         collectives: By kind, group and size; those of most time first.
         straggler_ranks: Ranks whose own compute took longer.
         odd_rate_ranks: Ranks whose FLOP/s are lower or higher.
         slow_steps: Steps whose median over the ranks is longer than other steps'.
+        groups: Process groups, those of most time first.
+        modules: How modules' times differ by rank, those first that cost most.
     """
 
+    mfu_frac: Annotated[float, Meta(ge=0)]
+    missing_ranks: tuple[int, ...]
     ranks: tuple[JobRank, ...]
     steps: tuple[JobStep, ...]
     collectives: tuple[Collective, ...]
     straggler_ranks: tuple[int, ...]
     odd_rate_ranks: tuple[int, ...]
     slow_steps: tuple[str, ...]
+    groups: tuple[JobGroup, ...]
+    modules: tuple[ModuleImbalance, ...]
 
 
 @json_block("job")
@@ -132,7 +170,7 @@ def job(run: Run) -> Job | None:
     provenance = run.provenance
     if not isinstance(provenance, TraceProvenance):
         return None
-    collectives = _collectives(run.kernels)
+    collectives = _collectives(run, provenance)
     if len(provenance.ranks) < 2 and not provenance.steps and not collectives:
         return None
     steps = _steps(provenance.steps)
@@ -141,12 +179,16 @@ def job(run: Run) -> Job | None:
     rates = {rank.rank: rank.achieved_flops_per_s for rank in ranks}
     medians = {step.step: step.median_us for step in steps}
     return Job(
+        mfu_frac=run.figures.mfu_frac,
+        missing_ranks=provenance.trace.missing_ranks,
         ranks=tuple(ranks),
         steps=tuple(steps),
         collectives=tuple(collectives),
         straggler_ranks=tuple(rank for rank, by in apart(compute).items() if by > 0),
         odd_rate_ranks=tuple(apart(rates)),
         slow_steps=tuple(step for step, by in apart(medians).items() if by > 0),
+        groups=tuple(job_groups(provenance)),
+        modules=tuple(map(_imbalance, provenance.loads)),
     )
 
 
@@ -217,38 +259,47 @@ def _longest(times: dict[int, float]) -> int | None:
     return max(longest, key=lambda rank: longest[rank]) if longest else None
 
 
-def _collectives(kernels: pd.DataFrame) -> list[Collective]:
+def _collectives(run: Run, provenance: TraceProvenance) -> list[Collective]:
     """Return a row per kind, group and size."""
-    if "collective" not in kernels:
-        return []
-    calls = kernels[kernels["kind"] == "communication"]
-    keys = ["collective", "process_group", "group_size", "message_bytes"]
-    groups = calls.groupby(keys, dropna=False, observed=True)["duration_us"]
-    sums = groups.agg(["size", "sum", "median", "min"])
-    rows = [
-        _collective(key, *figures) for key, figures in zip(sums.index, sums.to_numpy(), strict=True)
-    ]
-    return sorted(rows, key=lambda row: -row.time_us)
+    times = provenance.collectives
+    if times is None:  # a run saved before they were kept
+        times = collective_facts(collective_sums(run.kernels))
+    links = node_links(provenance)
+    return [_collective(row, links.get(row.process_group or "")) for row in times]
 
 
-def _collective(
-    key: Any, calls: float, time_us: float, median_us: float, shortest_us: float
-) -> Collective:
-    kind, group, group_size, message_bytes = key
-    factor = bus_factor(kind, group_size)
-    rate = _ratio(message_bytes, median_us) * 1e6
+def _collective(times: CollectiveTimes, link: Link | None) -> Collective:
+    factor = bus_factor(times.collective or "", times.group_size or math.nan)
+    bus = _ratio(times.message_bytes, times.median_us) * 1e6 * factor
+    shortest = _ratio(times.message_bytes, times.shortest_us) * 1e6 * factor
+    peak = link.peak_bytes_per_s if link else math.nan
     return Collective(
-        collective=kind or None,
-        process_group=group or None,
-        group_size=None if np.isnan(group_size) else int(group_size),
-        message_bytes=float(message_bytes),
-        calls=int(calls),
-        time_us=float(time_us),
-        median_us=float(median_us),
-        shortest_us=float(shortest_us),
-        algorithm_bytes_per_s=rate,
-        bus_bytes_per_s=rate * factor,
-        shortest_bus_bytes_per_s=_ratio(message_bytes, shortest_us) * 1e6 * factor,
+        collective=times.collective,
+        process_group=times.process_group,
+        group_size=times.group_size,
+        message_bytes=times.message_bytes,
+        calls=times.calls,
+        time_us=times.time_us,
+        median_us=times.median_us,
+        shortest_us=times.shortest_us,
+        algorithm_bytes_per_s=_ratio(times.message_bytes, times.median_us) * 1e6,
+        bus_bytes_per_s=bus,
+        shortest_bus_bytes_per_s=shortest,
+        link=link.name if link else None,
+        link_bytes_per_s=peak,
+        bus_frac=_ratio(bus, peak),
+        shortest_bus_frac=_ratio(shortest, peak),
+    )
+
+
+def _imbalance(load: ModuleLoad) -> ModuleImbalance:
+    return ModuleImbalance(
+        module_path=load.module_path,
+        ranks=load.ranks,
+        mean_us=load.mean_us,
+        longest_us=load.longest_us,
+        longest_rank=load.longest_rank,
+        imbalance_frac=max(_ratio(load.longest_us, load.mean_us) - 1, 0.0),
     )
 
 
@@ -292,6 +343,11 @@ def job_lines(run: Run) -> list[tuple[str, str]]:
     ):
         if ranks:
             lines.append(("", f"{_ranks_text(ranks)}: {remark}"))
+    uneven = [row for row in facts.modules if row.imbalance_frac > APART_FRAC]
+    for row in uneven[:LISTED]:
+        text = f"{row.module_path or 'what is in no module'} takes {duration(row.longest_us)} on "
+        text += f"rank {row.longest_rank}, {percent(row.imbalance_frac)} over the ranks' mean"
+        lines.append(("Balance", text))
     exposed = [rank for rank in facts.ranks if rank.exposed_communication_us > 0]
     if exposed:
         worst = max(exposed, key=lambda rank: rank.exposed_frac)
@@ -317,4 +373,7 @@ def collective_text(row: Collective) -> str:
     if row.group_size is not None:
         text += f" among {row.group_size}"
     text += f": {row.calls} calls, {duration(row.time_us)}; bus {si(row.bus_bytes_per_s, 'B/s')}"
-    return f"{text}, {si(row.shortest_bus_bytes_per_s, 'B/s')} of the shortest call"
+    text += f", {si(row.shortest_bus_bytes_per_s, 'B/s')} of the shortest call"
+    if row.link:
+        text += f": {percent(row.shortest_bus_frac)} of {row.link}"
+    return text

@@ -3,7 +3,8 @@
 from html import escape
 from statistics import median
 
-from flopprof.provenance import Step, TraceProvenance
+from flopprof.jobfacts import Step
+from flopprof.provenance import TraceProvenance
 from flopprof.report.job import Collective, Job, job, step_times
 from flopprof.run import Run
 from flopprof.units import UNKNOWN, clean_text, duration, percent, si
@@ -11,6 +12,9 @@ from flopprof.units import UNKNOWN, clean_text, duration, percent, si
 MOST_RANKS = 64  # rows of the map that are read on one page
 MOST_STEPS = 40
 MOST_COLLECTIVES = 100
+MOST_GROUPS = 64
+MOST_MODULES = 40
+MOST_SPANS = 8  # of numbers that follow each other
 _FULL_FRAC = 0.25  # over or under the median: the strongest colour
 _STRONGEST = 0.6  # of opacity: text on it can be read on a light page and on a dark one
 _HEADER = (
@@ -24,6 +28,8 @@ _HEADER = (
     "algorithm",
     "bus",
     "bus, shortest call",
+    "link",
+    "of its peak",
 )
 
 
@@ -33,7 +39,14 @@ def job_section(run: Run) -> str:
     provenance = run.provenance
     if facts is None or not isinstance(provenance, TraceProvenance):
         return ""
-    parts = [_heat_map(facts, provenance.steps), _ranks(facts), _collectives(facts)]
+    parts = [
+        _whole(facts),
+        _heat_map(facts, provenance.steps),
+        _ranks(facts),
+        _modules(facts),
+        _groups(facts),
+        _collectives(facts),
+    ]
     return f'<section id="job"><h2>Job</h2>{"".join(parts)}</section>'
 
 
@@ -112,7 +125,10 @@ def _ranks(facts: Job) -> str:
 def _collectives(facts: Job) -> str:
     if not facts.collectives:
         return ""
-    note = "By kind, group and size, on all ranks. A time has the wait for the last rank to come."
+    note = "By kind, group and size, on all ranks. A time has the wait for the last rank to come; "
+    note += (
+        "the shortest call, which has least of it, is held against the link of one node, one way."
+    )
     if len(facts.collectives) > MOST_COLLECTIVES:
         note += f" The first {MOST_COLLECTIVES} of {len(facts.collectives)}: see --json."
     rows = [_row(row) for row in facts.collectives[:MOST_COLLECTIVES]]
@@ -131,7 +147,78 @@ def _row(row: Collective) -> list[str]:
         si(row.algorithm_bytes_per_s, "B/s"),
         si(row.bus_bytes_per_s, "B/s"),
         si(row.shortest_bus_bytes_per_s, "B/s"),
+        _link(row),
+        percent(row.shortest_bus_frac),
     ]
+
+
+def _link(row: Collective) -> str:
+    return f"{row.link}, {si(row.link_bytes_per_s, 'B/s')}" if row.link else UNKNOWN
+
+
+def _groups(facts: Job) -> str:
+    """Return the table of process groups; "" where the traces list none."""
+    if not facts.groups:
+        return ""
+    rows = [
+        [
+            group.name,
+            group.description or UNKNOWN,
+            group.parallel or UNKNOWN,
+            UNKNOWN if group.size is None else str(group.size),
+            numbers_text(group.ranks),
+            {True: "yes", False: "no", None: UNKNOWN}[group.one_node],
+            duration(group.time_us),
+        ]
+        for group in facts.groups[:MOST_GROUPS]
+    ]
+    note = "As the traces list them. Time is that of collectives in groups of this name."
+    if len(facts.groups) > MOST_GROUPS:
+        note += f" The first {MOST_GROUPS} of {len(facts.groups)}: see --json."
+    header = ("group", "description", "parallel", "size", "ranks", "on one node", "time")
+    return f"<h2>Process groups</h2><p>{note}</p>{_table(header, rows)}"
+
+
+def _modules(facts: Job) -> str:
+    """Return the table of modules whose time differs by rank; "" where there is one or none."""
+    rows = [
+        [
+            row.module_path or "(no module)",
+            str(row.ranks),
+            duration(row.mean_us),
+            duration(row.longest_us),
+            str(row.longest_rank),
+            percent(row.imbalance_frac),
+        ]
+        for row in facts.modules[:MOST_MODULES]
+        if row.longest_us > row.mean_us
+    ]
+    if not rows:
+        return ""
+    note = "A module's own time, without the modules inside it; those first that cost most."
+    header = ("module", "on ranks", "mean", "longest", "of rank", "over the mean")
+    return f"<h2>Balance of modules</h2><p>{note}</p>{_table(header, rows)}"
+
+
+def _whole(facts: Job) -> str:
+    """Return a line on the job as a whole."""
+    text = f"{len(facts.ranks)} ranks; MFU {percent(facts.mfu_frac)}"
+    if facts.missing_ranks:
+        text += f"; no trace of ranks {numbers_text(facts.missing_ranks)}"
+    return f"<p>{_text(text)}.</p>"
+
+
+def numbers_text(numbers: tuple[int, ...]) -> str:
+    """Return numbers as people write them: "0 to 7, 12"; a dash for none, the first of many."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    texts = [str(a) if a == b else f"{a} to {b}" for a, b in spans[:MOST_SPANS]]
+    more = ", …" if len(spans) > MOST_SPANS else ""
+    return ", ".join(texts) + more if texts else UNKNOWN
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from flopprof.provenance import CallProvenance, KernelTimes, TraceProvenance, plain
+from flopprof.jobfacts import KernelTimes
+from flopprof.provenance import CallProvenance, TraceProvenance, plain
 from flopprof.report import report_format
 from flopprof.report.answer import (
     Answer,
@@ -143,29 +144,22 @@ def op_sums(run: Run) -> dict[str, OpSums]:
 
     Entries overlap (`aten::linear` holds its `aten::addmm`) and must not be summed.
     """
-    ops = run.ops[~run.ops["kind"].isin(("free", "unknown"))]
-    time_column = "device_us" if len(run.kernels) else "cpu_us"
     entries = {}
-    for name, calls in ops.groupby("op", observed=True):
-        matmul_flops = calls["matmul_flops"].sum(skipna=False)
-        vector_flops = calls["vector_flops"].sum(skipna=False)
-        time_us = calls[time_column].sum(min_count=1)
+    for row in run.op_sums.itertuples(index=False):
         # Python's numbers: a damaged trace may have times so short that numpy warns of infinity.
-        flops = float(matmul_flops + vector_flops)
-        time_s = float(time_us) / 1e6
-        rate = flops / time_s if time_s > 0 else math.nan
+        flops = float(row.matmul_flops + row.vector_flops)
+        time_s = float(row.time_us) / 1e6
         sums = OpSums(
-            calls=len(calls),
-            counted_calls=int(calls["counted"].sum()),
-            matmul_flops=matmul_flops,
-            vector_flops=vector_flops,
-            time_us=time_us,
-            achieved_flops_per_s=rate,
+            calls=int(row.calls),
+            counted_calls=int(row.counted_calls),
+            matmul_flops=row.matmul_flops,
+            vector_flops=row.vector_flops,
+            time_us=row.time_us,
+            achieved_flops_per_s=flops / time_s if time_s > 0 else math.nan,
         )
-        if calls["flops_at_most"].notna().any():  # bounded: values decide
-            bound = calls["flops_at_most"].sum()
-            sums = msgspec.structs.replace(sums, flops_at_most=bound)
-        entries[str(name)] = sums
+        if not math.isnan(row.flops_at_most):  # bounded: values decide
+            sums = msgspec.structs.replace(sums, flops_at_most=row.flops_at_most)
+        entries[str(row.op)] = sums
     return entries
 
 

@@ -6,7 +6,7 @@ import pandas as pd
 
 from flopprof.report import report_format
 from flopprof.report.executed import executed_table
-from flopprof.report.misses import Missed, heading, missed, share_text
+from flopprof.report.misses import Missed, heading, share_text
 from flopprof.report.summary import kernel_sums, module_sums, summary, top_sites
 from flopprof.run import Run
 from flopprof.tables import SITES
@@ -42,7 +42,7 @@ def markdown_report(run: Run) -> str:
     if executed:
         lines += ["", "## Executed, by counters", "", *table(executed[0], executed[1:])]
     lines += ["", "## What was missed", "", cell(heading(run))]
-    for group in missed(run):
+    for group in run.misses:
         lines += _missed_lines(group)
     lines += ["", "## Modules", "", *_modules(run)]
     kernels = kernel_sums(run)

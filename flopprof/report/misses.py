@@ -110,7 +110,7 @@ def heading(run: Run) -> str:
     """Return what stands above the list: first of all, whether the count is complete."""
     is_graph = len(run.sites) > 0 and run.sites["op"].astype(str).str.startswith("onnx::").all()
     by_whom = "formulas" if run.recorded_elsewhere or is_graph else "hooks"
-    groups = missed(run)
+    groups = run.misses
     lacking = run.sites["flops"].isna() | (run.sites["verdict"] == "not_run")
     if lacking.any():
         share = run.sites.loc[lacking, "time_share_frac"].sum(min_count=1)
@@ -154,7 +154,7 @@ def _is_bounded(entry: MissedOp) -> bool:
 def missed_text(run: Run) -> str:
     """Return `missed` as text: whether the count is complete, a paragraph per verdict."""
     lines = [heading(run)]
-    for group in missed(run):
+    for group in run.misses:
         calls = counted(group.calls, "call")
         lines += ["", f"{group.verdict}: {calls}{share_text(group.time_frac)}"]
         for entry in group.ops:

@@ -5,17 +5,15 @@ from typing import Any
 
 import pandas as pd
 
+from flopprof.jobfacts import Rank, Step, TraceFacts
 from flopprof.judge.verdicts import VERDICTS
 from flopprof.provenance import (
     Alternative,
     AnyProvenance,
     CallProvenance,
     CountProvenance,
-    Rank,
     Spread,
-    Step,
     Telemetry,
-    TraceFacts,
     TraceProvenance,
 )
 from flopprof.report.advice import advice_lines
@@ -24,7 +22,8 @@ from flopprof.report.figures import Figures, main_roofline
 from flopprof.report.generate import generate_lines
 from flopprof.report.job import job_lines
 from flopprof.report.memory import memory_line
-from flopprof.run import Run, Totals
+from flopprof.run import Run
+from flopprof.totals import Totals
 from flopprof.units import (
     UNKNOWN,
     clean_text,
@@ -75,7 +74,7 @@ def _summary(run: Run) -> list[tuple[str, str]]:
     else:
         lines = _what_was_called(provenance)
     lines += [("FLOPs", _flops(totals)), ("", _bounds(totals))]
-    if run.recorded_elsewhere and len(run.kernels) and totals.untimed_flops:
+    if run.recorded_elsewhere and run.has_kernels and totals.untimed_flops:
         untimed = si(float(totals.untimed_flops), "FLOPs")
         text = f"{untimed} of them without a kernel in the trace: no rate is made of these"
         lines.append(("", text))
@@ -134,7 +133,7 @@ def _times_of_trace(run: Run, provenance: TraceProvenance) -> list[tuple[str, st
     facts = provenance.trace
     lines = []
     coverage = f"FLOPs are known for {percent(run.totals.coverage_frac)} of the time; "
-    if len(run.kernels):
+    if run.has_kernels:
         text = f"{facts.kernels} compute kernels, {duration(facts.kernel_time_us)} in sum; "
         text += f"device busy {duration(facts.device_busy_us)} of {duration(facts.span_us)}"
         lines += [("Time", text), ("Rate", _rate(run, busy_rate(run)))]
@@ -382,7 +381,7 @@ def _coverage(run: Run) -> str:
     text = f"FLOPs are known for {percent(totals.coverage_frac)} of {spent} in ops{hidden}"
     if totals.coverage_calls_frac < 1:
         text += f" and {percent(totals.coverage_calls_frac)} of their calls"
-    if isinstance(run.provenance, CallProvenance) and not len(run.kernels):
+    if isinstance(run.provenance, CallProvenance) and not run.has_kernels:
         overhead_us = run.provenance.timing.host_overhead_us
         text += f"; {duration(overhead_us)} between ops (Python, the tracer)"
     return text
@@ -462,8 +461,8 @@ def short_op(site: Any) -> str:
 
 def kernel_sums(run: Run) -> pd.DataFrame:
     """Return, per kernel's name and kind: calls, time_us, time_share_frac; by time."""
-    groups = run.kernels.groupby(["kernel", "kind"], sort=False, observed=True)["duration_us"]
-    sums = groups.agg(calls="size", time_us="sum").reset_index()
+    groups = run.kernel_sums.groupby(["kernel", "kind"], sort=False, observed=True)
+    sums = groups[["calls", "time_us"]].sum().reset_index()
     sums["time_share_frac"] = sums["time_us"] / sums["time_us"].sum()
     return sums.sort_values("time_us", ascending=False, kind="stable", ignore_index=True)
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from flopprof.report import report_format
-from flopprof.report.misses import Missed, heading, missed, share_text
+from flopprof.report.misses import Missed, heading, share_text
 from flopprof.report.summary import TOP, summary, top_sites
 from flopprof.report.tree import module_tree
 from flopprof.run import Run
@@ -55,7 +55,7 @@ def text_report(run: Run, view: View | None = None) -> str:
         more = counted(len(run.sites) - len(rows), "site")
         lines.append(f"… and {more} more: see --json")
     lines += ["", *textwrap.wrap(heading(run), width)]
-    for group in missed(run):
+    for group in run.misses:
         lines += _missed_lines(group, width)
     return "\n".join(lines) + "\n"
 

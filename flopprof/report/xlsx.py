@@ -12,7 +12,7 @@ from flopprof.errors import UsageError
 from flopprof.report import report_format
 from flopprof.report.answer import schema
 from flopprof.report.json import to_object
-from flopprof.report.misses import missed, to_rows
+from flopprof.report.misses import to_rows
 from flopprof.report.summary import kernel_sums, module_sums, summary
 from flopprof.run import Run
 from flopprof.units import clean_text
@@ -110,7 +110,7 @@ def _misses(run: Run) -> pd.DataFrame:
     """Return what hooks or formulas missed, a row per verdict and op, with what to do."""
     rows = [
         row | {name: ", ".join(row[name]) for name in ("modules", "shapes")}
-        for row in to_rows(missed(run))
+        for row in to_rows(run.misses)
     ]
     columns = ["verdict", "op", "sites", "calls", "time_frac", "flops", "flops_at_most"]
     return pd.DataFrame(rows, columns=[*columns, "modules", "shapes", "reason", "advice"])

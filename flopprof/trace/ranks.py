@@ -1,9 +1,9 @@
-"""Several traces of one job, a rank each: read one by one, added up, compared."""
+"""What a rank of a job did, by its trace; and what all of them did together."""
 
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,125 +13,169 @@ import pandas as pd
 
 from flopprof.devices.categories import device_kind
 from flopprof.errors import LoadError
-from flopprof.formulas import load_op_formulas
-from flopprof.formulas.external import load_formulas
-from flopprof.provenance import DeviceFacts, Rank, Step, TraceFacts
-from flopprof.settings import Progress
-from flopprof.tables import KERNELS, OPS
-from flopprof.trace.read import Trace, read_trace
-from flopprof.trace.remote import base_name, local_copy
+from flopprof.jobfacts import ProcessGroup, Rank, Step, TraceFacts
+from flopprof.provenance import DeviceFacts
+from flopprof.tables import codes
+from flopprof.trace.read import Trace
+from flopprof.trace.remote import base_name
 from flopprof.trace.tree import busy_until
-from flopprof.trace.window import Window
-from flopprof.trace.workers import Task, Workers, read_all
 from flopprof.units import file_text
 
 _STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
 _LARGEST_JOB = 1_000_000  # ranks; more is a damaged number
+_MOST_GROUPS = 10_000  # that a run keeps
 _RANK = re.compile(r"rank[-_.]?(\d{1,7})", re.IGNORECASE)
 _ADDED = ("kernel_time_us", "device_busy_us", "communication_us", "span_us")
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """The traces of one job.
+class RankFacts:
+    """What one rank's trace says, without its tables.
 
     Attributes:
-        traces: One per rank, in the order in which they were given.
-        ranks: What each rank did, by number.
+        file: Its file.
+        rank: What it did, by the number that its trace has; its `fault` where it cannot be read.
+        error: Why it could not be read; all else is blank then.
+        steps: Its profiler steps.
+        warnings: What makes its figures doubtful.
+        doubts: Codes of what it lacks.
+        world_size: How many ranks the job has, as it says.
+        origin_us: Time stamp at which its tables count from zero.
+        device: Properties of the GPU that ran its kernels; empty where they are not known.
+        gpus: How many GPUs its trace lists.
+        vendors: Whose categories its events are of.
+        groups: Process groups that it is in.
+        has_kernels: Whether anything ran on a device.
+    """
+
+    file: str | Path
+    rank: Rank
+    error: LoadError | None = None
+    steps: tuple[dict[str, Any], ...] = ()
+    warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    world_size: int = 1
+    origin_us: float = math.nan
+    device: Mapping[str, Any] = field(default_factory=dict)
+    gpus: int = 0
+    vendors: tuple[str, ...] = ()
+    groups: tuple[ProcessGroup, ...] = ()
+    has_kernels: bool = False
+
+
+def facts_of(file: str | Path, trace: Trace) -> RankFacts:
+    """Return what a rank's trace says of it."""
+    info = trace.info
+    return RankFacts(
+        file=file,
+        rank=_rank(int(info["rank"]), file, trace),
+        steps=tuple(_steps(trace)),
+        warnings=tuple(info["warnings"]),
+        doubts=_doubts(trace),
+        world_size=int(info["world_size"]),
+        origin_us=float(info["origin_us"]),
+        device=gpu_of(trace),
+        gpus=len(trace.devices),
+        vendors=tuple(info["vendors"]),
+        groups=info["groups"],
+        has_kernels=len(trace.kernels) > 0,
+    )
+
+
+def facts_of_unread(file: str | Path, error: LoadError) -> RankFacts:
+    """Return the facts of a rank whose trace cannot be read."""
+    return RankFacts(file, Rank(rank=-1, file=file_text(file), fault=error.problem), error)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """The ranks of one job.
+
+    Attributes:
+        facts: What each rank's trace says, in the order in which they were given.
+        ranks: What each did, by number; those that could not be read come last.
+        numbers: The number of each of `facts`.
         steps: The profiler's steps of all ranks.
         warnings: What makes figures doubtful.
     """
 
-    traces: list[Trace]
+    facts: tuple[RankFacts, ...]
     ranks: list[Rank]
+    numbers: list[int]
     steps: list[Step]
     warnings: list[str]
 
     @property
-    def gpu_trace(self) -> Trace:
-        """A trace with kernels, where there is one: a CPU rank does not tell the device."""
-        return next((trace for trace in self.traces if len(trace.kernels)), self.traces[0])
+    def on_gpu(self) -> bool:
+        """Whether any rank has kernels."""
+        return any(facts.has_kernels for facts in self.facts)
+
+    @property
+    def main(self) -> RankFacts:
+        """A rank with kernels, where there is one: a CPU rank does not tell the device."""
+        read = [facts for facts in self.facts if facts.error is None]
+        return next((facts for facts in read if facts.has_kernels), read[0])
 
 
-def read_rank(
-    file: str | Path,
-    *,
-    window: Window,
-    formulas: Sequence[str],
-    replayed: Callable[[Trace], Trace] | None,
-) -> Trace:
-    """Return the trace of one rank, or the part of it that counts; done anywhere.
-
-    Args:
-        file: A trace file, or the address of one.
-        window: Which part of it counts.
-        formulas: Files with the user's formulas.
-        replayed: Gives the kernels of a replay the ops of their capture.
+def job_of(facts: Sequence[RankFacts]) -> Job:
+    """Return the job that these ranks are of; one that cannot be read is told.
 
     Raises:
-        UsageError: There is no such file, or nothing of it lies in the window.
-        LoadError: It is no trace, or damaged.
+        LoadError: None of them can be read.
     """
-    for one in formulas:
-        load_formulas(one)
-    with local_copy(file) as path:
-        trace = read_trace(path)
-        if replayed is not None:
-            trace = replayed(trace)
-        return trace if window.is_whole else window.cut(path, trace)
-
-
-def read_job(
-    files: Sequence[str | Path], task: Task, workers: int | Workers, progress: Progress
-) -> Job:
-    """Return the traces in `files`, each a rank; of several, one that cannot be read is told.
-
-    Args:
-        files: Trace files, or addresses, each once.
-        task: `read_rank` with its options.
-        workers: Who reads them, or how many processes.
-        progress: Called with the name of each file as it is read.
-
-    Raises:
-        UsageError: There is no such file, or nothing of it lies in the window.
-        LoadError: None of the files is a trace that can be read.
-    """
-    if isinstance(workers, int):
-        workers = Workers(processes=workers)
-    load_op_formulas()  # other processes may have done the reading; the judge asks for them here
-    traces: dict[int, Trace] = {}
-    ranks = []
-    steps = []
-    warnings = []
-    failed: list[tuple[str | Path, LoadError]] = []
-    for file, outcome in zip(files, read_all(task, files, workers, progress), strict=True):
-        if isinstance(outcome, LoadError):
-            failed.append((file, outcome))
+    numbers = [-1] * len(facts)
+    warnings: list[str] = []
+    ranks: list[Rank] = []
+    steps: list[Step] = []
+    taken: set[int] = set()
+    for place, one in enumerate(facts):
+        if one.error is not None:
             continue
-        trace = outcome
-        rank = int(trace.info["rank"])
-        if rank in traces:
-            again = f"{file_text(file)} says it is rank {rank} again"
-            rank = max(traces) + 1
-            warnings.append(f"{again}: numbered {rank} here, as if they were ranks of one job")
-            trace.kernels["rank"] = rank
-        traces[rank] = trace
-        ranks.append(_rank(rank, file, trace))
-        steps += [Step(rank=rank, **step) for step in _steps(trace)]
-        warnings += [*trace.info["warnings"], *_doubts(file, trace)]
-    if not traces:
-        raise failed[0][1]
-    for file, error in failed:
-        number = _rank_in_name(file, taken=[rank.rank for rank in ranks])
-        ranks.append(Rank(rank=number, file=file_text(file), fault=error.problem))
-        warnings.append(f"rank {number} is missing: {error.problem}")
-    gpus = {str(gpu_of(trace).get("name")) for trace in traces.values() if len(trace.kernels)}
+        number = one.rank.rank
+        if number in taken:
+            again = f"{file_text(one.file)} says it is rank {number} again"
+            number = max(taken) + 1
+            warnings.append(f"{again}: numbered {number} here, as if they were ranks of one job")
+        taken.add(number)
+        numbers[place] = number
+        ranks.append(msgspec.structs.replace(one.rank, rank=number))
+        steps += [Step(rank=number, **step) for step in one.steps]
+        warnings += one.warnings
+    failed = [place for place, one in enumerate(facts) if one.error is not None]
+    if not taken:
+        error = facts[failed[0]].error
+        assert error is not None  # it is one of those that failed
+        raise error
+    for place in failed:
+        one = facts[place]
+        number = _rank_in_name(one.file, taken)
+        taken.add(number)
+        numbers[place] = number
+        ranks.append(msgspec.structs.replace(one.rank, rank=number))
+        warnings.append(f"rank {number} is missing: {one.rank.fault}")
+    return Job(tuple(facts), ranks, numbers, steps, [*warnings, *_odd_ones(facts)])
+
+
+def _odd_ones(facts: Sequence[RankFacts]) -> list[str]:
+    """Return warnings where ranks are not alike, as those of one job are."""
+    read = [one for one in facts if one.error is None]
+    gpus = {str(one.device.get("name")) for one in read if one.has_kernels}
+    warnings = _told_doubts(read)
     if len(gpus) > 1:
         warnings.append(f"the ranks ran on different devices: {', '.join(sorted(gpus))}")
-    return Job(list(traces.values()), ranks, steps, warnings)
+    first_of: dict[int, RankFacts] = {}
+    for one in read:
+        first_of.setdefault(one.world_size, one)
+    if len(first_of) > 1:
+        told = [f"{file_text(one.file)} of {size}" for size, one in sorted(first_of.items())[:3]]
+        warnings.append(
+            f"the traces are of jobs of different sizes: {', '.join(told)} ranks; "
+            "analyse each job on its own"
+        )
+    return warnings
 
 
-def _rank_in_name(file: str | Path, taken: Sequence[int]) -> int:
+def _rank_in_name(file: str | Path, taken: set[int]) -> int:
     """Return the rank that a file is named after, else the next one that is free."""
     match = _RANK.search(base_name(file))
     if match is not None and int(match[1]) not in taken:
@@ -142,14 +186,16 @@ def _rank_in_name(file: str | Path, taken: Sequence[int]) -> int:
 def add_up_ranks(job: Job, files: Sequence[str | Path]) -> TraceFacts:
     """Return what all ranks did together."""
     read = [rank for rank in job.ranks if rank.fault is None]
+    facts = [one for one in job.facts if one.error is None]
     sums = pd.DataFrame([msgspec.structs.asdict(rank) for rank in read])
-    world_size = max(int(trace.info["world_size"]) for trace in job.traces)
+    world_size = max(one.world_size for one in facts)
     missing: set[int] = set()
     if len(files) > 1 and world_size <= _LARGEST_JOB:
         missing = set(range(world_size)) - {rank.rank for rank in read}
+    gpus = {one.gpus for one in facts}
     return TraceFacts(
         files=tuple(file_text(file) for file in files),
-        origin_us=float(job.traces[0].info["origin_us"]),
+        origin_us=facts[0].origin_us,
         kernels=int(sums["kernels"].sum()),
         **{name: float(sums[name].sum(min_count=1)) for name in _ADDED},
         linked_kernel_frac=_share(sums, "linked_kernels", "kernels"),
@@ -159,7 +205,14 @@ def add_up_ranks(job: Job, files: Sequence[str | Path]) -> TraceFacts:
         slowest_rank=_slowest(sums),
         world_size=world_size,
         missing_ranks=tuple(sorted(missing)),
+        visible_gpus=(max(gpus) or None) if len(gpus) == 1 else None,
     )
+
+
+def groups_of(job: Job) -> tuple[ProcessGroup, ...]:
+    """Return the process groups of all ranks, each once."""
+    every = (group for one in job.facts for group in one.groups)
+    return tuple(list(dict.fromkeys(every))[:_MOST_GROUPS])
 
 
 def _share(ranks: pd.DataFrame, part: str, whole: str) -> float:
@@ -235,46 +288,59 @@ def _steps(trace: Trace) -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in steps.to_dict("records")]
 
 
-def _doubts(file: str | Path, trace: Trace) -> list[str]:
-    """Return what makes the figures of a trace incomplete."""
+_DOUBTS = {  # what makes the figures of traces incomplete → of one trace, of several, the remedy
+    "no_ops": (
+        "holds kernels and no ops",
+        "hold kernels and no ops",
+        "so FLOPs are unknown: record it with ProfilerActivity.CPU as well, and record_shapes=True",
+    ),
+    "no_shapes": (
+        "has no shapes",
+        "have no shapes",
+        "so no FLOPs: record it with record_shapes=True",
+    ),
+    "no_kernels": (
+        "holds no kernels",
+        "hold no kernels",
+        "times are the host's (a GPU's need ProfilerActivity.CUDA)",
+    ),
+    "left_out": (
+        "holds no kernels",
+        "hold no kernels",
+        "and those of other ranks do: without a time here (record it with ProfilerActivity.CUDA)",
+    ),
+}
+_MARKS = {"no_ops": ", ", "no_shapes": ", ", "no_kernels": ": ", "left_out": ", "}
+
+
+def _doubts(trace: Trace) -> tuple[str, ...]:
+    """Return the codes of what makes the figures of a trace incomplete."""
     if not len(trace.ops):
-        remedy = "record it with ProfilerActivity.CPU as well, and record_shapes=True"
-        return [f"{file_text(file)} holds kernels and no ops, so FLOPs are unknown: {remedy}"]
-    no_shapes = "has no shapes, so no FLOPs: record it with record_shapes=True"
-    no_kernels = "holds no kernels: times are the host's (a GPU's need ProfilerActivity.CUDA)"
+        return ("no_ops",)
     doubts = []
     if not trace.info["has_shapes"]:
-        doubts.append(f"{file_text(file)} {no_shapes}")
+        doubts.append("no_shapes")
     if not len(trace.kernels):
-        doubts.append(f"{file_text(file)} {no_kernels}")
-    return doubts
+        doubts.append("no_kernels")
+    return tuple(doubts)
 
 
-def together(traces: list[Trace]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Return ops, gaps and kernels of all ranks; ids run on."""
-    if len(traces) == 1:
-        return traces[0].ops, traces[0].gaps, traces[0].kernels
-    firsts = np.cumsum([0, *(len(trace.ops) for trace in traces)])
-    pairs = list(zip(firsts.tolist(), traces, strict=False))
-    ops = pd.concat([_shifted(t.ops, n, "op_id", "parent_op_id") for n, t in pairs])
-    column_names = {name for trace in traces for name in trace.kernels.columns}
-    kernels = pd.concat(
-        [_shifted(_with_columns(t.kernels, column_names), n, "op_id") for n, t in pairs],
-        ignore_index=True,
-    )
-    kernels["kernel_id"] = np.arange(len(kernels))
-    gaps = pd.concat([trace.gaps for trace in traces], ignore_index=True)
-    return OPS.check(ops.reset_index(drop=True)), gaps, KERNELS.check(kernels)
-
-
-def _with_columns(kernels: pd.DataFrame, names: set[str]) -> pd.DataFrame:
-    """Return kernels with blank columns for what only other ranks' traces tell."""
-    lacking = [column for column in KERNELS.columns if column.name in names - set(kernels.columns)]
-    return kernels.assign(**{column.name: column.blank for column in lacking})
-
-
-def _shifted(frame: pd.DataFrame, by: int, *names: str) -> pd.DataFrame:
-    return frame.assign(**{n: frame[n].where(frame[n] < 0, frame[n] + by) for n in names})
+def _told_doubts(read: Sequence[RankFacts]) -> list[str]:
+    """Return a warning for each doubt: it names the first file of those that it is about."""
+    on_gpu = any(one.has_kernels for one in read)
+    files: dict[str, list[str]] = {}
+    for one in read:
+        for doubt in one.doubts:
+            code = "left_out" if doubt == "no_kernels" and on_gpu else doubt
+            files.setdefault(code, []).append(file_text(one.file))
+    warnings = []
+    for code, (of_one, of_several, remedy) in _DOUBTS.items():
+        if code not in files:
+            continue
+        first, *others = files[code]
+        fact = f"{first} and {len(others)} more {of_several}" if others else f"{first} {of_one}"
+        warnings.append(f"{fact}{_MARKS[code]}{remedy}")
+    return warnings
 
 
 def gpu_of(trace: Trace) -> dict[str, Any]:
@@ -290,14 +356,13 @@ def gpu_of(trace: Trace) -> dict[str, Any]:
     return dict(trace.devices[0]) if alike else {}
 
 
-def described_gpu(
-    device: dict[str, Any], gpu: str | None, vendors: list[str], *, on_gpu: bool
-) -> DeviceFacts:
+def described_gpu(job: Job, gpu: str | None) -> DeviceFacts:
     """Return what is known of the device that ran the kernels, called as the user calls it."""
-    if not on_gpu:
+    if not job.on_gpu:
         return DeviceFacts(name="the recording machine's CPU", kind="cpu")
+    device = job.main.device
     name = str(device.get("name") or "unknown GPU")
-    kind = device_kind(vendors)
+    kind = device_kind(list(job.main.vendors))
     if "AMD" in name or device.get("warpSize") == 64:
         kind = "rocm"
     return DeviceFacts(
@@ -312,10 +377,48 @@ def _whole_number(value: Any) -> int | None:
     return value if type(value) is int else None
 
 
-def dtype_of_most_work(ops: pd.DataFrame) -> str:
+DtypeSums = dict[str, tuple[float, int]]
+"""Element type → matmul FLOPs, and calls, of the ops that count."""
+
+
+def dtype_sums(ops: pd.DataFrame) -> DtypeSums:
+    """Return the work of each element type.
+
+    Args:
+        ops: Table OPS.
+    """
+    code, names = codes(ops["dtype"])
+    counted = ops["counted"].to_numpy()
+    flops = np.where(counted, np.nan_to_num(ops["matmul_flops"].to_numpy()), 0.0)
+    work = np.bincount(code, flops, len(names))
+    calls = np.bincount(code, counted, len(names))
+    return {
+        str(name): (float(work[number]), int(calls[number]))
+        for number, name in enumerate(names)
+        if name and calls[number]
+    }
+
+
+def add_up_dtypes(parts: Iterable[DtypeSums]) -> DtypeSums:
+    """Return the work of several ranks together."""
+    together: DtypeSums = {}
+    for part in parts:
+        for name, (flops, calls) in part.items():
+            before = together.get(name, (0.0, 0))
+            together[name] = (before[0] + flops, before[1] + calls)
+    return together
+
+
+def main_dtype_of(sums: DtypeSums) -> str:
     """Return the element type of most matmul FLOPs, else of most ops."""
-    counted = ops[ops["counted"] & (ops["dtype"].astype("str") != "")]
-    by_dtype = counted.groupby("dtype", observed=True)["matmul_flops"].sum()
-    if len(by_dtype) and by_dtype.max() > 0:
-        return str(by_dtype.idxmax())
-    return str(counted["dtype"].mode().iloc[0]) if len(counted) else "float32"
+    if not sums:
+        return "float32"
+    names = sorted(sums)
+    if any(flops > 0 for flops, _ in sums.values()):
+        return max(names, key=lambda name: sums[name][0])
+    return max(names, key=lambda name: sums[name][1])
+
+
+def dtype_of_most_work(ops: pd.DataFrame) -> str:
+    """Return the element type of most matmul FLOPs of a trace, else of most of its ops."""
+    return main_dtype_of(dtype_sums(ops))

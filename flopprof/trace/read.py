@@ -22,6 +22,7 @@ from flopprof.trace.counting import is_exact
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, take_events
 from flopprof.trace.foreign import what_else
+from flopprof.trace.groups import process_groups
 from flopprof.trace.kernels import (
     captured_launches,
     computing_nodes,
@@ -123,7 +124,8 @@ def _build(
     tree.walk()
     give_kernels(tree, links)
     job = header.get("distributedInfo")
-    numbers = {k: n for k, n in job.items() if type(n) is int} if isinstance(job, dict) else {}
+    job = job if isinstance(job, dict) else {}
+    numbers = {k: n for k, n in job.items() if type(n) is int}
     rank = numbers.get("rank", 0)
     kernels, busy_us = kernels_frame(tree, rank, origin)
     events.launches.clear()
@@ -141,6 +143,7 @@ def _build(
         "has_values": events.calls.has_values,
         "rank": rank,
         "world_size": numbers.get("world_size", 1),
+        "groups": process_groups(job),
         "span_us": latest - origin,
         "steps": [(name, start - origin, length) for name, start, length in events.steps],
         "origin_us": origin,

@@ -3,26 +3,29 @@
 Whatever does the work, the results come in the order of the files, so all else is the same.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from flopprof.errors import LoadError, UsageError
+from flopprof.errors import UsageError
 from flopprof.settings import Progress
 from flopprof.stages import Stage
-from flopprof.trace.read import Trace
 from flopprof.trace.remote import base_name
 from flopprof.units import file_text
 
-Outcome = Trace | LoadError
-"""A rank's trace, or why there is none."""
+T = TypeVar("T")
+Task = Callable[[int, str | Path], T]
+"""What is made of the file at a place in the list; done anywhere."""
 
-Task = Callable[[str | Path], Trace]
+Merge = Callable[[list[T]], T]
+"""What is made of several results, in order; done anywhere."""
+
+_ARITY = 8  # of the tree: so many results are made one at a time
 _CONNECT_S = 10  # to a scheduler; it is there or it is not
 
 
@@ -44,14 +47,48 @@ class Workers:
             raise UsageError(f"--workers is {self.processes}", remedy="give at least 1")
 
 
+class _Tree(Generic[T]):
+    """Results as they come in, in order, of which at most `_ARITY` of each level are held.
+
+    What is merged with what depends on how many there are, and on nothing else: sums of floats are
+    the same to the bit, whoever does the work.
+    """
+
+    def __init__(self, merge: Callable[[list[T]], T]) -> None:
+        self._merge = merge
+        self._levels: list[list[T]] = [[]]
+
+    def add(self, result: T) -> None:
+        """Take the next result."""
+        level = 0
+        self._levels[0].append(result)
+        while len(self._levels[level]) == _ARITY:
+            merged = self._merge(self._levels[level])
+            self._levels[level] = []
+            level += 1
+            if level == len(self._levels):
+                self._levels.append([])
+            self._levels[level].append(merged)
+
+    def result(self) -> T:
+        """Return all of them merged."""
+        left = [one for level in reversed(self._levels) for one in level]
+        return self._merge(left)
+
+
 def read_all(
-    task: Task, files: Sequence[str | Path], workers: Workers, progress: Progress
-) -> Iterator[Outcome]:
-    """Yield what `task` makes of each file, in order; for a damaged one, why.
+    task: Task[T],
+    merge: Merge[T],
+    files: Sequence[str | Path],
+    workers: Workers,
+    progress: Progress,
+) -> T:
+    """Return what `merge` makes of what `task` makes of each file.
 
     Args:
         task: Reads a file; it goes to other processes, so it is a function of a module.
-        files: The files.
+        merge: Makes one result of several; so is it.
+        files: The files, at least one.
         workers: Who reads them.
         progress: Is told each file.
 
@@ -59,61 +96,84 @@ def read_all(
         UsageError: There is no such file, or no such scheduler.
     """
     if workers.dask is not None:
-        with _on_cluster(task, files, workers.dask) as futures:
-            yield from _with_progress(futures, files, progress)
-    elif workers.processes > 1 and len(files) > 1:
-        yield from _in_processes(task, files, workers.processes, progress)
-    else:
-        for number, file in enumerate(files, start=1):
-            progress(_stage(file, number, len(files)))
-            yield outcome_of(task, file)
-
-
-def outcome_of(task: Task, file: str | Path) -> Outcome:
-    """Return what a task makes of a file, or why it can make nothing of it."""
-    try:
-        return task(file)
-    except LoadError as error:
-        return error
+        return _on_cluster(task, merge, files, workers.dask, progress)
+    tree = _Tree(merge)
+    if workers.processes > 1 and len(files) > 1:
+        for result in _in_processes(task, files, workers.processes, progress):
+            tree.add(result)
+        return tree.result()
+    for place, file in enumerate(files):
+        progress(_stage(file, place, len(files)))
+        tree.add(task(place, file))
+    return tree.result()
 
 
 def _in_processes(
-    task: Task, files: Sequence[str | Path], processes: int, progress: Progress
-) -> Iterator[Outcome]:
-    """Yield the outcomes by processes; when one dies, this process reads what is left."""
+    task: Task[T], files: Sequence[str | Path], processes: int, progress: Progress
+) -> Iterator[T]:
+    """Yield the results by processes; when one dies, this process reads what is left."""
     with ProcessPoolExecutor(min(processes, len(files)), get_context("spawn")) as pool:
-        futures: list[Future[Outcome]] = []
-        for number, file in enumerate(files, start=1):
-            while len(futures) < min(number + 2 * processes, len(files)):  # bounds the memory
-                futures.append(_submitted(pool, task, files[len(futures)]))
-            progress(_stage(file, number, len(files)))
-            future = futures[number - 1]
+        futures: list[Future[T]] = []
+        for place, file in enumerate(files):
+            while len(futures) < min(place + 1 + 2 * processes, len(files)):  # bounds the memory
+                futures.append(_submitted(pool, task, len(futures), files[len(futures)]))
+            progress(_stage(file, place, len(files)))
+            future = futures[place]
             try:
-                outcome = future.result()
+                result = future.result()
             except BrokenProcessPool:
-                outcome = outcome_of(task, file)
-            futures[number - 1] = _done()  # what was read is the caller's
-            yield outcome
+                result = task(place, file)
+            futures[place] = Future()  # what was read is the caller's
+            yield result
 
 
-def _submitted(pool: ProcessPoolExecutor, task: Task, file: str | Path) -> "Future[Outcome]":
+def _submitted(
+    pool: ProcessPoolExecutor, task: Task[T], place: int, file: str | Path
+) -> "Future[T]":
     try:
-        return pool.submit(outcome_of, task, file)
+        return pool.submit(task, place, file)
     except BrokenProcessPool as error:
-        broken = _done()
+        broken: Future[T] = Future()
         broken.set_exception(error)
         return broken
 
 
-def _done() -> "Future[Outcome]":
-    return Future()
+def _on_cluster(
+    task: Task[T],
+    merge: Merge[T],
+    files: Sequence[str | Path],
+    address: str,
+    progress: Progress,
+) -> T:
+    """Return the merged result; the cluster merges, and reads again what a worker lost."""
+    with _client_of(address) as client:
+        tree: _Tree[Any] = _Tree(lambda parts: client.submit(merge, parts, pure=False))
+        read = [client.submit(task, *pair, pure=False) for pair in enumerate(files)]
+        for future in read:
+            tree.add(future)
+        merged = tree.result()
+        read.reverse()
+        for place, file in enumerate(files):
+            progress(_stage(file, place, len(files)))
+            future = read.pop()  # and with it goes what the cluster holds of it for us
+            if _state_of(future) == "error":
+                future.result()  # raises
+        result: T = merged.result()
+        return result
+
+
+def _state_of(future: Any) -> str:
+    """Return how a task of a cluster ended, once it has."""
+    from distributed import wait
+
+    until_done: Any = wait
+    until_done([future])
+    return str(future.status)
 
 
 @contextmanager
-def _on_cluster(
-    task: Task, files: Sequence[str | Path], address: str
-) -> Iterator[Iterable[Callable[[], Outcome]]]:
-    """Yield functions that wait for the outcomes; the cluster reads again what a worker lost."""
+def _client_of(address: str) -> Iterator[Any]:
+    """Yield a client of the cluster at an address."""
     try:
         from distributed import Client
     except ImportError as error:
@@ -130,20 +190,11 @@ def _on_cluster(
             remedy="start one: dask scheduler, dask worker ADDRESS; name its tcp://host:8786",
         ) from error
     with client:
-        futures = [client.submit(outcome_of, task, file, pure=False) for file in files]
-        yield [future.result for future in futures]
+        yield client
 
 
-def _with_progress(
-    waits: Iterable[Callable[[], Outcome]], files: Sequence[str | Path], progress: Progress
-) -> Iterator[Outcome]:
-    for number, (wait, file) in enumerate(zip(waits, files, strict=True), start=1):
-        progress(_stage(file, number, len(files)))
-        yield wait()
-
-
-def _stage(file: str | Path, number: int, count: int) -> str:
+def _stage(file: str | Path, place: int, count: int) -> str:
     name = f"reading {file_text(base_name(file))}"
     if count == 1:
         return name
-    return Stage(f"{name} ({number} of {count})", done=number - 1, total=count)
+    return Stage(f"{name} ({place + 1} of {count})", done=place, total=count)

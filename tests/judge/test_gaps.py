@@ -2,7 +2,7 @@
 
 import pytest
 
-from flopprof.judge.hidden import gap_rows, hidden_gaps
+from flopprof.judge.hidden import gap_rows, gap_sums, hidden_gaps
 from flopprof.judge.spread import TracedCall
 from flopprof.tables import GAPS, KERNELS, OPS
 
@@ -22,7 +22,7 @@ def call(*lengths_us: float) -> TracedCall:
 
 
 def hidden_in(*calls: TracedCall) -> list[str]:
-    return [row["module_path"] for row in gap_rows(calls, {})]
+    return [row["module_path"] for row in gap_rows([gap_sums(one) for one in calls], {})]
 
 
 @pytest.mark.parametrize(

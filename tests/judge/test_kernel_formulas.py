@@ -9,8 +9,8 @@ from flopprof.assemble import as_call
 from flopprof.formulas import Work
 from flopprof.formulas.kernels import KERNEL_FORMULAS
 from flopprof.judge.reconcile import reconcile
-from flopprof.run import add_up
 from flopprof.tables import MODULE_CALLS, ROOFLINES
+from flopprof.totals import add_up
 from flopprof.trace.read import read_trace
 from tests.events import kernel, op, write_trace
 

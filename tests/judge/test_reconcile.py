@@ -15,8 +15,8 @@ import flopprof
 from flopprof.judge.reconcile import reconcile
 from flopprof.judge.roofs import roof_doubts
 from flopprof.judge.spread import TracedCall
-from flopprof.run import add_up
 from flopprof.tables import GAPS, KERNELS, MODULE_CALLS, OPS, ROOFLINES
+from flopprof.totals import add_up
 
 
 def verdict_of(model: nn.Module, op: str, *inputs: torch.Tensor) -> set[str]:

@@ -11,7 +11,8 @@ from torch import nn
 import flopprof
 from flopprof.capture.call import Inputs
 from flopprof.capture.describe import count_samples, count_tokens
-from flopprof.provenance import Rank, TraceFacts, TraceProvenance
+from flopprof.jobfacts import Rank, TraceFacts
+from flopprof.provenance import TraceProvenance
 from flopprof.report.figures import Figures, figures
 from flopprof.run import Run
 from flopprof.tables import KERNELS, ROOFLINES, SITES

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from flopprof.api import analyse_traces
-from flopprof.provenance import Rank, Step, plain
+from flopprof.jobfacts import Rank, Step
+from flopprof.provenance import plain
 from flopprof.report.job import Job, apart, bus_factor, job
 from flopprof.run import Run
 from flopprof.trace.messages import collective_kind

@@ -18,7 +18,7 @@ from flopprof.tables import is_same
 from flopprof.trace.workers import Workers, read_all
 from tests.events import ADDMM, kernel, launch, op, with_shapes, write_trace
 
-TABLES = ("sites", "ops", "kernels")
+TABLES = ("sites", "op_sums", "kernel_sums")
 
 
 def silent(_stage: str) -> None:
@@ -116,20 +116,36 @@ def test_errors_come_whole_from_other_processes(error):
     assert (type(again), again.problem, again.remedy) == (type(error), error.problem, error.remedy)
 
 
-def dies_elsewhere(file: str | Path) -> Any:
+def dies_elsewhere(place: int, file: str | Path) -> str:
     """Stand for a task whose process the system kills."""
     if os.getpid() != int(os.environ["FLOPPROF_TEST_PARENT"]):
         os.kill(os.getpid(), signal.SIGKILL)
-    return str(file)
+    return f"{place}{file}"
 
 
 def test_what_a_killed_process_left_is_read_here(monkeypatch):
     monkeypatch.setenv("FLOPPROF_TEST_PARENT", str(os.getpid()))
     files = [Path(name) for name in "abcdef"]
 
-    outcomes: list[Any] = list(read_all(dies_elsewhere, files, Workers(processes=2), silent))
+    read = read_all(dies_elsewhere, "".join, files, Workers(processes=2), silent)
 
-    assert outcomes == list("abcdef")
+    assert read == "0a1b2c3d4e5f"
+
+
+def in_brackets(parts: list[str]) -> str:
+    return f"[{''.join(parts)}]"
+
+
+def name_of(_place: int, file: str | Path) -> str:
+    return str(file)
+
+
+def test_results_are_merged_by_eights_and_what_is_left_at_the_end():
+    files = [Path(name) for name in "abcdefghijklmnopqr"]
+
+    merged = read_all(name_of, in_brackets, files, Workers(), silent)
+
+    assert merged == "[[abcdefgh][ijklmnop]qr]"  # 18 files: two eights and two
 
 
 def test_no_workers_are_refused(ranks):

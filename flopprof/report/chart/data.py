@@ -316,16 +316,10 @@ def _at_level(sites: pd.DataFrame, rooflines: pd.DataFrame, level: str) -> tuple
 
 def _main_kernels(run: "Run", sites: pd.DataFrame) -> "pd.Series[str]":
     """Return, for each site, the kernel that took most of its time."""
-    kernels = run.kernels[run.kernels["kind"] == "compute"]
-    if not len(kernels):
+    sums = run.kernel_sums[run.kernel_sums["kind"] == "compute"]
+    if not len(sums):
         raise UsageError("the run has no kernels to group by", remedy="--group-by op, or module")
-    site_of = np.append(run.ops["site_id"].to_numpy(), -1)  # the last: of kernels without an op
-    launched = kernels[["kernel", "duration_us"]].assign(
-        site_id=site_of[kernels["op_id"].to_numpy()]
-    )
-    groups = launched.groupby(["site_id", "kernel"], sort=False, observed=True)["duration_us"]
-    sums = groups.sum().reset_index()
-    longest = sums.sort_values("duration_us", ascending=False, kind="stable")
+    longest = sums.sort_values("time_us", ascending=False, kind="stable")
     by_site = longest.drop_duplicates("site_id").set_index("site_id")["kernel"].astype(object)
     return sites["site_id"].map(by_site).fillna("(no kernel of an op)")
 
