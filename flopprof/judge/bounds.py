@@ -51,21 +51,39 @@ def net_bounds(
     vector = columns["vector_flops"]
     net = {name: np.array(columns[name]) for name in BOUNDS}
     settled = np.zeros(size, dtype=bool)
-    below = [_Below() for _ in range(size)]
-    for row in range(size - 1, -1, -1):  # children come behind their parents
-        inside = below[row]
+    bounded = ~counted & ~np.isnan(net["flops_at_most"])
+    below: dict[int, _Below] = {}
+    rows = np.flatnonzero(bounded | below_any(bounded, parents))
+    for row in rows[::-1].tolist():  # children come behind their parents
+        inside = below.pop(row, None) or _Below()
         if counted[row]:
             exact = float(matmul[row]), float(vector[row])
             inside = _Below(*exact, sum(exact), bool(by_formula[row]))
-        elif not math.isnan(net["flops_at_most"][row]):
+        elif bounded[row]:
             bounds = (float(net[name][row]) for name in BOUNDS)
             settled[row] = glue[row] and _is_settled(inside, *bounds)
             _take_net(inside, net, row, settled=bool(settled[row]))
         else:
             inside.is_known = inside.is_known and bool(glue[row])
         if parents[row] >= 0:
-            below[parents[row]].add(inside)
+            below.setdefault(int(parents[row]), _Below()).add(inside)
     return {**net, "settled": settled}
+
+
+def below_any(marked: np.ndarray, parents: np.ndarray) -> np.ndarray:
+    """Return which rows have a marked one above them, at any height; in steps of twice the height.
+
+    Args:
+        marked: Whether a row is marked.
+        parents: The row around each; -1 for none.
+    """
+    up = np.append(parents, -1)  # the last is above all
+    below = np.append(marked, False)[up]
+    while (up >= 0).any():
+        below |= below[up]
+        up = up[up]
+    found: np.ndarray = below[:-1]
+    return found
 
 
 def _is_settled(inside: _Below, matmul: float, vector: float, at_most: float) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.formulas import COMPOSITE_OPS, OP_FORMULAS, looks_below
-from flopprof.judge.bounds import net_bounds
+from flopprof.judge.bounds import below_any, net_bounds
 from flopprof.tables import codes
 
 # The profiler counts the first input's elements.
@@ -181,12 +181,14 @@ def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:
     """
     passes_on = np.zeros(len(walked), dtype=bool)
     unknown = ~walked["counted"] & np.isnan(walked["matmul_flops"])
-    if not (unknown & walked["calls_others"]).any():
+    asked = unknown & walked["calls_others"]
+    if not asked.any():
         return passes_on
     is_looked_for = np.isin(walked["op"], np.unique(walked["op"][unknown])).tolist()
     calls = _calls(walked)
     below: dict[int, set[_Call]] = {}  # what is below the ops still to come
-    for row in range(len(walked) - 1, -1, -1):  # children come behind their parents
+    rows = np.flatnonzero(asked | below_any(asked, parents))
+    for row in rows[::-1].tolist():  # children come behind their parents
         mine = below.pop(row, set())
         passes_on[row] = unknown[row] and any(_is_again(calls[row], call) for call in mine)
         if is_looked_for[row]:
@@ -204,8 +206,11 @@ _Call = tuple[int, tuple[str, ...]]  # the op's number, and the shapes of operan
 
 
 def _calls(walked: Walked) -> list[_Call]:
-    shapes = [tuple(text.split(", ")) for text in walked.texts("input_shapes")]
-    return list(zip(walked["op"].tolist(), shapes, strict=True))
+    shapes = [tuple(text.split(", ")) for text in walked.names["input_shapes"]]
+    codes_of_shapes = walked["input_shapes"].tolist()
+    return [
+        (op, shapes[code]) for op, code in zip(walked["op"].tolist(), codes_of_shapes, strict=True)
+    ]
 
 
 def _is_again(outer: _Call, inner: _Call) -> bool:

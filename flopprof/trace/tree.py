@@ -1,5 +1,6 @@
 """The call trees of a trace: which op lies in which, in which module and phase, and what counts."""
 
+import math
 from array import array
 from typing import Any
 
@@ -154,13 +155,26 @@ class Tree:
 
     def _close(self, stack: list[int], node: int, cursor: list[float], last_op: str) -> None:
         """Leave what ended before `node` begins, or is of another thread; all for -1."""
+        ends = self.end
+        role = self.role
+        thread = -1
+        start = end = math.nan
+        if node >= 0:
+            thread = self.thread[node]
+            start = self.start[node]
+            end = ends[node]
         while stack:
             top = stack[-1]
-            if node >= 0 and self.thread[top] == self.thread[node] and self.lies_in(node, top):
-                return
+            outer_end = ends[top]
+            if (
+                end <= outer_end + self.slack
+                and (start < outer_end or end == outer_end)
+                and self.thread[top] == thread
+            ):
+                return  # as `lies_in`, a million times
             stack.pop()
-            if self.role[top] == RANGE and self.op_parent[top] < 0:
-                self._gap(top, cursor, self.end[top], last_op)
+            if role[top] == RANGE and self.op_parent[top] < 0:
+                self._gap(top, cursor, outer_end, last_op)
 
     def lies_in(self, node: int, outer: int) -> bool:
         """Return whether a node of the same thread, begun no earlier, lies in `outer` by time."""
