@@ -23,6 +23,7 @@ LOSS = "(loss)"
 """The module path of a training step's loss, which is outside the model."""
 
 STOPPED = "flopprof-stopped"
+CALLED = "flopprof-called"  # where an operator of functions is called, such as torch.cond
 KEPT = "flopprof-kept"  # in an op whose result a selective checkpoint had kept
 """What a trace holds inside an op at which activation checkpointing ended a recomputation."""
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch._C import _functorch
 from torch._C._profiler import _RecordFunctionFast  # 1.2 µs; record_function takes 10
 from torch._library.custom_ops import OPDEFS
-from torch._ops import OpOverload
+from torch._ops import HigherOrderOperator, OpOverload
 from torch.nn.modules import module as base
 from torch.utils import checkpoint
 
-from flopprof.tables import AHEAD_OF_TIME, KEPT, STOPPED
+from flopprof.tables import AHEAD_OF_TIME, CALLED, KEPT, STOPPED
 
 T = TypeVar("T")
 
@@ -155,9 +155,16 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
 def _calls_named() -> Iterator[None]:
     """Have the profiler see what else it would not, or not by its name.
 
-    `torch.library.custom_op`s are called as `torch.ops` does; AOTInductor's programs get a range.
+    `torch.library.custom_op`s are called as `torch.ops` does; AOTInductor's programs get a range,
+    and calls of operators of functions, which are ops for Dynamo alone, a mark.
     """
     call_op = OpOverload.__call__
+    call_functions = HigherOrderOperator.__call__
+
+    def marked(self: HigherOrderOperator, /, *args: Any, **kwargs: Any) -> Any:
+        with _RecordFunctionFast(CALLED):
+            pass
+        return call_functions(self, *args, **kwargs)
 
     def custom(self: OpOverload, /, *args: Any, **kwargs: Any) -> Any:
         packet = self.overloadpacket
@@ -167,6 +174,8 @@ def _calls_named() -> Iterator[None]:
     with ExitStack() as cleanup:
         cleanup.callback(setattr, OpOverload, "__call__", call_op)
         OpOverload.__call__ = custom  # type: ignore[method-assign]
+        cleanup.callback(setattr, HigherOrderOperator, "__call__", call_functions)
+        HigherOrderOperator.__call__ = marked  # type: ignore[method-assign]
         if package := sys.modules.get("torch._inductor.package.package"):
             program = package.AOTICompiledModel
             run = program.__call__

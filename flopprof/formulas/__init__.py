@@ -64,6 +64,9 @@ if TYPE_CHECKING:
 COMPILED = "inductor::compiled_region"
 """What a compiled region is called as an op: its own time is that of generated code."""
 
+INTERPRETED = "torch::interpreted_region"
+"""What it is called where its graph is run op by op in Python, as torch.cond does: no code is."""
+
 COMPILED_CODE = (
     r"inductor::compiled_region$|CompiledFunction|## Call CompiledFxGraph|Torch-Compiled Region|"
     r"torch::autograd::CppNode<[^>]*Compiled|fused_[a-z]"
@@ -272,9 +275,9 @@ def module_formula(*names: str) -> Callable[[ModuleFormula], ModuleFormula]:
 
 
 COMPOSITE_OPS: frozenset[str] = frozenset(
-    json.loads(Path(__file__).with_name("composite.json").read_text())
+    [*json.loads(Path(__file__).with_name("composite.json").read_text()), INTERPRETED]
 )
-"""PyTorch's ops that only call other ops (CompositeImplicitAutograd); by scripts/make_composite."""
+"""What only calls other ops: CompositeImplicitAutograd, by scripts/make_composite, and regions."""
 
 
 def load_op_formulas() -> None:

@@ -2,12 +2,14 @@
 
 import math
 from array import array
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from flopprof.tables import GAPS, KEPT, STOPPED
+from flopprof.formulas import COMPILED, INTERPRETED
+from flopprof.tables import CALLED, GAPS, KEPT, STOPPED
 from flopprof.trace.counting import is_exact, outer_views, unfinished, with_ancestors
 from flopprof.trace.events import OP, RANGE, Events
 from flopprof.trace.stacked import own_arguments
@@ -49,6 +51,7 @@ class Tree:
         self.kernel_ops = array("q")
         self.in_tf32: set[int] = set()  # nodes with a kernel that multiplies in TF32
         self.kept: list[int] = []  # ops whose results a checkpoint had kept
+        self.interpreted: dict[int, int] = {}  # signature of a region → of one run op by op
         self.stopped: list[int] = []  # ops at which a recomputation ended
         self.promoted: set[int] = set()  # ops only because they launched kernels
         self.module_types: dict[str, str] = {}
@@ -226,8 +229,22 @@ class Tree:
             self.phase[node] = "optimizer"
         elif name == STOPPED and self.op_parent[node] >= 0:
             self.stopped.append(self.op_parent[node])
+        elif name == CALLED:
+            self._interpreted(self.op_parent[node])
         elif name == KEPT and self.op_parent[node] >= 0:
             self.kept.append(self.op_parent[node])
+
+    def _interpreted(self, op: int) -> None:
+        """Note the compiled region around an operator of functions: Python runs its graph."""
+        signatures = self.events.signatures
+        while op >= 0:
+            label = self.label[op]
+            if signatures[label].op == COMPILED:
+                if label not in self.interpreted:
+                    self.interpreted[label] = len(signatures)
+                    signatures.append(replace(signatures[label], op=INTERPRETED))
+                self.label[op] = self.interpreted[label]
+            op = self.op_parent[op]
 
     def gaps_frame(self) -> pd.DataFrame:
         """Return the gaps as a table, less what ops of other threads fill of them."""

@@ -52,5 +52,9 @@ def branched(x):
 def test_what_an_operator_of_higher_order_calls_is_counted(function, shape, matmul_flops):
     count = flopprof.count_flops(Applied(function), (torch.ones(shape),))
 
-    assert count.matmul_flops == matmul_flops
-    assert count.flops == count.flops_at_most
+    run = flopprof.profile(Applied(function), (torch.ones(shape),), repeats=1, warmup=1)
+
+    for totals in (count, run.totals):
+        assert totals.matmul_flops == matmul_flops
+        assert totals.flops == totals.flops_at_most
+    assert run.totals.vector_flops == count.vector_flops
