@@ -260,8 +260,8 @@ def meta_twin(model: "nn.Module") -> "nn.Module | None":
     import torch
     from torch.utils._pytree import tree_leaves
 
-    if isinstance(model, torch.jit.ScriptModule):
-        return None
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        return None  # it copies its tensors where they are, and no longer as parameters
     memo: dict[int, Any] = {}
     attributes = tree_leaves([list(vars(module).values()) for module in model.modules()])
     for tensor in attributes:

@@ -4,6 +4,7 @@ import gzip
 import math
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,12 +40,11 @@ def count_and_trace(
     """
     import torch
 
-    from flopprof.capture.closed import name_inner_modules
+    from flopprof.capture.closed import holds_script, name_inner_modules
     from flopprof.capture.foreign import CallsSeen, foreign_modules
-    from flopprof.capture.meta import ShapesOnce, fused_attention
+    from flopprof.capture.meta import fused_attention
     from flopprof.capture.modules import count_modules
     from flopprof.capture.record import Recording, record_trace
-    from flopprof.capture.sparse import StoredElements
     from flopprof.devices import find_device
     from flopprof.trace.read import read_trace
 
@@ -54,7 +54,7 @@ def count_and_trace(
         # Compiled code does the same mathematics. A stance holds from its making on, not from here:
         # made before the `with`, it would stay where an input is refused.
         torch.compiler.set_stance("force_eager"),
-        ShapesOnce() if home(model)[0] == "meta" else StoredElements(),
+        _watching_ops(model, inputs),
         fused_attention(),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
@@ -62,6 +62,9 @@ def count_and_trace(
         call = guarded(model, training.of(model, inputs) if training else inputs, snapshot)
         if training:
             call()  # an optimizer's first step makes its state
+        if holds_script(model):
+            call()  # in its first two calls, TorchScript compares constants while it optimises
+            call()
         device = find_device("cpu")  # the meta device records as host ops
         # Nothing is timed, so one call serves both witnesses.
         recordings: list[Recording] = []
@@ -79,6 +82,22 @@ def count_and_trace(
         trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
         trace = name_inner_modules(trace, model, recordings[0].inner)
     return trace, module_calls, foreign_modules(model, seen)
+
+
+def _watching_ops(model: "nn.Module", inputs: Inputs) -> AbstractContextManager[Any]:
+    """Return the mode that ops of a count run under.
+
+    TorchScript's interpreter cannot call some ops under any: it has none without sparse tensors.
+    """
+    from flopprof.capture.closed import holds_script
+    from flopprof.capture.meta import ShapesOnce
+    from flopprof.capture.sparse import StoredElements, holds_sparse
+
+    if home(model)[0] == "meta":
+        return ShapesOnce()
+    if holds_script(model) and not holds_sparse(model, inputs):
+        return nullcontext()
+    return StoredElements()
 
 
 def observer_effect(

@@ -30,6 +30,7 @@ _ACTIVE = (
 )
 _AVERAGE = re.compile(r"(?:module\.)?(?:model_ema|ema_model|ema|averaged_model|swa_model)\.")
 _HEAD_ROWS = 1_000  # of a table that may be a decoder's head as well
+_MOST_DIGITS = 10  # of a layer's number
 _STREAM = 4  # matrices of a table's width that make it a transformer's
 
 
@@ -58,7 +59,7 @@ def add_up(
     config: Mapping[str, Any] = {},
     adapter: Mapping[str, Any] = {},
 ) -> Stored:
-    """Return what these tensors say, by key, in the file's order.
+    """Return what these tensors say, by key, in the file's order, numbers in theirs.
 
     Args:
         tensors: Shapes and dtypes.
@@ -67,7 +68,7 @@ def add_up(
         adapter: The adapter_config.json beside them.
     """
     average = _average(tensors)
-    own = {key: info for key, info in tensors.items() if key not in average}
+    own = {key: tensors[key] for key in _in_order(tensors) if key not in average}
     weights = _weights(own, find_roles(own, modules, config))
     flops = sum(weight.matmul_flops_per_position or 0 for weight in weights)
     return Stored(
@@ -81,6 +82,23 @@ def add_up(
         notes=_notes(weights, len(average), config, adapter),
         tensors=weights,
     )
+
+
+def _in_order(keys: Iterable[str]) -> list[str]:
+    """Return keys in their order, but for parts that are numbers: 2 before 10, where one stands."""
+    places: dict[str, list[tuple[int, int]]] = {}
+    first_seen: dict[tuple[str, str], int] = {}
+    for key in keys:
+        place = []
+        prefix = ""
+        for part in key.split("."):
+            is_number = part.isascii() and part.isdigit() and len(part) < _MOST_DIGITS
+            sibling = "#" if is_number else part
+            seen = first_seen.setdefault((prefix, sibling), len(first_seen))
+            place.append((seen, int(part) if is_number else 0))
+            prefix = f"{prefix}.{part}"
+        places[key] = place
+    return sorted(places, key=places.__getitem__)
 
 
 def _by_kind(weights: list[Weight]) -> dict[str, Kind]:

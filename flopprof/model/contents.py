@@ -395,6 +395,7 @@ def _module_tensors(
         hidden = state.get("_non_persistent_buffers_set", ())
         hidden = [*hidden.args, ()][0] if isinstance(hidden, Stub) else hidden
         hidden = set(islice(hidden, 100))
+        below: list[tuple[str, Any]] = []
         for key, value in children.items():
             name = prefix + key
             count += 1
@@ -403,7 +404,8 @@ def _module_tensors(
             if isinstance(value, TensorInfo) and key not in hidden:
                 tensors[name] = value
             elif attributes(value):
-                pending.append((f"{name}.", value))
+                below.append((f"{name}.", value))
+        pending += reversed(below)  # the first is taken next
     return tensors
 
 

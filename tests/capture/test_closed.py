@@ -6,10 +6,7 @@ from torch import nn
 
 import flopprof
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute"),  # of a scripted part's shapes
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:FutureWarning")
 
 
 class Block(nn.Module):
@@ -71,3 +68,22 @@ def test_ops_have_the_paths_of_the_modules_inside(closed, around):
         found = zip(sites["op"], sites["module_path"], sites["flops"], strict=True)
         assert {(op, path): flops for op, path, flops in found} == expected
         assert set(sites["verdict"]) == {"opaque"}
+
+
+@pytest.mark.parametrize("closed", [scripted, traced])
+def test_constants_that_torchscript_compares_in_its_first_calls_are_no_work_of_the_model(closed):
+    x = torch.ones(2, 4)
+    frozen = torch.jit.freeze(closed(Net().eval(), x))
+
+    count = flopprof.count_flops(frozen, (x,))
+
+    # A relu, a product and a sum of 2·3 elements each.
+    assert (count.matmul_flops, count.vector_flops) == (48 + 60 + 20, 18)
+
+
+def test_a_scripted_part_of_a_model_can_be_trained():
+    count = flopprof.count_flops(nn.Sequential(torch.jit.script(Net())), (2, 4), train=True)
+
+    # Forward 128; back the weights' gradients 48 + 60, and the input's of the head 60 and of the
+    # last product 20: the ones need no gradient.
+    assert count.matmul_flops == 128 + 48 + 60 + 60 + 20

@@ -383,3 +383,22 @@ def test_many_groups_are_added_up_by_the_beginning_of_their_paths():
     body = 2 * sum(n * (n + 1) for n in sizes)
     assert any(line.startswith("body ") and line.endswith(f"{body:,}") for line in lines)
     assert "41 groups are added up here; --json has each" in lines
+
+
+def test_layers_are_listed_by_their_numbers_and_else_as_the_file_has_them(tmp_path):
+    layers = nn.Sequential(*(nn.Linear(4 + n, 5 + n) for n in range(12)))
+    state = nn.ModuleDict({"stem": nn.Linear(3, 4), "body": layers, "a_head": nn.Linear(16, 2)})
+    by_text = dict(sorted(state["body"].state_dict(prefix="body.").items()))
+    torch.save(layers, tmp_path / "pickled.pt")
+
+    listed = [weight.name for weight in add_up(infos(by_text)).tensors]
+    pickled = read_contents(tmp_path / "pickled.pt", detect(tmp_path / "pickled.pt"))
+
+    assert [name for name in listed if name.endswith("weight")] == [
+        f"body.{number}.weight" for number in range(12)
+    ]
+    assert account(state).tensors[0].name == "stem.weight"
+    assert account(state).tensors[-1].name == "a_head.bias"
+    assert list(pickled.tensors) == [
+        f"{n}.{part}" for n in range(12) for part in ("weight", "bias")
+    ]
