@@ -35,7 +35,8 @@ def find_ceilings(
 
     Args:
         device: What `find_device` returns.
-        user: The content of the user's ceilings file; its entries go before all others.
+        user: The content of the user's ceilings file; its entries go before all others. Where it
+            has the main memory, its memories are all there are.
         refresh: Measure again.
         dtypes: What to measure besides memory and caches; every type unless given.
         progress: Called with the name of each measurement as it begins.
@@ -53,7 +54,8 @@ def find_ceilings(
         from flopprof.ceilings.measure import keys_to_measure, measure_ceilings
 
         have = user.resolved.keys() | (set() if refresh else cached.resolved.keys())
-        keys = keys_to_measure(described, device.caches(), dtypes)
+        caches = {} if MAIN in user.resolved else device.caches()
+        keys = keys_to_measure(described, caches, dtypes)
         missing = [key for key in keys if key not in have]
         measured = measure_ceilings(device, missing, notes=notes, progress=progress)
     valid = tuple(entry for entry in measured if entry.valid)
@@ -65,6 +67,8 @@ def find_ceilings(
         name = f"{entry.name} {entry.unit.replace('tensor', 'matmul')}"
         notes.append(f"measured on a busy machine: {name}")
     entries = _with_telling_levels([*cached.entries, *doubtful, *tables.entries])
+    if MAIN in user.resolved:  # the user says what the memories are
+        entries = [entry for entry in entries if entry.holds_bytes is None]
     entries = [*user.entries, *by_precedence(entries)]
     if not entries:
         notes += tables.warnings

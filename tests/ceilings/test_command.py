@@ -106,6 +106,7 @@ def test_a_run_uses_the_users_ceilings_and_measures_none_of_them(tmp_path, monke
     (site,) = run.sites[run.sites["flops"] > 0].itertuples()
     # Attainable at 1 GB/s: memory is what limits it there, however busy this machine is.
     assert site.attainable_flops_per_s == pytest.approx(66048 / 20736 * 1e9)
+    assert set(run.rooflines["memory_level"]) == {site.memory_level}
 
 
 def test_a_missing_ceilings_file_is_said_before_the_model_is_loaded(tmp_path, capsys):

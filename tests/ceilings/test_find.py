@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flopprof.ceilings import find_ceilings, measure
-from flopprof.ceilings.ceiling import Ceiling, load_ceilings
+from flopprof.ceilings.ceiling import Ceiling, Ceilings, load_ceilings
 from flopprof.errors import LoadError
 
 CPU = {
@@ -112,6 +112,31 @@ def test_each_cache_is_held_against_the_next_one_that_counts(cache, monkeypatch)
     # L3 is 1.1 times the memory, below 1.2; L2 1.3 times; L1 1.15 times that L2.
     levels = {name for name, unit in found.resolved if unit == "memory"}
     assert levels == {"main", "L2"}
+
+
+def test_a_user_who_says_the_main_memory_says_all_memories(cache, monkeypatch):
+    described = CPU | {"caches": {"L2": 2**21}}
+    asked = []
+
+    def measure_all(device, keys, **_):
+        asked.append(list(keys))
+        rates = {"main": 1e9, "L2": 9e9}
+        return [
+            Ceiling(
+                "DRAM" if name == "main" else name, unit, rates[name], "measured", holds_bytes=1
+            )
+            for name, unit in keys
+        ]
+
+    monkeypatch.setattr(measure, "measure_ceilings", measure_all)
+    find_ceilings(fake_device(described), dtypes=[])  # keeps L2
+    user = Ceilings({}, (Ceiling("DRAM", "memory", 2e9),))
+
+    found = find_ceilings(fake_device(described), user=user, dtypes=[])
+
+    assert asked == [[("main", "memory"), ("L2", "memory")], []]
+    assert {name for name, _ in found.resolved} == {"main"}
+    assert found.resolved["main", "memory"].per_s == 2e9
 
 
 def test_other_threads_are_other_ceilings(cache, measured):
