@@ -18,6 +18,8 @@ from flopprof.jobfacts import Part
 from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance
 from flopprof.registry import Registry
 from flopprof.report.answer import json_block
+from flopprof.report.figures import peak_bytes_per_s
+from flopprof.report.noise import was_busy
 from flopprof.run import Run
 from flopprof.units import counted, duration, percent, safe_text, three_digits
 
@@ -30,8 +32,8 @@ TILE = 8  # elements of 16 bits: 16 bytes, what matrix units and vectorised load
 _SMALL_KINDS = ("elementwise", "normalisation", "reduction", "other")
 _PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 _LAYOUT_KERNEL = re.compile(r"nchwToNhwc|nhwcToNchw|convertTensor_kernel|batched_transpose", re.I)
-_BF16_FEATURES = frozenset(("avx512_bf16", "amx_bf16"))
-
+BIG_FLOPS = 30e6  # of a product: smaller ones ran slower in bfloat16 on a CPU with AMX
+CONVERTED = 1.5  # × a product's bytes: float32 is read, and half as many are written
 
 SHOWN: ContextVar[bool] = ContextVar("advice", default=True)
 """Whether advice is given: the command line's --no-advice."""
@@ -81,13 +83,20 @@ def advice(run: Run) -> list[Advice]:
     return [
         Advice(
             rule=name,
-            text=ROWS[name]["text"],
+            text=_remedy(run, name),
             evidence=findings[name].evidence,
             source=ROWS[name]["source"],
         )
         for name in order
         if name not in excluded
     ]
+
+
+def _remedy(run: Run, rule: str) -> str:
+    """Return what to do: options of ours are for what ran here, not for a trace from elsewhere."""
+    row = ROWS[rule]
+    elsewhere = row["text_of_trace"] if isinstance(run.provenance, TraceProvenance) else ""
+    return elsewhere or row["text"]
 
 
 def advice_lines(run: Run) -> list[str]:
@@ -221,32 +230,38 @@ def _has_odd_size(shapes: str) -> bool:
 
 @RULES.register("tf32")
 def _tf32(run: Run) -> Finding | None:
-    return _other_type(run, "tfloat32", offered=_on_gpu(run) and not run.provenance.called.tf32)
+    if not _on_gpu(run) or run.provenance.called.tf32:
+        return None
+    return _other_type(run, "tfloat32", converts=False)
 
 
 @RULES.register("bf16")
 def _bf16(run: Run) -> Finding | None:
-    features = set(run.provenance.device.features)
-    if not _on_gpu(run) and not features & _BF16_FEATURES:
-        return None
-    if _on_gpu(run):
-        return _other_type(run, "bfloat16", offered=True)
-    products = _kinds(run, *_PRODUCTS) & (run.sites["dtype"] == "float32")
-    share = _share(run, products)
-    has = ", ".join(sorted(features & _BF16_FEATURES))
-    return Finding(share, f"float32 products take {percent(share)} of the time; the CPU has {has}")
+    return _other_type(run, "bfloat16", converts=True)
 
 
-def _other_type(run: Run, dtype: str, *, offered: bool) -> Finding | None:
-    """Return how much time goes to float32 products, where another type's ceiling is higher."""
+def _other_type(run: Run, dtype: str, *, converts: bool) -> Finding | None:
+    """Return what share of the time float32 products would save at another type's ceiling.
+
+    A product saves no more than what its own ceiling explains of its time, and only a large one
+    that is held by arithmetic; each product's operands and result are converted, read in float32
+    and written in 16 bits.
+    """
     now = _peak(run, "float32")
     ratio = _peak(run, dtype) / now if now > 0 else math.nan
-    if not offered or not ratio >= BETTER_CEILING:
+    if not ratio >= BETTER_CEILING:
         return None
-    products = _kinds(run, *_PRODUCTS) & (run.sites["dtype"] == "float32")
-    share = _share(run, products)
-    evidence = f"float32 products take {percent(share)} of the time; the ceiling of {dtype} is "
-    return Finding(share, evidence + f"{three_digits(ratio)} times as high")
+    sites = run.sites[_kinds(run, *_PRODUCTS) & (run.sites["dtype"] == "float32")]
+    flops = sites["matmul_flops"].fillna(0.0)
+    gains = (flops / sites["calls"] >= BIG_FLOPS) & (sites["bound"] == "compute")
+    saved_us = (flops / now * (1 - 1 / ratio) * 1e6).where(gains, 0.0)
+    if converts:
+        bandwidth = peak_bytes_per_s(run)
+        saved_us -= CONVERTED * sites["min_bytes"].fillna(0.0) / bandwidth * 1e6
+    share = float(saved_us.sum() / run.sites["time_us"].sum())
+    evidence = f"the ceiling of {dtype} is {three_digits(ratio)} times as high; at it, "
+    evidence += f"{counted(int(gains.sum()), 'large product')} would save {percent(share)} of the "
+    return Finding(share, evidence + ("time, conversions included" if converts else "time"))
 
 
 @RULES.register("graphs")
@@ -276,8 +291,8 @@ def _compute_kernels(run: Run) -> tuple[int, float]:
 @RULES.register("host")
 def _host(run: Run) -> Finding | None:
     outside = run.figures.overhead_frac
-    if _on_gpu(run) or _is_compiled(run) or math.isnan(outside):
-        return None
+    if _on_gpu(run) or _is_compiled(run) or math.isnan(outside) or was_busy(run):
+        return None  # on a busy machine others' work lies between ops, too
     return Finding(outside, f"{percent(outside)} of the time lies between ops")
 
 

@@ -13,6 +13,7 @@ from flopprof.jobfacts import Part
 from flopprof.judge.levels import MAIN_LEVELS, memory_of_sites
 from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance
 from flopprof.report.answer import Share, json_fields
+from flopprof.report.noise import tied_at_top, was_busy
 from flopprof.run import Run
 
 Amount = Annotated[float, Meta(ge=0)]
@@ -39,7 +40,10 @@ class Figures(Part, frozen=True, kw_only=True):
         energy_per_sample_j: Energy over the examples, where it was measured.
         attainable_wall_us: What the call would take if each site ran at its roof and nothing lay
             between them; sites without a known roof keep their time.
-        held_frac: Share of the time that each of `HOLDERS` holds; empty without times.
+        tied_sites: Sites that cannot be told by time from the one that takes most: among them a
+            rank means nothing. NaN where calls were not traced several times.
+        held_frac: Share of the time that each of `HOLDERS` holds; empty without times. On a CPU
+            that others used as well, time between ops is `unknown`.
     """
 
     samples_per_s: Amount
@@ -54,6 +58,7 @@ class Figures(Part, frozen=True, kw_only=True):
     launches: Amount
     energy_per_sample_j: Amount
     attainable_wall_us: Amount
+    tied_sites: Amount
     held_frac: dict[str, Share]
 
 
@@ -81,6 +86,7 @@ def figures(run: Run) -> Figures:
         launches=_launches(run),
         energy_per_sample_j=_ratio(_energy_j(run), samples),
         attainable_wall_us=_attainable_wall_us(run),
+        tied_sites=tied_at_top(run),
         held_frac=_held_frac(run),
     )
 
@@ -194,7 +200,8 @@ def _held_frac(run: Run) -> dict[str, float]:
     holder = run.sites["bound"].where(run.sites["bound"].isin(HOLDERS), "unknown")
     held = times_us.groupby(holder).sum() / times_us.sum() * (1 - outside)
     shares = {name: float(held.get(name, 0.0)) for name in HOLDERS}
-    shares["overhead"] += outside
+    # Between ops others' work counts, too, where they had the machine.
+    shares["unknown" if not len(run.kernels) and was_busy(run) else "overhead"] += outside
     return shares
 
 

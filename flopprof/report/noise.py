@@ -32,6 +32,9 @@ SHARE_FLOOR = 0.02
 """A site whose time changed by less than this share of the whole run's is noise: of many sites
 with few samples each, one will lie outside its spread by chance."""
 
+MOST_TIED = 100
+"""Sites that are compared with the first: where more cannot be told from it, no rank matters."""
+
 SLOWER = "slower"
 FASTER = "faster"
 NOISE = "noise"
@@ -98,7 +101,7 @@ def floor_frac(before: Run, after: Run, *, of_sites: bool = False) -> float:
     It is one of the constants above, or by how much a run's own calls drifted while it was
     measured, if that is more.
     """
-    is_busy = any(_was_busy(run) for run in (before, after))
+    is_busy = any(was_busy(run) for run in (before, after))
     if of_sites:
         floor = BUSY_SITE_FLOOR_FRAC if is_busy else SITE_FLOOR_FRAC
     else:
@@ -106,7 +109,26 @@ def floor_frac(before: Run, after: Run, *, of_sites: bool = False) -> float:
     return max(floor, _drift_frac(before), _drift_frac(after))
 
 
-def _was_busy(run: Run) -> bool:
+def tied_at_top(run: Run) -> float:
+    """Return how many sites cannot be told from the one that takes most time; NaN if not known.
+
+    They differ from it by no more than chance makes them differ, in this run or in another one.
+    Of more than `MOST_TIED` sites the first are looked at.
+    """
+    sites = run.sites[run.sites["time_us"] > 0].head(MOST_TIED + 1)
+    times = [
+        Timed(site.time_us, site.time_p5_us, site.time_p95_us, site.samples, "site")
+        for site in sites.itertuples(index=False)
+    ]
+    if not times or not times[0].has_spread:
+        return math.nan
+    floor = floor_frac(run, run, of_sites=True)
+    results = [significance(other, times[0], floor) for other in times[1:]]
+    return float(sum(result in (NOISE, UNKNOWN) for result in results))
+
+
+def was_busy(run: Run) -> bool:
+    """Return whether others took part of the machine's time while the run was measured."""
     return any(warning.code == "load" for warning in run.provenance.warnings)
 
 

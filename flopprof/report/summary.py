@@ -122,6 +122,7 @@ def _times_of_call(run: Run, provenance: CallProvenance) -> list[tuple[str, str]
     if is_timed(run):
         lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
         lines += [*_figures(run.figures, provenance.wall_us), ("Coverage", _coverage(run))]
+        lines += _ranking(run)
         lines += _compiled(provenance, float(totals.flops))
     if provenance.telemetry:
         lines.append(("Telemetry", _telemetry(run, provenance.telemetry)))
@@ -372,6 +373,16 @@ def _figures(of_run: Figures, wall_us: float) -> list[tuple[str, str]]:
         text += f"{duration(of_run.attainable_wall_us)} of {duration(wall_us)}"
         lines.append(("Bound", text))
     return lines
+
+
+def _ranking(run: Run) -> list[tuple[str, str]]:
+    """Return a line where it cannot be told which site takes most time."""
+    tied = run.figures.tied_sites
+    if not tied > 0:
+        return []
+    text = "cannot tell which site takes most: the first and "
+    text += f"{counted(int(tied), 'other')} differ by less than their times vary"
+    return [("Ranking", text)]
 
 
 def _coverage(run: Run) -> str:

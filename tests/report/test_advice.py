@@ -7,7 +7,8 @@ import msgspec
 import pytest
 
 from flopprof.cli import main
-from flopprof.provenance import DeviceFacts
+from flopprof.jobfacts import TraceFacts
+from flopprof.provenance import DeviceFacts, TraceProvenance, Warned
 from flopprof.report.advice import ROWS, RULES, _has_odd_size, advice
 from flopprof.run import Run
 from flopprof.tables import KERNELS, ROOFLINES
@@ -85,6 +86,14 @@ def on_gpu(run: Run, *kernels: tuple[str, float], busy_us: float = 100.0, **roof
     )
 
 
+def with_roofs(run: Run, **roofs: float) -> Run:
+    """Return the run of a CPU with matmul roofs by type, over 1 GB/s."""
+    return on_gpu(run, **roofs)
+
+
+LARGE = {"matmul_flops": 40e6, "flops": 40e6, "min_bytes": 2000.0}
+
+
 def rules(run: Run) -> list[str]:
     return [each.rule for each in advice(run)]
 
@@ -125,10 +134,12 @@ BIG = ("gemm", 100.0)  # µs: no launch is waited for
         # Between ops: 24 of 124 µs are 19.4 %, 26 of 126 are 20.6 %.
         ("host", run_of(site(10), overhead_us=24), run_of(site(10), overhead_us=26)),
         ("threads", run_of(site(10)), run_of(site(10), threads=1)),
+        # Of 100 µs a product of 40 MFLOPs at 1 TFLOP/s needs 40; at twice that it saves 20, and
+        # converting 2,000 bytes costs 1.5 × 2,000 B at 1 GB/s, 3 µs: 17 %. At eight times: 35 - 3.
         (
             "bf16",
-            run_of(site(29), features=("amx_bf16",)),
-            run_of(site(31), features=("amx_bf16",)),
+            with_roofs(run_of(site(60, **LARGE)), float32=1e12, bfloat16=2e12),
+            with_roofs(run_of(site(60, **LARGE)), float32=1e12, bfloat16=8e12),
         ),
         (
             "channels_last",
@@ -142,8 +153,8 @@ BIG = ("gemm", 100.0)  # µs: no launch is waited for
         ),
         (
             "tf32",
-            on_gpu(run_of(site(31)), BIG, float32=10.0, tfloat32=14.0),
-            on_gpu(run_of(site(31)), BIG, float32=10.0, tfloat32=16.0),
+            on_gpu(run_of(site(60, **LARGE)), BIG, float32=1e12, tfloat32=1.4e12),
+            on_gpu(run_of(site(60, **LARGE)), BIG, float32=1e12, tfloat32=2.1e12),
         ),
         (
             "graphs",
@@ -166,15 +177,69 @@ def test_one_small_op_has_nothing_to_be_fused_with():
     assert "fuse" not in rules(run_of(site(50, kind="elementwise", op="aten::add", calls=1)))
 
 
-def test_a_cpu_without_narrow_units_is_not_asked_for_bf16():
-    assert "bf16" not in rules(run_of(site(90), features=("avx512_vnni",)))
+@pytest.mark.parametrize(
+    "product",
+    [
+        LARGE | {"matmul_flops": 29e6},  # small: its overhead outweighs what it saves
+        LARGE | {"calls": 2},  # two of 20 MFLOPs
+        LARGE | {"bound": "overhead"},
+        LARGE | {"bound": ""},  # on a busy machine nothing is known of it
+        LARGE | {"dtype": "bfloat16"},
+        LARGE | {"min_bytes": 10_000.0},  # 15 µs of conversion: 20 % are left
+    ],
+)
+def test_bf16_is_not_advised_where_it_would_not_help(product):
+    run = run_of(site(60, **product))
+
+    assert "bf16" not in rules(with_roofs(run, float32=1e12, bfloat16=8e12))
+
+
+def test_bf16_is_not_advised_without_both_ceilings():
+    assert "bf16" not in rules(with_roofs(run_of(site(60, **LARGE)), float32=1e12))
+
+
+def test_small_products_that_would_be_converted_for_nothing_count_against_bf16():
+    small = site(10, **LARGE | {"matmul_flops": 1e6, "min_bytes": 3_000.0})
+    run = run_of(site(60, **LARGE), small)
+
+    # 35 µs less 3 for the large one and 4.5 for the small one: 27.5 of 100.
+    assert "bf16" not in rules(with_roofs(run, float32=1e12, bfloat16=8e12))
 
 
 def test_one_of_two_types_is_recommended():
-    run = on_gpu(run_of(site(60)), BIG, float32=10.0, tfloat32=80.0, bfloat16=160.0)
+    run = on_gpu(run_of(site(60, **LARGE)), BIG, float32=1e12, tfloat32=8e12, bfloat16=16e12)
 
     assert "bf16" not in rules(run)  # TF32 is one switch and no change of the model
     assert "tf32" in rules(run)
+
+
+def test_advice_on_a_trace_names_no_option_of_ours():
+    for row in ROWS.values():
+        assert "--" not in (row["text_of_trace"] or row["text"])
+    run = run_of(site(21, kind="elementwise", op="aten::add", calls=2))
+    facts = {name: getattr(run.provenance, name) for name in ("source", "called", "environment")}
+    traced = TraceProvenance(
+        **facts, device=run.provenance.device, trace=TraceFacts(files=("a.json",))
+    )
+    trace = run.replaced(provenance=traced)
+
+    (of_call,) = [each.text for each in advice(run) if each.rule == "fuse"]
+    (of_trace,) = [each.text for each in advice(trace) if each.rule == "fuse"]
+
+    assert "--compile" in of_call
+    assert "torch.compile" in of_trace
+
+
+def test_time_between_ops_of_a_busy_machine_is_nobodys_advice():
+    run = run_of(site(10), overhead_us=60)
+    warnings = (Warned(code="load", text="the machine was busy"),)
+    busy = run.replaced(provenance=msgspec.structs.replace(run.provenance, warnings=warnings))
+
+    assert "host" in rules(run)
+    assert "host" not in rules(busy)
+    # Between ops: 60 of 160 µs.
+    assert run.figures.held_frac["overhead"] == pytest.approx(60 / 160)
+    assert busy.figures.held_frac["unknown"] == pytest.approx(60 / 160)
 
 
 def test_evidence_has_the_figures():

@@ -7,7 +7,14 @@ import pytest
 
 from flopprof.provenance import Warned
 from flopprof.report.diff import compared
-from flopprof.report.noise import Timed, described, floor_frac, significance, visible_frac
+from flopprof.report.noise import (
+    Timed,
+    described,
+    floor_frac,
+    significance,
+    tied_at_top,
+    visible_frac,
+)
 from tests.builders import make_run
 
 # Many samples: percentiles count as they are.
@@ -124,3 +131,39 @@ def test_a_site_s_time_is_judged_by_its_traced_calls(before, after, told):
     changes = {one["module_path"]: one["time_change"] for one in found["sites"]}
     assert changes == {"a": told, "b": "noise"}
     assert {one["module_path"]: one["time_change"] for one in found["modules"]} == changes
+
+
+def ranked(*times, busy=False):
+    """Return a run whose sites have these times: median, p5, p95 in µs, of five samples."""
+    rows = [
+        {"site_id": n, "op": f"x::op{n}", "time_us": us, "time_p5_us": p5, "time_p95_us": p95,
+         "samples": 5}
+        for n, (us, p5, p95) in enumerate(times)
+    ]  # fmt: skip
+    run = make_run(rows)
+    if busy:
+        warnings = (Warned(code="load", text="the machine was busy"),)
+        run = run.replaced(provenance=msgspec.structs.replace(run.provenance, warnings=warnings))
+    return run
+
+
+def test_sites_that_cannot_be_told_from_the_first_are_counted():
+    # 95 is within 10 % of 100; 80's spread, widened by 1.6 to 80 + 24, reaches into that of 100,
+    # which begins at 100 - 3.2; 70 is 43 % less, and its spread ends at 73.2.
+    run = ranked((100, 98, 102), (95, 95, 95), (80, 78, 95), (70, 68, 72))
+
+    assert tied_at_top(run) == 2
+    assert "the first and 2 others differ by less" in run.report("text")
+
+
+def test_a_first_site_that_stands_out_is_not_doubted_but_on_a_busy_machine():
+    times = ((100, 98, 102), (60, 59, 61), (40, 39, 41))
+
+    assert tied_at_top(ranked(*times)) == 0
+    assert "cannot tell which site" not in ranked(*times).report("text")
+    # There the first must take twice as long: 100 is 1.7 × 60, and 2.5 × 40.
+    assert tied_at_top(ranked(*times, busy=True)) == 1
+
+
+def test_of_one_traced_call_no_rank_is_judged():
+    assert math.isnan(tied_at_top(ranked((100, math.nan, math.nan))))
