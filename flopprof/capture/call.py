@@ -179,7 +179,7 @@ def unchanged(
     inputs: Inputs | None = None,
     *,
     training: bool = False,
-    held: Iterable[Any] = (),
+    besides: Iterable[Any] = (),
 ) -> Iterator[Snapshot]:
     """Run the block without gradients and in eval mode, or `training`; then restore all.
 
@@ -187,7 +187,7 @@ def unchanged(
     hold, and what the model's attributes hold; when training, parameters too, from copies.
     Elsewhere a change of parameters is only told of, since copies would take too much memory. What
     is yielded restores inputs, attributes, buffers and random state before each of several calls;
-    what is `held` besides, such as an optimizer, goes on and is restored at the end.
+    what there is `besides`, such as an optimizer, goes on and is restored at the end.
 
     Raises:
         UsageError: An input can be read only once.
@@ -199,8 +199,8 @@ def unchanged(
     parameters = initialised(model.parameters())
     gradients = [parameter.grad for parameter in parameters]
     versions = [None if p.is_inference() else p._version for p in parameters]
-    kept = [*initialised(model.buffers()), *(parameters if training else ())]
-    dense = [tensor for tensor in kept if tensor.layout == torch.strided and not tensor.is_meta]
+    restored = [*initialised(model.buffers()), *(parameters if training else ())]
+    dense = [tensor for tensor in restored if tensor.layout == torch.strided and not tensor.is_meta]
     copies = [tensor.detach().clone() for tensor in dense]
     device = torch.device(home(model)[0])
     devices = [device] if device.type == "cuda" else []
@@ -212,7 +212,7 @@ def unchanged(
         leaves = inputs.leaves if inputs else ()
         try:
             snapshot = Snapshot(model, leaves, device=str(device))
-            around = Snapshot.around(model, held)
+            around = Snapshot.around(model, besides)
             snapshot.drop_gradients(() if training else parameters)
             try:
                 yield snapshot

@@ -112,7 +112,7 @@ def _watched(
             output = call()
         cache_bytes = _cache_bytes(output, inputs)
     inputs_bytes = sum(tensor.nbytes for tensor in inputs.tensors)
-    held = fixed.parameters_bytes + fixed.buffers_bytes + optimizer_bytes + inputs_bytes
+    steady_bytes = fixed.parameters_bytes + fixed.buffers_bytes + optimizer_bytes + inputs_bytes
     return Memory(
         parameters_bytes=fixed.parameters_bytes,
         buffers_bytes=fixed.buffers_bytes,
@@ -120,7 +120,7 @@ def _watched(
         optimizer_bytes=optimizer_bytes,
         activations_bytes=sum(saved.values()) if training else 0,
         kv_cache_bytes=cache_bytes,
-        peak_bytes=held + watched.peak,
+        peak_bytes=steady_bytes + watched.peak,
         peak_source="shapes",
     )
 
@@ -154,20 +154,20 @@ def _cache_of(output: Any) -> Any:
     """
     if not isinstance(output, dict):
         return getattr(output, "past_key_values", None)
-    held = dict(output.items())
-    return held.get("cache", held.get("past_key_values"))
+    entries = dict(output.items())
+    return entries.get("cache", entries.get("past_key_values"))
 
 
-def _tensors_of(held: Any, depth: int) -> Iterator[torch.Tensor]:
+def _tensors_of(value: Any, depth: int) -> Iterator[torch.Tensor]:
     """Yield the tensors in an object's attributes and containers, some levels deep."""
-    if isinstance(held, torch.Tensor):
-        yield held
-    elif depth and isinstance(held, list | tuple):
-        for each in held:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif depth and isinstance(value, list | tuple):
+        for each in value:
             yield from _tensors_of(each, depth - 1)
-    elif depth and isinstance(held, dict):
-        for each in held.values():
+    elif depth and isinstance(value, dict):
+        for each in value.values():
             yield from _tensors_of(each, depth - 1)
-    elif depth and hasattr(held, "__dict__"):
-        for each in vars(held).values():
+    elif depth and hasattr(value, "__dict__"):
+        for each in vars(value).values():
             yield from _tensors_of(each, depth - 1)

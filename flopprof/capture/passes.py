@@ -48,9 +48,9 @@ def count_and_trace(
     from flopprof.devices import find_device
     from flopprof.trace.read import read_trace
 
-    held = training.held if training else ()
+    besides = training.besides if training else ()
     with (
-        unchanged(model, inputs, training=training is not None, held=held) as snapshot,
+        unchanged(model, inputs, training=training is not None, besides=besides) as snapshot,
         # Compiled code does the same mathematics. A stance holds from its making on, not from here:
         # made before the `with`, it would stay where an input is refused.
         torch.compiler.set_stance("force_eager"),

@@ -169,13 +169,13 @@ def profile_in_ranges(
         Whether every op's number is known.
     """
     training = training_of(settings)
-    held = training.held if training else ()
+    besides = training.besides if training else ()
     with ExitStack() as stack:
         stack.enter_context(using_threads(settings.threads))
         if settings.tf32:
             stack.enter_context(device.tf32())
         snapshot = stack.enter_context(
-            unchanged(subject.model, subject.inputs, training=training is not None, held=held)
+            unchanged(subject.model, subject.inputs, training=training is not None, besides=besides)
         )
         call = call_of(subject.model, subject, snapshot, device, settings)
         call()

@@ -34,7 +34,7 @@ class Training:
     step: "Callable[[nn.Module, Any], object] | None" = None
 
     @property
-    def held(self) -> list[Any]:
+    def besides(self) -> list[Any]:
         """What a step of one's own uses besides model and inputs."""
         return held_by(self.step) if self.step else []
 

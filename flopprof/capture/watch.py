@@ -108,9 +108,9 @@ def watch(
             stack.enter_context(device.tf32())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flopprof-")))
         training = training_of(settings)
-        held = training.held if training else ()
+        besides = training.besides if training else ()
         snapshot = stack.enter_context(
-            unchanged(model, subject.inputs, training=training is not None, held=held)
+            unchanged(model, subject.inputs, training=training is not None, besides=besides)
         )
 
         def calling(called: "nn.Module") -> Call:

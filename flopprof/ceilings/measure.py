@@ -184,11 +184,11 @@ def matmul_candidates(
     On a CPU convolutions too: another library does them, at times faster than any GEMM. All of
     them together take at most `most_bytes`: a smaller share of it makes smaller products.
     """
-    both = device == "cpu" and dtype in FLOATS
+    with_convolutions = device == "cpu" and dtype in FLOATS
     item_bytes = dtypes.itemsize(dtype) or 4  # tfloat32 is stored as float32
     share_bytes = most_bytes / (len(CALLS_S) * (len(SHAPES) + 1))
     candidates = []
-    for seconds in CALLS_S if both else ():
+    for seconds in CALLS_S if with_convolutions else ():
         # Input, output, and what the library unfolds: 9 filter taps of 64 channels a pixel.
         pixels = share_bytes / (11 * 64 * item_bytes)
         candidates.append(_convolution(dtype, min(rate * seconds, 2 * pixels * (64 * 3) ** 2)))

@@ -92,7 +92,8 @@ def _meaning(by_kind: dict[str, Any]) -> str:
 
 
 def _experts(experts: dict[str, Any]) -> str:
-    stored, active = experts["stored"], experts["active"]
+    stored = experts["stored"]
+    active = experts["active"]
     flops = experts["matmul_flops_per_position"]
     if active is None:
         return f"{flops:,} of these FLOPs are of {stored} experts, of which a router runs fewer"

@@ -135,11 +135,12 @@ class _Row:
 
 def _ncu_launch(row: _Row, ranges: list[int]) -> Launch:
     """Return the launch that a row of Nsight Compute is of, without readings."""
-    op_id, op = -1, ""
+    op_id = -1
+    op = ""
     for at in ranges:
-        matches = _RANGE.findall(row.cells[at])
-        if matches:
-            op_id, op = int(matches[-1][0]), matches[-1][1]
+        for number, name in _RANGE.findall(row.cells[at]):  # the last is the innermost
+            op_id = int(number)
+            op = name
     capability = re.fullmatch(r"(\d+)\.(\d+)", row.text("cc"))
     return Launch(
         NVIDIA,

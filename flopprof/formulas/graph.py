@@ -177,13 +177,13 @@ _GATES = {"LSTM": (4, 13, 8), "GRU": (3, 11, 6), "RNN": (1, 2, 2)}  # gates; vec
 def _recurrent(node: Node) -> Count | None:
     """Per element of the batch, step and direction: gates·H·(I + H) multiply-adds."""
     gates, vector, bias = _GATES[node.op]
-    x, w, r = ((*node.inputs, None, None, None)[place] for place in range(3))
-    if x is None or w is None or r is None or len(x) != 3:
+    inputs, weights, recurrent = ((*node.inputs, None, None, None)[place] for place in range(3))
+    if inputs is None or weights is None or recurrent is None or len(inputs) != 3:
         return None
-    directions, hidden = r[0], r[2]
-    cells = directions * x[0] * x[1]
+    directions, hidden = recurrent[0], recurrent[2]
+    cells = directions * inputs[0] * inputs[1]
     per_cell = vector + (bias if has(node, 3) else 0) + (6 if has(node, 7) else 0)
-    return 2 * cells * gates * hidden * (w[2] + hidden), cells * hidden * per_cell
+    return 2 * cells * gates * hidden * (weights[2] + hidden), cells * hidden * per_cell
 
 
 def _attention(node: Node) -> Count | None:

@@ -54,7 +54,7 @@ def find_module_formula(
     for base in cls.__mro__:
         formula = MODULE_FORMULAS.get(canonical_name(base))
         if formula is not None:
-            same = all(getattr(cls, m, None) is getattr(base, m, None) for m in _INTERNALS)
+            same = all(getattr(cls, name, None) is getattr(base, name, None) for name in _INTERNALS)
             return formula if same else None
     return None
 
@@ -89,7 +89,7 @@ def layer_formula(
     return module_formula(*(f"{package}.{name}" for name in names.split()))
 
 
-def _sum(m: Any, terms: str) -> int:
+def _sum(layer: Any, terms: str) -> int:
     """Return the sum of `terms` such as "8 weight 3*full": numbers and attributes of a module.
 
     A flag or size counts as it is, anything else as one: a tensor that is there, a reduction.
@@ -97,7 +97,7 @@ def _sum(m: Any, terms: str) -> int:
     total = 0
     for term in terms.split():
         factor, _, name = term.rpartition("*")
-        value = name if name.isdigit() else getattr(m, name, None)
+        value = name if name.isdigit() else getattr(layer, name, None)
         if name == "reduction" or not isinstance(value, int | str):
             value = 0 if value in (None, "none") else 1
         total += int(factor or 1) * int(value)
@@ -116,9 +116,9 @@ def nothing(_call: ModuleCall) -> Work:
 
 def _of_elements(call: ModuleCall, *, per_element: str, per_row: str = "") -> Work:
     """So much for each element of the first input, and for each of its rows."""
-    m = call.module
+    layer = call.module
     n = _elements(_input(call))
-    return Work(vector_flops=_sum(m, per_element) * n + _sum(m, per_row) * _rows(call))
+    return Work(vector_flops=_sum(layer, per_element) * n + _sum(layer, per_row) * _rows(call))
 
 
 def _product(call: ModuleCall, *, per_element: str) -> Work:
@@ -128,19 +128,23 @@ def _product(call: ModuleCall, *, per_element: str) -> Work:
     x₁ᵀ·W·x₂: in₁·in₂ products, then in₂. A quantised product counts as the real one, without the
     scaling to and from integers; what is fused to it adds `per_element` to each output.
     """
-    m: Any = call.module
+    layer: Any = call.module
     out = _output(call)
-    if hasattr(m, "in_features"):
-        multiply_adds = out.numel() * m.in_features
-    elif isinstance(m, nn.Bilinear):
-        multiply_adds = out.numel() * (m.in1_features * m.in2_features + m.in2_features)
-    elif m.transposed:
-        multiply_adds = _input(call).numel() * (m.out_channels // m.groups) * prod(m.kernel_size)
+    if hasattr(layer, "in_features"):
+        multiply_adds = out.numel() * layer.in_features
+    elif isinstance(layer, nn.Bilinear):
+        multiply_adds = out.numel() * (layer.in1_features * layer.in2_features + layer.in2_features)
+    elif layer.transposed:
+        multiply_adds = (
+            _input(call).numel() * (layer.out_channels // layer.groups) * prod(layer.kernel_size)
+        )
     else:
-        multiply_adds = out.numel() * (m.in_channels // m.groups) * prod(m.kernel_size)
+        multiply_adds = out.numel() * (layer.in_channels // layer.groups) * prod(layer.kernel_size)
     parts = 2 if out.is_complex() else 1  # a complex multiply-add is 8 FLOPs, an add 2
-    bias = m.bias() if callable(m.bias) else m.bias  # packed with the weight: a method unpacks it
-    each = _sum(m, per_element)
+    bias = (
+        layer.bias() if callable(layer.bias) else layer.bias
+    )  # packed with the weight: a method unpacks it
+    each = _sum(layer, per_element)
     if bias is not None:
         each += 1
     outputs = out.numel() if out.is_quantized else _elements(out)
@@ -182,39 +186,39 @@ def batch_norm(call: ModuleCall) -> Work:
 @layer_formula("FrozenBatchNorm2d", "torchvision.ops.misc")
 def frozen_batch_norm(call: ModuleCall) -> Work:
     """A scale and a shift; the fold w ÷ √(var + ε), b − mean·w, is done on each call: 5."""
-    m: Any = call.module
-    return Work(vector_flops=2 * _elements(_input(call)) + 5 * m.weight.numel())
+    layer: Any = call.module
+    return Work(vector_flops=2 * _elements(_input(call)) + 5 * layer.weight.numel())
 
 
 @layer_formula("SmoothL1Loss BCEWithLogitsLoss KLDivLoss")
 def loss_of_elements(call: ModuleCall) -> Work:
     """So much per element of the first input, and once per call: see the comments."""
-    m: Any = call.module
-    if isinstance(m, nn.SmoothL1Loss):
+    layer: Any = call.module
+    if isinstance(layer, nn.SmoothL1Loss):
         # |d| < β ? ½d²/β : |d| − ½β: subtract, abs, compare; square, halve, divide; subtract.
-        each = "7 reduction" if m.beta else "2 reduction"
+        each = "7 reduction" if layer.beta else "2 reduction"
         once = 0
-    elif isinstance(m, nn.KLDivLoss):
+    elif isinstance(layer, nn.KLDivLoss):
         # y·(log y − x), or eʸ·(y − x); the batch mean divides the sum once.
         each = "3 reduction"
-        once = 1 if m.reduction == "batchmean" else 0
+        once = 1 if layer.reduction == "batchmean" else 0
     else:
         # (1 − y)·x − w·logsigmoid x, where p makes w = 1 + (p − 1)·y.
         each = "4 weight 3*pos_weight reduction"
-        once = 0 if m.pos_weight is None else m.pos_weight.numel()
-    return Work(vector_flops=_sum(m, each) * _elements(_input(call)) + once)
+        once = 0 if layer.pos_weight is None else layer.pos_weight.numel()
+    return Work(vector_flops=_sum(layer, each) * _elements(_input(call)) + once)
 
 
 @layer_formula("StochasticDepth", "torchvision.ops.stochastic_depth")
 def stochastic_depth(call: ModuleCall) -> Work:
     """In training, one multiply per element and one division per drawn number; else nothing."""
-    m: Any = call.module
+    layer: Any = call.module
     x = _input(call)
-    if not m.training or m.p == 0:
+    if not layer.training or layer.p == 0:
         return Work()
     divisions = 0
-    if m.p < 1:
-        divisions = len(x) if m.mode == "row" else 1
+    if layer.p < 1:
+        divisions = len(x) if layer.mode == "row" else 1
     return Work(vector_flops=x.numel() + divisions)
 
 
@@ -224,13 +228,13 @@ def embedding(call: ModuleCall) -> Work | None:
 
     Unknown with max_norm, which rescales the distinct rows hit.
     """
-    m: Any = call.module
-    if m.max_norm is not None:
+    layer: Any = call.module
+    if layer.max_norm is not None:
         return None
-    if not isinstance(m, nn.EmbeddingBag):
+    if not isinstance(layer, nn.EmbeddingBag):
         return Work()
     each = 1 if _argument(call, 2, "per_sample_weights") is None else 2
-    return Work(vector_flops=each * _input(call).numel() * m.embedding_dim)
+    return Work(vector_flops=each * _input(call).numel() * layer.embedding_dim)
 
 
 def _window(size: Any, dims: int) -> int:
@@ -262,9 +266,9 @@ def _register_pools(dims: int) -> None:
         Of a norm, also the power of each input and, per output, sign, abs, relu, two multiplies,
         root; for p = ∞ the input's abs.
         """
-        m: Any = call.module
-        norm = getattr(m, "norm_type", None)
-        each = _window(m.kernel_size, dims)
+        layer: Any = call.module
+        norm = getattr(layer, "norm_type", None)
+        each = _window(layer.kernel_size, dims)
         if norm == -inf:
             return None
         powers = 0 if norm is None else _elements(_input(call))
@@ -303,21 +307,21 @@ def _recurrent(call: ModuleCall, *, kind: str) -> Work:
     A packed sequence has its real lengths. P·H more multiply-adds project H to P. Dropout between
     layers in training is 2 per element handed on. A cell is one layer's step.
     """
-    m: Any = call.module
+    layer: Any = call.module
     gates, vector, biases = _CELLS[kind]
     sequence = _argument(call, 0, "input")
     x = sequence.data if isinstance(sequence, PackedSequence) else sequence
-    layers = getattr(m, "num_layers", 1)
-    directions = 2 if getattr(m, "bidirectional", False) else 1
-    hidden = m.hidden_size
-    projected = getattr(m, "proj_size", 0)
+    layers = getattr(layer, "num_layers", 1)
+    directions = 2 if getattr(layer, "bidirectional", False) else 1
+    hidden = layer.hidden_size
+    projected = getattr(layer, "proj_size", 0)
     handed_on = projected or hidden
-    widths = m.input_size + (layers - 1) * directions * handed_on  # summed over the layers
+    widths = layer.input_size + (layers - 1) * directions * handed_on  # summed over the layers
     multiply_adds = gates * hidden * (widths + layers * handed_on) + layers * hidden * projected
-    each = layers * hidden * (vector + biases if m.bias else vector)
-    if m.training and getattr(m, "dropout", 0):
+    each = layers * hidden * (vector + biases if layer.bias else vector)
+    if layer.training and getattr(layer, "dropout", 0):
         each += 2 * (layers - 1) * handed_on
-    steps = x.numel() // m.input_size * directions
+    steps = x.numel() // layer.input_size * directions
     return Work(2 * steps * multiply_adds, steps * each)
 
 
@@ -334,29 +338,29 @@ def multihead_attention(call: ModuleCall) -> Work:
     2. Asked for its weights, it scales the query instead of the scores, and averaging the heads
     adds 1. bias_k and add_zero_attn each lengthen the keys by one.
     """
-    m: Any = call.module
-    bound = inspect.signature(nn.MultiheadAttention.forward).bind(m, *call.args, **call.kwargs)
+    layer: Any = call.module
+    bound = inspect.signature(nn.MultiheadAttention.forward).bind(layer, *call.args, **call.kwargs)
     bound.apply_defaults()
     arguments = bound.arguments
     key = arguments["key"]
     need_weights = arguments["need_weights"]
-    embed = m.embed_dim
+    embed = layer.embed_dim
     queries = arguments["query"].numel() // embed  # batch × length
-    keys = key.numel() // m.kdim  # batch × length
-    key_length = key.shape[1 if m.batch_first and key.dim() == 3 else 0]
-    key_length += _sum(m, "bias_k add_zero_attn")
+    keys = key.numel() // layer.kdim  # batch × length
+    key_length = key.shape[1 if layer.batch_first and key.dim() == 3 else 0]
+    key_length += _sum(layer, "bias_k add_zero_attn")
 
-    scores = queries * m.num_heads * key_length
-    multiply_adds = embed * (2 * queries * (embed + key_length) + keys * (m.kdim + m.vdim))
+    scores = queries * layer.num_heads * key_length
+    multiply_adds = embed * (2 * queries * (embed + key_length) + keys * (layer.kdim + layer.vdim))
     vector = (5 + _mask_tensors(arguments)) * scores
     vector += queries * embed if need_weights else scores
     if need_weights and arguments["average_attn_weights"]:
         vector += scores
-    if m.training and m.dropout:
+    if layer.training and layer.dropout:
         vector += 2 * scores
-    if m.in_proj_bias is not None:
+    if layer.in_proj_bias is not None:
         vector += (queries + 2 * keys) * embed
-    if m.out_proj.bias is not None:
+    if layer.out_proj.bias is not None:
         vector += queries * embed
     return Work(2 * multiply_adds, vector)
 
@@ -389,23 +393,25 @@ def triplet_margin_loss(call: ModuleCall) -> Work | None:
 
     A distance is 4n; one that is a module is counted as that module, a function is unknown.
     """
-    m: Any = call.module
-    function = getattr(m, "distance_function", None)
+    layer: Any = call.module
+    function = getattr(layer, "distance_function", None)
     if function is not None and not isinstance(function, nn.Module):
         return None
-    distances = 3 if m.swap else 2
+    distances = 3 if layer.swap else 2
     of_distances = distances * 4 * _input(call).numel() if function is None else 0
-    return Work(vector_flops=of_distances + (1 + distances + _sum(m, "reduction")) * _rows(call))
+    return Work(
+        vector_flops=of_distances + (1 + distances + _sum(layer, "reduction")) * _rows(call)
+    )
 
 
 @layer_formula("GaussianNLLLoss")
 def gaussian_nll_loss(call: ModuleCall) -> Work:
     """½·(log v + (x − y)²/v): 5n, and per variance a check, a clamp and a log; + n in full."""
-    m: Any = call.module
+    layer: Any = call.module
     n = _input(call).numel()
     variance = _argument(call, 2, "var")
     variances = variance.numel() if isinstance(variance, Tensor) else n
-    return Work(vector_flops=3 * variances + (5 + _sum(m, "full reduction")) * n)
+    return Work(vector_flops=3 * variances + (5 + _sum(layer, "full reduction")) * n)
 
 
 @layer_formula("NLLLoss CrossEntropyLoss LinearCrossEntropyLoss")
@@ -416,21 +422,21 @@ def negative_log_likelihood(call: ModuleCall) -> Work | None:
     class probabilities and label smoothing are left out: unknown. So is a head whose options let
     it make gradients in forward.
     """
-    m: Any = call.module
+    layer: Any = call.module
     x = _input(call)
     target = _argument(call, 1, "target")
-    if target.is_floating_point() or getattr(m, "label_smoothing", 0):
+    if target.is_floating_point() or getattr(layer, "label_smoothing", 0):
         return None
-    each = 1 + _sum(m, "weight reduction")
-    if m.weight is not None and m.reduction == "mean":
+    each = 1 + _sum(layer, "weight reduction")
+    if layer.weight is not None and layer.reduction == "mean":
         each += 1
     vector = each * target.numel()
-    if isinstance(m, nn.NLLLoss):
+    if isinstance(layer, nn.NLLLoss):
         return Work(vector_flops=vector)
-    head = getattr(m, "linear", None)
+    head = getattr(layer, "linear", None)
     if head is None:
         return Work(vector_flops=vector + 5 * x.numel())
-    if getattr(m, "options", None) is not None and torch.is_grad_enabled():
+    if getattr(layer, "options", None) is not None and torch.is_grad_enabled():
         return None
     logits = x.numel() // head.in_features * head.out_features
     return Work(2 * logits * head.in_features, vector + (5 + _sum(head, "bias")) * logits)

@@ -325,10 +325,10 @@ def _join_calls(walked: Walked, module_calls: pd.DataFrame) -> list[int]:
         nth[path, times[path]] = call
         times[path] += 1
     order: dict[int, int] = {}
-    seen: Counter[str] = Counter()
+    met_times: Counter[str] = Counter()
     for call, path in sorted((c, p) for c, p in met if c != -1):
-        order[call] = nth.get((path, seen[path]), -1)
-        seen[path] += 1
+        order[call] = nth.get((path, met_times[path]), -1)
+        met_times[path] += 1
     return [order.get(call, -1) for call in ids]
 
 

@@ -50,7 +50,8 @@ def _allow(model: nn.Module, fitted: Fitted, request: Request) -> None:
     Raises:
         UsageError: Shapes differ, most of the two does not belong together, or all is wanted.
     """
-    fit, tensors = fitted.fit, request.contents.tensors
+    fit = fitted.fit
+    tensors = request.contents.tensors
     name = fitted.architecture.text
     fact = (
         f"{safe_text(request.contents.path)} does not fit {name}: of its keys are "
@@ -86,8 +87,8 @@ def _notes(model: nn.Module, fitted: Fitted, tensors: Mapping[str, TensorInfo]) 
 def _unexpected(fit: Fit, tensors: Mapping[str, TensorInfo]) -> str:
     """Return what the keys of the file that the model does not have amount to."""
     stored = add_up(tensors)
-    taken = {name for _, _, name in fit.pairs.values()}
-    others = [weight for weight in stored.tensors if weight.name not in taken]
+    used_names = {name for _, _, name in fit.pairs.values()}
+    others = [weight for weight in stored.tensors if weight.name not in used_names]
     parameters = sum(weight.parameters for weight in others)
     flops = sum(weight.matmul_flops_per_position or 0 for weight in others)
     of_parameters = percent(parameters / max(stored.parameters, 1))

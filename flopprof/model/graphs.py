@@ -45,8 +45,8 @@ def read_graph(path: Path, specs: Sequence[Spec]) -> Graph:
         if specs:
             sizes = ", ".join(spec.text for spec in specs)
             fact = f"{safe_text(path)}: its shapes do not fit together at {safe_text(sizes)}: "
-            said = safe_text(str(error).strip(), 300)
-            raise UsageError(fact + said, remedy="give the sizes that it was made for") from error
+            reason = safe_text(str(error).strip(), 300)
+            raise UsageError(fact + reason, remedy="give the sizes that it was made for") from error
         raise damaged(path, f"an ONNX model whose graph does not hold together: {error}") from error
 
 

@@ -72,8 +72,10 @@ class _Tries(NamedTuple):
 
 def _try(match: Match, request: Request) -> _Tries:
     """Build candidate after candidate, and compare it with the weights."""
-    tensors, path = request.contents.tensors, safe_text(request.contents.path)
-    closest = lacking = ""
+    tensors = request.contents.tensors
+    path = safe_text(request.contents.path)
+    closest = ""
+    lacking = ""
     fits: dict[Entry, int] = {}
     for entry in _candidates(match):
         if fits and match.exact:

@@ -284,8 +284,8 @@ def make_inputs(
         try:
             value = _mapped(spec if isinstance(spec, InputSpec) else spec.value, make)
         except (RuntimeError, ValueError, TypeError, OverflowError) as error:  # out of memory, too
-            said = str(error).partition("\n")[0]
-            fact = f"input {spec.text!r} cannot be made on {device}: {said}"
+            reason = str(error).partition("\n")[0]
+            fact = f"input {spec.text!r} cannot be made on {device}: {reason}"
             raise UsageError(fact, remedy="make it smaller, for example with batch 1") from error
         if spec.name is None:
             args.append(value)

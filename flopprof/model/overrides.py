@@ -36,7 +36,8 @@ def find_overrides(
         overrides["channels"] = saved[1]
     if side := _image_size(model, shapes):
         overrides["image_size"] = side
-    missing, unexpected = fit.wrong["missing"], fit.wrong["unexpected"]
+    missing = fit.wrong["missing"]
+    unexpected = fit.wrong["unexpected"]
     head = getattr(model, "pretrained_cfg", {}).get("classifier")  # of timm
     head = (head,) if isinstance(head, str) else tuple(head or ())
     if missing and head and all(key.startswith(head) for key in missing):

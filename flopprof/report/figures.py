@@ -198,10 +198,10 @@ def _held_frac(run: Run) -> dict[str, float]:
     if math.isnan(outside) or not times_us.sum() > 0:
         return {}
     holder = run.sites["bound"].where(run.sites["bound"].isin(HOLDERS), "unknown")
-    held = times_us.groupby(holder).sum() / times_us.sum() * (1 - outside)
-    shares = {name: float(held.get(name, 0.0)) for name in HOLDERS}
-    # Between ops others' work counts, too, where they had the machine.
-    shares["unknown" if not len(run.kernels) and was_busy(run) else "overhead"] += outside
+    shares_in_ops = times_us.groupby(holder).sum() / times_us.sum() * (1 - outside)
+    shares = {name: float(shares_in_ops.get(name, 0.0)) for name in HOLDERS}
+    others_had_it = was_busy(run) and not len(run.kernels)  # their work counts between ops, too
+    shares["unknown" if others_had_it else "overhead"] += outside
     return shares
 
 

@@ -62,7 +62,7 @@ def sweep(
     shared = _plain(options)
     cells = cells_of(grid)
     limit_bytes = _memory_limit(memory_limit)
-    with _kept(output) as path:
+    with _folder_for(output) as path:
         folder = Folder(path)
         folder.open(str(what), shared, force=force)
         _measure(folder, str(what), shared, cells, limit_bytes, time_limit_s, progress)
@@ -89,7 +89,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _kept(output: str | Path | None) -> Iterator[Path]:
+def _folder_for(output: str | Path | None) -> Iterator[Path]:
     """Yield a folder that stays where the user named one, and goes where not."""
     if output is not None:
         yield Path(output)

@@ -175,8 +175,8 @@ def unfinished(
     left = []
     for node in stopped:
         op = signatures[labels[node]].op
-        kept = op in KEEPS_RESULT or op.removesuffix("_") in KEEPS_RESULT
-        left.append(parents[node] if kept else node)
+        keeps_result = op in KEEPS_RESULT or op.removesuffix("_") in KEEPS_RESULT
+        left.append(parents[node] if keeps_result else node)
     return with_ancestors(left, parents)
 
 

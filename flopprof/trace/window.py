@@ -156,9 +156,9 @@ def _between(trace: Trace, begin_us: float, end_us: float) -> Trace:
     ops = trace.ops
     kernels = trace.kernels
     starts_us = ops["start_us"].to_numpy()[_outermost(ops["parent_op_id"].to_numpy())]
-    kept = (starts_us >= begin_us) & (starts_us < end_us)
-    number = np.append(np.where(kept, np.cumsum(kept) - 1, -1), -1)  # the last is for -1
-    ops = ops[kept]
+    is_inside = (starts_us >= begin_us) & (starts_us < end_us)
+    number = np.append(np.where(is_inside, np.cumsum(is_inside) - 1, -1), -1)  # the last is for -1
+    ops = ops[is_inside]
     linked = number[kernels["op_id"]]
     alone = (kernels["op_id"] == -1) & kernels["start_us"].between(begin_us, end_us, "left")
     ops = ops.assign(op_id=number[ops["op_id"]], parent_op_id=number[ops["parent_op_id"]])
