@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
-import numpy as np
 import pandas as pd
 
 from flopprof import tables
@@ -17,7 +16,17 @@ from flopprof.files import write_atomically, writing
 from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
 from flopprof.saved import LARGE_ROWS, NAMES, SUMS, SavedTables, read_provenance, regular_file
-from flopprof.totals import Measured, Totals, add_up, executed_inside, kernel_sums, op_sums
+from flopprof.totals import (
+    Measured,
+    Totals,
+    add_up,
+    add_up_measured,
+    kernel_sums,
+    op_sums,
+    sums_by_module,
+    sums_by_op,
+    sums_by_phase,
+)
 from flopprof.units import safe_text
 
 if TYPE_CHECKING:
@@ -26,9 +35,6 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 """Version of every JSON object printed; see CHANGELOG.md."""
-
-PHASES = ("forward", "backward", "recompute", "optimizer")
-"""In the order in which reports have them."""
 
 MAY_BE_LARGE = ("ops", "kernels")
 """Tables with a row per op or kernel: of a large run they are read when they are asked for."""
@@ -154,29 +160,14 @@ class Run:
     @property
     def measured(self) -> "Measured | None":
         """What counters measured of what nobody counts; None where none were joined."""
-        sites = self.sites
-        if self.provenance.executed is None or "executed_flops" not in sites:
-            return None
-        measured = sites[sites["flops"].isna() & sites["executed_flops"].notna()]
-        parts = ["executed_matmul_flops", "executed_vector_flops", "executed_int_ops"]
-        is_compared = sites[parts].notna().any(axis=1)
-        time_us = sites["time_us"].sum(min_count=1)
-        share = measured["time_us"].sum() / time_us if time_us > 0 else math.nan
-        return Measured(
-            flops=sum(map(int, measured["executed_flops"])),
-            coverage_frac=share,
-            sites=len(measured),
-            compared_frac=sites.loc[is_compared, "time_us"].sum() / time_us
-            if time_us > 0
-            else math.nan,
-        )
+        return None if self.provenance.executed is None else add_up_measured(self.sites)
 
     def _once(self, name: str, make: Callable[[], T]) -> T:
         """Return what `make` makes, which is made once: a run does not change."""
         if name not in self._derived:
             self._derived[name] = make()
-        made: T = self._derived[name]
-        return made
+        derived: T = self._derived[name]
+        return derived
 
     def _table(self, name: str) -> pd.DataFrame:
         table = self._tables[name]
@@ -241,56 +232,18 @@ class Run:
 
         `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
         """
-        sites = self.sites
-        calls = self.module_calls
-        types = dict(zip(sites["module_path"], sites["module_type"], strict=True))
-        types = dict(zip(calls["module_path"], calls["module_type"], strict=True)) | types
-        times = calls["module_path"].value_counts()
-        names = ["matmul_flops", "vector_flops", "flops", "time_us", "unknown_sites"]
-        frame = sites.assign(unknown_sites=sites["flops"].isna())
-        sums = frame.groupby("module_path", observed=True)[names].sum().astype(float)
-        own = {str(path): row for path, row in zip(sums.index, sums.to_numpy(), strict=True)}
-        inside = {path: np.zeros(len(names)) for path in types}
-        for path, row in own.items():
-            parts = path.split(".") if path else []
-            for depth in range(len(parts) + 1):
-                if (above := ".".join(parts[:depth])) in inside:
-                    inside[above] += row
-        timed = bool(sites["time_us"].notna().any())
-        rows = []
-        for path, module_type in types.items():
-            row = {"module_path": path, "module_type": module_type, "calls": times.get(path, 0)}
-            itself = own.get(path, np.zeros(len(names)))
-            for prefix, values in (("self_", itself), ("", inside[path])):
-                row |= {prefix + n: int(v) for n, v in zip(names[:3], values, strict=False)}
-                row[prefix + "time_us"] = values[3] if timed else math.nan
-            row["unknown_sites"] = int(inside[path][4])
-            rows.append(row)
-        own_names = ["self_" + name for name in names[:4]]
-        columns = ["module_path", "module_type", "calls", *own_names, *names]
-        table = pd.DataFrame(rows, columns=columns)
-        if not rows:
-            return table.astype(dict.fromkeys(columns[2:], float))
-        return table.assign(**executed_inside(sites, [*types]))
+        return sums_by_module(self.sites, self.module_calls)
 
     def by_op(self) -> pd.DataFrame:
         """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
-        columns = ["calls", "matmul_flops", "vector_flops", "flops"]
-        sums = self.sites.groupby("op", sort=False)[columns].agg(lambda v: v.sum(skipna=False))
-        return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
+        return sums_by_op(self.sites)
 
     def by_phase(self) -> pd.DataFrame:
         """Return FLOPs and time per phase, of `PHASES` those that there are.
 
         `unknown_sites` counts the sites that have no known FLOPs and are left out of the sums.
         """
-        names = ["calls", "matmul_flops", "vector_flops", "flops", "time_us"]
-        groups = self.sites.groupby("phase", sort=False, observed=True)
-        sums = groups[names].sum(min_count=1)
-        sums[names[1:4]] = sums[names[1:4]].fillna(0.0)
-        sums["unknown_sites"] = self.sites["flops"].isna().groupby(self.sites["phase"]).sum()
-        order = [phase for phase in PHASES if phase in sums.index]
-        return sums.loc[order].reset_index()
+        return sums_by_phase(self.sites)
 
     def save(self, path: str | Path, *, force: bool = False) -> Path:
         """Write the run to the folder `path` and return it; a run already there is replaced.

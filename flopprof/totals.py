@@ -1,12 +1,17 @@
-"""Add up what a run holds: sites to totals; ops and kernels to what stands for them in a job."""
+"""Add up what a run holds: sites in all, by module, op, phase; ops and kernels of a job."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from flopprof.tables import KERNEL_SUMS, OP_SUMS, codes
+
+PHASES = ("forward", "backward", "recompute", "optimizer")
+"""In the order in which reports have them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +91,23 @@ class Measured:
     compared_frac: float
 
 
+def add_up_measured(sites: pd.DataFrame) -> Measured | None:
+    """Return what counters measured of sites that nobody counts; None where none were joined."""
+    if "executed_flops" not in sites:
+        return None
+    measured = sites[sites["flops"].isna() & sites["executed_flops"].notna()]
+    parts = ["executed_matmul_flops", "executed_vector_flops", "executed_int_ops"]
+    compared = sites[sites[parts].notna().any(axis=1)]
+    time_us = sites["time_us"].sum(min_count=1)
+    is_timed = time_us > 0
+    return Measured(
+        flops=sum(map(int, measured["executed_flops"])),
+        coverage_frac=measured["time_us"].sum() / time_us if is_timed else math.nan,
+        sites=len(measured),
+        compared_frac=compared["time_us"].sum() / time_us if is_timed else math.nan,
+    )
+
+
 _EXECUTED = ("executed_flops", "executed_matmul_flops", "dram_bytes", "l2_bytes", "l1_bytes")
 
 
@@ -109,6 +131,88 @@ def executed_inside(sites: pd.DataFrame, paths: list[str]) -> dict[str, list[flo
             column.append(pd.Series(parts, dtype=float).sum(min_count=1))
         inside[name] = column
     return inside
+
+
+_FLOPS = ["matmul_flops", "vector_flops", "flops"]
+_OF_A_MODULE = [*_FLOPS, "time_us", "unknown_sites"]
+
+
+def sums_by_module(sites: pd.DataFrame, module_calls: pd.DataFrame) -> pd.DataFrame:
+    """Return FLOPs and time per module, its own (`self_…`) and with all modules inside it.
+
+    `unknown_sites` counts what inside a module has no known FLOPs and is left out of the sums.
+
+    Args:
+        sites: Table SITES.
+        module_calls: Table MODULE_CALLS.
+    """
+    types = _module_types(sites, module_calls)
+    frame = sites.assign(unknown_sites=sites["flops"].isna())
+    sums = frame.groupby("module_path", observed=True)[_OF_A_MODULE].sum().astype(float)
+    own = sums.reindex([*types], fill_value=0.0)
+    inside = pd.DataFrame(_with_inner(own), index=own.index, columns=_OF_A_MODULE)
+    calls = module_calls["module_path"].value_counts()
+    columns: dict[str, Any] = {
+        "module_path": [*types],
+        "module_type": [*types.values()],
+        "calls": [calls.get(path, 0) for path in types],
+    }
+    is_timed = bool(sites["time_us"].notna().any())
+    for prefix, values in (("self_", own), ("", inside)):
+        for name in _FLOPS:
+            columns[prefix + name] = [int(flops) for flops in values[name]]
+        columns[prefix + "time_us"] = values["time_us"].to_list() if is_timed else math.nan
+    columns["unknown_sites"] = [int(count) for count in inside["unknown_sites"]]
+    table = pd.DataFrame(columns)
+    if not types:
+        return table.astype(dict.fromkeys(table.columns[2:], float))
+    return table.assign(**executed_inside(sites, [*types]))
+
+
+def _module_types(sites: pd.DataFrame, module_calls: pd.DataFrame) -> dict[str, str]:
+    """Return the type of each module that was called or has a site, by path."""
+    called = zip(module_calls["module_path"], module_calls["module_type"], strict=True)
+    with_sites = zip(sites["module_path"], sites["module_type"], strict=True)
+    return dict(called) | dict(with_sites)
+
+
+def _with_inner(own: pd.DataFrame) -> np.ndarray:
+    """Return the modules' own sums with those of all modules inside them; paths are the index."""
+    row_of = {path: row for row, path in enumerate(own.index)}
+    values = own.to_numpy()
+    sums: np.ndarray = np.zeros_like(values)
+    for path, row in row_of.items():
+        for around in _paths_around(path):
+            if around in row_of:
+                sums[row_of[around]] += values[row]
+    return sums
+
+
+def _paths_around(path: str) -> Iterator[str]:
+    """Yield "", "a", "a.b" for "a.b": the model, the modules around this one, and itself."""
+    names = path.split(".") if path else []
+    for depth in range(len(names) + 1):
+        yield ".".join(names[:depth])
+
+
+def sums_by_op(sites: pd.DataFrame) -> pd.DataFrame:
+    """Return calls and FLOPs per op name, most FLOPs first; NaN where unknown."""
+    groups = sites.groupby("op", sort=False)[["calls", *_FLOPS]]
+    sums = groups.agg(lambda values: values.sum(skipna=False))
+    return sums.sort_values("flops", ascending=False, kind="stable").reset_index()
+
+
+def sums_by_phase(sites: pd.DataFrame) -> pd.DataFrame:
+    """Return FLOPs and time per phase, of `PHASES` those that there are.
+
+    `unknown_sites` counts the sites that have no known FLOPs and are left out of the sums.
+    """
+    groups = sites.groupby("phase", sort=False, observed=True)
+    sums = groups[["calls", *_FLOPS, "time_us"]].sum(min_count=1)
+    sums[_FLOPS] = sums[_FLOPS].fillna(0.0)
+    sums["unknown_sites"] = sites["flops"].isna().groupby(sites["phase"]).sum()
+    order = [phase for phase in PHASES if phase in sums.index]
+    return sums.loc[order].reset_index()
 
 
 def kernel_sums(kernels: pd.DataFrame, site_of: np.ndarray) -> pd.DataFrame:

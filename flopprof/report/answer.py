@@ -25,7 +25,8 @@ from flopprof.judge.verdicts import VERDICTS
 from flopprof.provenance import Alternative, Observer, Spread, Telemetry, plain
 from flopprof.provenance import Compiled as CompiledFacts
 from flopprof.registry import Registry, import_all
-from flopprof.run import PHASES, SCHEMA_VERSION, Run
+from flopprof.run import SCHEMA_VERSION, Run
+from flopprof.totals import PHASES
 
 Whole = Annotated[int, Meta(ge=0)]
 Count = Annotated[float, Meta(ge=0)]
