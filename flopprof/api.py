@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+import msgspec
 import pandas as pd
 
 from flopprof._version import __version__
@@ -28,6 +29,7 @@ from flopprof.capture.describe import (
 from flopprof.capture.foreign import foreign_work
 from flopprof.capture.graph import count_graph, is_graph
 from flopprof.capture.passes import count_and_trace
+from flopprof.capture.steps import steps_told
 from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
 from flopprof.capture.watch import Watched, on_device, watch
 from flopprof.errors import FlopprofError, GradientsError, ModelError
@@ -182,7 +184,13 @@ def run_count(
         return assemble(witnesses, ROOFLINES.empty(), graph.provenance, doubts=doubts)
     subject = find_subject(model_or_name, inputs, kwargs, settings, meta=True)
     try:
-        return _count(subject, settings, progress)
+        run = _count(subject, settings, progress)
+        warnings = (
+            *run.provenance.warnings,
+            *warned("model", steps_told(subject.model, run.sites)),
+        )
+        run.provenance = msgspec.structs.replace(run.provenance, warnings=warnings)
+        return run
     except ModelError:  # values decide its path, and the meta device has none
         progress("loading the weights: the model needs values")
         return _count(find_subject(model_or_name, inputs, kwargs, settings), settings, progress)

@@ -139,6 +139,8 @@ def _lines_of_model(facts: dict[str, Any]) -> list[tuple[str, str]]:
     elif facts["nearest"] and not facts["model_type"]:
         nearest = f"{', '.join(facts['nearest'][:3])}, with another head, input or layers"
         lines.append(("Nearest", f"{nearest}: flopprof count builds and compares"))
-    elif facts["tensors"] and not facts["model_type"] and not facts["remedy"]:
+    elif facts["tensors"] and not (
+        facts["model_type"] or facts["diffusers_class"] or facts["remedy"]
+    ):
         lines.append(("Model", "not recognised: no model of the index is alike"))
     return lines

@@ -38,6 +38,7 @@ _MAX_PARTS = 500_000  # attributes of a module's modules
 _MAX_KEY = 1_000  # letters of a tensor's dotted name
 _MAX_DEPTH = 12  # of a checkpoint, in which weights are looked for
 _MAX_CONTAINERS = 20_000  # of it, too
+_MAX_PIPELINE = 100  # entries of a pipeline's index
 _MODULE = 1_000_000  # tensors that a pickled module counts as where a file holds several things
 _STATE = re.compile("(?i)optim|sched|scaler|rng|grad|loops|callbacks")  # no weights of a model
 
@@ -64,6 +65,7 @@ class Contents:
     # path → class and plain attributes, such as stride
     config: dict[str, Any] = field(default_factory=dict)  # the config.json beside the weights
     adapter: dict[str, Any] = field(default_factory=dict)  # the adapter_config.json beside them
+    parts: dict[str, "Contents"] = field(default_factory=dict)  # the models of a pipeline
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -90,7 +92,7 @@ def read_contents(path: Path, kind: FileKind) -> Contents:
     """
     try:
         if kind.name == "pipeline":
-            raise _pipeline(path, kind)
+            return _read_pipeline(path)
         if kind.name in ("sharded", "huggingface", "adapter"):
             return _read_folder(path, kind.name)
         if kind.name == "safetensors":
@@ -157,19 +159,34 @@ def _read_folder(path: Path, kind: str) -> Contents:
     )
 
 
-def _pipeline(path: Path, kind: FileKind) -> LoadError:
-    """Return the error for a pipeline of diffusers, which names the models in it."""
+def _read_pipeline(path: Path) -> Contents:
+    """Return what the models of a pipeline of diffusers hold, their keys behind the parts' names.
+
+    Raises:
+        LoadError: None of its models is there, or one is damaged.
+    """
     index = read_json(path / "model_index.json")
-    parts = [
-        (name, part[1])
-        for name, part in index.items()
-        if isinstance(part, list) and len(part) > 1 and (path / name / "config.json").exists()
-    ]
-    shown = safe_text(", ".join(f"{name} ({cls})" for name, cls in parts[:8]))
-    first = next((name for name, _ in parts if name in ("unet", "transformer")), "")
-    first = first or next((name for name, _ in parts), "unet")
-    fact = f"{safe_text(path)} is {kind.what} of several models: {shown or 'none of them is here'}"
-    return LoadError(fact, remedy=f"name one of them: {safe_text(path / first)}")
+    parts: dict[str, Contents] = {}
+    for name, library_and_class in islice(index.items(), _MAX_PIPELINE):
+        is_part = isinstance(library_and_class, list) and Path(name).name == name
+        if is_part and (path / name / "config.json").is_file():
+            parts[name] = _read_folder(path / name, "huggingface")
+    if not parts:
+        fact = f"{safe_text(path)} is a diffusers pipeline of which no model is here"
+        raise LoadError(fact, remedy="download its folders, unet or transformer at least")
+    tensors = {
+        f"{name}.{key}": info for name, part in parts.items() for key, info in part.tensors.items()
+    }
+    return Contents(
+        path,
+        "pipeline",
+        tensors,
+        globals=tuple(sorted({name for part in parts.values() for name in part.globals})),
+        config=index,
+        shards=tuple(shard for part in parts.values() for shard in part.shards),
+        notes=tuple(f"{name}: {note}" for name, part in parts.items() for note in part.notes),
+        parts=parts,
+    )
 
 
 def file_kind(path: Path) -> FileKind:

@@ -1,5 +1,6 @@
 """Load a model of diffusers: its config.json names the class, the weights are its state."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -44,18 +45,89 @@ def load_diffusers(request: Request) -> Loaded:
     return fit_to(architecture, request, "diffusers folder", lambda: read_weights(contents))
 
 
+def latent_side(config: Mapping[str, Any]) -> int:
+    """Return the side of the latent image that a denoiser's configuration is made for."""
+    packed = text(config, "_class_name").startswith("Flux")  # says no size: its own is 1024 pixels
+    return image_size(config, 128 if packed else 64)[0]
+
+
+def text_tokens(pipeline: str, model_type: str) -> int:
+    """Return how many tokens a pipeline gives a text encoder: all that it is padded to."""
+    if "clip" in model_type or not model_type:
+        return _TOKENS
+    lengths = (length for name, length in _LONG_TEXTS.items() if pipeline.startswith(name))
+    return next(lengths, _TOKENS)
+
+
+_LONG_TEXTS = {
+    "Flux": 512,
+    "StableDiffusion3": 256,
+    "PixArtAlpha": 120,
+    "PixArtSigma": 300,
+    "Sana": 300,
+    "AuraFlow": 256,
+    "Lumina": 256,
+}
+"""What T5 and its like are given, by the beginning of the pipeline's class: its own default."""
+
+
 def _input(name: str, config: dict[str, Any]) -> str | None:
     """Return the inputs of the commonest classes, as specs; None for the others."""
     channels = number(config, "in_channels", default=4)
-    sides = "x".join(map(str, image_size(config, 64)))
+    side = latent_side(config)
+    image = f"1x{channels}x{side}x{side}"
     if name == "UNet2DConditionModel":
         width = number(config, "cross_attention_dim", default=768)
-        return (
-            f"sample=1x{channels}x{sides} timestep=1:int64 "
-            f"encoder_hidden_states=1x{_TOKENS}x{width}"
-        )
+        condition = f"encoder_hidden_states=1x{_TOKENS}x{width}"
+        return f"sample={image} timestep=1:int64 {condition}{_sdxl(config)}"
     if name == "UNet2DModel":
-        return f"sample=1x{channels}x{sides} timestep=1:int64"
+        return f"sample={image} timestep=1:int64"
     if name.startswith("AutoencoderKL"):
-        return f"sample=1x{channels}x{sides}"
-    return None
+        return f"sample={image}"
+    if name == "DiTTransformer2DModel":
+        classes = number(config, "num_embeds_ada_norm", default=1000)
+        return f"hidden_states={image} timestep=1:int64 class_labels=1:int64:0-{classes - 1}"
+    if name == "PixArtTransformer2DModel":
+        width = number(config, "caption_channels", default=4096)
+        tokens = 300 if side >= _SIGMA else 120
+        added = "{resolution:None,aspect_ratio:None}"
+        if config.get("use_additional_conditions", side >= _SIGMA):
+            added = "{resolution:1x2,aspect_ratio:1x1}"
+        return (
+            f"hidden_states={image} timestep=1:int64 encoder_hidden_states=1x{tokens}x{width} "
+            f"added_cond_kwargs={added}"
+        )
+    if name == "SD3Transformer2DModel":
+        width = number(config, "joint_attention_dim", default=4096)
+        pooled = number(config, "pooled_projection_dim", default=2048)
+        tokens = _TOKENS + _LONG_TEXTS["StableDiffusion3"]
+        return (
+            f"hidden_states={image} timestep=1:int64 encoder_hidden_states=1x{tokens}x{width} "
+            f"pooled_projections=1x{pooled}"
+        )
+    return _flux(config, channels, side) if name == "FluxTransformer2DModel" else None
+
+
+_SIGMA = 128  # the latent side from which on PixArt knows resolution and aspect ratio
+
+
+def _sdxl(config: Mapping[str, Any]) -> str:
+    """Return what SDXL's UNet takes besides: the pooled text, and six sizes."""
+    if text(config, "addition_embed_type") != "text_time":
+        return ""
+    each = number(config, "addition_time_embed_dim", default=256)
+    pooled = number(config, "projection_class_embeddings_input_dim", default=2816) - 6 * each
+    return f" added_cond_kwargs={{text_embeds:1x{pooled},time_ids:1x6}}" if pooled > 0 else ""
+
+
+def _flux(config: Mapping[str, Any], channels: int, side: int) -> str:
+    """Return Flux's inputs: patches of 2 × 2 latents in a row, the text, and where both lie."""
+    patches = (side // 2) ** 2
+    tokens = _LONG_TEXTS["Flux"]
+    guidance = " guidance=1:float32" if config.get("guidance_embeds") is True else ""
+    return (
+        f"hidden_states=1x{patches}x{channels} timestep=1:float32 "
+        f"encoder_hidden_states=1x{tokens}x{number(config, 'joint_attention_dim', default=4096)} "
+        f"pooled_projections=1x{number(config, 'pooled_projection_dim', default=768)} "
+        f"img_ids={patches}x3 txt_ids={tokens}x3{guidance}"
+    )

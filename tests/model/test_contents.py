@@ -248,23 +248,33 @@ def test_of_several_weight_files_none_is_chosen(tmp_path):
         load_model(tmp_path, meta=True)
 
 
-def test_a_pipeline_of_diffusers_names_its_models(tmp_path):
+def test_a_pipeline_of_diffusers_tells_the_tensors_of_its_models(tmp_path, monkeypatch):
     index = {
         "_class_name": "StableDiffusionPipeline",
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         "scheduler": ["diffusers", "PNDMScheduler"],
+        "../elsewhere": ["diffusers", "UNet2DModel"],
     }
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     for name in ("unet", "vae"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "config.json").write_text("{}")
+        (tmp_path / name / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+        weights = tmp_path / name / "diffusion_pytorch_model.safetensors"
+        write_safetensors(weights, net().state_dict())
+    monkeypatch.setitem(sys.modules, "diffusers", None)
 
-    with pytest.raises(LoadError) as caught:
+    assert {key.partition(".")[0] for key in contents_of(tmp_path).tensors} == {"unet", "vae"}
+    with pytest.raises(UnknownArchitectureError, match="diffusers is not installed") as caught:
         load_model(tmp_path, meta=True)
+    assert caught.value.details["weights"]["matmul_flops_per_position"] > 0
 
-    assert "unet (UNet2DConditionModel), vae (AutoencoderKL)" in caught.value.problem
-    assert caught.value.remedy == f"name one of them: {tmp_path / 'unet'}"
+
+def test_a_pipeline_without_its_models_is_told(tmp_path):
+    (tmp_path / "model_index.json").write_text('{"_class_name": "A", "unet": ["diffusers", "B"]}')
+
+    with pytest.raises(LoadError, match="of which no model is here"):
+        load_model(tmp_path, meta=True)
 
 
 def test_a_folder_of_diffusers_has_its_tensors_and_class(arch, tmp_path):
