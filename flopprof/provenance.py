@@ -216,6 +216,25 @@ class GeneratedKernel(Part, frozen=True, kw_only=True):
     fuses: tuple[str, ...] = ()
 
 
+class ProgramOp(Part, frozen=True, kw_only=True):
+    """What a compiled program calls: a kernel that was generated for it, or a library's op.
+
+    Calls of one name, shapes and type are added up; FLOPs of a generated kernel are an estimate,
+    and NaN where its trace tells no shapes, as on a CPU.
+    """
+
+    op: str
+    input_shapes: str = ""
+    dtype: str = ""
+    kind: str = "unknown"
+    is_generated: bool = False
+    calls: int = 0
+    time_us: float = math.nan
+    matmul_flops: float = math.nan
+    vector_flops: float = math.nan
+    min_bytes: float = math.nan
+
+
 class Compiled(Part, frozen=True, kw_only=True):
     """What torch.compile made of the model: its times are in `Timing`, its FLOPs the eager call's.
 
@@ -229,6 +248,7 @@ class Compiled(Part, frozen=True, kw_only=True):
         saved_bytes: The difference.
         extern_calls: Calls of library products beside the generated kernels.
         extern_matmul_flops: Their FLOPs.
+        program: What the compiled program calls, most time first; empty in older runs.
     """
 
     mode: str
@@ -241,6 +261,7 @@ class Compiled(Part, frozen=True, kw_only=True):
     kernels: tuple[GeneratedKernel, ...] = ()
     extern_calls: int = 0
     extern_matmul_flops: float = math.nan
+    program: tuple[ProgramOp, ...] = ()
 
 
 class Memory(Part, frozen=True, kw_only=True):

@@ -12,7 +12,7 @@ import pandas as pd
 from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.formulas import GENERATED
 from flopprof.formulas.generated import ops_in_name
-from flopprof.provenance import GeneratedKernel
+from flopprof.provenance import GeneratedKernel, ProgramOp
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,6 +140,40 @@ def kernels_of(ops: pd.DataFrame, kernels: pd.DataFrame) -> list[GeneratedKernel
         )
         for name, calls, time_us in totals.sort_values("sum", ascending=False).itertuples()
     ]
+
+
+def program_of(ops: pd.DataFrame, *, on_device: bool) -> tuple[ProgramOp, ...]:
+    """Return what a compiled call calls, most time first: what counts, and generated kernels.
+
+    Args:
+        ops: Ops of its trace.
+        on_device: Whether their time is that of their kernels.
+    """
+    names = ops["op"].astype("str")
+    generated = names.str.match(GENERATED)
+    chosen = ops[ops["counted"] | generated].assign(
+        op=names, is_generated=generated, time_us=ops["device_us" if on_device else "cpu_us"]
+    )
+    keys = ["op", "input_shapes", "dtype", "kind", "is_generated"]
+    sums = ["time_us", "matmul_flops", "vector_flops", "min_bytes"]
+    groups = chosen.groupby(keys, sort=False, observed=True)
+    totals = groups[sums].agg(lambda values: values.sum(skipna=False))
+    totals = totals.assign(calls=groups.size()).sort_values("time_us", ascending=False)
+    return tuple(
+        ProgramOp(
+            op=str(row.op),
+            input_shapes=str(row.input_shapes),
+            dtype=str(row.dtype),
+            kind=str(row.kind),
+            is_generated=bool(row.is_generated),
+            calls=int(row.calls),
+            time_us=float(row.time_us),
+            matmul_flops=float(row.matmul_flops),
+            vector_flops=float(row.vector_flops),
+            min_bytes=float(row.min_bytes),
+        )
+        for row in totals.reset_index().itertuples(index=False)
+    )
 
 
 def _fused_ops(kernel: str) -> list[str]:

@@ -198,7 +198,7 @@ def against_eager(
     facts: dict[str, Any], trace: "Trace", eager: pd.DataFrame
 ) -> tuple[Compiled, list[Warned]]:
     """Return what was fused into what and the bytes that this saved, if known; and doubts."""
-    from flopprof.capture.compiled import kernels_of
+    from flopprof.capture.compiled import kernels_of, program_of
 
     doubts = []
     if not facts["graphs"]:
@@ -214,6 +214,7 @@ def against_eager(
         kernels=tuple(kernels_of(trace.ops, trace.kernels)),
         extern_calls=int((counted["matmul_flops"] > 0).sum()),
         extern_matmul_flops=float(counted["matmul_flops"].sum()),
+        program=program_of(trace.ops, on_device=len(trace.kernels) > 0),
         eager_min_bytes=eager_bytes,
         saved_bytes=eager_bytes - facts["min_bytes"],
     )

@@ -2,10 +2,14 @@
 
 from typing import Any
 
+import msgspec
 import pytest
 
+from flopprof.provenance import ProgramOp
+from flopprof.report.chart import draw_figure
+from flopprof.report.chart.compare import compare_data
 from flopprof.report.chart.data import chart_data
-from tests.builders import make_run
+from tests.builders import called, make_run
 
 
 def sites(*shares: tuple[float, str]) -> list[dict[str, Any]]:
@@ -46,6 +50,43 @@ def test_the_chart_of_a_compiled_run_is_of_the_eager_call_and_says_so():
     assert data.run["name"].tolist() == ["whole eager run (wall time)"]
     assert data.run["achieved_flops_per_s"].tolist() == [pytest.approx(528 / 200e-6)]
     assert data.finding.endswith("; eager, compiled in 50.0 µs of 200 µs")
+
+
+def program(name, **facts):
+    return ProgramOp(op=name, dtype="float32", calls=1, **facts)
+
+
+def test_the_chart_of_a_compiled_run_is_the_compiled_program_alone():
+    run = make_run(
+        compiled={"mode": "default", "min_bytes": 400.0, "eager_min_bytes": 800.0, "kernels": []},
+        eager_wall_us={"median": 200.0, "p5": 190.0, "p95": 210.0},
+    )
+    ops = (
+        program("aten::addmm", kind="matmul", time_us=30.0, matmul_flops=480.0, vector_flops=48.0,
+                min_bytes=592.0),
+        program("graph_0_cpp_fused_gelu_2", is_generated=True, time_us=10.0),
+    )  # fmt: skip
+    before = called(run).compiled
+    assert before is not None
+    facts = msgspec.structs.replace(before, program=ops)
+    run = run.replaced(provenance=msgspec.structs.replace(run.provenance, compiled=facts))
+
+    data = chart_data(run)
+
+    # No eager site is among the points: one library call, and one kernel of unknown FLOPs.
+    assert data.points["name"].tolist() == ["addmm"]
+    assert data.points["achieved_flops_per_s"].tolist() == [pytest.approx(528 / 30e-6)]
+    assert data.merged["place"].tolist() == ["unknown"]
+    assert data.merged["share_frac"].tolist() == [pytest.approx(0.25)]
+    # Both stars do the mathematics' 528 FLOPs: in 50 µs over Inductor's 400 bytes, in 200 over 800.
+    assert data.run["place"].tolist() == ["run", "eager"]
+    assert data.run["time_us"].tolist() == [50.0, 200.0]
+    assert data.run["intensity_flops_per_byte"].tolist() == [528 / 400, 528 / 800]
+    assert data.finding.endswith("; compiled, eager took 200 µs")
+    texts = " ".join(text.get_text() for text in draw_figure(run).axes[0].texts)
+    assert "eager run: 2.64 MFLOP/s" in texts
+    assert "run: 10.6 MFLOP/s" in texts
+    assert len(compare_data({"a": run, "b": run}).run) == 2
 
 
 def test_a_chart_of_one_point_alone_is_drawn():

@@ -35,6 +35,7 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     for part in ("points", "merged", "table", "run", "roofs"):
         parts = [getattr(chart, part).assign(series=series) for series, chart in charts.items()]
         frames[part] = pd.concat(parts, ignore_index=True)
+    frames["run"] = frames["run"][frames["run"]["place"] == "run"]  # no eager star beside each
     points = frames["points"]
     points["head"] = ~points.duplicated("key", keep="last")  # where the arrows end
     table = frames["table"]

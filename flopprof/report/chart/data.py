@@ -15,6 +15,7 @@ import pandas as pd
 from flopprof.errors import UsageError
 from flopprof.judge.roofs import main_units, site_roofline
 from flopprof.provenance import CallProvenance
+from flopprof.report.chart.program import compiled_of, program_sites, with_eager
 from flopprof.report.executed import LEVELS
 from flopprof.tables import ROOFLINES, SITES
 from flopprof.units import duration
@@ -90,7 +91,9 @@ def chart_data(
     """
     if group_by not in GROUPS:
         raise UsageError(f"cannot group by {group_by!r}", remedy=f"use {', '.join(GROUPS)}")
-    sites = SITES.check(run.sites).replace([math.inf, -math.inf], math.nan)
+    compiled = compiled_of(run)
+    sites = SITES.check(run.sites if compiled is None else program_sites(run, compiled))
+    sites = sites.replace([math.inf, -math.inf], math.nan)
     rooflines = ROOFLINES.check(run.rooflines)
     sites = _with_measured_bytes(sites) if measured else sites.drop(columns=_measured_of(sites))
     if level is not None:
@@ -109,6 +112,8 @@ def chart_data(
     parts = _parts(pd.concat([points[~labelled].assign(place="rest"), elsewhere]))
     timing = _wall(run)
     whole = _whole_run(sites, timing)
+    if compiled is not None:
+        whole = with_eager(run, compiled, whole)
     at_level = f" ({level})" if level else ""
     return ChartData(
         points=_rates(points),
@@ -282,11 +287,15 @@ def _whole_run(sites: pd.DataFrame, timing: _Timing) -> pd.DataFrame:
 
 
 def _wall(run: "Run") -> _Timing:
-    """Return the wall time of the run; the sites of a compiled one are the eager call's."""
+    """Return the wall time of the run; in older runs, sites of a compiled one are the eager's."""
     provenance = run.provenance
     if not isinstance(provenance, CallProvenance) or not provenance.timing.eager_wall_us:
         return _Timing(provenance.wall_us)
     eager_us = provenance.timing.eager_wall_us.median
+    if compiled_of(run) is not None:
+        return _Timing(
+            provenance.wall_us, " compiled", f"; compiled, eager took {duration(eager_us)}"
+        )
     remark = f"; eager, compiled in {duration(provenance.wall_us)} of {duration(eager_us)}"
     return _Timing(eager_us, " eager", remark)
 

@@ -127,8 +127,11 @@ def _legend_of_areas(sheet: Sheet) -> Iterator[Item]:
     for row in merged[merged["place"] == "other"].itertuples():
         yield sheet.look(row, _LEGEND_AREA), f"{row.series} {row.name}".strip()
     for run in sheet.data.run.itertuples():
-        rate = f"{run.series} run: {si(run.achieved_flops_per_s, 'FLOP/s')}"
+        which = "eager run" if run.place == "eager" else "run"
+        rate = f"{run.series} {which}: {si(run.achieved_flops_per_s, 'FLOP/s')}"
         yield sheet.look(run, _LEGEND_AREA), rate.strip()
+        if run.place == "eager":
+            continue
         coverage = f"{run.series} FLOPs known: {percent(run.coverage_frac)}"
         yield Look("", 1.0, "none"), coverage.strip()
     yield Look("o", 60.0, "none"), "ring: above its roof"
@@ -168,7 +171,7 @@ def _draw_strip(sheet: Sheet, y: float, rows: list[Any], name: str) -> float:
 
 def _columns(rows: pd.DataFrame) -> dict[str, "pd.Series[str]"]:
     """Return the table's columns as texts."""
-    single = ~rows["place"].isin([*HATCHES, "run"])
+    single = ~rows["place"].isin([*HATCHES, "run", "eager"])
     has_rate = rows["flops"] > 0
     above = is_above(rows["efficiency_frac"]).map({True: "!", False: ""})
     return {

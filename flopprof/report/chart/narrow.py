@@ -142,7 +142,7 @@ class _Panel:
         for row in self.chart.run[self.chart.run["intensity_flops_per_byte"] > 0].itertuples():
             x, y = self.at(row.intensity_flops_per_byte, row.achieved_flops_per_s)
             discs.append([x, y, 6.0])
-            labels.append("★")
+            labels.append(row.label)
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{_INK}"/>'
         marks = np.array(discs).reshape(-1, 3)
         texts = np.vstack(self.in_the_way)
@@ -179,7 +179,7 @@ def _list(chart: "ChartData") -> Iterator[str]:
         yield f'<li class="star">Slopes from the left: {escape(slopes)}</li>'
     for row in chart.run.itertuples():
         rate = si(row.achieved_flops_per_s, "FLOP/s")
-        yield f'<li class="star">★ {escape(clean_text(row.name))}: {escape(rate)}</li>'
+        yield f'<li class="star">{row.label} {escape(clean_text(row.name))}: {escape(rate)}</li>'
 
 
 def _line(start: Any, end: Any, colour: str) -> str:

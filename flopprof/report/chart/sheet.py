@@ -142,6 +142,8 @@ class Sheet:
     def look(self, row: Any, area: float | None = None) -> Look:
         """Return the mark of a row, its area the share of time unless given."""
         run_colour = self.run_colour(row.series)
+        if row.place == "eager":
+            return Look("*", area or 62.0, self.muted, hollow=True)
         if row.place == "run":
             return Look("*", area or 62.0, run_colour or self.ink)
         is_point = row.place == "point"
