@@ -14,8 +14,8 @@ import pandas as pd
 from flopprof._version import __version__
 from flopprof.assemble import Witnesses, as_call, assemble, assemble_job
 from flopprof.capture.alone import alone
-from flopprof.capture.call import are_sizes, home, is_size, meta_twin, using_threads
-from flopprof.capture.decoding import count_generation, measure_generation
+from flopprof.capture.call import are_sizes, home, is_size, using_threads
+from flopprof.capture.decoding import measure_generation
 from flopprof.capture.describe import (
     describe_call,
     describe_environment,
@@ -26,13 +26,12 @@ from flopprof.capture.describe import (
     now,
     what_is_missing,
 )
-from flopprof.capture.foreign import foreign_work
 from flopprof.capture.graph import count_graph, is_graph
-from flopprof.capture.passes import count_and_trace
 from flopprof.capture.steps import steps_told
 from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
 from flopprof.capture.watch import Watched, on_device, watch
-from flopprof.errors import FlopprofError, GradientsError, ModelError
+from flopprof.counted import counted_run, memory_of
+from flopprof.errors import GradientsError, ModelError
 from flopprof.formulas.external import loaded_files
 from flopprof.jobs import Reading, Told, captured, loads_of, read_traces
 from flopprof.judge.hidden import hidden_gaps
@@ -41,10 +40,8 @@ from flopprof.provenance import (
     COMMAND,
     Called,
     CallProvenance,
-    CountProvenance,
     DeviceFacts,
     Environment,
-    Memory,
     Source,
     TraceProvenance,
     Warned,
@@ -64,7 +61,6 @@ from flopprof.units import file_text
 if TYPE_CHECKING:
     from torch import nn
 
-    from flopprof.capture.training import Training
     from flopprof.ceilings.ceiling import Ceilings
     from flopprof.devices import Device
 
@@ -200,82 +196,9 @@ def run_count(
 def _count(subject: Subject, settings: Settings, progress: Progress) -> Run:
     progress("counting")
     try:
-        return _counted(subject, settings, progress)
+        return counted_run(subject, settings, progress)
     except GradientsError:
-        return _counted(with_gradients(subject), settings, progress)
-
-
-def _counted(subject: Subject, settings: Settings, progress: Progress = silent) -> Run:
-    training = training_of(settings)
-    doubts = warned("model", subject.origin.warnings)
-    traced = _count_on_meta(subject, training, progress)
-    where = "meta"
-    if isinstance(traced, FlopprofError):
-        # What the model says on its own device is clearer, or it runs there.
-        text = (
-            "the model needs values: it was counted for these; work outside PyTorch, such as "
-            "numpy's, is only seen where time is: flopprof run"
-        )
-        doubts.append(Warned(code="values", text=text))
-        traced = None
-    if traced is None:
-        where = home(subject.model)[0]
-        inputs = subject.inputs.to("meta") if where == "meta" else subject.inputs
-        traced = count_and_trace(subject.model, inputs, training, progress)
-    trace, module_calls, foreign = traced
-    missing = what_is_missing(subject.origin, subject.model, module_calls, is_count=True)
-    doubts += warned("model", missing)
-    provenance = CountProvenance(
-        source=describe_source(subject.model, module_calls, subject.origin),
-        called=describe_call(
-            subject.model,
-            subject.inputs,
-            subject.origin,
-            settings,
-            main_dtype(subject.model, subject.inputs),
-        ),
-        device=DeviceFacts(name=where, kind=where),
-        environment=describe_environment(),
-        memory=_memory(subject, settings),
-        generate=count_generation(subject, settings, _counted),
-    )
-    doubts += warned("foreign", foreign_work(foreign))
-    doubts += warned("trace", trace.info["warnings"])
-    witnesses = Witnesses(module_calls, [as_call(trace, foreign)])
-    return assemble(witnesses, ROOFLINES.empty(), provenance, doubts=doubts)
-
-
-def _memory(subject: Subject, settings: Settings) -> Memory | None:
-    """Return what the call needs of memory, where that was asked for."""
-    if not settings.memory:
-        return None
-    from flopprof.capture.memory import describe_memory  # which imports torch
-
-    return describe_memory(subject.model, subject.inputs, training_of(settings))
-
-
-def _count_on_meta(
-    subject: Subject, training: "Training | None", progress: Progress
-) -> "tuple[Trace, pd.DataFrame, dict[str, str]] | FlopprofError | None":
-    """Return what a copy of the model did on the meta device, or why it could not run there.
-
-    None is for what is there already, or what shapes do not tell: nested and sparse inputs (how
-    many elements they store is lost on the meta device), a step that trains this very model.
-    """
-    from flopprof.capture.sparse import holds_sparse
-
-    model = subject.model
-    if home(model)[0] == "meta" or (training is not None and training.step is not None):
-        return None
-    if not subject.inputs.has_shapes or holds_sparse(model, subject.inputs):
-        return None
-    twin = meta_twin(model)
-    if twin is None:
-        return None
-    try:
-        return count_and_trace(twin, subject.inputs.to("meta"), training, progress)
-    except FlopprofError as error:
-        return error
+        return counted_run(with_gradients(subject), settings, progress)
 
 
 @overload
@@ -339,6 +262,10 @@ def run_profile(
     """Do what `profile` does, with settings that are checked already."""
     from flopprof.devices import find_device
 
+    if settings.distributed is not None:
+        from flopprof.job import run_job
+
+        return run_job(model_or_name, inputs, kwargs, settings, progress)
     user_ceilings = ceilings_of_user(settings)  # a fault in the file is told before long work
     if isinstance(model_or_name, str | Path):
         progress("loading torch")
@@ -356,7 +283,29 @@ def run_profile(
         watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
     dtype = settings.autocast or main_dtype(subject.model, subject.inputs)
     ceilings = ceilings_of(device, watched.trace, dtype, settings, user_ceilings, progress)
+    return run_of(subject, device, watched, settings, ceilings, progress)
+
+
+def run_of(
+    subject: Subject,
+    device: "Device",
+    watched: Watched,
+    settings: Settings,
+    ceilings: "Ceilings",
+    progress: Progress,
+) -> Run:
+    """Return the run that the watched call makes; what else is asked for is measured for it.
+
+    Args:
+        subject: The model and its inputs.
+        device: Where they are.
+        watched: What the passes found.
+        settings: How the model was called.
+        ceilings: What the device can do.
+        progress: Called with the name of each stage as it begins.
+    """
     progress("reconciling")
+    dtype = settings.autocast or main_dtype(subject.model, subject.inputs)
     provenance = CallProvenance(
         source=describe_source(subject.model, watched.module_calls, subject.origin),
         called=describe_call(subject.model, subject.inputs, subject.origin, settings, dtype),
@@ -367,8 +316,8 @@ def run_profile(
             watched.telemetry, max(settings.warmup - 1, 0) + settings.repeats
         ),
         compiled=watched.compiled[0] if watched.compiled else None,
-        memory=_memory(subject, settings),
-        generate=measure_generation(subject, device, settings, _counted, progress),
+        memory=memory_of(subject, settings),
+        generate=measure_generation(subject, device, settings, counted_run, progress),
     )
     traced = [as_call(trace, watched.foreign) for trace in (watched.trace, *watched.others)]
     witnesses = Witnesses(watched.module_calls, traced)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import msgspec
+import numpy as np
 import pandas as pd
 
 from flopprof.judge.hidden import bound_by_all_cores
@@ -15,6 +16,7 @@ from flopprof.judge.spread import TracedCall
 from flopprof.judge.sums import SiteSums
 from flopprof.provenance import (
     AnyProvenance,
+    Called,
     CallProvenance,
     CountProvenance,
     SavedTotals,
@@ -23,8 +25,14 @@ from flopprof.provenance import (
     warned,
 )
 from flopprof.run import Run
-from flopprof.tables import KERNELS, MODULE_CALLS, OPS
+from flopprof.tables import COLLECTIVES, KERNELS, MODULE_CALLS, OPS, SITES, Table
 from flopprof.totals import Totals
+from flopprof.trace.collectives import (
+    add_up_collectives,
+    collective_facts,
+    collective_sums,
+    sums_of_sent,
+)
 from flopprof.trace.read import Trace
 
 P = TypeVar("P", bound=AnyProvenance)
@@ -195,3 +203,131 @@ def _with_totals(provenance: AnyProvenance, totals: Totals) -> AnyProvenance:
         coverage_frac=totals.coverage_frac,
     )
     return msgspec.structs.replace(provenance, totals=saved)
+
+
+def gathered(runs: Sequence[Run]) -> Run:
+    """Return the run of all ranks of a job: their tables one below the other, with a column `rank`.
+
+    FLOPs add up. The wall time is that of the rank whose calls took longest; the time between ops,
+    and that in which a device was busy, are means. The trace is rank 0's.
+
+    Args:
+        runs: Those of the ranks, each with its own rank in the provenance, by rank.
+    """
+    sites, site_ids = _gathered_sites(runs)
+    ops_before = _before([len(run.ops) for run in runs])
+    calls_before = _before([len(run.module_calls) for run in runs])
+    ops = []
+    kernels = []
+    module_calls = []
+    for rank, run in enumerate(runs):
+        places = np.append(site_ids[rank], -1)  # the last is for ops of no site
+        of_rank = run.ops.assign(rank=rank, site_id=places[run.ops["site_id"].to_numpy()])
+        ops.append(_moved(of_rank, ops_before[rank], "op_id", "parent_op_id"))
+        kernels.append(_moved(run.kernels, ops_before[rank], "op_id"))
+        calls = run.module_calls.assign(rank=rank)
+        module_calls.append(_moved(calls, calls_before[rank], "call_id", "parent_call_id"))
+    every_kernel = _stacked(KERNELS, kernels)
+    every_kernel["kernel_id"] = np.arange(len(every_kernel))
+    run = Run(
+        module_calls=_stacked(MODULE_CALLS, module_calls),
+        ops=_stacked(OPS, ops),
+        kernels=every_kernel,
+        rooflines=runs[0].rooflines,
+        sites=sites,
+        provenance=_gathered_provenance(runs),
+        trace=runs[0].trace,
+        collectives=_stacked(COLLECTIVES, [run.collectives for run in runs]),
+    )
+    return run.replaced(provenance=_with_totals(run.provenance, run.totals))
+
+
+def _before(sizes: list[int]) -> list[int]:
+    """Return how many rows come before each table's."""
+    return [sum(sizes[:number]) for number in range(len(sizes))]
+
+
+def _moved(frame: pd.DataFrame, by: int, *names: str) -> pd.DataFrame:
+    """Return a table with so much added to its ids; -1 stays."""
+    return frame.assign(**{n: frame[n].where(frame[n] < 0, frame[n] + by) for n in names})
+
+
+def _stacked(table: Table, frames: list[pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables one below the other; a column that one lacks is blank there."""
+    filled = [frame for frame in frames if len(frame)]
+    if not filled:
+        return table.empty()
+    there = {name for frame in filled for name in frame.columns}
+    own = [column for column in table.columns if not column.rare or column.name in there]
+    rows = []
+    for frame in filled:
+        blank = {c.name: c.blank for c in own if c.name not in frame.columns}
+        rows.append(frame.assign(**blank)[[column.name for column in own]])
+    return table.check(pd.concat(rows, ignore_index=True))
+
+
+def _gathered_sites(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[np.ndarray]]:
+    """Return the sites of all ranks by time, and for each rank the new number of each site."""
+    frames = [run.sites.assign(rank=rank) for rank, run in enumerate(runs)]
+    sites = _stacked(SITES, frames)
+    order = np.argsort(-sites["time_us"].fillna(0.0).to_numpy(), kind="stable")
+    place = np.empty(len(sites), dtype=np.int64)
+    place[order] = np.arange(len(sites))
+    sites = sites.iloc[order].reset_index(drop=True)
+    sites["site_id"] = np.arange(len(sites))
+    time_us = sites["time_us"]
+    sites["time_share_frac"] = time_us / (time_us.sum() or math.nan)
+    ends = np.cumsum([len(frame) for frame in frames])[:-1]
+    return SITES.check(sites), np.split(place, ends)
+
+
+def _gathered_provenance(runs: Sequence[Run]) -> CallProvenance:
+    parts = [run.provenance for run in runs]
+    calls = [part for part in parts if isinstance(part, CallProvenance)]
+    first = calls[0]
+    slowest = max(calls, key=lambda part: part.wall_us)
+    overheads = [part.timing.host_overhead_us for part in calls]
+    busy = [part.timing.device_busy_us for part in calls]
+    timing = msgspec.structs.replace(
+        slowest.timing,
+        host_overhead_us=float(np.mean(overheads)),
+        device_busy_us=float(np.mean(busy)),
+    )
+    ranks = tuple(rank for part in calls for rank in part.ranks)
+    sums = [collective_sums(run.kernels) for run in runs]
+    sums += [sums_of_sent(run.collectives) for run in runs]
+    warnings = list(first.warnings)
+    said = {warning.text for warning in warnings}
+    for rank, part in enumerate(calls):
+        for warning in part.warnings:
+            if warning.text not in said:
+                text = f"rank {rank}: {warning.text}"
+                warnings.append(msgspec.structs.replace(warning, text=text))
+    telemetry = first.telemetry
+    if telemetry:
+        energy_j = sum(part.telemetry.energy_j for part in calls if part.telemetry)
+        telemetry = msgspec.structs.replace(telemetry, energy_j=energy_j)
+    return msgspec.structs.replace(
+        first,
+        called=_called_by_all(first, len(runs)),
+        timing=timing,
+        ranks=ranks,
+        collectives=collective_facts(add_up_collectives(sums)),
+        telemetry=telemetry,
+        warnings=_each_once(warnings),
+    )
+
+
+def _called_by_all(first: CallProvenance, ranks: int) -> Called:
+    """Return what all ranks were called with: parallel data are as many batches as ranks."""
+    strategy = first.parallel.strategy if first.parallel else ""
+    called = first.called
+    if strategy not in ("ddp", "fsdp"):
+        return called if strategy == "tp" else _without_sizes(called)
+    samples = None if called.samples is None else called.samples * ranks
+    tokens = None if called.tokens is None else called.tokens * ranks
+    return msgspec.structs.replace(called, samples=samples, tokens=tokens)
+
+
+def _without_sizes(called: Called) -> Called:
+    return msgspec.structs.replace(called, samples=None, tokens=None)

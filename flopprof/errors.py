@@ -56,6 +56,21 @@ class FlopprofError(Exception):
         return _error_again, (type(self), self.problem, self.remedy, self.details)
 
 
+class RankError(FlopprofError):
+    """One process of a job failed, which all of them are told of.
+
+    Attributes:
+        is_told_here: Whether this process is the one that tells the user: the others keep silent.
+    """
+
+    def __init__(
+        self, problem: str, *, remedy: str, exit_code: ExitCode = 6, is_told_here: bool = True
+    ) -> None:
+        super().__init__(problem, remedy=remedy)
+        self.exit_code = exit_code  # type: ignore[misc]  # that of what the process failed of
+        self.is_told_here = is_told_here
+
+
 class UsageError(FlopprofError):
     """Bad arguments, a missing path, a wrong shape, no CUDA, output that cannot be written."""
 

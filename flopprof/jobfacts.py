@@ -47,10 +47,17 @@ class TraceFacts(KernelTimes, frozen=True, kw_only=True):
 
 
 class Rank(KernelTimes, frozen=True, kw_only=True):
-    """One rank's part of a job; `fault` says why one has no figures."""
+    """One rank's part of a job; `fault` says why one has no figures.
+
+    Of a rank on a CPU that sends to others, `device_busy_us` is the time in which its ops computed,
+    and `communication_us` that of gloo's collectives. `wall_us` is the median of its bare calls,
+    where they were timed here.
+    """
 
     rank: int
-    file: str
+    file: str = ""
+    host: str | None = None
+    wall_us: float = math.nan
     gpu: str | None = None
     matmul_flops: float = math.nan
     flops: float = math.nan
@@ -59,6 +66,22 @@ class Rank(KernelTimes, frozen=True, kw_only=True):
     all_kernels_us: float = math.nan
     overlapped_us: float = math.nan
     fault: str | None = None
+
+
+class Parallel(Part, frozen=True, kw_only=True):
+    """How several processes shared a call that all of them timed and traced.
+
+    Attributes:
+        strategy: ddp, fsdp, tp, or the code that shared the model.
+        backend: What they send with: gloo, nccl.
+        world_size: How many they are.
+        shards: What each has a part of: "fc1: columns"; of parallel data nothing.
+    """
+
+    strategy: str
+    backend: str
+    world_size: int
+    shards: tuple[str, ...] = ()
 
 
 class Step(Part, frozen=True, kw_only=True):

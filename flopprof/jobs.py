@@ -18,7 +18,7 @@ from flopprof.judge.spread import TracedCall
 from flopprof.judge.sums import SiteSums, add_up_sums
 from flopprof.judge.walk import owners
 from flopprof.settings import Progress
-from flopprof.trace.collectives import CollectiveSums, add_up_collectives, collective_sums
+from flopprof.trace.collectives import CollectiveSums, add_up_collectives, sums_of_trace
 from flopprof.trace.foreign import check_is_no_model
 from flopprof.trace.ranks import (
     DtypeSums,
@@ -128,7 +128,7 @@ def read_sums(place: int, file: str | Path, reading: Reading) -> JobSums:
         on_host=on_host,
         on_device=reconcile_rank(call, place=place, on_device=True),
         dtypes=dtype_sums(trace.ops),
-        collectives=collective_sums(trace.kernels),
+        collectives=sums_of_trace(trace),
     )
 
 
@@ -197,7 +197,7 @@ def read_traces(
     return Told(
         job=job_of([facts_of(files[0], trace)]),
         dtype=dtype_of_most_work(trace.ops),
-        collectives=collective_sums(trace.kernels),
+        collectives=sums_of_trace(trace),
         call=TracedCall(trace.ops, trace.gaps, trace.kernels),
     )
 

@@ -15,6 +15,7 @@ from flopprof.jobfacts import (
     CollectiveTimes,
     Link,
     ModuleLoad,
+    Parallel,
     Part,
     ProcessGroup,
     Rank,
@@ -397,11 +398,14 @@ class CountProvenance(Provenance, tag="count", frozen=True, kw_only=True):
 
 
 class CallProvenance(Provenance, tag="call", frozen=True, kw_only=True):
-    """Of a call that was timed and traced here."""
+    """Of a call that was timed and traced here, by one process or by several."""
 
     timing: Timing
     telemetry: Telemetry | None = None
     compiled: Compiled | None = None
+    parallel: Parallel | None = None
+    ranks: tuple[Rank, ...] = ()
+    collectives: tuple[CollectiveTimes, ...] | None = None
 
     @property
     def wall_us(self) -> float:
@@ -424,6 +428,11 @@ class TraceProvenance(Provenance, tag="trace", frozen=True, kw_only=True):
     def has_kernels(self) -> bool:
         """Whether anything ran on a device: times are that device's."""
         return not math.isnan(self.trace.kernel_time_us)
+
+
+def ranks_of(provenance: Provenance) -> tuple[Rank, ...]:
+    """Return the ranks of a run: those of traces, or of processes that shared a call; else none."""
+    return provenance.ranks if isinstance(provenance, TraceProvenance | CallProvenance) else ()
 
 
 AnyProvenance = CountProvenance | CallProvenance | TraceProvenance

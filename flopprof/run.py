@@ -15,7 +15,7 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.files import write_atomically, writing
 from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
-from flopprof.saved import LARGE_ROWS, NAMES, SUMS, SavedTables, read_provenance, regular_file
+from flopprof.saved import LARGE_ROWS, NAMES, RARE, SUMS, SavedTables, read_provenance, regular_file
 from flopprof.totals import (
     Measured,
     Totals,
@@ -49,11 +49,13 @@ class MoreTables(TypedDict, total=False):
 
     Attributes:
         launches: Table LAUNCHES, where counters were joined.
+        collectives: Table COLLECTIVES, where CPUs sent to each other.
         op_sums: Table OP_SUMS of a job of several ranks; else it follows from `ops`.
         kernel_sums: Table KERNEL_SUMS of such a job; else it follows from `kernels`.
     """
 
     launches: pd.DataFrame
+    collectives: pd.DataFrame
     op_sums: pd.DataFrame
     kernel_sums: pd.DataFrame
 
@@ -99,6 +101,7 @@ class Run:
             "rooflines": rooflines,
             "sites": sites,
             "launches": tables.LAUNCHES.empty(),
+            "collectives": tables.COLLECTIVES.empty(),
             **more,
         }
         self._derived: dict[str, Any] = {}  # what follows from the above, once it was asked for
@@ -134,6 +137,11 @@ class Run:
     def launches(self) -> pd.DataFrame:
         """What hardware's counters say of each launch; empty where none were joined."""
         return self._table("launches")
+
+    @property
+    def collectives(self) -> pd.DataFrame:
+        """The collectives that ran on CPUs; empty where none did. Those of GPUs are kernels."""
+        return self._table("collectives")
 
     @property
     def op_sums(self) -> pd.DataFrame:
@@ -221,7 +229,7 @@ class Run:
 
     def equals(self, other: "Run") -> bool:
         """Return whether the other run has the same tables, provenance and trace."""
-        names = (*NAMES, "launches", *SUMS)
+        names = (*NAMES, *RARE, *SUMS)
         pairs = ((getattr(self, name), getattr(other, name)) for name in names)
         same_tables = all(tables.is_same(mine, theirs) for mine, theirs in pairs)
         same_words = encode(self.provenance) == encode(other.provenance)
@@ -264,8 +272,9 @@ class Run:
                 tables.TABLES[name].write_parquet(frame, folder / f"{name}.parquet")
             else:
                 tables.TABLES[name].write_csv(frame, folder / f"{name}.csv")
-        if len(self.launches):
-            tables.LAUNCHES.write_csv(self.launches, folder / "launches.csv")
+        for name in RARE:
+            if len(self._table(name)):
+                tables.TABLES[name].write_csv(self._table(name), folder / f"{name}.csv")
         for name in SUMS:
             if name in self._tables:
                 tables.TABLES[name].write_csv(self._table(name), folder / f"{name}.csv")
@@ -293,7 +302,7 @@ class Run:
         for name in NAMES:
             large = name in MAY_BE_LARGE and saved.is_large(name)
             parts[name] = partial(saved.read, name) if large else saved.read(name)
-        for name in ("launches", *SUMS):
+        for name in (*RARE, *SUMS):
             if regular_file(folder / f"{name}.csv").exists():
                 parts[name] = saved.read(name)
         trace = regular_file(folder / "trace.json.gz")

@@ -19,6 +19,9 @@ from flopprof.units import safe_text
 NAMES = ("module_calls", "ops", "kernels", "rooflines", "sites")
 """The tables that a run saves."""
 
+RARE = ("launches", "collectives")
+"""The tables that few runs have: of hardware's counters, of CPUs that sent to each other."""
+
 SUMS = ("op_sums", "kernel_sums")
 """The tables that a job of several ranks saves in place of its ops and kernels."""
 

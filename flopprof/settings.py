@@ -23,6 +23,7 @@ WARMUP = 3
 TRACES = 5
 NEW_TOKENS = 32
 KV_CACHES = ("dynamic", "static")
+STRATEGIES = ("ddp", "fsdp", "tp")
 
 
 class Options(TypedDict, total=False):
@@ -55,6 +56,7 @@ class Options(TypedDict, total=False):
     autocast: str | None
     compile: bool | str
     memory: bool
+    distributed: "str | Callable[[Any], Any] | None"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +104,9 @@ class Settings:
         compile: Whether to time the model as `torch.compile` makes it, or the mode to compile in.
             FLOPs and sites are those of the eager call: the mathematics is the same.
         memory: Whether to say what the call needs of memory: one more call, on the meta device.
+        distributed: How the processes of a job share the call, each of which profiles its part:
+            "ddp", "fsdp" or "tp"; or a function, or "FILE.py:FUNCTION", that gets the model and
+            returns the shared one. Each rank is called with the inputs given.
     """
 
     arch: str | None = None
@@ -131,6 +136,7 @@ class Settings:
     autocast: str | None = None
     compile: bool | str = False
     memory: bool = False
+    distributed: "str | Callable[[Any], Any] | None" = None
 
     def __post_init__(self) -> None:
         """Refuse what no call can be run with; options are spelled as the command line does.
@@ -157,6 +163,7 @@ class Settings:
         if self.input and self.input_from:
             raise UsageError("--input and --input-from are both given", remedy="give one of them")
         self._check_generation()
+        self._check_distributed()
         _ = self.arguments  # raises where --arch-args says none
 
     def _check_generation(self) -> None:
@@ -173,6 +180,19 @@ class Settings:
         for name in ("input", "input_from", "input_size", "train", "compile"):
             if getattr(self, name):
                 fact = f"--prompt-len and --{name.replace('_', '-')} are both given"
+                raise UsageError(fact, remedy="give one of them")
+
+    def _check_distributed(self) -> None:
+        """Refuse a way of sharing that there is not, and what does not go with several ranks."""
+        if self.distributed is None:
+            return
+        known = self.distributed in STRATEGIES or callable(self.distributed)
+        if not known and ".py:" not in str(self.distributed):
+            fact = f"--distributed knows no {self.distributed!r}"
+            raise UsageError(fact, remedy="give ddp, fsdp, tp, or FILE.py:FUNCTION")
+        for name in ("prompt_len", "compile"):
+            if getattr(self, name):
+                fact = f"--distributed and --{name.replace('_', '-')} are both given"
                 raise UsageError(fact, remedy="give one of them")
 
     @property

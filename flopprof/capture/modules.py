@@ -80,6 +80,8 @@ def _record(
     def leaving(
         row: Row, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
+        if any(hasattr(tensor, "_local_tensor") for tensor in tensors_in((args, kwargs, output))):
+            args, kwargs, output = (_local_parts(value) for value in (args, kwargs, output))
         went_in = list(tensors_in((args, kwargs)))
         came_out = list(tensors_in(output))
         tensors = went_in + came_out
@@ -114,6 +116,17 @@ def _record(
 def _own_parameters(module: nn.Module) -> float:
     """Return the elements of a module's own parameters."""
     return float(sum(p.numel() for p in module.parameters(recurse=False)))
+
+
+def _local_parts(value: Any) -> Any:
+    """Return `value` with this process's part in the place of each sharded tensor."""
+    if isinstance(value, torch.Tensor):
+        return getattr(value, "_local_tensor", value)  # to_local() would be an op in the trace
+    if type(value) in (tuple, list):
+        return type(value)(_local_parts(item) for item in value)
+    if type(value) is dict:
+        return {name: _local_parts(item) for name, item in value.items()}
+    return value
 
 
 def _packed_rows(value: Any) -> Any:

@@ -217,6 +217,26 @@ def _answering(as_json: bool) -> Iterator[None]:
             _answer = None
 
 
+@contextmanager
+def speechless() -> Iterator[None]:
+    """Run the block with nothing on stdout, and no warnings: another process says them.
+
+    What a model prints goes to stderr.
+    """
+    own = sys.stdout
+    with ExitStack() as cleanup:
+        cleanup.enter_context(redirect_stdout(sys.stderr))
+        if isinstance(own, io.TextIOWrapper) and own is sys.__stdout__:  # code in C writes past it
+            own.flush()
+            kept = os.dup(1)
+            cleanup.callback(os.close, kept)
+            cleanup.callback(os.dup2, kept, 1)
+            os.dup2(2, 1)
+        cleanup.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        yield
+
+
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
 

@@ -1,14 +1,19 @@
 """`flopprof run`: the whole job on one model file."""
 
+import os
+import shlex
 from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flopprof.cli import Handler, Progress, clean_lines, command, print_json
+from flopprof.cli import Handler, Progress, clean_lines, command, print_json, speechless
+from flopprof.errors import RankError, UsageError
 
 if TYPE_CHECKING:
     from flopprof.report.folder import Saved
     from flopprof.report.text import View
+    from flopprof.settings import Settings
 
 
 @command("run")
@@ -17,6 +22,39 @@ def run(parser: ArgumentParser) -> Handler:
 
     example: flopprof run resnet18.pth --arch torchvision:resnet18
     """
+    _add_arguments(parser)
+
+    def handle(args: Namespace) -> int:
+        from flopprof.cli.options import contain, settings_of, view_of
+        from flopprof.model import model_name
+        from flopprof.report.folder import folder_of_model, save_run
+
+        settings = settings_of(args)
+        view = view_of(args)
+        name = model_name(args.model)
+        target = Path(args.output) if args.output else folder_of_model(name)
+        if (code := contain(args, target)) is not None:
+            return code
+        _check_processes(args)
+        if args.distributed:
+            return _run_together(args, settings, view, target)
+        from flopprof.api import run_profile  # which imports torch
+
+        with Progress() as progress:
+            saved = save_run(
+                lambda: run_profile(args.model, None, None, settings, progress),
+                target,
+                sources=[args.model],
+                force=args.force,
+                progress=progress,
+            )
+        print_saved(saved, view, as_json=args.json)
+        return 0
+
+    return handle
+
+
+def _add_arguments(parser: ArgumentParser) -> None:
     from flopprof.cli.options import (
         add_generation_arguments,
         add_measuring_arguments,
@@ -36,34 +74,63 @@ def run(parser: ArgumentParser) -> Handler:
         help="take weights that lack keys of --arch (their values stay random) or have others",
     )
     parser.add_argument("--force", action="store_true", help="replace DIR even if it is no run")
+    parser.add_argument(
+        "--distributed",
+        metavar="HOW",
+        help="below torchrun: how its processes share the model: ddp, fsdp, tp, or "
+        "FILE.py:FUNCTION, which gets the model and returns the shared one; one run is saved, with "
+        "every rank in it",
+    )
     add_view_arguments(parser)
     parser.set_defaults(memory=True)
 
-    def handle(args: Namespace) -> int:
-        from flopprof.cli.options import contain, settings_of, view_of
-        from flopprof.model import model_name
-        from flopprof.report.folder import folder_of_model, save_run
 
-        settings = settings_of(args)
-        view = view_of(args)
-        name = model_name(args.model)
-        target = Path(args.output) if args.output else folder_of_model(name)
-        if (code := contain(args, target)) is not None:
-            return code
-        from flopprof.api import run_profile  # which imports torch
+def _check_processes(args: Namespace) -> None:
+    """Refuse several processes that know nothing of each other, and one that is to be several."""
+    from flopprof.capture.peers import is_started_by_torchrun
 
-        with Progress() as progress:
-            saved = save_run(
-                lambda: run_profile(args.model, None, None, settings, progress),
-                target,
-                sources=[args.model],
-                force=args.force,
-                progress=progress,
-            )
-        print_saved(saved, view, as_json=args.json)
-        return 0
+    if is_started_by_torchrun() and not args.distributed:
+        raise UsageError(
+            "torchrun started several processes, which would all write one folder",
+            remedy="say how they share the model: --distributed ddp, fsdp or tp",
+        )
+    if args.distributed and "RANK" not in os.environ:
+        again = shlex.join(["-m", "flopprof", *args.arguments])
+        raise UsageError(
+            f"--distributed {args.distributed} needs several processes, and this is one",
+            remedy=f"type: torchrun --nproc-per-node 2 {again}",
+        )
 
-    return handle
+
+def _run_together(args: Namespace, settings: "Settings", view: "View", target: Path) -> int:
+    """Profile this rank's part; rank 0 alone writes and prints, a fault whoever is to tell it."""
+    from flopprof.capture.peers import joined_peers
+    from flopprof.files import check_target
+    from flopprof.job import run_of_rank
+    from flopprof.report.folder import save_run
+
+    try:
+        with joined_peers(settings.device, "torchrun", leave=True) as peers, ExitStack() as quiet:
+            if peers.rank:
+                quiet.enter_context(speechless())
+                run_of_rank(args.model, None, None, settings, peers)
+                return 0
+            check_target(target, force=args.force)  # before long work; it is made after that
+            with Progress() as progress:
+                run = run_of_rank(args.model, None, None, settings, peers, progress)
+                saved = save_run(
+                    lambda: run,
+                    target,
+                    sources=[args.model],
+                    force=args.force,
+                    progress=progress,
+                )
+    except RankError as error:
+        if error.is_told_here:
+            raise
+        return error.exit_code
+    print_saved(saved, view, as_json=args.json)
+    return 0
 
 
 def print_saved(saved: "Saved", view: "View", *, as_json: bool) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from flopprof.errors import Failure
-from flopprof.jobfacts import Part, Rank, Step
+from flopprof.jobfacts import Parallel, Part, Rank, Step
 from flopprof.judge.verdicts import VERDICTS
 from flopprof.provenance import Alternative, Observer, Spread, Telemetry, plain
 from flopprof.provenance import Compiled as CompiledFacts
@@ -155,6 +155,7 @@ class Answer(Part, frozen=True, kw_only=True):
         linked_kernel_frac: Kernels that belong to an op in the trace.
         linked_kernel_time_frac: The same by time.
         slowest_rank: The rank whose own kernels took longest; null for one rank.
+        parallel: How several processes shared the call.
         ranks: One per rank, with its part of the figures above.
         steps: One per profiler step.
     """
@@ -213,6 +214,7 @@ class Answer(Part, frozen=True, kw_only=True):
     linked_kernel_frac: Share | UnsetType = UNSET
     linked_kernel_time_frac: Share | UnsetType = UNSET
     slowest_rank: int | UnsetType | None = UNSET
+    parallel: Parallel | UnsetType = UNSET
     ranks: tuple[Rank, ...] | UnsetType = UNSET
     steps: tuple[Step, ...] | UnsetType = UNSET
 

@@ -11,7 +11,7 @@ from msgspec import Meta
 
 from flopprof.jobfacts import Part
 from flopprof.judge.levels import MAIN_LEVELS, memory_of_sites
-from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance
+from flopprof.provenance import CallProvenance, CountProvenance, TraceProvenance, ranks_of
 from flopprof.report.answer import Share, json_fields
 from flopprof.report.noise import tied_at_top, was_busy
 from flopprof.run import Run
@@ -69,6 +69,7 @@ def figures(run: Run) -> Figures:
     samples = _number(called.samples)
     tokens = _number(called.tokens)
     spent_us = spent_wall_us(run)
+    devices_us = spent_us * sharing_ranks(run)  # what they all spent: peaks are of one device
     matmul = _matmul_flops(run)
     peak = peak_flops_per_s(run)
     moved = _moved_bytes(run)
@@ -79,9 +80,9 @@ def figures(run: Run) -> Figures:
         flops_per_sample=_ratio(counted, samples),
         flops_per_token=_ratio(counted, tokens),
         achieved_bytes_per_s=_rate(moved, spent_us),
-        mfu_frac=_ratio(_rate(matmul["mathematics"], spent_us), peak),
-        hfu_frac=_ratio(_rate(matmul["executed"], spent_us), peak),
-        mbu_frac=_ratio(_rate(moved, spent_us), peak_bytes_per_s(run)),
+        mfu_frac=_ratio(_rate(matmul["mathematics"], devices_us), peak),
+        hfu_frac=_ratio(_rate(matmul["executed"], devices_us), peak),
+        mbu_frac=_ratio(_rate(moved, devices_us), peak_bytes_per_s(run)),
         overhead_frac=_overhead_frac(run),
         launches=_launches(run),
         energy_per_sample_j=_ratio(_energy_j(run), samples),
@@ -97,6 +98,16 @@ def spent_wall_us(run: Run) -> float:
     if isinstance(provenance, TraceProvenance):
         return provenance.trace.span_us  # of all ranks together
     return provenance.wall_us
+
+
+def sharing_ranks(run: Run) -> int:
+    """Return how many processes shared the timed call: its sites are all ranks', its time is one's.
+
+    1 for one process, and for traces, whose time is that of all ranks together.
+    """
+    if not isinstance(run.provenance, CallProvenance):
+        return 1
+    return max(len(run.provenance.ranks), 1)
 
 
 def main_roofline(run: Run) -> Any:
@@ -187,7 +198,7 @@ def _overhead_frac(run: Run) -> float:
     if run.has_kernels:
         busy_frac = _ratio(timing.device_busy_us, timing.wall_us.median)
         return math.nan if math.isnan(busy_frac) else max(1 - busy_frac, 0.0)
-    in_ops_us = float(run.sites["time_us"].sum(min_count=1))
+    in_ops_us = float(run.sites["time_us"].sum(min_count=1)) / sharing_ranks(run)
     return _ratio(timing.host_overhead_us, in_ops_us + timing.host_overhead_us)
 
 
@@ -217,11 +228,9 @@ def _attainable_wall_us(run: Run) -> float:
     at_roof_us = np.where((sites["flops"] == 0).to_numpy(), by_bytes_us, by_flops_us)
     if np.isnan(at_roof_us[times_us > 0]).all():
         return math.nan
-    ranks = 1
-    if isinstance(run.provenance, TraceProvenance):
-        ranks = max(sum(rank.fault is None for rank in run.provenance.ranks), 1)
+    ranks = max(sum(rank.fault is None for rank in ranks_of(run.provenance)), 1)
     attainable_us = float(np.fmin(at_roof_us, times_us).sum()) / ranks
-    return min(attainable_us, spent_wall_us(run) / ranks)
+    return min(attainable_us, spent_wall_us(run) * sharing_ranks(run) / ranks)
 
 
 def _untraced_share(run: Run) -> float:
@@ -229,7 +238,8 @@ def _untraced_share(run: Run) -> float:
     provenance = run.provenance
     if run.has_kernels or not isinstance(provenance, CallProvenance):
         return 1.0
-    traced_us = float(run.sites["time_us"].sum()) + provenance.timing.host_overhead_us
+    in_ops_us = float(run.sites["time_us"].sum()) / sharing_ranks(run)
+    traced_us = in_ops_us + provenance.timing.host_overhead_us
     share = _ratio(provenance.wall_us, traced_us)
     return min(share, 1.0) if share > 0 else 1.0
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-from flopprof.jobfacts import CollectiveTimes, Link, ModuleLoad, Part, Rank, Step
-from flopprof.provenance import TraceProvenance
+from flopprof.jobfacts import CollectiveTimes, Link, ModuleLoad, Parallel, Part, Rank, Step
+from flopprof.provenance import CallProvenance, Provenance, TraceProvenance, ranks_of
 from flopprof.report.answer import Rate, Share, Time, Whole, json_block
 from flopprof.report.groups import JobGroup, job_groups, node_links
 from flopprof.run import Run
@@ -18,6 +18,7 @@ from flopprof.units import duration, percent, si
 LEAST = 3  # values of which one can be told apart from the others: of two, neither
 APART_FRAC = 0.05  # of the median: like GPUs' clocks differ by a few per cent at one power limit
 APART_SPREADS = 3 * 1.4826  # median deviations: three standard ones, were they normal
+NAMED_RANKS = 8  # and layers, of a call that ranks share
 LISTED = 3  # collectives and ranks that the summary names
 
 
@@ -51,15 +52,18 @@ class JobRank(Part, frozen=True, kw_only=True):
 
     Attributes:
         rank: Its number.
+        wall_us: Median of its bare calls, where they were timed here.
         median_step_us: Median of its profiler steps.
-        compute_us: Union of the intervals of its own compute kernels.
+        compute_us: Union of the intervals of its own compute kernels; of a rank on a CPU, of its
+            ops that compute.
         communication_us: Union of the collectives' intervals.
-        exposed_communication_us: The part of it with no compute kernel of the rank beside it.
-        exposed_frac: That over the time in which any kernel of the rank ran.
+        exposed_communication_us: The part of it with no compute of the rank beside it.
+        exposed_frac: That over the time in which it computed or sent.
         achieved_flops_per_s: Its FLOPs over `compute_us`.
     """
 
     rank: int
+    wall_us: Time
     median_step_us: Time
     compute_us: Time
     communication_us: Time
@@ -168,28 +172,35 @@ def job(run: Run) -> Job | None:
     median than 5 % of that and than three standard deviations, by the median deviation.
     """
     provenance = run.provenance
-    if not isinstance(provenance, TraceProvenance):
+    if not isinstance(provenance, TraceProvenance | CallProvenance):
         return None
+    profiled = steps_of(provenance)
     collectives = _collectives(run, provenance)
-    if len(provenance.ranks) < 2 and not provenance.steps and not collectives:
+    if len(provenance.ranks) < 2 and not profiled and not collectives:
         return None
-    steps = _steps(provenance.steps)
-    ranks = [_rank(one, provenance.steps) for one in provenance.ranks if one.fault is None]
+    steps = _steps(profiled)
+    ranks = [_rank(one, profiled) for one in ranks_of(provenance) if one.fault is None]
+    traced = provenance if isinstance(provenance, TraceProvenance) else None
     compute = {rank.rank: rank.compute_us for rank in ranks}
     rates = {rank.rank: rank.achieved_flops_per_s for rank in ranks}
     medians = {step.step: step.median_us for step in steps}
     return Job(
         mfu_frac=run.figures.mfu_frac,
-        missing_ranks=provenance.trace.missing_ranks,
+        missing_ranks=traced.trace.missing_ranks if traced else (),
         ranks=tuple(ranks),
         steps=tuple(steps),
         collectives=tuple(collectives),
         straggler_ranks=tuple(rank for rank, by in apart(compute).items() if by > 0),
         odd_rate_ranks=tuple(apart(rates)),
         slow_steps=tuple(step for step, by in apart(medians).items() if by > 0),
-        groups=tuple(job_groups(provenance)),
-        modules=tuple(map(_imbalance, provenance.loads)),
+        groups=tuple(job_groups(traced)) if traced else (),
+        modules=tuple(map(_imbalance, traced.loads)) if traced else (),
     )
+
+
+def steps_of(provenance: Provenance) -> tuple[Step, ...]:
+    """Return the profiler's steps of traces; a call that was timed here has none."""
+    return provenance.steps if isinstance(provenance, TraceProvenance) else ()
 
 
 def apart(values: Mapping[Any, float]) -> dict[Any, float]:
@@ -209,6 +220,7 @@ def _rank(rank: Rank, steps: tuple[Step, ...]) -> JobRank:
     exposed_us = max(rank.communication_us - rank.overlapped_us, 0.0)
     return JobRank(
         rank=rank.rank,
+        wall_us=rank.wall_us,
         median_step_us=median(times) if times else math.nan,
         compute_us=rank.device_busy_us,
         communication_us=rank.communication_us,
@@ -259,12 +271,13 @@ def _longest(times: dict[int, float]) -> int | None:
     return max(longest, key=lambda rank: longest[rank]) if longest else None
 
 
-def _collectives(run: Run, provenance: TraceProvenance) -> list[Collective]:
+def _collectives(run: Run, provenance: TraceProvenance | CallProvenance) -> list[Collective]:
     """Return a row per kind, group and size."""
     times = provenance.collectives
-    if times is None:  # a run saved before they were kept
-        times = collective_facts(collective_sums(run.kernels))
-    links = node_links(provenance)
+    if times is None:  # a run saved before they were kept; or of a call that no others shared
+        is_of_traces = isinstance(provenance, TraceProvenance)
+        times = collective_facts(collective_sums(run.kernels)) if is_of_traces else ()
+    links = node_links(provenance) if isinstance(provenance, TraceProvenance) else {}
     return [_collective(row, links.get(row.process_group or "")) for row in times]
 
 
@@ -351,7 +364,8 @@ def job_lines(run: Run) -> list[tuple[str, str]]:
     exposed = [rank for rank in facts.ranks if rank.exposed_communication_us > 0]
     if exposed:
         worst = max(exposed, key=lambda rank: rank.exposed_frac)
-        text = f"{percent(worst.exposed_frac)} of the time of rank {worst.rank}'s kernels is "
+        doing = "kernels" if run.has_kernels else "computing and sending"
+        text = f"{percent(worst.exposed_frac)} of the time of rank {worst.rank}'s {doing} is "
         text += (
             f"communication with no compute beside it ({duration(worst.exposed_communication_us)})"
         )
@@ -377,3 +391,20 @@ def collective_text(row: Collective) -> str:
     if row.link:
         text += f": {percent(row.shortest_bus_frac)} of {row.link}"
     return text
+
+
+def sharing_text(parallel: Parallel, ranks: tuple[Rank, ...]) -> str:
+    """Return how ranks shared the call, and what each did."""
+    hosts = {rank.host for rank in ranks}
+    text = f"{parallel.world_size} by {parallel.strategy}, sending with {parallel.backend}"
+    if len(hosts) > 1:
+        text += f" on {len(hosts)} machines"
+    if parallel.shards:
+        named = ", ".join(parallel.shards[:NAMED_RANKS])
+        more = len(parallel.shards) - NAMED_RANKS
+        text += f"; each has a part of {named}" + (f" and {more} more" if more > 0 else "")
+    parts = [
+        f"rank {rank.rank}: {si(rank.flops, 'FLOPs')} in {duration(rank.wall_us)}"
+        for rank in ranks[:NAMED_RANKS]
+    ]
+    return f"{text}. {'; '.join(parts)}" + ("; …" if len(ranks) > NAMED_RANKS else "")

@@ -5,7 +5,7 @@ from statistics import median
 
 from flopprof.jobfacts import Step
 from flopprof.provenance import TraceProvenance
-from flopprof.report.job import Collective, Job, job, step_times
+from flopprof.report.job import Collective, Job, job, step_times, steps_of
 from flopprof.run import Run
 from flopprof.units import UNKNOWN, clean_text, duration, percent, si
 
@@ -36,12 +36,12 @@ _HEADER = (
 def job_section(run: Run) -> str:
     """Return the section as HTML that needs no script; "" where there is no job."""
     facts = job(run)
-    provenance = run.provenance
-    if facts is None or not isinstance(provenance, TraceProvenance):
+    if facts is None:
         return ""
+    is_traced = isinstance(run.provenance, TraceProvenance)
     parts = [
         _whole(facts),
-        _heat_map(facts, provenance.steps),
+        _heat_map(facts, steps_of(run.provenance)) if is_traced else "",
         _ranks(facts),
         _modules(facts),
         _groups(facts),
@@ -90,6 +90,7 @@ def _cell(step: Step | None, middle_us: float) -> str:
 def _ranks(facts: Job) -> str:
     header = (
         "rank",
+        "bare call",
         "median step",
         "own compute",
         "collectives",
@@ -107,6 +108,7 @@ def _ranks(facts: Job) -> str:
             marks.append("FLOP/s")
         cells = [
             str(rank.rank),
+            duration(rank.wall_us),
             duration(rank.median_step_us),
             duration(rank.compute_us),
             duration(rank.communication_us),

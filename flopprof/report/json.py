@@ -108,6 +108,10 @@ def _of_call(answer: Answer, run: Run, provenance: CallProvenance) -> Answer:
         host_overhead_us=timing.host_overhead_us,
         traced_calls=timing.traces,
     )
+    if provenance.parallel:
+        answer = msgspec.structs.replace(
+            answer, ranks=provenance.ranks, parallel=provenance.parallel
+        )
     if telemetry := provenance.telemetry:
         answer = msgspec.structs.replace(answer, telemetry=telemetry, flops_per_j=flops_per_j(run))
     if compiled := provenance.compiled:

@@ -17,6 +17,7 @@ EXAMPLES = 3  # ops named of one verdict
 _COLUMNS = {  # of the table of sites, as headed there
     "module_path": "module",
     "op": "op",
+    "rank": "rank",
     "calls": "calls",
     "flops": "FLOPs",
     "time_share_frac": "time",

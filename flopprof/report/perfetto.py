@@ -33,6 +33,7 @@ def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
         LoadError: `source` is damaged.
     """
     target = Path(target)
+    run = _as_traced(run)
     ops = _op_facts(run)
     write = _writer(run, ops)
     header: dict[str, Any] = {}
@@ -50,6 +51,14 @@ def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
             rest = orjson.dumps({"flopprof": run.provenance.environment.flopprof, **header})[1:]
             file.write((tracks or b"{}") + b"]," + rest)
     return target
+
+
+def _as_traced(run: Run) -> Run:
+    """Return the run; of one of several processes the part of rank 0, whose trace it has."""
+    if "rank" not in run.ops:
+        return run
+    of_rank_0 = {name: getattr(run, name) for name in ("ops", "kernels")}
+    return run.replaced(**{name: t[t["rank"] == 0] for name, t in of_rank_0.items()})
 
 
 def _op_facts(run: Run) -> pd.DataFrame:

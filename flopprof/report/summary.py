@@ -18,9 +18,9 @@ from flopprof.provenance import (
 )
 from flopprof.report.advice import advice_lines
 from flopprof.report.executed import executed_lines
-from flopprof.report.figures import Figures, main_roofline
+from flopprof.report.figures import Figures, main_roofline, sharing_ranks
 from flopprof.report.generate import generate_lines
-from flopprof.report.job import job_lines
+from flopprof.report.job import job_lines, sharing_text
 from flopprof.report.memory import memory_line
 from flopprof.run import Run
 from flopprof.totals import Totals
@@ -120,10 +120,13 @@ def _times_of_call(run: Run, provenance: CallProvenance) -> list[tuple[str, str]
     totals = run.totals
     lines = []
     if is_timed(run):
+        if provenance.parallel:
+            lines.append(("Ranks", sharing_text(provenance.parallel, provenance.ranks)))
         lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
         lines += [*_figures(run.figures, provenance.wall_us), ("Coverage", _coverage(run))]
         lines += _ranking(run)
         lines += _compiled(provenance, float(totals.flops))
+        lines += job_lines(run)
     if provenance.telemetry:
         lines.append(("Telemetry", _telemetry(run, provenance.telemetry)))
     return lines
@@ -343,10 +346,12 @@ def _rate(run: Run, flops_per_s: float) -> str:
         return f"{rate}; no ceiling is known for this device"
     if not roof.valid:
         return f"{rate}; the {roof.dtype} matmul ceiling was measured on a busy machine: no share"
-    share = percent(flops_per_s / roof.peak_flops_per_s)
+    ranks = sharing_ranks(run)
+    share = percent(flops_per_s / ranks / roof.peak_flops_per_s)
+    each = f"{ranks} × " if ranks > 1 else ""
     return (
         f"{rate}, {share} of the {roof.dtype} matmul ceiling "
-        f"{si(roof.peak_flops_per_s, 'FLOP/s')} ({roof.kind})"
+        f"{each}{si(roof.peak_flops_per_s, 'FLOP/s')} ({roof.kind})"
     )
 
 
@@ -445,11 +450,14 @@ def top_sites(
     sites = sites[sites["flops"].isna() | (sites["flops"] > 0) | (sites["time_share_frac"] > 0.005)]
     if sort:
         sites = sites.sort_values(sort, ascending=False, kind="stable")
-    header = ["module", "op", "calls", "FLOPs"]
+    by_rank = "rank" in sites
+    header = ["module", "op", *(["rank"] if by_rank else []), "calls", "FLOPs"]
     header += ["time", "FLOP/s", "FLOP/B", "roof", "bound"] if timed else ["FLOP/B"]
     rows = []
     for site in sites.head(top).itertuples(index=False):
         names = [site.module_path or "(model)", short_op(site)]
+        if by_rank:
+            names.append(str(site.rank))
         row = [*names, shown("calls", site.calls), shown("flops", site.flops)]
         intensity = shown("intensity_flops_per_byte", site.intensity_flops_per_byte)
         if timed:

@@ -13,7 +13,9 @@ from flopprof.run import Run
 from flopprof.units import clean_text, columns, counted, shorten, shorten_path, si, text_width
 
 EXAMPLES = 3  # ops named of one verdict
-_NUMERIC = frozenset(("calls", "params", "FLOPs", "share", "time", "FLOP/s", "FLOP/B", "roof"))
+_NUMERIC = frozenset(
+    ("rank", "calls", "params", "FLOPs", "share", "time", "FLOP/s", "FLOP/B", "roof")
+)
 
 
 @dataclass(frozen=True, slots=True)

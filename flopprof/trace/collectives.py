@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from flopprof.jobfacts import CollectiveTimes
+from flopprof.trace.read import Trace
 
 MOST_TIMES = 4096
 """Of one kind, group and size, so many times are kept as they are: their median is exact."""
@@ -78,6 +79,21 @@ def collective_sums(kernels: pd.DataFrame) -> CollectiveSums:
         times_us = np.sort(group.to_numpy())
         sums[_texts(what)] = (what, _times(times_us, np.ones(len(times_us)), times_us.sum()))
     return _bounded(sums)
+
+
+def sums_of_sent(sent: pd.DataFrame) -> CollectiveSums:
+    """Return the times of what a rank's CPU sent.
+
+    Args:
+        sent: Table COLLECTIVES.
+    """
+    return collective_sums(sent.assign(kind="communication"))
+
+
+def sums_of_trace(trace: Trace) -> CollectiveSums:
+    """Return the times of a rank's collectives, those of kernels and those of its CPU."""
+    on_device = collective_sums(trace.kernels)
+    return add_up_collectives((on_device, sums_of_sent(trace.info["collectives"])))
 
 
 def add_up_collectives(parts: Iterable[CollectiveSums]) -> CollectiveSums:

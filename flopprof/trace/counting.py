@@ -45,6 +45,13 @@ KEEPS_RESULT = frozenset(json.loads(Path(__file__).with_name("keeps_result.json"
 """Ops that save what they return, for their derivative; by scripts/make_keeps_result.py."""
 
 
+_WAITS = frozenset(
+    f"{namespace}::{name}"
+    for namespace in ("_c10d_functional", "c10d_functional")
+    for name in ("wait_tensor", "wait_tensors")
+)
+
+
 def is_exact(work: Work | None) -> bool:
     """Return whether a formula's result is a count: not unknown, and no bounds."""
     return work is not None and work.flops_at_most is None
@@ -160,6 +167,32 @@ def _elements(call: OpCall) -> int:
     """Return the elements of the call's first argument that has a shape."""
     shapes = (shape for shape in call.shapes if shape and type(shape[0]) is int)
     return prod(next(shapes, (0,)))
+
+
+def waiting(
+    labels: Sequence[int], parents: Sequence[int], signatures: Sequence[Signature]
+) -> set[int]:
+    """Return the ops that first waited for a collective, and then called themselves again.
+
+    So does an op whose operand is still on its way: the time of the wait is none of its own.
+
+    Args:
+        labels: For each node its signature, or -1 where it is no op. Parents come first.
+        parents: For each node the op around it, or -1.
+        signatures: By label.
+    """
+    waits = [n for n, label in enumerate(labels) if label >= 0 and signatures[label].op in _WAITS]
+    around = {parents[node] for node in waits} - {-1}
+    if not around:
+        return set()
+    again = []
+    for node, label in enumerate(labels):
+        parent = parents[node]
+        if label < 0 or parent not in around:
+            continue
+        if signatures[label].op == signatures[labels[parent]].op:
+            again.append(parent)
+    return with_ancestors(again, parents)
 
 
 def unfinished(

@@ -25,6 +25,8 @@ HostRow = tuple[float, float, int, int, int, int, int, int]
 KernelRow = tuple[int, int, int, int, int, int, float, float, int, int, int]
 _AXES = 3
 _PYTHON_MODULE = "nn.Module: "
+_OF_GLOO = "gloo:"
+_TELLS_PHASE = ("Optimizer.step#", "FSDP::post_backward", "FSDP::root_post_backward")
 _COLLECTIVE = re.compile(r"nccl|rccl|AllReduce|AllGather|ReduceScatter|SendRecv", re.IGNORECASE)
 # Host events that are no ops, unless they launch kernels themselves: their time is host overhead.
 _NO_OP = re.compile(
@@ -132,6 +134,8 @@ class Events:
     roles: dict[str, int] = field(default_factory=dict)  # of names
     calls: Signatures = field(default_factory=Signatures)
     steps: list[tuple[str, float, float]] = field(default_factory=list)
+    # Name, start, length and signature of what gloo sent.
+    host_collectives: list[tuple[str, float, float, int]] = field(default_factory=list)
     replays: set[int] = field(default_factory=set)  # correlation ids of launches of whole graphs
     python_modules: list[HostRow] = field(default_factory=list)
     annotations: list[HostRow] = field(default_factory=list)
@@ -210,6 +214,8 @@ def _take_host(event: Event, name: str, events: Events, rows: _Rows) -> None:
         label = _number_of(events.names, name)
         if name.startswith("ProfilerStep#"):
             events.steps.append((name, event.ts, event.dur))
+        elif name.startswith(_OF_GLOO):
+            events.host_collectives.append((name, event.ts, event.dur, signature))
     external = args.external_id
     if external == -1:
         external = args.external_id_of_2021
@@ -245,7 +251,10 @@ def _take_python(event: Event, name: str, events: Events, _rows: _Rows) -> None:
 def _take_annotation(event: Event, name: str, events: Events, rows: _Rows) -> None:
     if name.startswith("ProfilerStep#"):
         events.steps.append((name, event.ts, event.dur))
-    elif name.startswith("Optimizer.step#"):
+    elif name.startswith(_OF_GLOO):
+        signature = events.calls.number(name, event.args or NO_ARGUMENTS)
+        events.host_collectives.append((name, event.ts, event.dur, signature))
+    elif name.startswith(_TELLS_PHASE):
         label = _number_of(events.names, name)
         signature = events.calls.number(name, event.args or NO_ARGUMENTS)
         thread = _thread(event, events)

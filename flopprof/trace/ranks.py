@@ -16,6 +16,7 @@ from flopprof.errors import LoadError
 from flopprof.jobfacts import ProcessGroup, Rank, Step, TraceFacts
 from flopprof.provenance import DeviceFacts
 from flopprof.tables import codes
+from flopprof.trace.gloo import times_on_cpu
 from flopprof.trace.read import Trace
 from flopprof.trace.remote import base_name
 from flopprof.trace.tree import busy_until
@@ -68,7 +69,7 @@ def facts_of(file: str | Path, trace: Trace) -> RankFacts:
     info = trace.info
     return RankFacts(
         file=file,
-        rank=_rank(int(info["rank"]), file, trace),
+        rank=rank_of(int(info["rank"]), file_text(file), trace),
         steps=tuple(_steps(trace)),
         warnings=tuple(info["warnings"]),
         doubts=_doubts(trace),
@@ -227,8 +228,14 @@ def _slowest(ranks: pd.DataFrame) -> int | None:
     return int(busy.idxmax())
 
 
-def _rank(rank: int, file: str | Path, trace: Trace) -> Rank:
-    """Return what one rank did."""
+def rank_of(rank: int, file: str, trace: Trace) -> Rank:
+    """Return what one rank did.
+
+    Args:
+        rank: Its number.
+        file: Where it was recorded; "" for here.
+        trace: What was recorded.
+    """
     kernels = trace.kernels
     ops = trace.ops[trace.ops["counted"]]
     compute = kernels[kernels["kind"] == "compute"]
@@ -250,14 +257,14 @@ def _rank(rank: int, file: str | Path, trace: Trace) -> Rank:
     }
     return Rank(
         rank=rank,
-        file=file_text(file),
+        file=file,
         gpu=str(gpu_of(trace).get("name") or "") or None,
         matmul_flops=float(ops["matmul_flops"].sum()),
         flops=float((ops["matmul_flops"] + ops["vector_flops"]).sum()),
         kernels=len(compute),
         linked_kernels=len(linked),
         span_us=float(trace.info["span_us"]),
-        **(times if len(kernels) else {}),
+        **(times if len(kernels) else times_on_cpu(trace.ops, trace.info["collectives"])),
     )
 
 

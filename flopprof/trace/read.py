@@ -22,6 +22,7 @@ from flopprof.trace.counting import is_exact
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, take_events
 from flopprof.trace.foreign import what_else
+from flopprof.trace.gloo import collectives_frame
 from flopprof.trace.groups import process_groups
 from flopprof.trace.kernels import (
     captured_launches,
@@ -133,6 +134,7 @@ def _build(
     ops = OPS.empty()
     if len(nodes):
         ops = _ops_frame(tree, nodes, profiler_flops, on_device=len(kernels) > 0)
+    collectives = collectives_frame(events, ops, rank, origin, job)
     compute = kernels[kernels["kind"] == "compute"]
     orphans = compute[compute["op_id"] == -1]
     if events.odd:
@@ -150,6 +152,7 @@ def _build(
         "kernel_time_us": float(compute["duration_us"].sum()) if len(kernels) else math.nan,
         "device_busy_us": busy_us,
         "unlinked_kernel_us": float(orphans["duration_us"].sum()) if len(kernels) else math.nan,
+        "collectives": collectives,
         "vendors": sorted(events.vendors),
         "captured": [_with_ops(graph, tree) for graph in captured],
         "warnings": events.warnings,

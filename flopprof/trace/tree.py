@@ -10,11 +10,17 @@ import pandas as pd
 
 from flopprof.formulas import COMPILED, INTERPRETED
 from flopprof.tables import CALLED, GAPS, KEPT, STOPPED
-from flopprof.trace.counting import is_exact, outer_views, unfinished, with_ancestors
+from flopprof.trace.counting import is_exact, outer_views, unfinished, waiting, with_ancestors
 from flopprof.trace.events import OP, RANGE, Events
 from flopprof.trace.stacked import own_arguments
 from flopprof.trace.tangents import with_tangents
 
+_BACKWARD = (
+    "autograd::engine::",
+    "torch::autograd::",
+    "FSDP::post_backward",
+    "FSDP::root_post_backward",
+)
 LONGEST_PATH = 1000  # letters of a module's path; annotations nested deeper share the outer's
 
 
@@ -113,6 +119,7 @@ class Tree:
         stopped = [*self.stopped, *self._childless_recomputations(labels)]
         passed |= unfinished(stopped, labels, self.op_parent, self.events.signatures)
         passed |= with_ancestors(self.kept, self.op_parent)
+        passed |= waiting(labels, self.op_parent, self.events.signatures)
         exact = [is_exact(signature.work) for signature in self.events.signatures]
         inside = [False] * len(labels)  # a counted op
         for node, label in enumerate(labels):
@@ -221,7 +228,7 @@ class Tree:
         self.path[node] = path
 
     def _enter_other(self, node: int, name: str, forward_of: dict[int, tuple[str, int]]) -> None:
-        if name.startswith(("autograd::engine::", "torch::autograd::")) or "Backward" in name:
+        if name.startswith(_BACKWARD) or "Backward" in name:
             self.phase[node] = "backward"
             if self.sequence[node] in forward_of:
                 self.path[node] = forward_of[self.sequence[node]][0]
@@ -247,12 +254,13 @@ class Tree:
             op = self.op_parent[op]
 
     def gaps_frame(self) -> pd.DataFrame:
-        """Return the gaps as a table, less what ops of other threads fill of them."""
+        """Return the gaps as a table, less what ops of other threads, or gloo, fill of them."""
         columns = zip(*self.gaps, strict=True) if self.gaps else [[]] * len(GAPS.columns)
         frame = GAPS.frame({name: list(c) for name, c in zip(GAPS.names, columns, strict=True)})
         tops = [n for n, r in enumerate(self.role) if r == OP and self.op_parent[n] < 0]
-        starts = np.array(self.start)[tops] - self.origin
-        ends = np.array(self.end)[tops] - self.origin
+        sent = [(start, start + length) for _, start, length, _ in self.events.host_collectives]
+        starts = np.append(np.array(self.start)[tops], [start for start, _ in sent]) - self.origin
+        ends = np.append(np.array(self.end)[tops], [end for _, end in sent]) - self.origin
         end = (frame["start_us"] + frame["duration_us"]).to_numpy()
         start = self._first_heard_of(tops, frame["start_us"].to_numpy(), end)
         waited = np.diff(busy_until(starts, ends, [start, end]), axis=0)

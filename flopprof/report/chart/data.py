@@ -17,6 +17,7 @@ from flopprof.judge.roofs import main_units, site_roofline
 from flopprof.provenance import CallProvenance
 from flopprof.report.chart.program import compiled_of, program_sites, with_eager
 from flopprof.report.executed import LEVELS
+from flopprof.report.figures import sharing_ranks
 from flopprof.tables import ROOFLINES, SITES
 from flopprof.units import duration
 
@@ -290,7 +291,7 @@ def _wall(run: "Run") -> _Timing:
     """Return the wall time of the run; in older runs, sites of a compiled one are the eager's."""
     provenance = run.provenance
     if not isinstance(provenance, CallProvenance) or not provenance.timing.eager_wall_us:
-        return _Timing(provenance.wall_us)
+        return _Timing(provenance.wall_us * sharing_ranks(run))  # a rate of each device
     eager_us = provenance.timing.eager_wall_us.median
     if compiled_of(run) is not None:
         return _Timing(
