@@ -96,7 +96,12 @@ def _first_met(twin: "nn.Module", spec: str) -> str | None:
     met: list[str] = []
 
     def hook(path: str) -> Callable[..., None]:
-        return lambda *_: met.append(path)
+        def meeting(layer: "nn.Module", args: tuple[Any, ...]) -> None:
+            met.append(path)
+            if isinstance(layer, torch.nn.Embedding) and args and args[0].is_floating_point():
+                raise TypeError("ids are whole numbers")  # torch 2.10 does not check on meta
+
+        return meeting
 
     handles = [
         module.register_forward_pre_hook(hook(path))
