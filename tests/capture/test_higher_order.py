@@ -23,7 +23,7 @@ class Applied(nn.Module):
 
 
 def steps_of_a_scan(size):
-    """Return how often torch calls the operator with values: 2.10 and 2.11 once more, for shapes."""
+    """Return how often torch calls the operator with values: 2.10 and 2.11 do so once more."""
     calls = []
 
     def operator(carry, one):
