@@ -14,8 +14,8 @@ def parse_dtype(spelling: str) -> str:
 
     Strings that name no element type ("Scalar", "ScalarList", "TensorList", "") stay as they are.
     """
-    known = _TRACE_DTYPES.get(spelling)
-    return known[0] if known else spelling
+    listed = _TRACE_DTYPES.get(spelling)
+    return listed[0] if listed else spelling
 
 
 def itemsize(dtype: str) -> int | None:

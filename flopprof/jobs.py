@@ -148,8 +148,8 @@ def add_up_job(parts: Sequence[JobSums]) -> JobSums:
 
 
 def _added(parts: Sequence[SiteSums | None]) -> SiteSums | None:
-    there = [part for part in parts if part is not None]
-    return add_up_sums(there) if there else None
+    read_parts = [part for part in parts if part is not None]
+    return add_up_sums(read_parts) if read_parts else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -265,9 +265,9 @@ def op_sums(ops: pd.DataFrame, *, on_device: bool) -> pd.DataFrame:
         ("flops_at_most", ops["flops_at_most"].to_numpy()[rows]),
         ("time_us", time_us),
     ):
-        known = np.bincount(number, ~np.isnan(values), size)
+        known_counts = np.bincount(number, ~np.isnan(values), size)
         total = np.bincount(number, np.nan_to_num(values, nan=0.0, posinf=np.inf), size)
-        sums[column] = np.where(known > 0, total, np.nan)
+        sums[column] = np.where(known_counts > 0, total, np.nan)
     return OP_SUMS.frame(sums).sort_values("op", ignore_index=True)
 
 

@@ -32,9 +32,9 @@ class CountedGraph(NamedTuple):
     doubts: list[str]
 
 
-def is_graph(what: str | Path) -> bool:
+def is_graph(model_or_name: str | Path) -> bool:
     """Return whether `what` is an ONNX file."""
-    path = Path(what)
+    path = Path(model_or_name)
     return path.is_file() and detect(path).name == "onnx"
 
 

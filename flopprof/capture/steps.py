@@ -17,7 +17,7 @@ def steps_told(model: "nn.Module", sites: pd.DataFrame) -> list[str]:
     if not isinstance(model, PipelineCall):
         return []
     flops = {share.part: _flops_of(share.part, sites) for share in model.shares}
-    told = [
+    part_texts = [
         f"{share.part} {si(flops[share.part], 'FLOPs')}{' a step' if share.is_each_step else ''}"
         for share in model.shares
     ]
@@ -29,8 +29,8 @@ def steps_told(model: "nn.Module", sites: pd.DataFrame) -> list[str]:
     is_unknown = bool(sites["flops"].isna().any())
     least = "at least " if is_unknown else ""
     return [
-        f"one call of each part is counted: {', '.join(told)}; an image in {model.steps} steps "
-        f"takes {least}{plain}; with classifier-free guidance, which calls text encoders and "
+        f"one call of each part is counted: {', '.join(part_texts)}; an image in {model.steps} "
+        f"steps takes {least}{plain}; with classifier-free guidance, which calls text encoders and "
         f"denoiser on twice as much, {least}{guided}"
     ]
 

@@ -82,8 +82,8 @@ def below_any(marked: np.ndarray, parents: np.ndarray) -> np.ndarray:
     while (up >= 0).any():
         below |= below[up]
         up = up[up]
-    found: np.ndarray = below[:-1]
-    return found
+    is_below: np.ndarray = below[:-1]
+    return is_below
 
 
 def _is_settled(inside: _Below, matmul: float, vector: float, at_most: float) -> bool:

@@ -127,7 +127,7 @@ def reconcile(
     walked, owner = _timed_ops(ops, kernels, timed=timed, on_device=on_device)
     types = {**traced[0].closed, **dict(tuples(module_calls, ("module_path", "module_type")))}
     verdicts = _judge(walked, module_calls, types, never_called)
-    verdicts.reason[walked.named("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
+    verdicts.reason[walked.rows_whose("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
     grouped = _grouped(walked, verdicts)
     site_of = _site_of_ops(grouped, walked, owner)
     sites = described(grouped.sites, types)
@@ -176,7 +176,7 @@ def reconcile_rank(call: TracedCall, *, place: int, on_device: bool) -> SiteSums
     """
     walked, owner = _timed_ops(call.ops, call.kernels, timed=True, on_device=on_device)
     verdicts = _judge_alike(walked)
-    verdicts.reason[walked.named("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
+    verdicts.reason[walked.rows_whose("by_kernel", _NO_KERNEL.__eq__)] += _NOT_TIMED
     grouped = _grouped(walked, verdicts)
     site_of = _site_of_ops(grouped, walked, owner)
     return sums_of_rank(grouped.sites, site_of, call, place=place, on_device=on_device)
@@ -262,7 +262,7 @@ def _judge(
     verdicts = _Verdicts.blank(size)
     rows = walked.facts(np.arange(size))
     by_call: dict[int, list[int]] = defaultdict(list)
-    hooked = walked.named("phase", HOOKED_PHASES.__contains__)
+    hooked = walked.rows_whose("phase", HOOKED_PHASES.__contains__)
     calls_of_ops = _join_calls(walked.where(hooked), module_calls)
     for index, call_id in zip(np.flatnonzero(hooked).tolist(), calls_of_ops, strict=True):
         by_call[call_id].append(index)

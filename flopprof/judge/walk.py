@@ -73,7 +73,7 @@ class Walked:
         self.columns[column] = values.astype(np.int64)
         self.names[column] = names.astype(object)
 
-    def named(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
+    def rows_whose(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
         """Return which rows' texts pass the test, called once per distinct text."""
         passed = np.array([test(name) for name in self.names[column]], dtype=bool)
         return np.take(passed, self[column])
@@ -105,8 +105,8 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     ours = walked["matmul_flops"]
     differs = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
     if differs.any():
-        differs &= ~walked.named("op", FIRST_INPUT_RULE.__contains__)
-        differs &= ~walked.named("dtype", lambda name: name.startswith("complex"))
+        differs &= ~walked.rows_whose("op", FIRST_INPUT_RULE.__contains__)
+        differs &= ~walked.rows_whose("dtype", lambda name: name.startswith("complex"))
     if not np.isnan(theirs).all():
         theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
     walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
@@ -121,18 +121,20 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked.columns["passes_on"] = _passing_on(walked, parents)
     walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
     if not np.isnan(walked["flops_at_most"]).all():
-        glue = walked.named("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
-        stored = walked.named("op", lambda op: op.startswith("stored::"))  # of a sparse operand
+        glue = walked.rows_whose("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
+        stored = walked.rows_whose(
+            "op", lambda op: op.startswith("stored::")
+        )  # of a sparse operand
         glue |= walked["passes_on"] | _around(stored, parents)
-        by_formula = walked["counted"] & walked.named("op", OP_FORMULAS.__contains__)
+        by_formula = walked["counted"] & walked.rows_whose("op", OP_FORMULAS.__contains__)
         walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
     return walked, owner
 
 
 def _scaling(ops: Walked, parents: np.ndarray) -> np.ndarray:
     """Return which counted ops multiply right inside an `addmm` or its like that is not counted."""
-    factors = ops["counted"] & ops.named("op", "aten::mul".__eq__)
-    taken_apart = ~ops["counted"] & ops.named("op", _SCALED.__contains__)
+    factors = ops["counted"] & ops.rows_whose("op", "aten::mul".__eq__)
+    taken_apart = ~ops["counted"] & ops.rows_whose("op", _SCALED.__contains__)
     scales: np.ndarray = factors & (parents >= 0) & taken_apart[parents]
     return scales
 
@@ -164,10 +166,10 @@ def _calling_others(walked: Walked, parents: np.ndarray) -> np.ndarray:
     On the meta device some only allocate their result: what they call elsewhere is not there.
     """
     calls_others = np.isin(np.arange(len(walked)), parents)
-    looking = walked.named("op", looks_below) & ~walked["counted"]
+    looking = walked.rows_whose("op", looks_below) & ~walked["counted"]
     if not looking.any():
         return calls_others
-    works = np.where(walked["counted"], ~walked.named("kind", "free".__eq__), ~calls_others)
+    works = np.where(walked["counted"], ~walked.rows_whose("kind", "free".__eq__), ~calls_others)
     works |= ~np.isnan(walked["flops_at_most"])
     return np.where(looking, _around(works, parents), calls_others)
 
@@ -292,8 +294,8 @@ def settle_glue(walked: Walked, *, on_device: bool) -> None:
     whose FLOPs are known and that is walked, yet not counted, is above the ops that ran. So is one
     that was called again below itself, but for kernels of its own.
     """
-    glue = walked.named("op", _only_calls_others)
-    glue &= walked["calls_others"] | ~walked.named("op", OP_FORMULAS.__contains__)
+    glue = walked.rows_whose("op", _only_calls_others)
+    glue &= walked["calls_others"] | ~walked.rows_whose("op", OP_FORMULAS.__contains__)
     glue |= walked["settled"] | ~np.isnan(walked["matmul_flops"])
     glue |= walked["passes_on"] & ~(on_device & (walked["time_us"] > 0))
     glue &= ~walked["counted"] & np.isnan(walked["flops_at_most"])

@@ -192,15 +192,15 @@ class _Msgpack:
         return (kind, (number, self._take(1)[0])) if kind == "extension" else (kind, number)
 
     def _text(self, length_bytes: int) -> str:
-        kept = self._take(min(length_bytes, _MAX_KEY_BYTES))
-        self._skip(length_bytes - len(kept))
-        return kept.decode("utf-8", "replace")
+        text_bytes = self._take(min(length_bytes, _MAX_KEY_BYTES))
+        self._skip(length_bytes - len(text_bytes))
+        return text_bytes.decode("utf-8", "replace")
 
     def _take(self, count_bytes: int) -> bytes:
-        data = self.file.read(count_bytes)
-        if len(data) < count_bytes:
+        content = self.file.read(count_bytes)
+        if len(content) < count_bytes:
             raise ValueError("it ends too soon: truncated")
-        return data
+        return content
 
     def _skip(self, count_bytes: int) -> None:
         place = self.file.tell() + count_bytes

@@ -211,7 +211,7 @@ def _by_hooks(
         return None
     names = {id(tensor): plain[key] for key, tensor in offered.items()}
     pairs = {}
-    for key, tensor in loads.given.items():
+    for key, tensor in loads.loaded.items():
         if key in expected:
             dtype = str(tensor.dtype).removeprefix("torch.")
             info = TensorInfo(tuple(tensor.shape), dtype)
@@ -235,7 +235,7 @@ def _load(
 ) -> Mapping[str, torch.Tensor]:
     """Return what the model's hooks make of the weights, by its keys."""
     offered = {key: weights[name] for key, name in plain.items()}
-    return (what_torch_loads(model, offered) or Loads()).given
+    return (what_torch_loads(model, offered) or Loads()).loaded
 
 
 def _as_part(

@@ -77,10 +77,10 @@ class _Reader:
 
     def take(self, count_bytes: int) -> bytes:
         """Return the next bytes; raise ValueError where the file has no more."""
-        data = self.file.read(count_bytes) if count_bytes <= _MAX_HEADER_BYTES else b""
-        if len(data) < count_bytes:
+        content = self.file.read(count_bytes) if count_bytes <= _MAX_HEADER_BYTES else b""
+        if len(content) < count_bytes:
             raise ValueError("its header ends too soon: truncated")
-        return data
+        return content
 
     def skip(self, count_bytes: int) -> None:
         """Go on behind the next bytes; raise ValueError where the file has no more."""
@@ -101,9 +101,9 @@ class _Reader:
     def text(self, most_bytes: int) -> str:
         """Return the next text, of which no more than `most_bytes` are kept."""
         length_bytes = self.length()
-        kept = self.take(min(length_bytes, most_bytes))
-        self.skip(length_bytes - len(kept))
-        return kept.decode("utf-8", "replace")
+        text_bytes = self.take(min(length_bytes, most_bytes))
+        self.skip(length_bytes - len(text_bytes))
+        return text_bytes.decode("utf-8", "replace")
 
     def value(self, kind: int, depth: int = 0) -> Any:
         """Return the next value of metadata; of a long array a text that says how long it is."""

@@ -82,7 +82,7 @@ def _check_rank(value: Any, spec: InputSpec, path: Path) -> None:
     dims = _dims(value)
     fixed = [dim.dim_value for dim in dims]
     fits = len(dims) == len(spec.shape) and all(
-        size < 1 or size == wanted for size, wanted in zip(fixed, spec.shape, strict=True)
+        size < 1 or size == size_given for size, size_given in zip(fixed, spec.shape, strict=True)
     )
     if not fits and value.type.tensor_type.HasField("shape"):
         fact = f"{safe_text(path)}: the input {value.name} is {_text_of(value)}, not {spec.text}"

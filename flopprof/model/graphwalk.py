@@ -79,8 +79,8 @@ class Walker:
             if condition is None or condition.size != 1:
                 nodes.append(node)
                 continue
-            wanted = "then_branch" if condition.item() else "else_branch"
-            branch = next(a.g for a in node.attribute if a.name == wanted)
+            taken = "then_branch" if condition.item() else "else_branch"
+            branch = next(a.g for a in node.attribute if a.name == taken)
             graph.initializer.extend(branch.initializer)
             nodes.extend(branch.node)
             nodes.extend(_identities(branch.output, node.output))

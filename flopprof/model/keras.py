@@ -79,7 +79,7 @@ def _tensors(file: Any) -> dict[str, TensorInfo]:
     keys = {name: _key(name) for name in stored}
     if len(set(keys.values())) < len(keys):
         keys = {name: name.replace("/", ".") for name in stored}
-    return _named({keys[name]: info for name, info in stored.items()})
+    return _with_short_names({keys[name]: info for name, info in stored.items()})
 
 
 def _key(name: str) -> str:
@@ -93,18 +93,18 @@ def _key(name: str) -> str:
     return ".".join(kept)
 
 
-def _named(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
+def _with_short_names(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     """Return the tensors with names for the numbers that Keras 3 gives a layer's own.
 
     It keeps "layers.dense_1.vars.0" for what the layer's class calls its kernel: the order is the
     class's, and the path has the class's name.
     """
-    named = {}
+    renamed = {}
     matrices: dict[str, int] = {}  # seen of each layer
     for key, info in tensors.items():
         layer, is_numbered, number = key.partition(".vars.")
         if not is_numbered or not number.isdecimal():
-            named[key] = info
+            renamed[key] = info
             continue
         kind = next((names for part, names in _VARIABLES.items() if part in layer), ())
         if int(number) < len(kind):
@@ -114,9 +114,9 @@ def _named(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
             matrices[layer] = place + 1
             name = _MATRICES[place] if place < len(_MATRICES) else f"weight_{number}"
         else:
-            name = "bias" if f"{layer}.bias" not in named else f"bias_{number}"
-        named[f"{layer}.{name}"] = info
-    return named
+            name = "bias" if f"{layer}.bias" not in renamed else f"bias_{number}"
+        renamed[f"{layer}.{name}"] = info
+    return renamed
 
 
 _MATRICES = ("kernel", "recurrent_kernel", "bias")  # of a layer; a GRU's bias is one, too

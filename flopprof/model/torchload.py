@@ -23,11 +23,11 @@ class Loads:
     """What torch would load.
 
     Attributes:
-        given: The tensor for each of the model's keys: one of the file's, or what a hook made.
+        loaded: The tensor for each of the model's keys: one of the file's, or what a hook made.
         unexpected: Keys that no module takes.
     """
 
-    given: dict[str, torch.Tensor] = field(default_factory=dict)
+    loaded: dict[str, torch.Tensor] = field(default_factory=dict)
     unexpected: list[str] = field(default_factory=list)
 
 
@@ -89,7 +89,7 @@ def _recording(loads: Loads) -> Iterator[None]:
         for name in own:
             value = state_dict.get(prefix + name)
             if isinstance(value, torch.Tensor):
-                loads.given[prefix + name] = value
+                loads.loaded[prefix + name] = value
         for key in state_dict:
             if not key.startswith(prefix):
                 continue

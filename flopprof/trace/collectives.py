@@ -20,7 +20,7 @@ MOST_SIZES = 1000
 of another size. The others are together, and their size is not known."""
 
 
-class What(NamedTuple):
+class CollectiveKey(NamedTuple):
     """What makes calls of collectives alike; "" and NaN where the trace does not tell."""
 
     collective: str
@@ -53,13 +53,12 @@ class Times:
         up_to = np.cumsum(self.weights)
         middle = up_to[-1] / 2
         low = int(np.searchsorted(up_to, middle, side="left"))
-        high = int(
-            np.searchsorted(up_to, middle, side="right")
-        )  # another, if the middle is between
+        # Another one, if the middle lies between two.
+        high = int(np.searchsorted(up_to, middle, side="right"))
         return float((self.kept_us[low] + self.kept_us[high]) / 2)
 
 
-CollectiveSums = dict[tuple[str, ...], tuple[What, Times]]
+CollectiveSums = dict[tuple[str, ...], tuple[CollectiveKey, Times]]
 """By what makes calls alike, as texts: NaN is equal to itself there."""
 
 
@@ -72,12 +71,15 @@ def collective_sums(kernels: pd.DataFrame) -> CollectiveSums:
     if "collective" not in kernels:
         return {}
     calls = kernels[kernels["kind"] == "communication"]
-    groups = calls.groupby(list(What._fields), dropna=False, observed=True, sort=False)
+    groups = calls.groupby(list(CollectiveKey._fields), dropna=False, observed=True, sort=False)
     sums: CollectiveSums = {}
     for key, group in groups["duration_us"]:
-        what = What(*_plain(key))
+        collective = CollectiveKey(*_plain(key))
         times_us = np.sort(group.to_numpy())
-        sums[_texts(what)] = (what, _times(times_us, np.ones(len(times_us)), times_us.sum()))
+        sums[_texts(collective)] = (
+            collective,
+            _times(times_us, np.ones(len(times_us)), times_us.sum()),
+        )
     return _bounded(sums)
 
 
@@ -98,7 +100,7 @@ def sums_of_trace(trace: Trace) -> CollectiveSums:
 
 def add_up_collectives(parts: Iterable[CollectiveSums]) -> CollectiveSums:
     """Return the times of several ranks, or of several such sums, together."""
-    together: dict[tuple[str, ...], list[tuple[What, Times]]] = {}
+    together: dict[tuple[str, ...], list[tuple[CollectiveKey, Times]]] = {}
     for part in parts:
         for key, entry in part.items():
             together.setdefault(key, []).append(entry)
@@ -111,14 +113,14 @@ def add_up_collectives(parts: Iterable[CollectiveSums]) -> CollectiveSums:
 def collective_facts(sums: CollectiveSums) -> tuple[CollectiveTimes, ...]:
     """Return the sums as a run keeps them: those of most time first."""
     rows = []
-    for what, times in sums.values():
-        size = what.group_size
+    for collective, times in sums.values():
+        size = collective.group_size
         rows.append(
             CollectiveTimes(
-                collective=what.collective or None,
-                process_group=what.process_group or None,
+                collective=collective.collective or None,
+                process_group=collective.process_group or None,
                 group_size=None if math.isnan(size) else int(size),
-                message_bytes=what.message_bytes,
+                message_bytes=collective.message_bytes,
                 calls=times.calls,
                 time_us=times.time_us,
                 median_us=times.median_us,
@@ -133,10 +135,10 @@ def _bounded(sums: CollectiveSums) -> CollectiveSums:
         return sums
     order = sorted(sums, key=lambda key: (-sums[key][1].time_us, key))
     kept = {key: sums[key] for key in order[:MOST_SIZES]}
-    others: dict[tuple[str, ...], list[tuple[What, Times]]] = {}
+    others: dict[tuple[str, ...], list[tuple[CollectiveKey, Times]]] = {}
     for key in order[MOST_SIZES:]:
-        what, times = sums[key]
-        without_size = what._replace(message_bytes=math.nan)
+        collective, times = sums[key]
+        without_size = collective._replace(message_bytes=math.nan)
         others.setdefault(_texts(without_size), []).append((without_size, times))
     for key, entries in others.items():
         before = [kept[key]] if key in kept else []
@@ -150,8 +152,8 @@ def _plain(key: tuple[Any, ...]) -> tuple[str, str, float, float]:
     return str(collective), str(group), float(size), float(message_bytes)
 
 
-def _texts(what: Any) -> tuple[str, ...]:
-    return tuple(str(getattr(what, name)) for name in What._fields)
+def _texts(collective: Any) -> tuple[str, ...]:
+    return tuple(str(getattr(collective, name)) for name in CollectiveKey._fields)
 
 
 def _plus(parts: Sequence[Times]) -> Times:

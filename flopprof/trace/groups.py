@@ -29,9 +29,9 @@ def process_groups(job: Mapping[str, Any]) -> tuple[ProcessGroup, ...]:
         name = entry.get("pg_name")
         if not isinstance(name, str | int):
             continue
-        told = entry.get("pg_size", entry.get("group_size"))
+        group_size = entry.get("pg_size", entry.get("group_size"))
         ranks = _ranks(entry.get("ranks"))
-        size = _count(told) or len(ranks) or None
+        size = _count(group_size) or len(ranks) or None
         if not ranks and size is not None and size == world_size:
             ranks = tuple(range(size))
         groups.append(

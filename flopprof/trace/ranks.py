@@ -168,9 +168,11 @@ def _odd_ones(facts: Sequence[RankFacts]) -> list[str]:
     for one in read:
         first_of.setdefault(one.world_size, one)
     if len(first_of) > 1:
-        told = [f"{file_text(one.file)} of {size}" for size, one in sorted(first_of.items())[:3]]
+        odd_texts = [
+            f"{file_text(one.file)} of {size}" for size, one in sorted(first_of.items())[:3]
+        ]
         warnings.append(
-            f"the traces are of jobs of different sizes: {', '.join(told)} ranks; "
+            f"the traces are of jobs of different sizes: {', '.join(odd_texts)} ranks; "
             "analyse each job on its own"
         )
     return warnings

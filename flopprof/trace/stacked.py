@@ -24,7 +24,9 @@ def own_arguments(
         signatures: By label. New ones are appended.
     """
     numbers: dict[int, int] = {}
-    known: dict[tuple[int, int], int] = {}  # what is recorded, how many are its own → signature
+    signature_of: dict[
+        tuple[int, int], int
+    ] = {}  # what is recorded, how many are its own → signature
     for node, label in enumerate(labels):
         parent = parents[node]
         if label < 0 or parent < 0:
@@ -34,10 +36,10 @@ def own_arguments(
         if not _is_stacked(outer, inner):
             continue
         key = (label, len(outer.shapes))
-        if key not in known:
-            known[key] = len(signatures)
+        if key not in signature_of:
+            signature_of[key] = len(signatures)
             signatures.append(_last_of(signatures[label], len(outer.shapes)))
-        numbers[node] = known[key]
+        numbers[node] = signature_of[key]
     return numbers
 
 

@@ -143,7 +143,7 @@ def test_what_torch_would_load_is_found_without_loading(code):
     loads = what_torch_loads(model, state)
 
     assert loads is not None
-    assert list(loads.given) == ["0.weight"]
+    assert list(loads.loaded) == ["0.weight"]
     assert sorted(loads.unexpected) == ["1.extra", "2.weight"]
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 

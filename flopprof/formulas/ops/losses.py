@@ -173,13 +173,15 @@ def chunked_linear_cross_entropy(call: OpCall) -> Work | None:
     (rows, width), classes = call.shape(0), call.shape(1)[0]
     scores = rows * classes
     flops = (5 + call.count(3)) * scores + (2 if reduces else 1) * rows
-    wanted = [call.flag(index) is True for index in (12, 13, 14)] if reduces else [False] * 3
-    of_x, of_weight, of_bias = wanted
-    if any(wanted):
+    gradients = [False, False, False]  # of x, weight and bias: made along
+    if reduces:
+        gradients = [call.flag(index) is True for index in (12, 13, 14)]
+    of_x, of_weight, of_bias = gradients
+    if any(gradients):
         flops += rows + 4 * scores
     if of_bias:
         flops += scores
-    products = 1 + wanted[:2].count(True)
+    products = 1 + gradients[:2].count(True)
     written = rows * width if of_x else 0
     written += classes * width if of_weight else 0
     work = el.vector_work(call, flops, 0, 1, 2, 3, written=written)

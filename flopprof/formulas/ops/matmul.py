@@ -156,10 +156,10 @@ def packed_linear(call: OpCall, at: Places) -> Work | None:
 @op_formula("linear_backward mkldnn_linear_backward")
 def linear_backward(call: OpCall) -> Work | None:
     """2·rows·in·out for the gradient of x, and of the weight; of the bias one add per output."""
-    wanted = flags(call, 3)
-    if wanted is None:
+    gradients = flags(call, 3)
+    if gradients is None:
         return None
-    of_x, of_weight, of_bias = wanted
+    of_x, of_weight, of_bias = gradients
     grad = elements(call, 1)
     weight = elements(call, 2)
     width = call.shape(1)[-1]

@@ -26,7 +26,7 @@ def batch_norm(call: OpCall) -> Work:
     return el.vector_work(call, size * (trained if training else 2), 0, 1, 2, 0, at_most=at_most)
 
 
-def _wanted(call: OpCall, index: int, gradients: int) -> list[bool]:
+def _gradients(call: OpCall, index: int, gradients: int) -> list[bool]:
     """Return which gradients the output mask at `index` asks for: all where it is not known."""
     mask = [part.strip() in ("True", "true", "1") for part in call.value(index)[1:-1].split(",")]
     return mask if len(mask) == gradients else [True] * gradients
@@ -41,7 +41,7 @@ def batch_norm_backward(call: OpCall) -> Work:
     """
     impl = call.op.startswith("aten::_batch_norm_impl")
     first = 1 if impl else 0  # argument 0 is the implementation's number
-    x, gamma, beta = _wanted(call, first + 9, 3)
+    x, gamma, beta = _gradients(call, first + 9, 3)
     train = call.flag(first + 7)
     size = el.elements(call, first)
     moved = [first, first + 1, first + 2]
@@ -64,7 +64,7 @@ def layer_norm_backward(call: OpCall) -> Work:
     """
     layer = "layer" in call.op
     weight = 5 if layer else 4
-    x, gamma, beta = _wanted(call, 7 if layer else 9, 3)
+    x, gamma, beta = _gradients(call, 7 if layer else 9, 3)
     moved = [0, 1, weight]
     cost = 0
     if x:
@@ -83,7 +83,7 @@ def rms_norm_backward(call: OpCall) -> Work:
 
     g·γ (with weight), x̂ = x/rms, g·x̂, sum, multiply, subtract, scale; γ's: multiply, sum.
     """
-    x, gamma = _wanted(call, 5, 2)
+    x, gamma = _gradients(call, 5, 2)
     moved = [0, 1, 4]
     cost = 0
     if x:

@@ -56,10 +56,10 @@ class Look(NamedTuple):
 class Sheet:
     """A figure to draw on in points, the log-log panel on it, and what is in the way there."""
 
-    def __init__(self, data: "ChartData", size: str, dark: bool) -> None:
+    def __init__(self, chart: "ChartData", size: str, dark: bool) -> None:
         from matplotlib.figure import Figure
 
-        self.data = data
+        self.data = chart
         self.width, self.height = SIZES[size]
         self.ground, self.ink, self.muted, self.grid, *self.sides = DARK if dark else LIGHT
         self.kinds = dict(COLOURS)
@@ -68,15 +68,15 @@ class Sheet:
         self.figure = Figure(facecolor=self.ground)
         self.axes = self.figure.add_axes((0, 0, 1, 1), autoscale_on=False, xlim=(0, self.width))
         self.axes.set_axis_off()
-        self.flat = data.roofs[data.roofs["unit"] == "FLOP/s"]
-        self.memory = data.roofs[data.roofs["unit"] == "B/s"]
+        self.flat = chart.roofs[chart.roofs["unit"] == "FLOP/s"]
+        self.memory = chart.roofs[chart.roofs["unit"] == "B/s"]
         longest = max([0, *self.flat["name"].str.len() + 13, *self.flat["origin"].str.len()])
         self.right = self.width - MARGIN - 14 - LETTER * SMALL * longest
         self.ridges = self.flat.drop_duplicates("name").set_index("name")["ridge"].dropna()
-        rows = pd.concat([data.points, data.merged[data.merged["place"] == "other"], data.run])
+        rows = pd.concat([chart.points, chart.merged[chart.merged["place"] == "other"], chart.run])
         self.marked = rows[rows["intensity_flops_per_byte"] > 0]
         xs = [*self.marked["intensity_flops_per_byte"], *self.ridges, *self.ridges / 10]
-        xs += [*data.measured["intensity_flops_per_byte"]]
+        xs += [*chart.measured["intensity_flops_per_byte"]]
         self.xs = decades(xs or [1.0])
         ys = [*self.marked["achieved_flops_per_s"], *self.flat["value"], *self.flat["value"] / 10]
         self.ys = decades(ys or [1e9])
