@@ -83,9 +83,10 @@ def assemble(
     timed = not isinstance(provenance, CountProvenance)
     device = provenance.device
     first = witnesses.traced[0]
+    without_kernels = [first if not len(first.kernels) else first._replace(kernels=KERNELS.empty())]
     sites, ops = reconcile(
         witnesses.module_calls,
-        witnesses.traced if timed else [first._replace(kernels=KERNELS.empty())],
+        witnesses.traced if timed else without_kernels,
         rooflines,
         dtype=provenance.called.dtype,
         never_called=list(provenance.source.never_called),

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from flopprof.assemble import Witnesses, as_call, assemble
-from flopprof.capture.call import home, meta_twin
+from flopprof.capture.call import home
 from flopprof.capture.decoding import count_generation
 from flopprof.capture.describe import (
     describe_call,
@@ -96,7 +96,8 @@ def _count_on_meta(
     None is for what is there already, or what shapes do not tell: nested and sparse inputs (how
     many elements they store is lost on the meta device), a step that trains this very model.
     """
-    from flopprof.capture.sparse import holds_sparse
+    from flopprof.capture.sparse import holds_sparse  # which import torch
+    from flopprof.capture.twin import meta_twin
 
     model = subject.model
     if home(model)[0] == "meta" or (training is not None and training.step is not None):

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Generic, TypeVar
 
 from flopprof.errors import UsageError
@@ -63,7 +64,8 @@ class Registry(Generic[T]):
         return len(self._items)
 
 
+@cache
 def import_all(package: str) -> None:
-    """Import every module of `package`, so that their decorators run."""
+    """Import every module of `package`, so that their decorators run; once."""
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         importlib.import_module(f"{package}.{info.name}")

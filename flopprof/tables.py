@@ -80,7 +80,7 @@ class Table:
 
     def empty(self) -> pd.DataFrame:
         """Return a frame of this table without rows."""
-        return _empty(self).copy()
+        return _empty(self).copy(deep=False)
 
     def check(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return `frame` if its columns are this table's, in order and of the right types.

@@ -48,29 +48,36 @@ class Totals:
 
 def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     """Return the totals of `sites` (table SITES)."""
-    counted = sites[sites["flops"].notna()]
-    exact = sum(map(int, counted["matmul_flops"])) + sum(map(int, counted["vector_flops"]))
-    matmul, vector = (
-        sum(map(int, counted[c])) + int(sites[f"{c}_at_least"].sum())
-        for c in ("matmul_flops", "vector_flops")
-    )
-    unknown = sites[sites["flops"].isna()]
-    extra = unknown["flops_at_most"].sum(skipna=False) if len(unknown) else 0.0
-    time_us = sites["time_us"].sum(min_count=1)
-    called = sites["calls"].sum()
-    covered_us = counted["time_us"].sum(min_count=1) if len(counted) else 0.0
-    flops = matmul + vector
-    missing = sites.loc[sites["verdict"] == "not_run", "hook_flops"].sum()
-    there_frac = flops / (flops + missing) if missing > 0 else 1.0
+    flops = sites["flops"].to_numpy()
+    time_us = sites["time_us"].to_numpy()
+    calls = sites["calls"].to_numpy()
+    is_known = ~np.isnan(flops)
+    sums = []
+    at_least = []
+    for name in ("matmul_flops", "vector_flops"):
+        sums.append(sum(map(int, sites[name].to_numpy()[is_known])))
+        at_least.append(int(np.nansum(sites[f"{name}_at_least"].to_numpy())))
+    matmul, vector = (exact + least for exact, least in zip(sums, at_least, strict=True))
+    extra = float(sites["flops_at_most"].to_numpy()[~is_known].sum())
+    has_time = ~np.isnan(time_us)
+    spent_us = float(time_us[has_time].sum())
+    covered_us = float(np.nansum(time_us[is_known]))
+    if is_known.any() and not (is_known & has_time).any():
+        covered_us = math.nan
+    is_not_run = (sites["verdict"] == "not_run").to_numpy()
+    missing = float(np.nansum(sites["hook_flops"].to_numpy()[is_not_run]))
+    total = matmul + vector
+    there_frac = total / (total + missing) if missing > 0 else 1.0
+    called = calls.sum()
     return Totals(
         matmul_flops=matmul,
         vector_flops=vector,
-        flops=flops,
-        flops_at_most=exact + extra,
-        coverage_frac=covered_us / time_us * there_frac if time_us > 0 else math.nan,
-        coverage_calls_frac=counted["calls"].sum() / called if called else math.nan,
+        flops=total,
+        flops_at_most=sum(sums) + extra,
+        coverage_frac=covered_us / spent_us * there_frac if spent_us > 0 else math.nan,
+        coverage_calls_frac=calls[is_known].sum() / called if called else math.nan,
         wall_us=wall_us,
-        untimed_flops=int(counted.loc[counted["time_us"] == 0, "flops"].sum()),
+        untimed_flops=int(flops[is_known & (time_us == 0)].sum()),
     )
 
 

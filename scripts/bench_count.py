@@ -1,19 +1,28 @@
-"""Time counting beside torch's FlopCounterMode: same model, same meta device, one run.
+"""Time counting beside torch's FlopCounterMode: same model, same device, one process, in turn.
 
-usage: python scripts/bench_count.py [--repeats N]
+usage: python scripts/bench_count.py [--repeats N] [--cpu] [--output FILE] [MODEL …]
 
-Prints, per model, the median and spread of both and their ratio. Imports are paid before. Shapes
-met before are not worked out again, by flopprof; "forgetful" is flopprof without that memory.
+Prints CPU time per model: median and range of both, and of the ratio turn by turn. Imports are paid
+before. Shapes met before are not worked out again, by flopprof; "forgetful" is flopprof without
+that memory. Model and inputs are on the meta device, where a count takes place; with --cpu they
+are on the CPU, and FlopCounterMode runs the model's arithmetic.
 """
 
 import argparse
+import csv
+import datetime
 import statistics
+import sys
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
+import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -21,65 +30,116 @@ import flopprof
 from flopprof.capture import meta as shapes
 from flopprof.trace.signatures import forget_signatures
 
+CLASSIFIERS = ("resnet50", "vit_b_16", "swin_t", "mobilenet_v3_large", "efficientnet_b0")
+COLUMNS = ("model", "device", "flopprof_ms", "forgetful_ms", "flopcounter_ms", "ratio", "forgetful")
+
 
 def main() -> None:
-    """Time each model in turn, the two counters alternating."""
+    """Time each model in turn, the counters alternating."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="which (default: all)")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--cpu", action="store_true", help="model and inputs on the CPU")
+    parser.add_argument("--output", type=Path, help="write a CSV file, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"torch {torch.__version__}, flopprof {flopprof.__version__}, {args.repeats} repeats")
-    columns = ("flopprof ms (min–max)", "forgetful ms", "FlopCounterMode ms")
-    print(f"{'model':16}", *(f"{column:>24}" for column in columns), " ratios")
-    for name, (model, x) in models().items():
-        calls = (partial(flopprof.count_flops, model, x), partial(by_torch, model, x))
-        times: list[list[float]] = [[], [], []]
-        for _ in range(args.repeats + 1):
-            times[0].append(milliseconds(calls[0]))
-            shapes._KNOWN.clear()
-            forget_signatures()
-            times[1].append(milliseconds(calls[0]))
-            times[2].append(milliseconds(calls[1]))
-        times = [each[1:] for each in times]  # the first call of each imports and fills caches
-        ours, forgetful, theirs = map(statistics.median, times)
-        print(f"{name:16}", *(f"{spread(each):>24}" for each in times), end="")
-        print(f"  {ours / theirs:.2f} {forgetful / theirs:.2f}")
+    warnings.simplefilter("ignore")
+    device = "cpu" if args.cpu else "meta"
+    moment = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    made_by = (
+        f"scripts/bench_count.py {' '.join(sys.argv[1:])}; torch {torch.__version__}, flopprof "
+        f"{flopprof.__version__}, {args.repeats} repeats, {moment}; CPU time: median (min-max)"
+    )
+    print(f"{made_by}\n" + " ".join(f"{name:>22}" for name in COLUMNS))
+    rows = []
+    for name, (model, inputs) in models(device, args.models):
+        row = [name, device, *(spread(*each) for each in timed(model, inputs, args.repeats))]
+        print(" ".join(f"{value:>22}" for value in row), flush=True)
+        rows.append(row)
+    if args.output:
+        with args.output.open("w", encoding="utf-8", newline="") as file:
+            file.write(f"# {made_by}\n")
+            csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
 
 
-def models() -> dict[str, tuple[nn.Module, torch.Tensor]]:
-    """Return the models and their inputs, on the meta device."""
-    with torch.device("meta"):
-        image = torch.empty(1, 3, 224, 224)
-        layer = nn.TransformerEncoderLayer(512, 8, batch_first=True)
-        return {
-            **{
-                name: (torchvision.models.get_model(name).eval(), image)
-                for name in ("resnet50", "vit_b_16", "swin_t")
-            },
-            "transformer x 24": (
-                nn.TransformerEncoder(layer, 24, enable_nested_tensor=False).eval(),
-                torch.empty(1, 128, 512),
-            ),
-        }
+def timed(
+    model: nn.Module, inputs: tuple[torch.Tensor, ...], repeats: int
+) -> list[tuple[list[float], int]]:
+    """Return times in ms of the three and two ratios, each with the decimals to show."""
+    ours = partial(flopprof.count_flops, model, inputs)
+    times: list[list[float]] = [[], [], []]
+    for _ in range(repeats + 1):
+        times[0].append(milliseconds(ours))
+        times[2].append(milliseconds(partial(by_torch, model, inputs)))
+        shapes._KNOWN.clear()
+        forget_signatures()
+        times[1].append(milliseconds(ours))
+    counted, forgetful, theirs = (each[1:] for each in times)  # the first imports, fills caches
+    ratios = [
+        [mine / other for mine, other in zip(each, theirs, strict=True)]
+        for each in (counted, forgetful)
+    ]
+    return [*((each, 1) for each in (counted, forgetful, theirs)), *((r, 2) for r in ratios)]
 
 
-def by_torch(model: nn.Module, x: torch.Tensor) -> int:
+def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Module, Any]]]:
+    """Yield the models and their inputs, each on the device."""
+    image = (torch.zeros(1, 3, 224, 224, device=device),)
+    ids = (torch.zeros(1, 128, dtype=torch.long, device=device),)
+    made: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+        name: (partial(torchvision.models.get_model, name), image) for name in CLASSIFIERS
+    }
+    made |= {
+        "gpt2": (partial(language_model, transformers.GPT2Config()), ids),
+        "llama x 12": (partial(language_model, llama()), ids),
+        "lstm": (
+            partial(nn.LSTM, 64, 128, 2, batch_first=True),
+            (torch.zeros(4, 50, 64, device=device),),
+        ),
+    }
+    for name in wanted or made:
+        make, inputs = made[name]
+        with torch.device(device):
+            yield name, (make().eval(), inputs)
+
+
+def llama() -> transformers.PretrainedConfig:
+    """Return the configuration of a small Llama of twelve layers."""
+    return transformers.LlamaConfig(
+        hidden_size=512,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+        intermediate_size=1024,
+        vocab_size=1000,
+    )
+
+
+def language_model(config: transformers.PretrainedConfig) -> nn.Module:
+    """Return the model of a configuration, with random weights."""
+    model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
+    return model
+
+
+def by_torch(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> int:
     """Return FlopCounterMode's total."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(x)
+        model(*inputs)
     return counter.get_total_flops()
 
 
 def milliseconds(call: Callable[[], object]) -> float:
-    """Return how long one call takes."""
-    start = time.perf_counter()
+    """Return how much CPU time one call takes."""
+    start = time.process_time()
     call()
-    return (time.perf_counter() - start) * 1e3
+    return (time.process_time() - start) * 1e3
 
 
-def spread(values: list[float]) -> str:
+def spread(values: list[float], decimals: int) -> str:
     """Return median and range as text."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
+    middle, least, most = (
+        f"{value:.{decimals}f}" for value in (statistics.median(values), min(values), max(values))
+    )
+    return f"{middle} ({least}-{most})"
 
 
 if __name__ == "__main__":

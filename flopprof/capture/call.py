@@ -1,6 +1,5 @@
 """Call a model and leave it as it was: its inputs, its mode, its copy on the meta device."""
 
-import copy
 import dataclasses
 import inspect
 import re
@@ -253,31 +252,6 @@ def first_float(inputs: Inputs) -> str | None:
     """Return the element type of the first floating-point input; None if there is none."""
     dtypes = (str(t.dtype) for t in inputs.tensors if t.is_floating_point())
     return next(dtypes, "").removeprefix("torch.") or None
-
-
-def meta_twin(model: "nn.Module") -> "nn.Module | None":
-    """Return a copy of the model on the meta device, or None where none can be made."""
-    import torch
-    from torch.utils._pytree import tree_leaves
-
-    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
-        return None  # it copies its tensors where they are, and no longer as parameters
-    memo: dict[int, Any] = {}
-    attributes = tree_leaves([list(vars(module).values()) for module in model.modules()])
-    for tensor in attributes:
-        if not isinstance(tensor, torch.Tensor):
-            continue
-        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-            return None  # a subclass or uninitialised parameter knows more than its shape
-        empty = torch.empty_like(tensor, device="meta", requires_grad=False)
-        is_parameter = isinstance(tensor, torch.nn.Parameter)
-        memo[id(tensor)] = (
-            torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
-        )
-    try:
-        return copy.deepcopy(model, memo)
-    except Exception:  # whatever a foreign __deepcopy__ raises: the model itself is counted
-        return None
 
 
 @dataclass(slots=True)

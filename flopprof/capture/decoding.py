@@ -16,7 +16,6 @@ from flopprof.capture.call import (
     autocasting,
     guarded,
     home,
-    meta_twin,
     unchanged,
     using_threads,
 )
@@ -52,6 +51,8 @@ def count_generation(subject: Subject, settings: Settings, count: Count) -> Gene
     """
     if settings.prompt_len is None:
         return None
+    from flopprof.capture.twin import meta_twin  # which imports torch
+
     decoder = decoder_of(subject.model, settings)
     twin = meta_twin(subject.model)
     if twin is not None:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flopprof.capture.call import as_inputs, meta_twin
+from flopprof.capture.call import as_inputs
 from flopprof.units import safe_text
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ def guess_input(model: "nn.Module") -> Guess:
     if len(needed) > 1:
         example = " ".join(f"--input {name}=…" for name in needed)
         return Guess(None, f"it takes {len(needed)} inputs, {', '.join(needed)}", example)
+    from flopprof.capture.twin import meta_twin  # which imports torch
+
     twin = meta_twin(model)
     if twin is None:  # which cannot be tried
         return Guess(specs[0], _made_for(path, layer))

@@ -19,6 +19,8 @@ from torch.utils import checkpoint
 from flopprof.tables import AHEAD_OF_TIME, CALLED, KEPT, STOPPED
 
 T = TypeVar("T")
+Enter = Callable[[nn.Module, str, T | None], T]
+Leave = Callable[[T, nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 PREFIX: Final = "flopprof:"  # of a module call's range in a trace
 RAISED: Final = object()  # the output of a module call that raised
@@ -29,15 +31,30 @@ def module_paths(model: nn.Module) -> dict[nn.Module, str]:
     return {module: path for path, module in model.named_modules()}
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and mappings."""
+def tensors_in(value: Any) -> list[Tensor]:
+    """Return the tensors in nested tuples, lists and mappings."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from tensors_in(item)
+        return [value]
+    found: list[Tensor] = []
+    _find_tensors(value, found)
+    return found
+
+
+_NO_TENSORS = frozenset((type(None), bool, int, float, str, torch.dtype, torch.Size))
+
+
+def _find_tensors(value: Any, found: list[Tensor]) -> None:
+    if isinstance(value, tuple | list):
+        inside = value
     elif isinstance(value, Mapping):
-        yield from tensors_in(list(value.values()))
+        inside = list(value.values())
+    else:
+        return
+    for item in inside:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif type(item) not in _NO_TENSORS:
+            _find_tensors(item, found)
 
 
 def examples_in(tensors: Iterable[Tensor]) -> int:
@@ -77,8 +94,8 @@ def innermost(tensor: Tensor) -> Tensor:
 @contextmanager
 def watch_modules(
     model: nn.Module,
-    enter: Callable[[nn.Module, str, T | None], T],
-    leave: Callable[[T, nn.Module, tuple[Any, ...], dict[str, Any], Any], None],
+    enter: Enter[T],
+    leave: Leave[T],
 ) -> Iterator[None]:
     """Call `enter` before and `leave` after each call of a module of `model`, properly nested.
 
@@ -141,13 +158,43 @@ def module_ranges(model: nn.Module) -> Iterator[None]:
     def leave(opened: _RecordFunctionFast, *_call: object) -> None:
         opened.__exit__(None, None, None)
 
-    with (
-        quiet_about_hooks(),
-        _calls_named(),
-        _stops_named(),
-        _kept_named(),
-        watch_modules(model, enter, leave),
-    ):
+    with ops_named(), watch_modules(model, enter, leave):
+        yield
+
+
+def in_ranges(enter: Enter[T], leave: Leave[T]) -> tuple[Enter[Any], Leave[Any]]:
+    """Return callbacks for `watch_modules` that name each call as `module_ranges` does, and these.
+
+    One pair of hooks costs half of two pairs.
+    """
+
+    def entering(
+        module: nn.Module, path: str, around: tuple[T, _RecordFunctionFast] | None
+    ) -> tuple[T, _RecordFunctionFast]:
+        token = enter(module, path, around[0] if around else None)
+        opened = _RecordFunctionFast(PREFIX + path)
+        opened.__enter__()
+        return token, opened
+
+    def leaving(
+        token: tuple[T, _RecordFunctionFast],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+    ) -> None:
+        try:
+            leave(token[0], module, args, kwargs, output)
+        finally:
+            token[1].__exit__(None, None, None)
+
+    return entering, leaving
+
+
+@contextmanager
+def ops_named() -> Iterator[None]:
+    """Have a trace tell of ops and checkpoints what it would not, and be quiet about hooks."""
+    with quiet_about_hooks(), _calls_named(), _stops_named(), _kept_named():
         yield
 
 
@@ -167,9 +214,9 @@ def _calls_named() -> Iterator[None]:
         return call_functions(self, *args, **kwargs)  # type: ignore[no-untyped-call]  # torch's
 
     def custom(self: OpOverload, /, *args: Any, **kwargs: Any) -> Any:
-        packet = self.overloadpacket
-        by_packet = self._schema.name in OPDEFS and len(packet.overloads()) == 1
-        return packet(*args, **kwargs) if by_packet else call_op(self, *args, **kwargs)
+        if self._schema.name in OPDEFS and len(self.overloadpacket.overloads()) == 1:
+            return self.overloadpacket(*args, **kwargs)
+        return call_op(self, *args, **kwargs)
 
     with ExitStack() as cleanup:
         cleanup.callback(setattr, OpOverload, "__call__", call_op)

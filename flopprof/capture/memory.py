@@ -10,8 +10,9 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from flopprof.capture.call import Inputs, guarded, home, initialised, meta_twin, unchanged
+from flopprof.capture.call import Inputs, guarded, home, initialised, unchanged
 from flopprof.capture.training import Step, Training
+from flopprof.capture.twin import meta_twin
 from flopprof.errors import FlopprofError
 from flopprof.provenance import Memory
 

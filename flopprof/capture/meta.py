@@ -25,6 +25,7 @@ _NUMBER_OF_DTYPE = {scalar_type(number): number for number in range(16)}
 _MOST_KNOWN = 100_000  # calls: about 100 MB
 # Default dtype → call → what it returns. Kept: the next count of like layers finds it here.
 _KNOWN: dict[torch.dtype, dict[_Shape, tuple[type, list[_Shape]]]] = {}
+_record_ops = torch.autograd._enable_record_function  # type: ignore[attr-defined]
 
 
 class ShapesOnce(TorchDispatchMode):
@@ -45,6 +46,12 @@ class ShapesOnce(TorchDispatchMode):
         self._traits: dict[OpOverload, _Traits] = {}
         self._settled: set[_Shape] = set()  # calls whose FLOPs the op's formula knows
         self._open: set[_Shape] = set()  # calls whose FLOPs are those of the ops inside
+        self._changed: set[_Shape] = set()  # calls that changed no shape of their first argument
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Go without a wrapper that keeps Dynamo out: a count compiles nothing."""
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: _Shape = (), kwargs: dict[str, Any] | None = None
@@ -70,13 +77,15 @@ class ShapesOnce(TorchDispatchMode):
                 key = repeated = None
                 is_open = not traits.is_free
             if repeated is not None:
-                kind, results = repeated
-                outputs = [torch.empty_strided(s, t, dtype=d, device="meta") for s, t, d in results]
-                return outputs[0] if kind is Tensor else kind(outputs)
+                return _made_again(*repeated)
+            if traits.changes_first and key in self._changed:
+                return args[0]
             if is_open or not (traits.is_free or self._settles(key, func, args, kwargs)):
                 return _call_on_meta(func, args, kwargs)
         with unrecorded():
             result = func(*args, **kwargs)
+        if traits.changes_first and key is not None and args:
+            self._changed.add(key)
         outputs = [result] if type(result) is Tensor else result
         can_repeat = traits.is_functional and type(outputs) in (tuple, list)
         if key is not None and can_repeat and all(map(_is_plain, outputs)):
@@ -98,6 +107,16 @@ class ShapesOnce(TorchDispatchMode):
         if key is not None:
             (self._settled if is_known else self._open).add(key)
         return is_known
+
+
+def _made_again(kind: type, results: list[_Shape]) -> Any:
+    """Return what an op returned before, made anew; making it is no op of the model's."""
+    _record_ops(False)
+    try:
+        made = [torch.empty_strided(s, t, dtype=d, device="meta") for s, t, d in results]
+    finally:
+        _record_ops(True)
+    return made[0] if kind is Tensor else kind(made)
 
 
 @contextmanager
@@ -182,12 +201,14 @@ class _Traits:
         is_whole: Nothing inside is of interest where its FLOPs are known.
         is_free: It has none.
         is_functional: It only makes its results.
+        changes_first: It changes the values of its first argument, which it returns, and no more.
     """
 
     is_composite: bool
     is_whole: bool
     is_free: bool
     is_functional: bool
+    changes_first: bool
 
 
 def _traits(func: OpOverload) -> _Traits:
@@ -197,12 +218,21 @@ def _traits(func: OpOverload) -> _Traits:
     is_range = name.startswith("profiler::")  # begins or ends in it, and is to be recorded
     is_free = name in FREE_OPS
     is_known = is_free or (formula is not None and not formula.looks_below)
-    aliases = any(a.alias_info for a in (*schema.arguments, *schema.returns))
+    aliased = [a for a in (*schema.arguments, *schema.returns) if a.alias_info]
+    first = schema.arguments[:1]
+    is_in_place = (
+        len(aliased) == 2
+        and len(schema.returns) == 1
+        and bool(first and first[0].alias_info and first[0].alias_info.is_write)
+        and schema.returns[0].alias_info is not None
+        and torch.Tag.inplace_view not in func.tags
+    )
     return _Traits(
         is_composite=not (is_free or is_range) and func._can_decompose(),
         is_whole=is_known and not is_range,
         is_free=is_free,
-        is_functional=not aliases and torch.Tag.data_dependent_output not in func.tags,
+        is_functional=not aliased and torch.Tag.data_dependent_output not in func.tags,
+        changes_first=is_known and not is_free and is_in_place,
     )
 
 

@@ -13,10 +13,18 @@ import torch
 from torch import nn
 
 from flopprof.capture.call import Inputs, guarded
-from flopprof.capture.hooks import RAISED, examples_in, quiet_about_hooks, tensors_in, watch_modules
+from flopprof.capture.hooks import (
+    RAISED,
+    examples_in,
+    in_ranges,
+    ops_named,
+    quiet_about_hooks,
+    tensors_in,
+    watch_modules,
+)
 from flopprof.capture.restore import Snapshot
 from flopprof.errors import UsageError
-from flopprof.formulas import ModuleCall
+from flopprof.formulas import ModuleCall, ModuleFormula
 from flopprof.formulas.modules import canonical_name, find_module_formula, nothing
 from flopprof.tables import MODULE_CALLS
 from flopprof.units import shapes_text
@@ -37,22 +45,27 @@ def count_modules(
 
     `step` is called whenever a module's call has ended.
     """
+    with module_rows(model, step=step) as rows:
+        call()
+    return module_calls_of(rows)
+
+
+@contextmanager
+def module_rows(
+    model: nn.Module, *, ranges: bool = False, step: Callable[[], None] = lambda: None
+) -> Iterator[list[Row]]:
+    """Hand over a list that gets a row for each module call that ends inside.
+
+    With `ranges` each call is named in a running profiler's trace, too. `step` is called whenever
+    a module's call has ended.
+    """
     rows: list[Row] = []
 
     def keep(row: Row) -> None:
         rows.append(row)
         step()
 
-    with quiet_about_hooks(), _record(model, keep):
-        call()
-    return module_calls_of(rows)
-
-
-@contextmanager
-def module_rows(model: nn.Module) -> Iterator[list[Row]]:
-    """Hand over a list that gets a row for each module call that ends inside."""
-    rows: list[Row] = []
-    with quiet_about_hooks(), _record(model, rows.append):
+    with ops_named() if ranges else quiet_about_hooks(), _record(model, keep, ranges=ranges):
         yield rows
 
 
@@ -62,14 +75,20 @@ def module_calls_of(rows: list[Row]) -> pd.DataFrame:
 
 
 def _record(
-    model: nn.Module, keep: Callable[[Row], None], *, whatever_weights: bool = False
+    model: nn.Module,
+    keep: Callable[[Row], None],
+    *,
+    whatever_weights: bool = False,
+    ranges: bool = False,
 ) -> AbstractContextManager[None]:
     """Watch the model; hand over the row of each call when it ends.
 
     With `whatever_weights` a layer counts as its class does also where its weights are computed
-    anew on each call, pruned or normalised: that work is not the layer's own.
+    anew on each call, pruned or normalised: that work is not the layer's own. With `ranges` calls
+    are named in a trace.
     """
     call_ids = count()
+    names = _Classes()
 
     def entering(_module: nn.Module, path: str, parent: Row | None) -> Row:
         if parent:
@@ -80,42 +99,77 @@ def _record(
     def leaving(
         row: Row, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
-        if any(hasattr(tensor, "_local_tensor") for tensor in tensors_in((args, kwargs, output))):
+        if any(map(_is_sharded, tensors_in((args, kwargs, output)))):
             args, kwargs, output = (_local_parts(value) for value in (args, kwargs, output))
-        went_in = list(tensors_in((args, kwargs)))
-        came_out = list(tensors_in(output))
-        tensors = went_in + came_out
-        floating = (t.dtype for t in tensors if t.is_floating_point() or t.is_complex())
-        row["module_type"] = canonical_name(type(module))
-        row["self_parameters"] = _own_parameters(module)
-        row["dtype"] = str(next(floating, "")).removeprefix("torch.")
-        for name, some in (("input_shapes", went_in), ("output_shapes", came_out)):
-            row[name] = shapes_text(tuple(t.shape) for t in some if not t.is_nested)
-        formula = find_module_formula(module, whatever_weights=whatever_weights)
-        if isinstance(module, _BY_ROWS):
-            args, kwargs, output = (_packed_rows(value) for value in (args, kwargs, output))
-            tensors = list(tensors_in((args, kwargs, output)))
-        # Unknown: a part done before raising, sizes hidden in nested tensors, tensor look-alikes.
-        plain = (tensors or formula is nothing) and not any(t.is_nested for t in tensors)
         call = ModuleCall(module, args, kwargs, output)
-        if formula and plain and output is not RAISED and (work := formula(call)):
-            examples = examples_in(came_out)
-            row["self_hook_matmul_flops"] = work.matmul_flops * examples
-            row["self_hook_vector_flops"] = work.vector_flops * examples
-        elif output is RAISED:
-            row["reason"] = "it raised"
-        elif formula is None:
-            row["reason"] = f"{row['module_type']} has no formula, or a forward of its own"
-        else:
-            row["reason"] = "its inputs do not show what it did"
+        _describe(row, call, names, whatever_weights=whatever_weights)
         keep(row)
 
+    if ranges:
+        return watch_modules(model, *in_ranges(entering, leaving))
     return watch_modules(model, entering, leaving)
+
+
+class _Classes:
+    """The names and formulas of the classes that one watch meets, found once each."""
+
+    def __init__(self) -> None:
+        self._names: dict[type, str] = {}
+        self.formulas: dict[type, ModuleFormula | None] = {}
+
+    def name(self, cls: type) -> str:
+        name = self._names.get(cls)
+        if name is None:
+            name = self._names[cls] = canonical_name(cls)
+        return name
+
+
+def _describe(row: Row, call: ModuleCall, classes: _Classes, *, whatever_weights: bool) -> None:
+    """Fill in the row of a call: what went in and came out, and what the module's formula says."""
+    module = call.module
+    output = call.output
+    went_in = tensors_in(call.args)
+    if call.kwargs:
+        went_in += tensors_in(call.kwargs)
+    came_out = tensors_in(output)
+    tensors = went_in + came_out
+    floating = (t.dtype for t in tensors if t.is_floating_point() or t.is_complex())
+    row["module_type"] = classes.name(type(module))
+    row["self_parameters"] = _own_parameters(module)
+    row["dtype"] = str(next(floating, "")).removeprefix("torch.")
+    for name, some in (("input_shapes", went_in), ("output_shapes", came_out)):
+        row[name] = shapes_text(tuple(t.shape) for t in some if not t.is_nested)
+    formula = find_module_formula(module, whatever_weights=whatever_weights, known=classes.formulas)
+    is_nested = any(t.is_nested for t in tensors)
+    if is_nested and isinstance(module, _BY_ROWS):
+        args, kwargs, output = map(_packed_rows, (call.args, call.kwargs, output))
+        call = ModuleCall(module, args, kwargs, output)
+        tensors = tensors_in((args, kwargs, output))
+        is_nested = any(t.is_nested for t in tensors)
+    # Unknown: a part done before raising, sizes hidden in nested tensors, tensor look-alikes.
+    plain = (tensors or formula is nothing) and not is_nested
+    if formula and plain and output is not RAISED and (work := formula(call)):
+        examples = examples_in(came_out)
+        row["self_hook_matmul_flops"] = work.matmul_flops * examples
+        row["self_hook_vector_flops"] = work.vector_flops * examples
+    elif output is RAISED:
+        row["reason"] = "it raised"
+    elif formula is None:
+        row["reason"] = f"{row['module_type']} has no formula, or a forward of its own"
+    else:
+        row["reason"] = "its inputs do not show what it did"
 
 
 def _own_parameters(module: nn.Module) -> float:
     """Return the elements of a module's own parameters."""
-    return float(sum(p.numel() for p in module.parameters(recurse=False)))
+    own = vars(module).get("_parameters")
+    if type(own) is not dict or len(set(map(id, own.values()))) != len(own):  # some are shared
+        return float(sum(p.numel() for p in module.parameters(recurse=False)))
+    return float(sum(p.numel() for p in own.values() if p is not None))
+
+
+def _is_sharded(tensor: torch.Tensor) -> bool:
+    return type(tensor) is not torch.Tensor and hasattr(tensor, "_local_tensor")
 
 
 def _local_parts(value: Any) -> Any:

@@ -1,10 +1,11 @@
 """The passes of one call: counted, traced, timed, compiled; what measuring changed."""
 
+import gc
 import gzip
 import math
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,12 +44,12 @@ def count_and_trace(
     from flopprof.capture.closed import holds_script, name_inner_modules
     from flopprof.capture.foreign import CallsSeen, foreign_modules
     from flopprof.capture.meta import fused_attention
-    from flopprof.capture.modules import count_modules
-    from flopprof.capture.record import Recording, record_trace
-    from flopprof.devices import find_device
+    from flopprof.capture.modules import module_calls_of, module_rows
+    from flopprof.capture.record import record_untimed
     from flopprof.trace.read import read_trace
 
     besides = training.besides if training else ()
+    is_on_meta = home(model)[0] == "meta"
     with (
         unchanged(model, inputs, training=training is not None, besides=besides) as snapshot,
         # Compiled code does the same mathematics. A stance holds from its making on, not from here:
@@ -56,6 +57,7 @@ def count_and_trace(
         torch.compiler.set_stance("force_eager"),
         _watching_ops(model, inputs),
         fused_attention(),
+        _without_collecting(is_on_meta),
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
         path = Path(folder) / "trace.json"
@@ -65,23 +67,30 @@ def count_and_trace(
         if holds_script(model):
             call()  # in its first two calls, TorchScript compares constants while it optimises
             call()
-        device = find_device("cpu")  # the meta device records as host ops
         # Nothing is timed, so one call serves both witnesses.
-        recordings: list[Recording] = []
-        seen = CallsSeen(model)
-
-        def record() -> None:
-            with seen:
-                recordings.append(
-                    record_trace(model, call, path, device=device, attempts=1, timed=False)
-                )
-
         step = stepping(progress, "counting", sum(1 for _ in model.modules()))
-        module_calls = count_modules(model, record, step=step)
+        with (
+            module_rows(model, ranges=True, step=step) as rows,
+            CallsSeen(model) as seen,
+        ):
+            recording = record_untimed(call, path, with_paths=holds_script(model))
         progress("reading what was counted")
-        trace = read_trace(path, profiler_flops=recordings[0].profiler_flops)
-        trace = name_inner_modules(trace, model, recordings[0].inner)
-    return trace, module_calls, foreign_modules(model, seen)
+        trace = read_trace(path, profiler_flops=recording.profiler_flops, timed=False)
+        trace = name_inner_modules(trace, model, recording.inner)
+    return trace, module_calls_of(rows), foreign_modules(model, seen)
+
+
+@contextmanager
+def _without_collecting(wanted: bool) -> Iterator[None]:
+    """Collect no garbage inside, where tensors take no memory: walking all objects takes long."""
+    collecting = gc.isenabled() and wanted
+    if collecting:
+        gc.disable()
+    try:
+        yield
+    finally:
+        if collecting:
+            gc.enable()
 
 
 def _watching_ops(model: "nn.Module", inputs: Inputs) -> AbstractContextManager[Any]:

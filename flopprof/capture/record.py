@@ -19,7 +19,7 @@ from flopprof.capture.call import Call
 from flopprof.capture.closed import holds_script, inner_paths
 from flopprof.capture.hooks import PREFIX, module_ranges
 from flopprof.capture.load import thread_waited_s
-from flopprof.devices import Device
+from flopprof.devices import Device, find_device
 from flopprof.errors import UsageError
 from flopprof.tables import AHEAD_OF_TIME
 
@@ -110,12 +110,11 @@ def record_trace(
     *,
     device: Device,
     attempts: int = ATTEMPTS,
-    timed: bool = True,
 ) -> Recording:
     """Trace one call of the model, every module call named by a range, and export it to `path`.
 
     Without `model` there are no ranges and no hooks: compiled code is called as it is. Garbage is
-    collected before, and not inside, unless the trace's times are not wanted.
+    collected before, and not inside.
 
     Raises:
         UsageError: The trace cannot be written.
@@ -125,7 +124,7 @@ def record_trace(
     with_paths = model is not None and holds_script(model)
     with module_ranges(model) if model is not None else nullcontext():
         for _ in range(attempts):
-            with _no_garbage_collection() if timed else nullcontext():
+            with _no_garbage_collection():
                 elapsed_us, waited_us, profiler = _trace_once(call, device, with_paths=with_paths)
             if best is None or elapsed_us < best[0]:
                 best = elapsed_us, waited_us, profiler
@@ -134,6 +133,18 @@ def record_trace(
     assert best is not None  # attempts is at least 1
     traced_us, waited_us, profiler = best
     return exported(profiler, traced_us, waited_us, path, with_paths=with_paths)
+
+
+def record_untimed(call: Callable[[], object], path: Path, *, with_paths: bool) -> Recording:
+    """Trace one call whose time is not wanted, under whatever hooks there are, and export it.
+
+    The host's ops are recorded, and those on the meta device are among them.
+
+    Raises:
+        UsageError: The trace cannot be written.
+    """
+    elapsed_us, waited_us, profiler = _trace_once(call, find_device("cpu"), with_paths=with_paths)
+    return exported(profiler, elapsed_us, waited_us, path, with_paths=with_paths)
 
 
 def exported(
@@ -149,9 +160,9 @@ def exported(
     with _quiet_kineto():
         _export(profiler, path)
     flops = {
-        event.correlation_id(): float(event.flops())
+        event.correlation_id(): float(count)
         for event in profiler.profiler.kineto_results.events()
-        if event.flops()
+        if (count := event.flops())
     }
     inner = inner_paths(path) if with_paths else {}
     return Recording(path, flops, traced_us, waited_us=waited_us, inner=inner)

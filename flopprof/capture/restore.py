@@ -8,6 +8,7 @@ import io
 import random
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
+from operator import is_
 from types import (
     BuiltinFunctionType,
     FunctionType,
@@ -52,7 +53,18 @@ _ATOMS: tuple[type, ...] = (
     ModuleType,
 )
 _ATOMS += (type, ModuleType, FunctionType, BuiltinFunctionType, MethodType)
+_COMMON_ATOMS = frozenset((type(None), bool, int, float, str, type))  # found out fastest
 _CONTAINERS = (dict, list, set, deque, bytearray, array.array)
+_KINDS_OF_CONTAINER: tuple[Any, ...] = (OrderedDict, *_CONTAINERS)
+_WITH_STATE: tuple[type, ...] = (
+    np.ndarray,
+    np.random.Generator,
+    np.random.RandomState,
+    random.Random,
+    functools._lru_cache_wrapper,
+    io.IOBase,
+)
+"""Objects of C that keep a state of their own; torch's generators too."""
 
 
 class Snapshot:
@@ -63,11 +75,13 @@ class Snapshot:
     Containers and objects stay the same ones. A change by C++ to an object of its own is not seen.
     """
 
+    _put_back: list[PutBack]
+    _tensors: "list[_TensorBytes]"
+    _seen: dict[int, Any]
+    _keeps_parameters: bool
+
     def __init__(self, model: "nn.Module", inputs: Iterable[Any] = (), *, device: str = "cpu"):
-        self._put_back: list[PutBack] = []
-        self._tensors: list[_TensorBytes] = []
-        self._seen: dict[int, Any] = {}
-        self._keeps_parameters = False
+        self._forget()
         self._keep_random_states(device)
         self._walk(inputs, is_input=True)
         self._walk(model.modules(), is_input=False)
@@ -78,6 +92,11 @@ class Snapshot:
     @classmethod
     def around(cls, model: "nn.Module", objects: Iterable[Any]) -> "Snapshot":
         """Return what these objects hold: other models' parameters too, but nothing of `model`."""
+        objects = list(objects)
+        if not objects:
+            nothing = cls.__new__(cls)
+            nothing._forget()
+            return nothing
         snapshot = cls(model)
         snapshot._put_back.clear()
         snapshot._tensors.clear()
@@ -85,6 +104,12 @@ class Snapshot:
         snapshot._keeps_parameters = True
         snapshot._walk(objects, is_input=False)
         return snapshot
+
+    def _forget(self) -> None:
+        self._put_back = []
+        self._tensors = []
+        self._seen = {}
+        self._keeps_parameters = False
 
     def restore(self, *, fully: bool = False) -> None:
         """Put everything back; tensors of the model by their versions alone unless `fully`."""
@@ -120,7 +145,9 @@ class Snapshot:
         todo: list[Any] = list(roots)
         while todo and len(self._seen) < MOST_OBJECTS:
             value = todo.pop()
-            if isinstance(value, _ATOMS) or id(value) in self._seen:
+            if type(value) in _COMMON_ATOMS or id(value) in self._seen:
+                continue
+            if isinstance(value, _ATOMS):
                 continue
             self._seen[id(value)] = value  # held, so that no other object gets its id
             if isinstance(value, torch.Tensor):
@@ -145,19 +172,19 @@ class Snapshot:
         """Keep what an object holds, and return that."""
         import torch
 
-        self._put_back += _state_keepers(value)
+        inner: list[Any] = []
         if isinstance(value, torch.nn.Module):
             containers = _fields_of_module(value)
-        elif type(value).__module__.startswith(_NOT_OURS):
-            return []
-        elif isinstance(value, tuple | frozenset):
-            return list(value)
+            inner += _modules_and_parameters(value)
         else:
+            self._put_back += _state_keepers(value)
+            if type(value).__module__.startswith(_NOT_OURS):
+                return []
+            if isinstance(value, tuple | frozenset):
+                return list(value)
             containers = [value] if isinstance(value, _CONTAINERS) else []
             containers += _fields(value)
-        inner: list[Any] = self._keep_slots(value)
-        if isinstance(value, torch.nn.Module):
-            inner += [*value.children(), *value.parameters(recurse=False)]
+        inner += self._keep_slots(value)
         for container in containers:
             self._put_back.append(_keep_container(container))
             inner += _items(container)
@@ -273,10 +300,20 @@ def _fields_of_module(module: "nn.Module") -> list[Any]:
     return [fields]
 
 
+def _modules_and_parameters(module: "nn.Module") -> list[Any]:
+    """Return a module's children and own parameters."""
+    fields = vars(module)
+    if "_modules" not in fields or "_parameters" not in fields:  # TorchScript's are elsewhere
+        return [*module.children(), *module.parameters(recurse=False)]
+    return [*fields["_modules"].values(), *fields["_parameters"].values()]
+
+
 def _state_keepers(value: Any) -> list[PutBack]:
     """Return what puts back the state that an object of C keeps, of the kinds known."""
     import torch
 
+    if type(value) in _CONTAINERS or not isinstance(value, (*_WITH_STATE, torch.Generator)):
+        return []
     if isinstance(value, np.ndarray):
         kept = value.copy()
         return [lambda: None if _same_bytes(value, kept) else np.copyto(value, kept)]
@@ -312,16 +349,13 @@ def _same_bytes(one: Any, other: Any) -> bool:
 
 def _keep_container(container: Any) -> PutBack:
     """Return what gives a container its present items back, in place."""
-    items_before = tuple(container.items()) if isinstance(container, dict) else tuple(container)
-    kind: Any = next(
-        kind
-        for kind in (OrderedDict, dict, list, set, deque, bytearray, array.array)
-        if isinstance(container, kind)
-    )
+    if isinstance(container, dict):
+        return _keep_dict(container)
+    items_before = tuple(container)
+    kind: Any = next(kind for kind in _KINDS_OF_CONTAINER if isinstance(container, kind))
 
     def put_back() -> None:
-        present = container.items() if isinstance(container, dict) else container
-        if len(container) == len(items_before) and all(map(_same, present, items_before)):
+        if len(container) == len(items_before) and all(map(is_, container, items_before)):
             return
         if kind in (list, bytearray, array.array):
             contents = list(items_before) if kind is list else _packed(container, items_before)
@@ -336,16 +370,29 @@ def _keep_container(container: Any) -> PutBack:
     return put_back
 
 
+def _keep_dict(container: dict[Any, Any]) -> PutBack:
+    """Return what gives a dict its present items back, in order and in place."""
+    kind: Any = OrderedDict if isinstance(container, OrderedDict) else dict
+    keys = list(kind.keys(container))
+    values = list(kind.values(container))
+
+    def put_back() -> None:
+        if (
+            len(container) == len(keys)
+            and all(map(is_, kind.values(container), values))
+            and all(map(is_, kind.keys(container), keys))
+        ):
+            return
+        kind.clear(container)
+        kind.update(container, zip(keys, values, strict=True))
+
+    return put_back
+
+
 def _packed(container: Any, numbers: tuple[Any, ...]) -> Any:
     if isinstance(container, bytearray):
         return bytes(numbers)
     return array.array(container.typecode, numbers)
-
-
-def _same(one: Any, other: Any) -> bool:
-    if type(one) is tuple and type(other) is tuple and len(one) == len(other) == 2:
-        return one[0] is other[0] and one[1] is other[1]  # an item of a dict
-    return one is other
 
 
 def _items(container: Any) -> list[Any]:

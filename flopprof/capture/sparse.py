@@ -77,11 +77,9 @@ def is_sparse(tensor: Tensor) -> bool:
 
 def holds_sparse(model: torch.nn.Module, inputs: "Inputs") -> bool:
     """Return whether a tensor of the model or the inputs is sparse."""
-    from torch.utils._pytree import tree_leaves
+    from flopprof.capture.twin import tensors_held
 
-    attributes = tree_leaves([list(vars(module).values()) for module in model.modules()])
-    passed = tree_leaves([list(inputs.args), dict(inputs.kwargs)])
-    return any(isinstance(each, Tensor) and is_sparse(each) for each in (*attributes, *passed))
+    return any(is_sparse(each) for each in (*tensors_held(model), *inputs.tensors))
 
 
 # Where the two factors of a product are.

@@ -9,7 +9,7 @@ import csv
 import inspect
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from math import inf, prod
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,39 @@ def canonical_name(cls: type) -> str:
 
 
 def find_module_formula(
-    module: nn.Module, *, whatever_weights: bool = False
+    module: nn.Module,
+    *,
+    whatever_weights: bool = False,
+    known: dict[type, ModuleFormula | None] | None = None,
 ) -> ModuleFormula | None:
     """Return the formula of `module`'s class, or of the class whose forward it inherits.
 
     None for a forward of its own, also one set on the instance, and, unless `whatever_weights`,
     for weights that are computed on each call (parametrised, pruned, weight or spectral norm).
+
+    Args:
+        module: A module.
+        whatever_weights: Whether how its weights come about does not matter.
+        known: Classes' formulas, found before: what is found is added.
     """
-    if "forward" in vars(module):
+    fields = vars(module)
+    if "forward" in fields:
         return None
-    pre_hooks = tuple(module._forward_pre_hooks.values())
-    computed = any(type(hook).__module__.startswith("torch.nn.utils.") for hook in pre_hooks)
-    if (computed or is_parametrized(module)) and not whatever_weights:
-        return None
+    if not whatever_weights:
+        pre_hooks = tuple(module._forward_pre_hooks.values())
+        if any(type(hook).__module__.startswith("torch.nn.utils.") for hook in pre_hooks):
+            return None
+        if "parametrizations" in fields.get("_modules", ()) and is_parametrized(module):
+            return None
     cls = type(module)
+    if known is None:
+        return _formula_of_class(cls)
+    if cls not in known:
+        known[cls] = _formula_of_class(cls)
+    return known[cls]
+
+
+def _formula_of_class(cls: type) -> ModuleFormula | None:
     for base in cls.__mro__:
         formula = MODULE_FORMULAS.get(canonical_name(base))
         if formula is not None:
@@ -95,13 +114,22 @@ def _sum(layer: Any, terms: str) -> int:
     A flag or size counts as it is, anything else as one: a tensor that is there, a reduction.
     """
     total = 0
-    for term in terms.split():
-        factor, _, name = term.rpartition("*")
-        value = name if name.isdigit() else getattr(layer, name, None)
+    for factor, name in _terms(terms):
+        if name.isdigit():
+            total += factor * int(name)
+            continue
+        value = getattr(layer, name, None)
         if name == "reduction" or not isinstance(value, int | str):
             value = 0 if value in (None, "none") else 1
-        total += int(factor or 1) * int(value)
+        total += factor * int(value)
     return total
+
+
+@cache
+def _terms(text: str) -> list[tuple[int, str]]:
+    """Return terms as factors and what each is to be multiplied with."""
+    parts = (term.rpartition("*") for term in text.split())
+    return [(int(factor or 1), name) for factor, _, name in parts]
 
 
 def _rows(call: ModuleCall) -> int:

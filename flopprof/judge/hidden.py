@@ -39,6 +39,8 @@ def _of_foreign(call: TracedCall) -> "pd.Series[bool]":
 
 def foreign_rows(call: TracedCall, module_calls: pd.DataFrame) -> list[dict[str, Any]]:
     """Return a row for each module whose own code computes past PyTorch, of a call not timed."""
+    if not call.foreign:
+        return []
     calls = module_calls["module_path"].value_counts()
     return [
         _hidden_row("(gap)", int(calls[path]), math.nan, because("foreign_code"))

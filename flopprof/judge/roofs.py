@@ -99,6 +99,8 @@ def site_roofline(
         rooflines: The table ROOFLINES; invalid rows do not count.
         level: Name of the memory level; the one that holds each site unless given.
     """
+    if not len(rooflines):
+        return Roofline(np.full(len(sites["dtype"]), math.nan), math.nan)
     usable = rooflines[rooflines["valid"]]
     peaks = peaks_of(usable)
     keys = zip(sites["dtype"], sites["unit"], strict=True)
@@ -112,6 +114,8 @@ def site_roofline(
 def peaks_of(rooflines: pd.DataFrame) -> dict[tuple[str, str], float]:
     """Return FLOP/s by dtype and unit; of several the first counts."""
     peaks: dict[tuple[str, str], float] = {}
+    if not len(rooflines):
+        return peaks
     for row in rooflines.itertuples(index=False):
         peaks.setdefault((str(row.dtype), str(row.unit)), float(row.peak_flops_per_s))
     return peaks
@@ -163,7 +167,10 @@ def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
 
 def roof_doubts(sites: pd.DataFrame) -> list[str]:
     """Return a warning where sites compute faster than the device can: a ceiling is too low."""
-    above = above_roof(sites).query("bound == 'compute'")
+    above = is_above(sites["efficiency_frac"].to_numpy())
+    if not above.any():
+        return []
+    above = sites[above & (sites["bound"] == "compute").to_numpy()]
     if not len(above):
         return []
     first = above.iloc[0]

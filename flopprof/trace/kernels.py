@@ -63,6 +63,8 @@ def launch_nodes(tree: Tree) -> np.ndarray:
     """
     threads = tree.events.launches["thread"]
     times = tree.events.launches["start"]
+    if not len(times):
+        return np.full(0, -1)
     order = np.lexsort((times, threads))
     by_thread = np.searchsorted(threads[order], np.arange(len(tree.events.thread_names) + 1))
     result = np.full(len(order), -1)
@@ -200,6 +202,8 @@ def promote_launchers(tree: Tree, nodes: Iterable[int]) -> None:
 def give_kernels(tree: Tree, links: np.ndarray) -> None:
     """Find each kernel's op, and each op's device time with what lies below; after `walk`."""
     size = len(tree.start)
+    if not len(links):
+        return  # nothing ran on a device
     above = np.frombuffer(tree.op_parent, "q")
     is_op = np.frombuffer(tree.role, "b") == OP
     ops = np.append(np.where(is_op, np.arange(size), above), -1)[links]  # the last is for -1

@@ -17,7 +17,7 @@ import pandas as pd
 from flopprof.dtypes import is_floating
 from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
-from flopprof.tables import OPS
+from flopprof.tables import GAPS, OPS
 from flopprof.trace.counting import is_exact
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, take_events
@@ -57,6 +57,7 @@ def read_trace(
     *,
     profiler_flops: Mapping[int, float] | None = None,
     as_capture: bool = False,
+    timed: bool = True,
 ) -> Trace:
     """Return the ops, kernels and gaps of the trace at `path`.
 
@@ -65,6 +66,7 @@ def read_trace(
         profiler_flops: External id → FLOPs by `with_flops`, which no trace file has; 0 is unknown.
         as_capture: Put what graphs captured into `info["captured"]`: what each queued, in order,
             as kind, kernel's name ("" where it is not told) and op.
+        timed: False where times tell nothing: without gaps.
 
     Raises:
         UsageError: There is no such file.
@@ -89,7 +91,7 @@ def read_trace(
         raise _without_ops(path)
     if not events.has_ranges:
         events.hosts.extend(events.python_modules or events.annotations)
-    trace = _build(events, header, profiler_flops or {}, as_capture=as_capture)
+    trace = _build(events, header, profiler_flops or {}, as_capture=as_capture, timed=timed)
     if not len(trace.ops) and not events.has_ranges and not len(trace.kernels):
         raise _without_ops(path)
     return trace
@@ -108,6 +110,7 @@ def _build(
     profiler_flops: Mapping[int, float],
     *,
     as_capture: bool,
+    timed: bool,
 ) -> Trace:
     """Build the trees and return the tables."""
     origin, latest = _span(events)
@@ -159,7 +162,8 @@ def _build(
     }
     properties = header.get("deviceProperties") or header.get("computeProperties")  # of 2021
     devices = _devices(properties, events.warnings)
-    return Trace(ops, tree.gaps_frame(), kernels, tree.module_types, devices, info)
+    gaps = tree.gaps_frame() if timed else GAPS.empty()
+    return Trace(ops, gaps, kernels, tree.module_types, devices, info)
 
 
 def _with_ops(graph: list[tuple[str, str, int]], tree: Tree) -> list[tuple[str, str, int]]:

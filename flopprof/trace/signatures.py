@@ -2,12 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from flopprof import dtypes
-from flopprof.formulas import COMPILED, Formula, OpCall, Work
+from flopprof.formulas import COMPILED, Formula, OpCall, OpFormula, Work
 from flopprof.formulas.external import find_op_formula
 from flopprof.formulas.generated import knows_bytes
 from flopprof.trace.decode import NO_ARGUMENTS, NOTHING, Arguments
@@ -17,6 +17,7 @@ from flopprof.units import safe_text, shapes_text
 _REMEMBERED = 100_000  # signatures kept for later traces, of no more than a few hundred bytes each
 _LONGEST_KEY = 4096  # bytes of arguments; longer ones are worked out again
 _EVALUATED: dict[tuple[Any, ...], "Signature"] = {}  # by formula and call
+_WRITTEN: dict[tuple[str, bytes, bytes, bytes, bytes], "_Read"] = {}  # as calls are written
 
 
 @dataclass(slots=True)
@@ -32,6 +33,24 @@ class Signature:
     call: OpCall
 
 
+class _Read(NamedTuple):
+    """What a call's arguments as they are written hold, kept for later traces.
+
+    Attributes:
+        key: The name, and the arguments in one spelling.
+        has_values: Whether there are values of what is no tensor.
+        has_shapes: Whether there are shapes.
+        function: The formula that was asked; None without one.
+        signature: What it said.
+    """
+
+    key: tuple[str, bytes]
+    has_values: bool
+    has_shapes: bool
+    function: OpFormula | None
+    signature: Signature
+
+
 @dataclass(slots=True)
 class Signatures:
     """The signatures of one trace, numbered as they come."""
@@ -43,6 +62,7 @@ class Signatures:
     _as_written: dict[tuple[str, bytes, bytes, bytes, bytes], int] = field(default_factory=dict)
     _numbers: dict[tuple[str, bytes], int] = field(default_factory=dict)
     _odd: set[str] = field(default_factory=set)  # names of ops with arguments that are none
+    _formulas: dict[str, Formula | None] = field(default_factory=dict)
 
     def number(self, name: str, args: Arguments) -> int:
         """Return the number of this op with these arguments; its formula is evaluated once."""
@@ -51,9 +71,35 @@ class Signatures:
         written = (name, *texts)
         number = self._as_written.get(written)
         if number is None:
-            number = self._number(name, *texts)
+            number = self._known(written)
+            if number is None:
+                number = self._number(name, *texts)
             self._as_written[written] = number
         return number
+
+    def _known(self, written: tuple[str, bytes, bytes, bytes, bytes]) -> int | None:
+        """Return the number of a call that an earlier trace has written alike; None if none has."""
+        read = _WRITTEN.get(written)
+        if read is None:
+            return None
+        formula = self._formula(written[0])
+        if read.function is not (None if formula is None else formula.function):
+            return None
+        number = self._numbers.get(read.key)
+        if number is None:
+            self.has_values = self.has_values or read.has_values
+            self.has_shapes = self.has_shapes or read.has_shapes
+            number = self._numbers[read.key] = len(self.every)
+            self.every.append(read.signature)
+        return number
+
+    def _formula(self, name: str) -> Formula | None:
+        """Return the formula of an op, which is looked for once."""
+        if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
+            name = COMPILED
+        if name not in self._formulas:
+            self._formulas[name] = find_op_formula(name)
+        return self._formulas[name]
 
     def _number(
         self, name: str, dims: bytes, types_text: bytes, values_text: bytes, strides_text: bytes
@@ -78,8 +124,17 @@ class Signatures:
             self.has_shapes = self.has_shapes or bool(shapes)
             number = len(self.every)
             self._numbers[key] = number
+            told = len(self.warnings)
             call = (self._shapes(name, shapes), types, values, self._shapes(name, strides))
-            self.every.append(self._evaluated(name, key, call))
+            signature = self._evaluated(name, key, call)
+            self.every.append(signature)
+            if told == len(self.warnings) and len(key[1]) <= _LONGEST_KEY:
+                formula = self._formula(name)
+                function = None if formula is None else formula.function
+                written = (name, dims, types_text, values_text, strides_text)
+                _remember(
+                    _WRITTEN, written, _Read(key, bool(values), bool(shapes), function, signature)
+                )
         return number
 
     def _list(self, name: str, text: bytes) -> list[Any]:
@@ -113,24 +168,29 @@ class Signatures:
         self, name: str, key: tuple[str, bytes], call: tuple[Any, Any, Any, Any]
     ) -> Signature:
         """Return the signature, from an earlier trace where its formula is the same."""
-        if name.startswith("Torch-Compiled Region"):  # its own time is that of generated code
+        formula = self._formula(name)
+        if name.startswith("Torch-Compiled Region"):
             name = COMPILED
-        formula = find_op_formula(name)
         same = (None if formula is None else formula.function, *key)
         signature = _EVALUATED.get(same)
         if signature is None:
             warnings_before = len(self.warnings)
             signature = _evaluate(name, formula, *call, self.warnings)
             if warnings_before == len(self.warnings) and len(key[1]) <= _LONGEST_KEY:
-                if len(_EVALUATED) >= _REMEMBERED:
-                    _EVALUATED.clear()
-                _EVALUATED[same] = signature
+                _remember(_EVALUATED, same, signature)
         return signature
+
+
+def _remember(memory: dict[Any, Any], key: Any, value: Any) -> None:
+    if len(memory) >= _REMEMBERED:
+        memory.clear()
+    memory[key] = value
 
 
 def forget_signatures() -> None:
     """Forget what was evaluated for earlier traces."""
     _EVALUATED.clear()
+    _WRITTEN.clear()
 
 
 def _evaluate(

@@ -271,3 +271,17 @@ def test_a_gradient_penalty_through_plain_attention_counts_as_in_a_profile():
     # Products of 2 × 4·4·8 multiply-adds × 2 = 512: two, their four derivatives, and eight of
     # those, each of which has two operands.
     assert count == profiled == 14 * 512
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
+def test_a_hessian_counts_the_same_each_time():
+    layer = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 5))
+    model = Transformed(layer, lambda layer, x: hessian(lambda y: layer(y).sum())(x))
+    x = torch.ones(5)
+
+    counts = [flopprof.count_flops(model, (x,)).matmul_flops for _ in range(2)]
+
+    # Forward 2·5·7 + 2·7·5 = 140, their tangents in five directions 700. Backward: the gradient
+    # through both layers 140; of these operands the second's alone has tangents, 5·70 = 350. Each
+    # of the three products with tangents is made once more beside them: 210.
+    assert counts == [1540, 1540]

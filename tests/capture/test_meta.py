@@ -137,3 +137,40 @@ def test_attention_that_is_trained_counts_the_op_that_a_cpu_runs(backend, matmul
     assert count.run.provenance.device.name == "meta"
     assert (count.matmul_flops, run.totals.matmul_flops) == (matmul, matmul)
     assert count.vector_flops == run.totals.vector_flops
+
+
+def test_making_a_result_again_is_no_op_of_the_models():
+    conv = nn.Conv2d(4, 4, 3, padding=1).to("meta")
+    x = torch.empty(2, 4, 8, 8, device="meta")
+
+    with ShapesOnce(), torch.no_grad(), profile(activities=[ProfilerActivity.CPU]) as recorded:
+        for _ in range(3):
+            x = conv(x)
+
+    names = [event.name for event in recorded.events()]
+    assert names.count("aten::conv2d") == 3
+    assert "aten::empty_strided" not in names
+
+
+def test_a_change_in_place_returns_its_tensor_the_second_time_too():
+    x = torch.empty(2, 4, device="meta")
+    wider = torch.empty(3, 2, 4, device="meta")
+
+    with ShapesOnce(), torch.no_grad():
+        results = [x.relu_(), x.relu_(), x.add_(x), x.add_(x)]
+        with pytest.raises(RuntimeError):
+            x.add_(wider)  # whose shape it cannot take
+
+    assert all(result is x for result in results)
+    assert x._version == 4
+    assert x.shape == (2, 4)
+
+
+def test_a_change_in_place_of_a_shape_is_made_each_time():
+    x = torch.empty(2, 4, device="meta")
+
+    with ShapesOnce(), torch.no_grad():
+        for _ in range(3):
+            x.t_()
+
+    assert x.shape == (4, 2)
