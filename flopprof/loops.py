@@ -167,7 +167,8 @@ class Region:
         )
 
     def _source(self, block: "WatchedBlock") -> Source:
-        from flopprof.capture.describe import Origin, describe_source
+        from flopprof.capture.describe import describe_source
+        from flopprof.capture.subject import Origin
 
         if self._model is None:
             return Source(model=self._name)

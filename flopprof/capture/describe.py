@@ -4,16 +4,15 @@ import datetime
 import math
 import platform
 import re
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from flopprof._version import __version__
 from flopprof.capture.call import Inputs, first_float, home
+from flopprof.capture.subject import Origin
 from flopprof.provenance import (
     COMMAND,
-    Alternative,
     Called,
     Environment,
     Source,
@@ -32,31 +31,6 @@ if TYPE_CHECKING:
 
 _CONTAINERS = ("ModuleList", "ModuleDict")  # are never called themselves
 _NOT_TOKENS = re.compile("mask|position|type|label|target|length")  # in names of inputs
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a model and its inputs come from, if not from Python.
-
-    Attributes:
-        architecture: Its code: "torchvision:resnet18".
-        architecture_source: What said so: "--arch", "the file".
-        alternatives: What else the weights may be.
-        file: What the file is, and its path.
-        weights: Whose values they are: file, random, meta.
-        input_source: Where the inputs come from.
-        warnings: What loading found doubtful.
-        missing: Keys of the model that the file lacks.
-    """
-
-    architecture: str | None = None
-    architecture_source: str | None = None
-    alternatives: tuple[Alternative, ...] = ()
-    file: str | None = None
-    weights: str | None = None
-    input_source: str | None = None
-    warnings: tuple[str, ...] = ()
-    missing: tuple[str, ...] = ()
 
 
 def main_dtype(model: "nn.Module", inputs: Inputs) -> str:

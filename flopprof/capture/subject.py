@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof.capture.call import SEED, Inputs, as_inputs
-from flopprof.capture.describe import Origin
 from flopprof.capture.guess import guess_input
 from flopprof.capture.training import Training
 from flopprof.errors import UsageError
@@ -21,6 +20,31 @@ if TYPE_CHECKING:
     from torch import nn
 
     from flopprof.model import Loaded
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a model and its inputs come from, if not from Python.
+
+    Attributes:
+        architecture: Its code: "torchvision:resnet18".
+        architecture_source: What said so: "--arch", "the file".
+        alternatives: What else the weights may be.
+        file: What the file is, and its path.
+        weights: Whose values they are: file, random, meta.
+        input_source: Where the inputs come from.
+        warnings: What loading found doubtful.
+        missing: Keys of the model that the file lacks.
+    """
+
+    architecture: str | None = None
+    architecture_source: str | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    file: str | None = None
+    weights: str | None = None
+    input_source: str | None = None
+    warnings: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
