@@ -16,7 +16,7 @@ from flopprof.errors import LoadError
 from flopprof.units import safe_text
 
 ColumnType = Literal["int", "float", "str", "bool"]
-_ROWS_AT_ONCE = 50_000  # of a CSV file: bounds the memory
+_ROWS_AT_ONCE = 50_000  # of a file that is written: bounds the memory
 DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
 
 LOSS = "(loss)"
@@ -116,8 +116,13 @@ class Table:
         import pyarrow
         from pyarrow import parquet
 
-        table = pyarrow.Table.from_pandas(frame, preserve_index=False)
-        parquet.write_table(table.replace_schema_metadata(None), path, compression="zstd")
+        part = frame.iloc[:_ROWS_AT_ONCE]
+        schema = pyarrow.Schema.from_pandas(part, preserve_index=False).remove_metadata()
+        with parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+            for first in range(0, max(len(frame), 1), _ROWS_AT_ONCE):
+                part = frame.iloc[first : first + _ROWS_AT_ONCE]
+                table = pyarrow.Table.from_pandas(part, schema=schema, preserve_index=False)
+                writer.write_table(table.replace_schema_metadata(None))
 
     def read_parquet(self, path: Path, names: Sequence[str] | None = None) -> pd.DataFrame:
         """Return the frame saved at `path`, or only its columns `names`.

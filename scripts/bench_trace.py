@@ -1,16 +1,21 @@
 #!/usr/bin/env python
-"""Cost of reading a trace, against json.load and orjson: CPU seconds and peak memory, one run each.
+"""Cost of reading a trace, against json.load and orjson: CPU seconds and peak memory.
 
-    scripts/bench_trace.py TRACE.json.gz [--events 100000 1000000 3000000]
+    scripts/bench_trace.py TRACE.json.gz [--events 10000 100000 1000000 10000000] [--repeats 3]
+                           [--readers json.load flopprof command] [--peers DIR]
 
 The file read is TRACE, repeated with shifted times and ids until it has so many events. flopprof's
 figure includes links, FLOPs and sites; the command's tables, report and chart too; the first two
-only parse. Ratios within one run are what to compare: the machine may be busy.
+only parse, HTA (in DIR, by pip install --target DIR HolisticTraceAnalysis) makes a table of events.
+Each reads in a process of its own, in turn; what is printed is the median of the repeats with the
+lowest and the highest, and the median of ratios within one turn: the machine may be busy.
 """
 
 import argparse
 import gzip
 import json
+import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -37,6 +42,12 @@ READERS["command"] = (
     "from flopprof.cli import main\n"
     + START
     + "main(['trace', path, '-o', path + '.flopprof', '--force'])"
+)
+READERS["HTA"] = (
+    "import logging; logging.disable()\n"
+    "from hta.trace_analysis import TraceAnalysis\n"
+    + START
+    + "TraceAnalysis(trace_files={0: path})"
 )
 IDS = ("correlation", "External id", "external id")
 
@@ -66,26 +77,48 @@ def replicate(source: Path, target: Path, wanted: int) -> int:
     return copies * len(events)
 
 
+def cost(reader: str, path: Path, peers: Path | None) -> tuple[float, float]:
+    """Return CPU seconds and peak memory in MB of one reading."""
+    command = [sys.executable, "-c", PRELUDE + READERS[reader] + REPORT, str(path)]
+    found = {**os.environ, "PYTHONPATH": str(peers)} if reader == "HTA" else None
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=found)
+    cpu_s, peak_mb = map(float, done.stdout.split()[-2:])  # behind what the command prints
+    return cpu_s, peak_mb
+
+
 def main() -> None:
     """Print a row per size and reader."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("trace", type=Path)
-    parser.add_argument("--events", type=int, nargs="+", default=[100_000, 1_000_000, 3_000_000])
+    parser.add_argument("--events", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--readers", nargs="+", choices=READERS, default=[*READERS][:-1])
+    parser.add_argument("--peers", type=Path, help="folder in which HTA is installed")
     args = parser.parse_args()
-    print(f"{'events':>9} {'MB':>6}  {'reader':10} {'CPU s':>7} {'× json.load':>11} {'peak MB':>8}")
+    readers = [*args.readers, "HTA"] if args.peers and "HTA" not in args.readers else args.readers
+    print(f"{'events':>9} {'MB':>6}  {'reader':10} {'CPU s':>22}  × {readers[0]:20} {'peak MB':>8}")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "trace.json"
         for wanted in args.events:
             events = replicate(args.trace, path, wanted)
             size = path.stat().st_size / 1e6
-            base = 0.0
-            for name, code in READERS.items():
-                command = [sys.executable, "-c", PRELUDE + code + REPORT, str(path)]
-                done = subprocess.run(command, check=True, capture_output=True, text=True)
-                cpu, peak = map(float, done.stdout.split()[-2:])  # behind what the command prints
-                base = base or cpu
-                row = f"{events:9} {size:6.0f}  {name:10} {cpu:7.2f} {cpu / base:11.2f} {peak:8.0f}"
-                print(row, flush=True)
+            turns = [
+                {reader: cost(reader, path, args.peers) for reader in readers}
+                for _ in range(args.repeats)
+            ]
+            for reader in readers:
+                costs = [turn[reader][0] for turn in turns]
+                ratios = [turn[reader][0] / turn[readers[0]][0] for turn in turns]
+                peak_mb = statistics.median(turn[reader][1] for turn in turns)
+                row = (
+                    f"{events:9} {size:6.0f}  {reader:10} {spread(costs):>22}  {spread(ratios):22}"
+                )
+                print(f"{row} {peak_mb:8.0f}", flush=True)
+
+
+def spread(values: list[float]) -> str:
+    """Return the median, and the lowest and the highest."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 if __name__ == "__main__":
