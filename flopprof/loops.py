@@ -6,7 +6,7 @@ import time
 import types
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -52,7 +52,13 @@ class Region:
     """
 
     def __init__(
-        self, model: "nn.Module | None", name: str, settings: Settings, device: "Device"
+        self,
+        model: "nn.Module | None",
+        name: str,
+        settings: Settings,
+        device: "Device",
+        *,
+        keep_trace: bool = True,
     ) -> None:
         self.samples: int | None = None
         self.tokens: int | None = None
@@ -60,6 +66,7 @@ class Region:
         self._name = name
         self._settings = settings
         self._device = device
+        self._keep_trace = keep_trace
         self._cleanup = ExitStack()
         self._block: WatchedBlock | None = None
         self._run: Run | None = None
@@ -80,7 +87,9 @@ class Region:
         hooked = self._model
         if hooked is not None and is_compiled(hooked):
             hooked = None
-        self._block = self._cleanup.enter_context(watch_block(hooked, self._device))
+        self._block = self._cleanup.enter_context(
+            watch_block(hooked, self._device, keep_trace=self._keep_trace)
+        )
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -163,7 +172,11 @@ class Region:
             *warned("trace", block.trace.info["warnings"]),
         ]
         return assemble(
-            witnesses, ceilings.rooflines(), provenance, doubts=doubts, trace=block.packed
+            witnesses,
+            ceilings.rooflines(),
+            provenance,
+            doubts=doubts,
+            trace=block.packed or None,
         )
 
     def _source(self, block: "WatchedBlock") -> Source:
@@ -197,6 +210,7 @@ def region(
     device: str | None = None,
     ceilings: bool | str | Path = True,
     formulas: str | Path | None = None,
+    keep_trace: bool = True,
 ) -> Region:
     """Return a context whose block, any code, is measured while it runs, once.
 
@@ -210,6 +224,7 @@ def region(
             GPU where this process uses one, else the CPU.
         ceilings: Whether to find the device's ceilings, after the block; or a ceilings file.
         formulas: File with formulas for ops and modules of one's own.
+        keep_trace: Whether the run keeps its trace file.
 
     Raises:
         UsageError: No such device, or `model` is no module; as it is entered: another measurement
@@ -234,7 +249,41 @@ def region(
         device = "cuda" if torch.cuda.is_initialized() else "cpu"
         if model is not None:
             device = home(model)[0]
-    return Region(model, name, settings, find_device(device))
+    return Region(model, name, settings, find_device(device), keep_trace=keep_trace)
+
+
+def prepare(
+    model: "nn.Module | None", *, ceilings: bool | str | Path, dtypes: Iterable[str]
+) -> None:
+    """Do now what the first region would do besides its own work, so that a loop does not pay it.
+
+    Imports what it needs, starts PyTorch's profiler once, and finds the device's ceilings, which
+    are then in the user's cache.
+
+    Args:
+        model: As for `region`.
+        ceilings: As for `region`.
+        dtypes: Element types that the loop computes in, besides the model's.
+
+    Raises:
+        UsageError: As `region`.
+    """
+    import torch
+
+    from flopprof.capture.call import home
+    from flopprof.ceilings import find_ceilings
+    from flopprof.devices import find_device
+
+    where, dtype = ("cpu", None) if model is None else home(model)
+    with region(name="preparation", device=where, ceilings=False, keep_trace=False):
+        torch.ones(8, device=where).sum()
+    if not ceilings:
+        return
+    user = ceilings_of_user(Settings(ceilings=ceilings))
+    devices = [torch.device(where)] if where.startswith("cuda") else []
+    with torch.random.fork_rng(devices=devices):  # training goes on with its own random numbers
+        wanted = dict.fromkeys((dtype or "float32", *dtypes))
+        find_ceilings(find_device(where), user=user, dtypes=wanted)
 
 
 class Sampled:
@@ -315,10 +364,10 @@ class Sampled:
         returned: list[Any] = []
         problem: Exception | None = None
         try:
-            with region(self._model, name, ceilings=self._ceilings) as measured:
+            with region(self._model, name, ceilings=self._ceilings, keep_trace=False) as measured:
                 began = True
                 returned.append(self._step(*args, **kwargs))
-            self.runs.append(measured.run.replaced(trace=None))
+            self.runs.append(measured.run)
         except Exception as error:
             if began and not returned:
                 raise  # the step's own

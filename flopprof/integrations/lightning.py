@@ -27,9 +27,12 @@ class FlopsCallback(MeteredCallback, Callback):  # type: ignore[misc, unused-ign
 
     _steps_before: int | None = None  # of the optimizer; None between steps
 
-    def on_train_start(self, *_arguments: Any) -> None:
-        """Begin anew."""
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin anew, and prepare the count."""
         self.meter.close()
+        precision = str(trainer.precision)
+        casts = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}
+        self.meter.prepare(pl_module, [name for name, told in casts.items() if told == precision])
         self._steps_before = None
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_arguments: Any) -> None:

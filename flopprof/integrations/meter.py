@@ -2,11 +2,12 @@
 
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flopprof.errors import FlopprofError
-from flopprof.loops import Region, region
+from flopprof.loops import Region, prepare, region
 from flopprof.report.figures import mathematics_flops, peak_flops_per_s
 from flopprof.run import Run
 
@@ -23,6 +24,8 @@ class StepMeter:
         run: Of the measured step; None before it, and where it could not be measured.
         problem: Why it could not; "" where it could.
         measuring_s: Time that the measured step took, with what it needed afterwards.
+        preparing_s: Time that was taken before the loop: imports, the profiler's start, ceilings
+            where they are not in the cache. None of it is in the loop's time.
     """
 
     def __init__(
@@ -31,6 +34,7 @@ class StepMeter:
         self.run: Run | None = None
         self.problem = ""
         self.measuring_s = 0.0
+        self.preparing_s = 0.0
         self._tokens_per_step = tokens_per_step
         self._ceilings = ceilings
         self._region: Region | None = None
@@ -38,6 +42,22 @@ class StepMeter:
         self._since_s: float | None = None
         self._spent_s = 0.0
         self._steps = 0
+
+    def prepare(self, model: "nn.Module | None", dtypes: Iterable[str] = ()) -> None:
+        """Do before the loop what the first measurement would do inside it besides the step.
+
+        Args:
+            model: As for `flopprof.region`.
+            dtypes: Element types of autocast.
+        """
+        if self.run is not None or self.problem:
+            return
+        began_s = time.perf_counter()
+        try:
+            prepare(model, ceilings=self._ceilings, dtypes=dtypes)
+        except FlopprofError as error:
+            self.problem = str(error)
+        self.preparing_s = time.perf_counter() - began_s
 
     def begin_step(self, model: "nn.Module | None") -> None:
         """Begin a step; the first one is measured.
@@ -51,7 +71,8 @@ class StepMeter:
             return
         self._began_s = time.perf_counter()
         try:
-            self._region = region(model, "step", ceilings=self._ceilings).__enter__()
+            step = region(model, "step", ceilings=self._ceilings, keep_trace=False)
+            self._region = step.__enter__()
         except FlopprofError as error:
             self.problem = str(error)
 

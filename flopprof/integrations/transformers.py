@@ -33,9 +33,12 @@ class FlopsCallback(MeteredCallback, TrainerCallback):  # type: ignore[misc, unu
         trainer.callback_handler.callbacks.insert(1, self)  # after the one that controls the flow
         return self
 
-    def on_train_begin(self, *_arguments: Any, **_keywords: Any) -> None:
-        """Begin anew; a step that raised is still being measured."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:  # noqa: ARG002
+        """Begin anew, since a step that raised is still being measured, and prepare the count."""
         self.meter.close()
+        casts = {"bfloat16": args.bf16, "float16": args.fp16}
+        dtypes = [name for name, is_used in casts.items() if is_used]
+        self.meter.prepare(keywords.get("model"), dtypes)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:  # noqa: ARG002
         """Begin a step; of a compiled model ops are counted, since hooks would compile it anew."""

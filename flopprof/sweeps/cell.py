@@ -19,13 +19,33 @@ DONE = "ok"
 
 
 def main(task_path: str, answer_path: str) -> int:
-    """Profile what the first file asks for, and write the row into the second."""
+    """Do what the first file asks for, and write the answer into the second."""
     task = json.loads(Path(task_path).read_text(encoding="utf-8"))
-    row = profile_cell(task)
+    row = measure_ceilings(task["ceilings"]) if "ceilings" in task else profile_cell(task)
     unfinished = Path(answer_path + ".part")
     unfinished.write_text(json.dumps(to_json(row)), encoding="utf-8")
     unfinished.replace(answer_path)
     return 0
+
+
+def measure_ceilings(wanted: dict[str, Any]) -> dict[str, Any]:
+    """Find ceilings, which stay in the user's cache; the answer is whether that went well.
+
+    Args:
+        wanted: The `device`, `threads` and `dtypes` of cells.
+    """
+    from flopprof.ceilings import find_ceilings
+    from flopprof.devices import find_device
+
+    try:
+        if wanted["threads"]:
+            import torch
+
+            torch.set_num_threads(wanted["threads"])
+        find_ceilings(find_device(wanted["device"] or "cpu"), dtypes=wanted["dtypes"])
+    except FlopprofError as error:
+        return {"status": FAILED, "reason": f"{error.problem}; {error.remedy}"}
+    return {"status": DONE, "reason": None}
 
 
 def profile_cell(task: dict[str, Any]) -> dict[str, Any]:

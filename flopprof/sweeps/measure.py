@@ -109,6 +109,8 @@ def _measure(
 ) -> None:
     """Measure the cells that are not in the folder yet, one after the other."""
     waiting = [cell for cell in cells if folder.row(cell) is None]
+    if options.get("ceilings", True) is True:
+        _find_ceilings([{**options, **cell.options} for cell in waiting], time_s, progress)
     for number, cell in enumerate(waiting, start=len(cells) - len(waiting) + 1):
         name = f"cell {number} of {len(cells)}: {cell.label}"
         progress(Stage(name, done=number - 1, total=len(cells)))
@@ -118,6 +120,27 @@ def _measure(
             "folder": str(folder.run_folder(cell)),
         }
         folder.keep(cell, _row_of_process(task, memory_bytes, time_s))
+
+
+def _find_ceilings(settings: Sequence[dict[str, Any]], time_s: float, progress: Progress) -> None:
+    """Measure the device's ceilings ahead of the cells, in a process without their limits.
+
+    They are then in the user's cache. What cannot be measured here a cell tries itself.
+
+    Args:
+        settings: Those of the cells.
+        time_s: Wall time of a process at most.
+        progress: Called with what is under way.
+    """
+    dtypes_of: dict[tuple[Any, Any], list[str]] = {}
+    for options in settings:
+        place = (options.get("device"), options.get("threads"))
+        dtype = options.get("autocast") or options.get("dtype") or "float32"
+        dtypes_of.setdefault(place, []).append(dtype)
+    for (device, threads), dtypes in dtypes_of.items():
+        progress("measuring the device's ceilings")
+        wanted = {"device": device, "threads": threads, "dtypes": sorted(set(dtypes))}
+        _row_of_process({"ceilings": wanted}, UNLIMITED, time_s)
 
 
 def _row_of_process(task: dict[str, Any], memory_bytes: int, time_s: float) -> dict[str, Any]:

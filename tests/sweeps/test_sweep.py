@@ -158,7 +158,25 @@ def answered(monkeypatch, rows):
         return dict(each)
 
     monkeypatch.setattr(measure, "_row_of_process", answer)
+    monkeypatch.setattr(measure, "_find_ceilings", lambda *_: None)
     return asked
+
+
+def test_ceilings_are_measured_before_the_cells_and_without_their_limit(net, monkeypatch):
+    asked = []
+
+    def answer(task, memory_bytes, _time_s):
+        asked.append((task.get("ceilings"), memory_bytes))
+        return row(1, 1)
+
+    monkeypatch.setattr(measure, "_row_of_process", answer)
+    grid: dict[str, list[Any]] = {"batch": [1, 2], "threads": [1]}
+    grid["dtype"] = ["float32", "bfloat16"]
+
+    flopprof.sweep(net, grid, memory_limit="100M", input="1x8")
+
+    ahead = {"device": None, "threads": 1, "dtypes": ["bfloat16", "float32"]}
+    assert asked == [(ahead, measure.UNLIMITED)] + [(None, 100_000_000)] * 4
 
 
 def test_a_sweep_that_was_stopped_goes_on_and_repeats_nothing(net, monkeypatch):
