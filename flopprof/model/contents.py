@@ -134,16 +134,20 @@ def _read_folder(path: Path, kind: str) -> Contents:
     shards = weight_files(path)
     if kind == "sharded" and not shards:
         raise damaged(path, "it holds no weights")
+    folder = path if path.is_dir() else path.parent
+    config = read_json(folder / "config.json")
     tensors: dict[str, TensorInfo] = {}
     names: set[str] = set()
     notes: dict[str, None] = {}
+    if note := _of_absent(path, shards, config):
+        notes[note] = None
+        shards = []
+        kind = "huggingface"
     for shard in shards:
         part = read_contents(shard, file_kind(shard))
         tensors |= part.tensors
         names |= {*part.globals}
         notes |= dict.fromkeys(part.notes)
-    folder = path if path.is_dir() else path.parent
-    config = read_json(folder / "config.json")
     adapter = read_json(folder / "adapter_config.json") if path.is_dir() else {}
     if kind == "huggingface" and "_class_name" in config:
         kind = "diffusers"
@@ -157,6 +161,29 @@ def _read_folder(path: Path, kind: str) -> Contents:
         adapter=adapter,
         notes=tuple(notes),
     )
+
+
+def _of_absent(path: Path, shards: list[Path], config: dict[str, Any]) -> str:
+    """Return a note where none of the files that hold the weights is here, and a config.json is.
+
+    Raises:
+        LoadError: Some are here and others not; or nothing tells what model it is.
+    """
+    absent = [shard for shard in shards if not shard.exists() and not shard.is_symlink()]
+    if not absent:
+        return ""
+    is_told = "model_type" in config or "_class_name" in config
+    if len(absent) == len(shards) and is_told:
+        return (
+            f"none of the {len(shards)} files of its weights is here: config.json alone is counted"
+        )
+    shown = safe_text(", ".join(shard.name for shard in absent[:3]))
+    more = ", …" if len(absent) > 3 else ""
+    fact = (
+        f"{safe_text(path)} names {len(shards)} files of weights, of which {len(absent)} are not "
+        f"here: {shown}{more}"
+    )
+    raise LoadError(fact, remedy="download them; or flopprof count FOLDER with config.json alone")
 
 
 def _read_pipeline(path: Path) -> Contents:

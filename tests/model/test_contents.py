@@ -345,3 +345,29 @@ def test_a_folder_of_diffusers_is_counted_for_the_inputs_of_its_config(tmp_path,
 
     # 2 channels × 16·16 positions × 3 multiply-adds × 2; an add each for the timestep.
     assert (count.matmul_flops, count.vector_flops) == (3072, 512)
+
+
+def test_an_index_whose_files_are_not_here_names_them(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    parts = {
+        f"{name}.weight": f"model-0000{n}-of-00002.safetensors" for n, name in ((1, "a"), (2, "b"))
+    }
+    index.write_text(json.dumps({"weight_map": parts}))
+
+    with pytest.raises(
+        LoadError, match="names 2 files of weights, of which 2 are not here"
+    ) as caught:
+        load_model(index, meta=True)
+    assert caught.value.remedy.startswith("download them")
+
+
+def test_a_config_is_counted_where_its_weights_are_not_here(tmp_path):
+    pytest.importorskip("transformers")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"a": "model-00001-of-00001.safetensors"}}')
+    config = {"model_type": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 2, "vocab_size": 50}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    loaded = load_model(index, meta=True)
+
+    assert any("config.json alone is counted" in warning for warning in loaded.warnings)
