@@ -11,7 +11,7 @@ const LABELS = {
   flops_at_most: "FLOPs at most", module_type: "type", self_flops: "own FLOPs", self_time_us: "own time",
 };
 const COLUMNS = {
-  sites: ["module_path", "op", "phase", "input_shapes", "dtype", "calls", "flops", "time_us", "time_share_frac",
+  sites: ["module_path", "op", "rank", "phase", "input_shapes", "dtype", "calls", "flops", "time_us", "time_share_frac",
     "achieved_flops_per_s", "intensity_flops_per_byte", "efficiency_frac", "bound", "verdict"],
   modules: ["module_path", "module_type", "calls", "self_flops", "flops", "self_time_us", "time_us",
     "time_share_frac", "achieved_flops_per_s"],
@@ -102,7 +102,7 @@ function addTable(id, rows, isTree) {
   }
   const isNumber = name => rows.some(row => typeof row[name] === "number");
   const columns = COLUMNS[id].filter(name =>
-    !["phase", "dtype"].includes(name) && rows.some(row => row[name] !== null && row[name] !== "")
+    !["phase", "dtype", "rank"].includes(name) && rows.some(row => row[name] !== null && row[name] !== "")
     || name === "module_path" || new Set(rows.map(row => row[name])).size > 1);
   for (const row of rows) {
     row.text = Object.values(row).filter(value => typeof value === "string").join(" ").toLowerCase();
