@@ -1,6 +1,7 @@
 """The bytes of a trace, out of whatever holds it: gzip, bzip2, xz, zstandard, zip, tar, nested."""
 
 import bz2
+import codecs
 import importlib
 import lzma
 import struct
@@ -33,6 +34,9 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """Return up to `size` bytes, none at the end."""
+
+
+_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 class _Plain:
@@ -69,6 +73,24 @@ class _Headed:
             self._head = self._head[size:]
             return block
         return self._source.read(size)
+
+
+class _AsUtf8:
+    """A source of text in UTF-16, as a redirection by PowerShell writes it."""
+
+    def __init__(self, source: Readable) -> None:
+        self._source = source
+        self._decoder = codecs.getincrementaldecoder("utf-16")("replace")
+
+    @property
+    def fault(self) -> str:
+        return self._source.fault
+
+    def read(self, size: int) -> bytes:
+        while block := self._source.read(size):
+            if text := self._decoder.decode(block):
+                return text.encode("utf-8", "replace")
+        return b""
 
 
 class _Unpacked:
@@ -176,7 +198,7 @@ def _layer(path: Path, member: str, last: int, opened: ExitStack) -> Readable:
         elif (new := _decoder(path, head)) is not None:
             source = _Unpacked(source, *new)
         else:
-            return source
+            return _AsUtf8(source) if head[:2] in _UTF16_MARKS else source
     if last > _DEEPEST:
         raise LoadError(
             f"{file_text(path)} is compressed more than {_DEEPEST} times", remedy="unpack it"

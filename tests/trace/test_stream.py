@@ -167,6 +167,15 @@ def test_a_byte_order_mark_is_no_damage(tmp_path):
     assert (len(trace.ops), trace.devices, trace.info["warnings"]) == (10, [H100], [])
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-be"])
+def test_a_trace_that_a_redirection_wrote_in_utf_16_is_read(tmp_path, encoding):
+    text = text_of(events(), deviceProperties=[H100])
+    mark = "" if encoding == "utf-16" else "\ufeff"
+    trace = read(tmp_path, (mark + text).encode(encoding))
+
+    assert (len(trace.ops), trace.devices, trace.info["warnings"]) == (10, [H100], [])
+
+
 def test_a_damaged_header_costs_the_header_alone(tmp_path):
     text = '{"a": oops, "traceEvents": ' + json.dumps(events()) + ', "b": oops}'
     trace = read(tmp_path, text)
