@@ -7,6 +7,7 @@ import pandas as pd
 
 from flopprof.provenance import CallProvenance, TraceProvenance
 from flopprof.run import Run
+from flopprof.units import counted
 
 FLOOR_FRAC = 0.05
 """A smaller change of a median is noise, however narrow the spreads are.
@@ -125,6 +126,16 @@ def tied_at_top(run: Run) -> float:
     floor = floor_frac(run, run, of_sites=True)
     results = [significance(other, times[0], floor) for other in times[1:]]
     return float(sum(result in (NOISE, UNKNOWN) for result in results))
+
+
+def ranking_lines(run: Run) -> list[tuple[str, str]]:
+    """Return a line of the summary where it cannot be told which site takes most time."""
+    tied = tied_at_top(run)
+    if not tied > 0:
+        return []
+    text = "cannot tell which site takes most: the first and "
+    text += f"{counted(int(tied), 'other')} differ by less than their times vary"
+    return [("Ranking", text)]
 
 
 def was_busy(run: Run) -> bool:

@@ -22,6 +22,7 @@ from flopprof.report.figures import Figures, main_roofline, sharing_ranks
 from flopprof.report.generate import generate_lines
 from flopprof.report.job import job_lines, sharing_text
 from flopprof.report.memory import memory_line
+from flopprof.report.noise import ranking_lines, was_busy
 from flopprof.run import Run
 from flopprof.totals import Totals
 from flopprof.units import (
@@ -123,8 +124,9 @@ def _times_of_call(run: Run, provenance: CallProvenance) -> list[tuple[str, str]
         if provenance.parallel:
             lines.append(("Ranks", sharing_text(provenance.parallel, provenance.ranks)))
         lines += [("Time", _time(provenance)), ("Rate", _rate(run, totals.flops_per_s))]
-        lines += [*_figures(run.figures, provenance.wall_us), ("Coverage", _coverage(run))]
-        lines += _ranking(run)
+        lines += _figures(run.figures, provenance.wall_us, is_busy=was_busy(run))
+        lines += [("Coverage", _coverage(run))]
+        lines += ranking_lines(run)
         lines += _compiled(provenance, float(totals.flops))
         lines += job_lines(run)
     if provenance.telemetry:
@@ -355,7 +357,7 @@ def _rate(run: Run, flops_per_s: float) -> str:
     )
 
 
-def _figures(of_run: Figures, wall_us: float) -> list[tuple[str, str]]:
+def _figures(of_run: Figures, wall_us: float, *, is_busy: bool = False) -> list[tuple[str, str]]:
     """Return throughput and utilisation, and what holds the time, as far as they are known."""
     parts = []
     if of_run.samples_per_s > 0:
@@ -374,20 +376,12 @@ def _figures(of_run: Figures, wall_us: float) -> list[tuple[str, str]]:
     if of_run.held_frac and of_run.attainable_wall_us > 0:
         holders = sorted(of_run.held_frac.items(), key=lambda pair: -pair[1])
         shares = ", ".join(f"{name} {percent(frac)}" for name, frac in holders if frac >= SEEN_FRAC)
+        if is_busy and of_run.held_frac["unknown"] >= SEEN_FRAC:
+            shares += " (unknown, since others had the machine)"
         text = f"{shares} of the time; at its roofs it would take "
         text += f"{duration(of_run.attainable_wall_us)} of {duration(wall_us)}"
         lines.append(("Bound", text))
     return lines
-
-
-def _ranking(run: Run) -> list[tuple[str, str]]:
-    """Return a line where it cannot be told which site takes most time."""
-    tied = run.figures.tied_sites
-    if not tied > 0:
-        return []
-    text = "cannot tell which site takes most: the first and "
-    text += f"{counted(int(tied), 'other')} differ by less than their times vary"
-    return [("Ranking", text)]
 
 
 def _coverage(run: Run) -> str:
@@ -454,8 +448,12 @@ def top_sites(
     header = ["module", "op", *(["rank"] if by_rank else []), "calls", "FLOPs"]
     header += ["time", "FLOP/s", "FLOP/B", "roof", "bound"] if timed else ["FLOP/B"]
     rows = []
-    for site in sites.head(top).itertuples(index=False):
+    sites = sites.head(top)
+    alike = sites.duplicated(["module_path", "op", *(["rank"] if by_rank else [])], keep=False)
+    for site, is_alike in zip(sites.itertuples(index=False), alike, strict=True):
         names = [site.module_path or "(model)", short_op(site)]
+        if is_alike and site.op != "(kernels)":  # shapes tell it from its likes
+            names[1] = f"{names[1]} {site.input_shapes}".strip()
         if by_rank:
             names.append(str(site.rank))
         row = [*names, shown("calls", site.calls), shown("flops", site.flops)]

@@ -12,6 +12,8 @@ from flopprof.report.tree import module_tree
 from flopprof.run import Run
 from flopprof.units import clean_text, columns, counted, shorten, shorten_path, si, text_width
 
+_LEAST_IMPORTANT = ("FLOP/B", "calls", "verdict", "FLOPs")  # of the table of sites
+_NAMES = 36  # columns for a path and a name, from which on layers stay apart
 EXAMPLES = 3  # ops named of one verdict
 _NUMERIC = frozenset(
     ("rank", "calls", "params", "FLOPs", "share", "time", "FLOP/s", "FLOP/B", "roof")
@@ -52,7 +54,10 @@ def text_report(run: Run, view: View | None = None) -> str:
         lines += ["", *aligned(tree, right=_NUMERIC, width=width)]
     header, rows = top_sites(run, view.top, sort=view.sort)
     cells = [[clean_text(cell) for cell in row] for row in [header, *rows]]
-    lines += ["", *aligned(cells, right=_NUMERIC, width=width)]
+    shown_cells, left_out = fitting(cells, width)
+    lines += ["", *aligned(shown_cells, right=_NUMERIC, width=width)]
+    if left_out:
+        lines.append(f"(no room for {', '.join(left_out)}: a wider terminal, or --json)")
     if len(run.sites) > len(rows):
         more = counted(len(run.sites) - len(rows), "site")
         lines.append(f"… and {more} more: see --json")
@@ -81,6 +86,27 @@ def _missed_lines(group: Missed, width: int) -> list[str]:
         more = counted(len(group.ops) - EXAMPLES, "op")
         lines.append(f"    … and {more} more: flopprof misses DIR")
     return lines
+
+
+def fitting(rows: Sequence[Sequence[str]], width: int) -> tuple[Sequence[Sequence[str]], list[str]]:
+    """Return the rows without the columns that leave too little of a path and a name.
+
+    Also the headings of these columns, the least important one first.
+
+    Args:
+        rows: Texts, equally many in each row, a path and a name first; the first has the headings.
+        width: Columns that a line may take.
+    """
+    left_out: list[str] = []
+    for name in _LEAST_IMPORTANT:
+        widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+        free = width - sum(widths[2:]) - 2 * (len(widths) - 1)
+        if free >= min(widths[0] + widths[1], _NAMES) or name not in rows[0]:
+            continue
+        place = list(rows[0]).index(name)
+        rows = [[*row[:place], *row[place + 1 :]] for row in rows]
+        left_out.append(name)
+    return rows, left_out
 
 
 def aligned(

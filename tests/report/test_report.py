@@ -12,6 +12,7 @@ from flopprof.api import analyse_traces
 from flopprof.cli import main
 from flopprof.errors import UsageError
 from flopprof.report.summary import top_sites
+from flopprof.report.text import fitting
 from flopprof.run import Run
 from flopprof.tables import SITES, TABLES
 from tests.builders import make_run
@@ -256,3 +257,31 @@ def test_times_too_short_for_a_rate_are_no_trouble(tmp_path):
 
     assert entry["matmul_flops"] == 240
     assert entry["achieved_flops_per_s"] is None
+
+
+def test_columns_give_way_to_names_where_a_terminal_is_narrow():
+    header = ["module", "op", "calls", "FLOPs", "time", "FLOP/B", "verdict"]
+    row = ["encoder.layer.11.attention", "linear", "12", "1.81 G", "15.1 %", "24.0", "agrees"]
+
+    wide, none = fitting([header, row], 200)
+    narrow, left_out = fitting([header, row], 64)
+
+    assert (wide, none) == ([header, row], [])
+    # Of 64: names 26 + 6; calls 5, FLOPs 6, time 6, FLOP/B 6, verdict 7 and six gaps of 2 leave
+    # 22; without FLOP/B 30; without calls 37, where 32 are asked for.
+    assert left_out == ["FLOP/B", "calls"]
+    assert narrow[0] == ["module", "op", "FLOPs", "time", "verdict"]
+    assert narrow[1] == ["encoder.layer.11.attention", "linear", "1.81 G", "15.1 %", "agrees"]
+
+
+def test_sites_of_one_name_are_told_apart_by_their_shapes():
+    known = make_run().sites.to_dict("records")[0]
+    rows = [
+        known | {"site_id": n, "op": "aten::mm", "module_path": "", "input_shapes": shapes}
+        for n, shapes in enumerate(["4x8, 8x16", "4x16, 16x8"])
+    ]
+    other = known | {"site_id": 2, "op": "aten::bmm", "module_path": "", "input_shapes": "2x2x2"}
+
+    _, table = top_sites(make_run([*rows, other]))
+
+    assert [row[1] for row in table] == ["mm 4x8, 8x16", "mm 4x16, 16x8", "bmm"]
