@@ -158,7 +158,10 @@ def _nearest(ops: pd.DataFrame, chosen: set[int]) -> np.ndarray:
     parents = ops["parent_op_id"].tolist()
     nearest = [-1] * len(parents)
     for op, parent in enumerate(parents):  # a parent comes first
-        nearest[op] = op if op in chosen else (nearest[parent] if parent >= 0 else -1)
+        if op in chosen:
+            nearest[op] = op
+        elif parent >= 0:
+            nearest[op] = nearest[parent]
     return np.array(nearest, dtype=np.int64)
 
 

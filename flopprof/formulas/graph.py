@@ -32,7 +32,9 @@ def node_kind(op: str) -> str:
     like = _LIKE.get(op)
     if like is None:
         return "unknown"
-    return like if like == "free" else "reduction" if like.startswith("in") else "elementwise"
+    if like == "free":
+        return "free"
+    return "reduction" if like.startswith("in") else "elementwise"
 
 
 def node_work(node: Node) -> Work | None:

@@ -24,9 +24,10 @@ def _fused_matmul(node: Node) -> Count:
     """2·outputs·k; one for each output where alpha scales it. Both operands may be transposed."""
     left = shape_of(node, 0)
     outputs = size(node.outputs, 0)
-    k = (left[-2] if node.attributes.get("transA") and len(left) > 1 else left[-1]) if left else 0
+    is_transposed = bool(node.attributes.get("transA")) and len(left) > 1
+    inner = left[-2 if is_transposed else -1] if left else 0
     scaled = int(node.attributes.get("alpha", 1.0) != 1.0)
-    return 2 * outputs * k, scaled * outputs
+    return 2 * outputs * inner, scaled * outputs
 
 
 def _gemm(node: Node) -> Count:
@@ -181,7 +182,9 @@ def _rotary(node: Node) -> Count:
     rotated = int(node.attributes.get("rotary_embedding_dim", 0))
     elements = prod(shape)
     heads = int(node.attributes.get("num_heads", 0))
-    width = shape[-1] // heads if len(shape) == 3 and heads else shape[-1] if shape else 0
+    width = shape[-1] if shape else 0
+    if len(shape) == 3 and heads:  # the heads' widths stand one after the other
+        width //= heads
     if rotated and width:
         elements = elements // width * min(rotated, width)
     return 0, 3 * elements

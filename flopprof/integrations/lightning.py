@@ -28,7 +28,7 @@ class FlopsCallback(MeteredCallback, Callback):  # type: ignore[misc, unused-ign
     _steps_before: int | None = None  # of the optimizer; None between steps
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Begin anew, and prepare the count."""
+        """Start over, and prepare the count."""
         self.meter.close()
         precision = str(trainer.precision)
         casts = {"bfloat16": "bf16-mixed", "float16": "16-mixed"}

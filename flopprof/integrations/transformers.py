@@ -34,7 +34,7 @@ class FlopsCallback(MeteredCallback, TrainerCallback):  # type: ignore[misc, unu
         return self
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **keywords: Any) -> None:  # noqa: ARG002
-        """Begin anew, since a step that raised is still being measured, and prepare the count."""
+        """Start over, since a step that raised is still being measured, and prepare the count."""
         self.meter.close()
         casts = {"bfloat16": args.bf16, "float16": args.fp16}
         dtypes = [name for name, is_used in casts.items() if is_used]

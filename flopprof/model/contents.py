@@ -237,7 +237,9 @@ def _read_pickled(path: Path, kind: str) -> Contents:
     is_module = kind == "torchscript" or "_modules" in attributes(node)
     modules: dict[str, tuple[str, dict[str, Any]]] = {}
     tensors = _module_tensors(node, modules) if is_module else _tensors(node)
-    kind_of_pickle = "pickled_module" if is_module else "state_dict" if tensors else "object"
+    kind_of_pickle = "state_dict" if tensors else "object"
+    if is_module:
+        kind_of_pickle = "pickled_module"
     return Contents(
         path,
         "torchscript" if kind == "torchscript" else _kind_of_plain(tensors, kind_of_pickle, kind),

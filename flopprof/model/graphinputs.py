@@ -45,7 +45,9 @@ def give_inputs(graph: Any, path: Path, specs: Sequence[Spec]) -> tuple[dict[str
         raise UsageError(fact, remedy=f"give them, such as {command}")
     shown = {name: str(values.get(name, _text_of(value))) for name, value in inputs.items()}
     text = ", ".join(f"{name}={spelled}" for name, spelled in shown.items())
-    source = "--input" if specs else "the graph's own, batch 1" if is_default else "the graph's own"
+    source = "the graph's own, batch 1" if is_default else "the graph's own"
+    if specs:
+        source = "--input"
     return values, safe_text(text), source
 
 
@@ -126,9 +128,10 @@ def _example(value: Any) -> str:
         common = 224  # an image's side
     else:
         common = 128
+    open_sizes = [1, *[common] * (len(dims) - 1)]  # the first is the batch
     sizes = [
-        d.dim_value if d.dim_value > 0 else 1 if place == 0 else common
-        for place, d in enumerate(dims)
+        dim.dim_value if dim.dim_value > 0 else open_size
+        for dim, open_size in zip(dims, open_sizes, strict=False)
     ]
     sizes = [3 if place == 1 and size == 224 else size for place, size in enumerate(sizes)]
     spelled = "x".join(map(str, sizes))

@@ -68,10 +68,12 @@ class _Condition:
             return None
         if not nodes and not carried:  # the condition stays as it is
             end = self.outputs[0]
-            kept = bool(start) if end == self.inputs[1] else bool(_scalar(self.constants, end))
             if not start:
                 return 0
-            return most if kept else min(1, 1 if most is None else most)
+            goes_on = end == self.inputs[1] or bool(_scalar(self.constants, end))
+            if goes_on:
+                return most
+            return 1 if most is None else min(1, most)
         return self._worked_out(nodes, carried, most, start=bool(start))
 
     def _slice(self) -> tuple[list[Any] | None, list[int]]:

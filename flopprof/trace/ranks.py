@@ -129,47 +129,48 @@ def job_of(facts: Sequence[RankFacts]) -> Job:
     ranks: list[Rank] = []
     steps: list[Step] = []
     taken: set[int] = set()
-    for place, one in enumerate(facts):
-        if one.error is not None:
+    for place, rank_facts in enumerate(facts):
+        if rank_facts.error is not None:
             continue
-        number = one.rank.rank
+        number = rank_facts.rank.rank
         if number in taken:
-            again = f"{file_text(one.file)} says it is rank {number} again"
+            again = f"{file_text(rank_facts.file)} says it is rank {number} again"
             number = max(taken) + 1
             warnings.append(f"{again}: numbered {number} here, as if they were ranks of one job")
         taken.add(number)
         numbers[place] = number
-        ranks.append(msgspec.structs.replace(one.rank, rank=number))
-        steps += [Step(rank=number, **step) for step in one.steps]
-        warnings += one.warnings
-    failed = [place for place, one in enumerate(facts) if one.error is not None]
+        ranks.append(msgspec.structs.replace(rank_facts.rank, rank=number))
+        steps += [Step(rank=number, **step) for step in rank_facts.steps]
+        warnings += rank_facts.warnings
+    failed = [place for place, rank_facts in enumerate(facts) if rank_facts.error is not None]
     if not taken:
         error = facts[failed[0]].error
         assert error is not None  # it is one of those that failed
         raise error
     for place in failed:
-        one = facts[place]
-        number = _rank_in_name(one.file, taken)
+        rank_facts = facts[place]
+        number = _rank_in_name(rank_facts.file, taken)
         taken.add(number)
         numbers[place] = number
-        ranks.append(msgspec.structs.replace(one.rank, rank=number))
-        warnings.append(f"rank {number} is missing: {one.rank.fault}")
+        ranks.append(msgspec.structs.replace(rank_facts.rank, rank=number))
+        warnings.append(f"rank {number} is missing: {rank_facts.rank.fault}")
     return Job(tuple(facts), ranks, numbers, steps, [*warnings, *_odd_ones(facts)])
 
 
 def _odd_ones(facts: Sequence[RankFacts]) -> list[str]:
     """Return warnings where ranks are not alike, as those of one job are."""
-    read = [one for one in facts if one.error is None]
-    gpus = {str(one.device.get("name")) for one in read if one.has_kernels}
+    read = [rank_facts for rank_facts in facts if rank_facts.error is None]
+    gpus = {str(rank_facts.device.get("name")) for rank_facts in read if rank_facts.has_kernels}
     warnings = _told_doubts(read)
     if len(gpus) > 1:
         warnings.append(f"the ranks ran on different devices: {', '.join(sorted(gpus))}")
     first_of: dict[int, RankFacts] = {}
-    for one in read:
-        first_of.setdefault(one.world_size, one)
+    for rank_facts in read:
+        first_of.setdefault(rank_facts.world_size, rank_facts)
     if len(first_of) > 1:
         odd_texts = [
-            f"{file_text(one.file)} of {size}" for size, one in sorted(first_of.items())[:3]
+            f"{file_text(rank_facts.file)} of {size}"
+            for size, rank_facts in sorted(first_of.items())[:3]
         ]
         warnings.append(
             f"the traces are of jobs of different sizes: {', '.join(odd_texts)} ranks; "
@@ -189,13 +190,13 @@ def _rank_in_name(file: str | Path, taken: set[int]) -> int:
 def add_up_ranks(job: Job, files: Sequence[str | Path]) -> TraceFacts:
     """Return what all ranks did together."""
     read = [rank for rank in job.ranks if rank.fault is None]
-    facts = [one for one in job.facts if one.error is None]
+    facts = [rank_facts for rank_facts in job.facts if rank_facts.error is None]
     sums = pd.DataFrame([msgspec.structs.asdict(rank) for rank in read])
-    world_size = max(one.world_size for one in facts)
+    world_size = max(rank_facts.world_size for rank_facts in facts)
     missing: set[int] = set()
     if len(files) > 1 and world_size <= _LARGEST_JOB:
         missing = set(range(world_size)) - {rank.rank for rank in read}
-    gpus = {one.gpus for one in facts}
+    gpus = {rank_facts.gpus for rank_facts in facts}
     return TraceFacts(
         files=tuple(file_text(file) for file in files),
         origin_us=facts[0].origin_us,
@@ -214,7 +215,7 @@ def add_up_ranks(job: Job, files: Sequence[str | Path]) -> TraceFacts:
 
 def groups_of(job: Job) -> tuple[ProcessGroup, ...]:
     """Return the process groups of all ranks, each once."""
-    every = (group for one in job.facts for group in one.groups)
+    every = (group for rank_facts in job.facts for group in rank_facts.groups)
     return tuple(list(dict.fromkeys(every))[:_MOST_GROUPS])
 
 
@@ -336,12 +337,12 @@ def _doubts(trace: Trace) -> tuple[str, ...]:
 
 def _told_doubts(read: Sequence[RankFacts]) -> list[str]:
     """Return a warning for each doubt: it names the first file of those that it is about."""
-    on_gpu = any(one.has_kernels for one in read)
+    on_gpu = any(rank_facts.has_kernels for rank_facts in read)
     files: dict[str, list[str]] = {}
-    for one in read:
-        for doubt in one.doubts:
+    for rank_facts in read:
+        for doubt in rank_facts.doubts:
             code = "left_out" if doubt == "no_kernels" and on_gpu else doubt
-            files.setdefault(code, []).append(file_text(one.file))
+            files.setdefault(code, []).append(file_text(rank_facts.file))
     warnings = []
     for code, (of_one, of_several, remedy) in _DOUBTS.items():
         if code not in files:
