@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 import torchvision
-import transformers
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,6 +30,13 @@ from flopprof.capture import meta as shapes
 from flopprof.trace.signatures import forget_signatures
 
 CLASSIFIERS = ("resnet50", "vit_b_16", "swin_t", "mobilenet_v3_large", "efficientnet_b0")
+LLAMA = {
+    "hidden_size": 512,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "intermediate_size": 1024,
+    "vocab_size": 1000,
+}
 COLUMNS = ("model", "device", "flopprof_ms", "forgetful_ms", "flopcounter_ms", "ratio", "forgetful")
 
 
@@ -84,6 +90,8 @@ def timed(
 
 def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Module, Any]]]:
     """Yield the models and their inputs, each on the device."""
+    import transformers
+
     image = (torch.zeros(1, 3, 224, 224, device=device),)
     ids = (torch.zeros(1, 128, dtype=torch.long, device=device),)
     made: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
@@ -91,7 +99,7 @@ def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Modul
     }
     made |= {
         "gpt2": (partial(language_model, transformers.GPT2Config()), ids),
-        "llama x 12": (partial(language_model, llama()), ids),
+        "llama x 12": (partial(language_model, transformers.LlamaConfig(**LLAMA)), ids),
         "lstm": (
             partial(nn.LSTM, 64, 128, 2, batch_first=True),
             (torch.zeros(4, 50, 64, device=device),),
@@ -103,19 +111,10 @@ def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Modul
             yield name, (make().eval(), inputs)
 
 
-def llama() -> transformers.PretrainedConfig:
-    """Return the configuration of a small Llama of twelve layers."""
-    return transformers.LlamaConfig(
-        hidden_size=512,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-        intermediate_size=1024,
-        vocab_size=1000,
-    )
+def language_model(config: Any) -> nn.Module:
+    """Return the model of a configuration of transformers, with random weights."""
+    import transformers
 
-
-def language_model(config: transformers.PretrainedConfig) -> nn.Module:
-    """Return the model of a configuration, with random weights."""
     model: nn.Module = transformers.AutoModelForCausalLM.from_config(config)
     return model
 
