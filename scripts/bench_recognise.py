@@ -140,6 +140,8 @@ def tried(entry: Entry, model: nn.Module) -> str:
     with suppress(FlopprofError):  # a detector cannot run without values
         if hint and entry.input and counted(found, hint) == counted(model, entry.input):
             return "right: equal FLOPs"
+        if hint and entry.input and counted(found, entry.input) == counted(model, entry.input):
+            return "the same network, another input size"  # another library's port of it
     return "named as an alternative" if entry in others else "WRONG"
 
 
