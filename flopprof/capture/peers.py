@@ -173,11 +173,18 @@ class Peers:
             time.sleep(0.02)  # the store may be this process's, and goes with it
         return faults
 
+    def _is_first_to_tell(self) -> bool:
+        """Return whether no other rank has told it, who may have heard of it long before."""
+        try:
+            return bool(self._store.add("told", 1) == 1)
+        except Exception:  # the store is gone
+            return True
+
     def _judged(self, error: BaseException, faults: dict[int, dict[str, Any]]) -> BaseException:
         reporter = min(faults)
+        is_reporter = self.rank == reporter and self._is_first_to_tell()
         own = [rank for rank, fault in faults.items() if fault["kind"] == "own"]
         silent = sorted(set(range(self.size)) - set(faults))
-        is_reporter = self.rank == reporter
         if own and own[0] == self.rank and not isinstance(error, FlopprofError):
             return error  # a bug of ours: with its traceback
         if own:
