@@ -1,0 +1,1 @@
+"""What `scripts/bench_peers.py` is made of: cases, tools, processes, verdicts, the page."""

@@ -1,0 +1,53 @@
+"""What a tool's answer comes to, beside the truth."""
+
+from typing import Any
+
+from peers.case import Case
+
+VERDICTS = {
+    "exact": "the figure is right",
+    "told": "it is wrong, and the tool says what it left out",
+    "off": "it is wrong, and the tool says nothing",
+    "zero": "it is zero where there is work, and the tool says nothing",
+    "refused": "the tool gives a reason of its own instead of a figure",
+    "crash": "an exception from inside, or more time or memory than it was given",
+}
+PRINTED_WITHIN = 5e-4  # some tools count by way of figures that are rounded to four digits,
+PRINTED_FLOPS = 2  # and to one multiply-add
+MIXED_WITHIN = 0.05  # of published figures: what elementwise work adds, to tools that add it
+
+
+def judge(case: Case, answer: dict[str, Any], *, mixes: bool) -> str:
+    """Return the verdict on what a child process reported."""
+    if "refused" in answer:
+        return "refused"
+    if "error" in answer:
+        return "crash"
+    flops = answer["flops"]
+    if flops is None:
+        return "told"
+    if is_right(flops, case, mixes=mixes):
+        return "exact"
+    mixed = answer.get("with_elementwise")
+    if mixed is not None and is_right(mixed, case, mixes=True):
+        return "exact"
+    if answer["left_out"]:
+        return "told"
+    return "off" if flops or mixed else "zero"
+
+
+def is_right(flops: float, case: Case, *, mixes: bool) -> bool:
+    """Return whether a figure agrees with the truth, or with another convention that is as good."""
+    return any(agrees(flops, right, case, mixes=mixes) for right in (case.flops, *case.also))
+
+
+def agrees(flops: float, right: int, case: Case, *, mixes: bool) -> bool:
+    """Return whether a figure is right, or as near as rounding and elementwise work allow."""
+    above = flops - right
+    near = max(case.within * right, case.rounding_flops, PRINTED_WITHIN * right, PRINTED_FLOPS)
+    if abs(above) <= near:
+        return True
+    allowed = 2 * case.vector_flops + near
+    if mixes and case.within:
+        allowed = max(allowed, MIXED_WITHIN * right)
+    return mixes and 0 <= above <= allowed
