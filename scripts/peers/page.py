@@ -30,7 +30,6 @@ def write_page(rows: list[Row]) -> str:
         table_of_verdicts(hand),
         "Cases that are right, by family:\n",
         table_of_families(hand),
-        "## Models with published figures\n",
         *published(rows),
         "## How it was done\n",
         HOW.read_text(),
@@ -99,7 +98,9 @@ def table_of_families(rows: list[Row]) -> str:
 
 
 def published(rows: list[Row]) -> Iterable[str]:
-    """Yield the tables of torchvision's and of timm's models."""
+    """Yield the tables of torchvision's and of timm's models, where they were counted."""
+    if any(row.family in ("torchvision", "timm") for row in rows):
+        yield "## Models with published figures\n"
     for family, words in (("torchvision", "`weights.meta`"), ("timm", "timm's benchmark table")):
         chosen = [row for row in rows if row.family == family]
         if not chosen:
