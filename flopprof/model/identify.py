@@ -38,7 +38,7 @@ def recognise_weights(request: Request) -> tuple[nn.Module, Fitted, tuple[Entry,
     """
     tensors = request.contents.tensors
     match = recognise({key: info.shape for key, info in tensors.items()})
-    tries = _try(match, request) if match else _Tries({}, "", "")
+    tries = _try(match, request) if match else _Tries({}, "", "", "")
     least = min(tries.fits.values(), default=0)
     fitting = [entry for entry, left_out in tries.fits.items() if left_out == least]
     if fitting:
@@ -55,7 +55,7 @@ def recognise_weights(request: Request) -> tuple[nn.Module, Fitted, tuple[Entry,
     count = counted(len(tensors), "tensor")
     kind = "NumPy arrays" if request.contents.kind in _ARRAYS else "a state_dict"
     fact = f"{path} holds {count} ({kind}) of an unknown architecture"
-    closest = tries.closest or _near(request)
+    closest = tries.closest or _near(request) or tries.farther
     remedy = _BY_HAND
     if is_by_library(request.contents.path) and not request.contents.config:
         remedy = f"put its config.json beside it, or {_BY_HAND}"
@@ -66,7 +66,8 @@ class _Tries(NamedTuple):
     """What comparing the candidates gave."""
 
     fits: dict[Entry, int]  # and how many tensors each leaves out
-    closest: str  # that does not fit, and why, in words
+    closest: str  # that has most of the weights and does not fit, and why, in words
+    farther: str  # as `closest`, with less of the weights
     lacking: str  # what is not installed, in words
 
 
@@ -75,6 +76,7 @@ def _try(match: Match, request: Request) -> _Tries:
     tensors = request.contents.tensors
     path = safe_text(request.contents.path)
     closest = ""
+    farther = ""
     lacking = ""
     fits: dict[Entry, int] = {}
     for entry in _candidates(match):
@@ -95,8 +97,12 @@ def _try(match: Match, request: Request) -> _Tries:
         if not fitted.differences and beside <= BESIDE:
             fits |= dict.fromkeys((entry, *alternatives(entry)), fitted.fit.left_out)
             continue
-        closest = closest or f"closest is {entry.name}, differs in {fitted.differences}"
-    return _Tries(fits, closest, lacking)
+        differing = f"closest is {entry.name}, differs in {fitted.differences}"
+        if len(fitted.fit.pairs) > len(tensors) / 2:
+            closest = closest or differing
+        else:
+            farther = farther or differing
+    return _Tries(fits, closest, farther, lacking)
 
 
 def _chosen(fitting: list[Entry], request: Request) -> tuple[nn.Module, Fitted, tuple[Entry, ...]]:

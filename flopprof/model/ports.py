@@ -32,7 +32,7 @@ def find_port(request: Request) -> Port | None:
     """Return the model with these shapes in this order; None where none is, or it is a variant.
 
     A file that has most keys of a model, and not all, is that library's own with changed blocks:
-    its order says nothing more.
+    its order says nothing more. Nor is the module inside of a wrapper the wrapper.
     """
     tensors = request.contents.tensors
     shapes = {key: info.shape for key, info in tensors.items()}
@@ -44,7 +44,7 @@ def find_port(request: Request) -> Port | None:
         except UsageError:  # its library is not installed
             continue
         model = build(architecture, meta=True)
-        if _is_variant(model, tensors):
+        if _is_variant(model, tensors) or _is_inner(model, tensors):
             return None
         built.append((entry, architecture, list(in_order(_shapes(model)))))
     for entry, architecture, keys in built:
@@ -67,6 +67,17 @@ def _is_variant(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
     if len(common) < _OWN * len(keys):
         return False
     return any(key not in common for key in keys[:-_TAIL])
+
+
+def _is_inner(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
+    """Return whether the file is a module that the model is made round, by that module's own keys.
+
+    Such a module is a model of its own, and does with its weights what no key tells.
+    """
+    names = [key.partition(".") for key in model.state_dict()]
+    if len({outer for outer, _, _ in names}) != 1:
+        return False
+    return set(tensors) <= {inner for _, _, inner in names}
 
 
 def _fitted(

@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +12,10 @@ from torch import nn
 
 from flopprof.cli import main
 from flopprof.errors import UnknownArchitectureError
-from flopprof.model import load_model
+from flopprof.model import Request, load_model
+from flopprof.model.contents import Contents
+from flopprof.model.identify import recognise_weights
+from flopprof.model.pickles import TensorInfo
 from flopprof.model.recognise import INDEX, fingerprint, recognise
 
 
@@ -260,6 +264,27 @@ def test_a_changed_block_of_the_same_library_is_no_port(tmp_path):
 
     with pytest.raises(UnknownArchitectureError, match="closest is "):
         load_model(path, meta=True)
+
+
+def test_the_module_inside_of_a_wrapper_is_not_taken_for_the_wrapper(monkeypatch):
+    import flopprof.model.recognise as index
+
+    timm = pytest.importorskip("timm")
+    if "gemma4_vit_167m_enc" not in timm.list_models():
+        pytest.skip("this timm has no such encoder")
+    with torch.device("meta"):  # the classifier's keys are these below "encoder."
+        state = timm.create_model("gemma4_vit_167m_enc").state_dict()
+    tensors = {
+        key: TensorInfo(tuple(value.shape), str(value.dtype).removeprefix("torch."))
+        for key, value in state.items()
+    }
+    entries, sketches = index._index()
+    kept = [i for i, e in enumerate(entries) if e.name != "timm:gemma4_vit_167m_enc"]
+    monkeypatch.setattr(index, "_index", lambda: ([entries[i] for i in kept], sketches[kept]))
+    contents = Contents(Path("encoder.pth"), "state_dict", tensors)
+
+    with pytest.raises(UnknownArchitectureError, match="gemma4_vit_167m"):
+        recognise_weights(Request(contents, None, trust=None, meta=True))
 
 
 def test_what_is_near_by_shapes_is_named_where_keys_and_order_are_others(tmp_path, capsys):
