@@ -260,22 +260,52 @@ def run_profile(
     progress: Progress = silent,
 ) -> Run:
     """Do what `profile` does, with settings that are checked already."""
-    from flopprof.devices import find_device
-
     if settings.distributed is not None:
         from flopprof.job import run_job
 
         return run_job(model_or_name, inputs, kwargs, settings, progress)
     user_ceilings = ceilings_of_user(settings)  # a fault in the file is told before long work
+    subject, device = find_to_profile(model_or_name, inputs, kwargs, settings, progress)
+    return profile_subject(subject, device, settings, user_ceilings, progress)
+
+
+def find_to_profile(
+    model_or_name: Any,
+    inputs: Any,
+    kwargs: Mapping[str, Any] | None,
+    settings: Settings,
+    progress: Progress = silent,
+) -> "tuple[Subject, Device]":
+    """Return what `profile` is about, and the device that it is on."""
+    from flopprof.devices import find_device
+
     if isinstance(model_or_name, str | Path):
         progress("loading torch")
         device = find_device(settings.device or "cpu")
         progress(f"loading {model_or_name}")
         subject = find_subject(model_or_name, inputs, kwargs, settings, device=device.torch_device)
-    else:
-        subject = find_subject(model_or_name, inputs, kwargs, settings)
-        device = find_device(settings.device or home(subject.model)[0])
-        subject = on_device(subject, device, training_of(settings))
+        return subject, device
+    subject = find_subject(model_or_name, inputs, kwargs, settings)
+    device = find_device(settings.device or home(subject.model)[0])
+    return on_device(subject, device, training_of(settings)), device
+
+
+def profile_subject(
+    subject: Subject,
+    device: "Device",
+    settings: Settings,
+    user_ceilings: "Ceilings | None",
+    progress: Progress = silent,
+) -> Run:
+    """Return the run of a model that is ready to be called.
+
+    Args:
+        subject: The model and its inputs.
+        device: Where they are.
+        settings: How the model is called.
+        user_ceilings: Those of `settings`.
+        progress: Called with the name of each stage as it begins.
+    """
     try:
         watched = watch(subject, device, settings, hides_work=_hides_work, progress=progress)
     except GradientsError:

@@ -306,13 +306,16 @@ class Executed(Part, frozen=True, kw_only=True):
         files: Files of counters.
         source: The instrument: ncu, rocprof, stepping.
         launches: How many launches these have.
-        joined: How launches were found → how many: nvtx, order, or name, of which only totals hold.
+        joined: How launches were found → how many: nvtx, order, or name, of which only totals hold;
+            of stepped ops, by their shapes: at how many sites.
+        sites_stepped: Sites of ops that nothing counts, whose calls were to be stepped.
         notes: What did not fit.
     """
 
     files: tuple[str, ...] = ()
     source: str = ""
     launches: int = 0
+    sites_stepped: int = 0
     joined: dict[str, int] = msgspec.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

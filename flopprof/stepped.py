@@ -2,9 +2,10 @@
 
 import csv
 import math
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +13,17 @@ from typing import TYPE_CHECKING, Any
 from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.executed.decode import Operations
 from flopprof.executed.explain import UNKNOWN, Counted, Explained, explain, matmul_class
-from flopprof.executed.stepping import PER_SECOND, check_can_step, step
+from flopprof.executed.measured import MeasuredOp, OwnWork, own_work
+from flopprof.executed.stepping import PER_SECOND, Stepped, check_can_step, step
+from flopprof.formulas import OpCall
 from flopprof.settings import Progress, Settings, silent
 from flopprof.stages import Stage
 from flopprof.units import safe_text, shapes_text
 
 if TYPE_CHECKING:
     from flopprof.capture.dispatched import OpOfModel
+    from flopprof.capture.subject import Subject
+    from flopprof.capture.uncounted import KeptCalls
 
 LIMIT_S = 60
 """What takes longer is refused, unless it is forced."""
@@ -130,20 +135,11 @@ def step_model(
 
 def _stepped(calls: "Sequence[OpOfModel]", *, force: bool, progress: Progress) -> list[SteppedOp]:
     """Step calls one after another, within the limit of time in all."""
-    import torch
-
-    from flopprof.capture.alone import alone
-    from flopprof.capture.call import using_threads
-
     counted = [_counted(call) for call in calls]
     left = _NO_LIMIT if force else LIMIT_S * PER_SECOND
     _refuse_what_takes_long(counted, left)
     rows = []
-    with ExitStack() as stack:
-        stack.enter_context(alone())
-        stack.enter_context(using_threads(1))
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.no_grad())
+    with _one_thread():
         for number, (call, count) in enumerate(zip(calls, counted, strict=True), 1):
             name = f"stepping {count.op} ({number} of {len(calls)})"
             progress(Stage(name, done=number - 1, total=len(calls)))
@@ -151,6 +147,131 @@ def _stepped(calls: "Sequence[OpOfModel]", *, force: bool, progress: Progress) -
             left = max(0, left - instructions)
             rows.append(row)
     return rows
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Have calls made by one thread, without gradients, and random states put back."""
+    import torch
+
+    from flopprof.capture.alone import alone
+    from flopprof.capture.call import using_threads
+
+    with ExitStack() as stack:
+        stack.enter_context(alone())
+        stack.enter_context(using_threads(1))
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.no_grad())
+        yield
+
+
+def measure_ops(
+    subject: "Subject",
+    wanted: Collection[tuple[str, str]],
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> list[MeasuredOp]:
+    """Return what ops of one call of a model executed themselves, without the ops below them.
+
+    Args:
+        subject: The model and its inputs.
+        wanted: Dispatcher names and shapes of the ops that are meant, as sites have them.
+        force: Whether to step what takes more than a minute.
+        progress: Called with the name of each op as it begins.
+
+    Raises:
+        UsageError: The input is not usable, or calls cannot be stepped here.
+        ModelError: The model raised.
+    """
+    from flopprof.capture.uncounted import wanted_calls
+
+    check_can_step()
+    progress("calling the model")
+    kept = wanted_calls(subject, lambda call: (call.op, shapes_text(call.shapes)) in wanted)
+    stepper = _OwnStepper(wanted, _NO_LIMIT if force else LIMIT_S * PER_SECOND)
+    with _one_thread():
+        for number, calls in enumerate(kept, 1):
+            name = f"stepping {calls.first.recorded.op} ({number} of {len(kept)})"
+            progress(Stage(name, done=number - 1, total=len(kept)))
+            stepper.measure(calls)
+    return stepper.measured
+
+
+class _OwnStepper:
+    """Steps ops and the ops that they call, within a limit of instructions in all.
+
+    Attributes:
+        measured: What was found out so far.
+    """
+
+    def __init__(self, wanted: Collection[tuple[str, str]], most: int) -> None:
+        self.wanted = wanted
+        self.left = most
+        self.measured: list[MeasuredOp] = []
+        self.stepped: dict[OpCall, tuple[Operations, str]] = {}
+
+    def measure(self, calls: "KeptCalls") -> None:
+        """Step the first of calls that are alike, and the ops that nothing counts below it."""
+        from flopprof.capture.uncounted import calls_below
+
+        whole, reason = self._step(calls.first)
+        below = [] if reason else calls_below(calls.first)
+        parts = []
+        for inner in below:
+            times = inner.paths.total()
+            operations, why = self._step(inner.first)
+            reason = reason or why
+            parts.append((operations, times))
+            recorded = inner.first.recorded
+            if (recorded.op, shapes_text(recorded.shapes)) in self.wanted:
+                for path, calls_of_path in calls.paths.items():
+                    inner_paths = Counter({path: calls_of_path * times})
+                    self.measure(replace(inner, paths=inner_paths))
+        work: OwnWork | None = None
+        if not reason:
+            work, reason = own_work(whole, parts)
+        recorded = calls.first.recorded
+        for path, number in calls.paths.items():
+            self.measured.append(
+                MeasuredOp(
+                    op=recorded.op,
+                    shapes=shapes_text(recorded.shapes),
+                    module_path=path,
+                    calls=number,
+                    executed=work,
+                    reason=reason,
+                )
+            )
+
+    def _step(self, call: "OpOfModel") -> tuple[Operations, str]:
+        """Return what a call executes, those below it too, and why that is not known."""
+        if call.recorded in self.stepped:
+            return self.stepped[call.recorded]
+        if self.left <= 0:
+            return Operations(), f"stepping took {LIMIT_S} seconds (--force goes on)"
+        stepped = _step_or_raise(call, self.left)
+        self.left = max(0, self.left - stepped.operations.instructions)
+        self.stepped[call.recorded] = (stepped.operations, stepped.why_stopped)
+        return self.stepped[call.recorded]
+
+
+def _step_or_raise(call: "OpOfModel", most: int) -> Stepped:
+    """Step a call.
+
+    Raises:
+        ModelError: It raised.
+    """
+    try:
+        return step(call, most=most)
+    except FlopprofError:
+        raise
+    except Exception as error:
+        first_line = safe_text(str(error).partition("\n")[0])
+        raise ModelError(
+            f"{call.recorded.op} raised {type(error).__name__}: {first_line}",
+            remedy='give it other arguments: --shapes "32x32,32x32"',
+        ) from error
 
 
 def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int]:
@@ -161,16 +282,7 @@ def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int
         conclusion = explain(counted, Operations(), why)
         instructions = 0
     else:
-        try:
-            stepped = step(call, most=most)
-        except FlopprofError:
-            raise
-        except Exception as error:
-            first_line = safe_text(str(error).partition("\n")[0])
-            raise ModelError(
-                f"{counted.op} raised {type(error).__name__}: {first_line}",
-                remedy='give it other arguments: --shapes "32x32,32x32"',
-            ) from error
+        stepped = _step_or_raise(call, most)
         conclusion = explain(counted, stepped.operations, stepped.why_stopped)
         executed = None if conclusion.verdict == UNKNOWN else stepped.operations
         instructions = stepped.operations.instructions

@@ -5,14 +5,17 @@ import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flopprof.api import run_profile
-from flopprof.errors import FlopprofError
+from flopprof.api import ceilings_of_user, find_to_profile, profile_subject, run_profile
+from flopprof.errors import FlopprofError, UsageError
 from flopprof.executed.attach import join_counters
+from flopprof.executed.measured import join_measured, sites_without_formula
+from flopprof.executed.stepping import check_can_step
 from flopprof.executed.underncu import check_there, run_under_ncu
 from flopprof.run import Run
 from flopprof.settings import Progress, Settings, silent
+from flopprof.stepped import measure_ops
 
 if TYPE_CHECKING:
     from flopprof.devices import Device
@@ -53,6 +56,43 @@ def verify_under_ncu(
         report = run_under_ncu(ncu, arch, Path(name), command)
         progress("reading counters")
         return join_counters(run, report)
+
+
+def verify_by_stepping(
+    model: Any,
+    settings: Settings,
+    *,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Run:
+    """Return the profiled run of a model on a CPU, with what its ops without formula executed.
+
+    The model is profiled as by `profile`; then those of its ops that nothing counts, alone, are
+    stepped through one thread: their sites get `executed_flops`, and are *measured*.
+
+    Args:
+        model: A module, or what `load` takes.
+        settings: How it is called.
+        force: Whether to step what takes more than a minute.
+        progress: Called with the name of each stage as it begins.
+
+    Raises:
+        UsageError: The model or its input is not usable, or calls cannot be stepped here.
+        ModelError: The model raised.
+    """
+    check_can_step()
+    if settings.distributed is not None:
+        raise UsageError(
+            "ops of one process are stepped, not of several", remedy="leave out --distributed"
+        )
+    user_ceilings = ceilings_of_user(settings)
+    subject, device = find_to_profile(model, None, None, settings, progress)
+    run = profile_subject(subject, device, settings, user_ceilings, progress)
+    sites = sites_without_formula(run)
+    wanted = set(zip(sites["op"], sites["input_shapes"], strict=True))
+    if not wanted:
+        return join_measured(run, [])
+    return join_measured(run, measure_ops(subject, wanted, force=force, progress=progress))
 
 
 def _problem_of_gpu(settings: Settings) -> str:

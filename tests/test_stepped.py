@@ -66,6 +66,43 @@ def test_the_distinct_ops_of_a_model_are_stepped_once():
     assert relu.executed.flops == 256  # one maximum per element
 
 
+OWN_OPS = """
+import torch
+
+library = torch.library.Library("flopprof_own", "DEF")
+library.define("inner(Tensor x) -> Tensor")
+library.impl("inner", lambda x: torch.from_numpy(x.numpy() * 3), "CPU")
+library.define("outer(Tensor x) -> Tensor")
+library.impl("outer", lambda x: torch.ops.flopprof_own.inner(x + 1) + 1, "CPU")
+
+class Net(torch.nn.Module):
+    def forward(self, x):
+        return torch.ops.flopprof_own.outer(torch.ops.flopprof_own.outer(x))
+"""
+
+
+def test_a_run_says_what_ops_without_formula_executed_without_the_ops_below(tmp_path, capsys):
+    (tmp_path / "own.py").write_text(OWN_OPS)  # a second time, torch refuses to define its ops
+    folder = tmp_path / "out.flopprof"
+    model = f"{tmp_path / 'own.py'}:Net"
+    command = ["verify", model, "--input", "64x64", "--device", "cpu", "-o", str(folder)]
+
+    assert main([*command, "--json"]) == 0
+
+    answer = json.loads(capsys.readouterr().out)
+    sites = {site["op"]: site for site in answer["sites"]}
+    inner = sites["flopprof_own::inner"]
+    # numpy's 64·64 products, in each of two calls; a few of Python's own beside them.
+    assert inner["executed_flops"] == pytest.approx(2 * 4096, rel=0.01)
+    assert (inner["calls"], inner["flops"], inner["executed_source"]) == (2, None, "stepping")
+    # The sums are aten::add's, the product is inner's: nothing of it is outer's.
+    assert sites["flopprof_own::outer"]["executed_flops"] < 0.01 * 4096
+    assert answer["executed"]["joined"] == {"shapes": 2}
+    assert answer["executed"]["sites_stepped"] == 2
+    assert answer["flops"] == 4 * 4096  # what is counted, as before: two sums in each of two calls
+    assert str(folder / "sites.csv") in answer["files"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "fact"),
     [

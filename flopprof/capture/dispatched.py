@@ -80,13 +80,15 @@ class _Keeping(TorchDispatchMode):
             if call.recorded in self.kept:
                 self.kept[call.recorded].calls += 1
             else:
-                call.module_path = self._path()
+                call.module_path = path_of(self.tracker)
                 self.kept[call.recorded] = call
         return func(*args, **kwargs)
 
-    def _path(self) -> str:
-        names = self.tracker.parents - {"Global"}
-        return max(names, key=len, default="").partition(".")[2]
+
+def path_of(tracker: ModuleTracker) -> str:
+    """Return the path of the module that is called; "" for the model itself or none."""
+    names = tracker.parents - {"Global"}
+    return max(names, key=len, default="").partition(".")[2]
 
 
 def ops_of_call(subject: "Subject") -> list[OpOfModel]:

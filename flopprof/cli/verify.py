@@ -40,7 +40,13 @@ def verify(parser: ArgumentParser) -> Handler:
         metavar="FILE",
         help="hardware counters: CSV of Nsight Compute, .ncu-rep, rocprofv3, rocprof-compute",
     )
-    parser.add_argument("-o", "--output", metavar="DIR", help="write the run with its counters")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="DIR",
+        help="write the run with its counters; with --device cpu: profile the model, and step its "
+        "ops without formula",
+    )
     parser.add_argument(
         "--force",
         action="store_true",
@@ -147,22 +153,36 @@ def _step_ops(args: Namespace) -> int:
 
 
 def _step_model(args: Namespace, settings: "Settings") -> int:
-    """Step the ops of a model through one thread of the CPU."""
+    """Step the ops of a model through one thread of the CPU; with -o those that nothing counts."""
     from flopprof.stepped import step_model
 
-    _refuse_what_is_not_stepped(args)
+    _refuse_what_is_not_stepped(args, but="output")
     if args.shapes:
         raise UsageError("--shapes is for ops", remedy="give a model's input by --input")
+    if args.output:
+        return _save_stepped(args, settings)
     with Progress() as progress:
         rows = step_model(args.model, settings, force=args.force, progress=progress)
         progress("done")
     return _show_stepped(args, rows)
 
 
-def _refuse_what_is_not_stepped(args: Namespace) -> None:
+def _save_stepped(args: Namespace, settings: "Settings") -> int:
+    """Profile a model on the CPU, and step what nothing counts of it."""
+    from flopprof.verified import verify_by_stepping
+
+    with Progress() as progress:
+
+        def make() -> "Run":
+            return verify_by_stepping(args.model, settings, force=args.force, progress=progress)
+
+        return _finish(args, make, sources=[args.model], progress=progress)
+
+
+def _refuse_what_is_not_stepped(args: Namespace, but: str = "") -> None:
     """Raise `UsageError` for an option that stepping has no use for."""
     for option in ("output", "annotate", "train", "autocast", "compile"):
-        if getattr(args, option):
+        if option != but and getattr(args, option):
             raise UsageError(
                 f"--{option} does not go with stepping a CPU", remedy=f"leave out --{option}"
             )

@@ -118,7 +118,7 @@ def _kernels(run: Run, joined: Joined, values: np.ndarray, source: str) -> pd.Da
     by[joined.kernel_of[rows]] = np.array(joined.by, dtype=object)[rows]
     dtypes = _dtypes_of_kernels(run)
     columns = _columns(sums, dtypes, source) | {"joined_by": pd.array(by, dtype="str")}
-    return _with(KERNELS, kernels, columns)
+    return with_columns(KERNELS, kernels, columns)
 
 
 def _dtypes_of_kernels(run: Run) -> np.ndarray:
@@ -127,7 +127,7 @@ def _dtypes_of_kernels(run: Run) -> np.ndarray:
     return kernel_dtypes
 
 
-def _with(table: Table, frame: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
+def with_columns(table: Table, frame: pd.DataFrame, columns: dict[str, Any]) -> pd.DataFrame:
     """Return the frame with these columns in the place where the table has them."""
     names = [column.name for column in table.columns]
     every = frame.assign(**{name: columns[name] for name in columns if name in names})
@@ -158,7 +158,7 @@ def _ops(run: Run, joined: Joined, values: np.ndarray, source: str) -> pd.DataFr
         ways[op] = way_of[op]
     columns = _columns(rows, ops["dtype"].astype("str"), source)
     columns |= {"useful_frac": _useful(ops["matmul_flops"], rows)}
-    return _with(OPS, ops, columns | {"joined_by": pd.array(ways, dtype="str")})
+    return with_columns(OPS, ops, columns | {"joined_by": pd.array(ways, dtype="str")})
 
 
 def _ran(run: Run) -> pd.DataFrame:
@@ -265,7 +265,7 @@ def _sites(run: Run, place: _Place, values: np.ndarray, source: str) -> pd.DataF
             parts = [*_of_ratio(float(useful[site]), sums[site]), *launch_reasons[site][:_REASONS]]
         reasons.append("; ".join(parts))
     columns["executed_reason"] = pd.array(reasons, dtype="str")
-    return _with(SITES, sites, columns)
+    return with_columns(SITES, sites, columns)
 
 
 def _reasons_of_launches(place: _Place, dtypes: list[str]) -> list[list[str]]:

@@ -38,7 +38,8 @@ class ExecutedSums(Part, frozen=True, kw_only=True):
         source: The instrument: ncu, rocprof, stepping.
         files: Files of counters.
         launches: Launches in them.
-        joined: How launches were found, and how many: nvtx, order, name.
+        joined: How launches were found, and how many: nvtx, order, name; of stepped ops, shapes.
+        sites_stepped: Sites of ops without formula, whose calls were to be stepped.
         notes: What did not fit.
         compared_frac: Share of the time in sites of which counters tell FLOPs or a part of them.
         measured_flops: FLOPs executed in sites that nobody counts; in no other figure.
@@ -53,6 +54,7 @@ class ExecutedSums(Part, frozen=True, kw_only=True):
     files: tuple[str, ...]
     launches: int
     joined: dict[str, int]
+    sites_stepped: int
     notes: tuple[str, ...]
     compared_frac: float
     measured_flops: float
@@ -78,6 +80,7 @@ def executed_sums(run: Run) -> ExecutedSums | None:
         files=facts.files,
         launches=facts.launches,
         joined=facts.joined,
+        sites_stepped=facts.sites_stepped,
         notes=facts.notes,
         compared_frac=measured.compared_frac,
         measured_flops=measured.flops,
@@ -114,10 +117,7 @@ def executed_lines(run: Run) -> list[tuple[str, str]]:
     sums = executed_sums(run)
     if sums is None:
         return []
-    ways = ", ".join(f"{number} by {way}" for way, number in sums.joined.items()) or "none"
-    text = f"{sums.source or UNKNOWN}, {', '.join(sums.files)}: of {sums.launches} launches joined "
-    text += f"{ways}; counters of FLOPs for {percent(sums.compared_frac)} of the time"
-    lines = [("Executed", text)]
+    lines = [("Executed", _joined_text(sums))]
     if not math.isnan(sums.useful_frac):
         text = f"products: {si(sums.counted_products_flops, 'FLOPs')} counted, "
         text += f"{si(sums.executed_products_flops, 'FLOPs')} executed: "
@@ -131,6 +131,17 @@ def executed_lines(run: Run) -> list[tuple[str, str]]:
         text = f"{level} {si(traffic.measured_bytes, 'B')}, {three_digits(traffic.excess)} × the "
         lines.append(("Traffic", f"{text}compulsory {si(traffic.min_bytes, 'B')}"))
     return lines + [("Note", note) for note in sums.notes]
+
+
+def _joined_text(sums: ExecutedSums) -> str:
+    """Return what was joined, and how."""
+    if not sums.files:  # no counters: stepped through one thread
+        stepped = sum(sums.joined.values())
+        sites = counted(sums.sites_stepped, "site")
+        return f"{sums.source}: of {sites} of ops without formula {stepped} measured in one thread"
+    ways = ", ".join(f"{number} by {way}" for way, number in sums.joined.items()) or "none"
+    text = f"{sums.source or UNKNOWN}, {', '.join(sums.files)}: of {sums.launches} launches joined "
+    return f"{text}{ways}; counters of FLOPs for {percent(sums.compared_frac)} of the time"
 
 
 def executed_table(run: Run, top: int = TOP) -> list[list[str]]:

@@ -1,5 +1,6 @@
 """Every planted miss is flagged with its verdict, and no clean look-alike is flagged."""
 
+import os
 import shutil
 import warnings
 from functools import cache
@@ -13,6 +14,11 @@ from torch import nn
 import flopprof
 from flopprof.api import analyse_traces
 from flopprof.capture.training import Training
+from flopprof.errors import UsageError
+from flopprof.executed.stepping import check_can_step
+from flopprof.run import Run
+from flopprof.settings import Settings
+from flopprof.verified import verify_by_stepping
 from tests import planted
 from tests.events import kernel, launch, op, with_shapes, write_trace
 
@@ -113,11 +119,11 @@ def test_ops_in_a_compiled_submodule_are_opaque():
     assert set(products["verdict"]) == {"opaque"}
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    not (shutil.which("g++") and shutil.which("ninja")), reason="an extension needs g++ and ninja"
-)
-def test_a_cpp_op_is_an_extension_and_a_pybind11_function_is_hidden(tmp_path):
+@pytest.fixture(scope="module")
+def extension(tmp_path_factory):
+    """A C++ extension: ops with and without work of their own, and a function that is no op."""
+    if not (shutil.which("g++") and shutil.which("ninja")):
+        pytest.skip("an extension needs g++ and ninja")
     from torch.utils.cpp_extension import load
 
     # Not torch/extension.h: it is all of torch, and takes 30 s to compile.
@@ -125,35 +131,98 @@ def test_a_cpp_op_is_an_extension_and_a_pybind11_function_is_hidden(tmp_path):
         #include <chrono>
         #include <ATen/core/Tensor.h>
         #include <ATen/ops/add.h>
+        #include <ATen/ops/empty_like.h>
         #include <pybind11/pybind11.h>
         #include <torch/library.h>
         at::Tensor twice(const at::Tensor& x) { return at::add(x, x); }
+        at::Tensor horner(const at::Tensor& x, int64_t degree) {
+          at::Tensor doubled = at::add(x, x);
+          at::Tensor result = at::empty_like(x);
+          const float* from = doubled.data_ptr<float>();
+          float* to = result.data_ptr<float>();
+          for (int64_t i = 0; i < x.numel(); i++) {
+            float sum = 1.0f;
+            for (int64_t power = 0; power < degree; power++) sum = sum * from[i] + 0.5f;
+            to[i] = sum;
+          }
+          return result;
+        }
         void spin(double seconds) {
           auto start = std::chrono::steady_clock::now();
           while (std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()
                  < seconds) {}
         }
-        TORCH_LIBRARY(flopprof_inline, m) { m.def("twice", &twice); }
+        TORCH_LIBRARY(flopprof_inline, m) {
+          m.def("twice", &twice);
+          m.def("horner(Tensor x, int degree) -> Tensor");
+        }
+        TORCH_LIBRARY_IMPL(flopprof_inline, CPU, m) { m.impl("horner", &horner); }
         PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) { m.def("spin", &spin); }
     """
-    (tmp_path / "inline.cpp").write_text(source)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of all workers: the first builds it, another waits
+    folder = folder / "inline"
+    folder.mkdir(exist_ok=True)
+    if not (folder / "inline.cpp").exists():  # a newer one would be compiled again
+        unfinished = folder / f"inline-{os.getpid()}.cpp"
+        unfinished.write_text(source)
+        unfinished.rename(folder / "inline.cpp")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = load(
+        return load(
             "flopprof_inline",
-            [str(tmp_path / "inline.cpp")],
+            [str(folder / "inline.cpp")],
             extra_cflags=["-O0"],
-            build_directory=str(tmp_path),
+            build_directory=str(folder),
         )
+
+
+@pytest.mark.slow
+def test_a_cpp_op_is_an_extension_and_a_pybind11_function_is_hidden(extension):
     parts = {
         "cpp": planted.Calls(lambda m, x: torch.ops.flopprof_inline.twice(x)),
-        "pybind": planted.Calls(lambda m, x: module.spin(0.05) or x.view(-1)),
+        "pybind": planted.Calls(lambda m, x: extension.spin(0.05) or x.view(-1)),
     }
 
     sites = judge(planted.Many({name: (p, (torch.ones(8),)) for name, p in parts.items()}))
 
     assert "extension" in verdicts(sites, "cpp").values()
     assert set(verdicts(sites, "pybind").values()) == {"hidden", "free"}
+
+
+@pytest.mark.slow
+def test_what_a_cpp_op_executes_is_measured_and_raises_what_is_known(extension, tmp_path):
+    try:
+        check_can_step()
+    except UsageError as error:
+        pytest.skip(f"calls cannot be stepped: {error.problem}")
+    polynomial = planted.Calls(lambda m, x: torch.ops.flopprof_inline.horner(x, 10))
+    other = planted.Calls(lambda m, x: torch.ops.flopprof_inline.horner(x, 3))
+    wrapper = planted.Calls(lambda m, x: torch.ops.flopprof_inline.twice(x))
+    model = nn.Sequential(polynomial, polynomial, other, wrapper, nn.Linear(8, 4))
+
+    run = verify_by_stepping(model, Settings(input="16x8"))
+
+    sites = run.sites[run.sites["verdict"] == "extension"].set_index(["op", "module_path"])
+    executed = sites["executed_flops"].to_dict()
+    # 16·8 elements × 10 steps × (product + sum), in C++; the sum around it is aten::add's own.
+    assert sites["calls"]["flopprof_inline::horner", "0"] == 2
+    assert executed["flopprof_inline::horner", "0"] == 2 * 2560
+    assert executed["flopprof_inline::horner", "2"] == 16 * 8 * 3 * 2
+    assert executed["flopprof_inline::twice", "3"] == 0  # it only calls aten::add
+    assert sites["flops"].isna().all()
+    assert set(sites["executed_source"]) == {"stepping"}
+    assert run.measured is not None
+    assert run.measured.flops == 5120 + 768
+    share = sites["time_us"].sum() / run.sites["time_us"].sum()
+    assert run.measured.coverage_frac == pytest.approx(share)
+    assert run.totals.coverage_frac + run.measured.coverage_frac <= 1.0001
+    assert run.sites["flops"].sum() == run.totals.flops  # of what was counted, as before
+    saved = Run.load(run.save(tmp_path / "run.flopprof"))
+    assert "measured, and in no count" in " ".join(saved.report("text").split())
+    assert saved.provenance.executed is not None
+    assert saved.provenance.executed.source == "stepping"
 
 
 SHAPES = {"Input Dims": [[64, 32], [32, 16]], "Input type": ["float", "float"]}
