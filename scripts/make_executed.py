@@ -16,7 +16,9 @@ import torch
 
 from flopprof.devices.cpu import cpu_name
 from flopprof.errors import FlopprofError
-from flopprof.report.stepped import stepped_op
+from flopprof.provenance import plain
+from flopprof.report.stepped import stepped_call
+from flopprof.run import to_json
 from flopprof.stepped import default_calls, step_ops
 
 TARGET = Path(__file__).resolve().parents[1] / "results" / "executed.csv"
@@ -82,7 +84,7 @@ def row(op: str, arguments: str, dtype: str) -> dict[str, Any]:
         (stepped,) = step_ops([op], shapes=[arguments], dtype=floats, force=True)
     except FlopprofError as error:
         return about | machine | {"verdict": "unknown", "reason": error.problem}
-    values = stepped_op(stepped)
+    values = to_json(plain(stepped_call(stepped)))
     return {name: values.get(name) for name in COLUMNS} | about | machine
 
 

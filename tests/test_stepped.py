@@ -2,6 +2,7 @@
 
 import json
 
+import jsonschema
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from flopprof.cli import main
 from flopprof.errors import UsageError
 from flopprof.executed.stepping import check_can_step
+from flopprof.report.answer import schema
 from flopprof.settings import Settings
 from flopprof.stepped import default_calls, step_model, step_ops
 
@@ -27,7 +29,10 @@ def test_a_product_executes_two_flops_per_multiply_add_as_json(capsys):
 
     assert main(command) == 0
 
-    (op,) = json.loads(capsys.readouterr().out)["ops"]
+    answer = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema()).validate(answer)
+    (op,) = answer["ops"]
+    assert op.keys() == schema()["$defs"]["SteppedCall"]["properties"].keys()
     assert (op["op"], op["dtype"]) == ("aten::mm", "float32")
     assert op["shapes"] == "16x16, 16x16"
     assert op["counted_matmul_flops"] == 8192  # 2·16³

@@ -16,6 +16,7 @@ EXPLAINED = "explained"
 UNEXPLAINED = "unexplained"
 MEASURED = "measured"
 UNKNOWN = "unknown"
+VERDICTS = (EXACT, EXPLAINED, UNEXPLAINED, MEASURED, UNKNOWN)
 
 _LANES = (4, 8, 16, 32, 64)
 # Where convolutions have stride, padding, dilation, groups among their arguments (torch's schemas).

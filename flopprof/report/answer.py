@@ -221,8 +221,11 @@ class Answer(Part, frozen=True, kw_only=True):
 
 Block = Callable[[Run], Any]
 AnyBlock = TypeVar("AnyBlock", bound=Block)
+AnyPart = TypeVar("AnyPart", bound=Part)
 JSON_BLOCKS: Registry[Block] = Registry("JSON block")
 JSON_FIELDS: Registry[Block] = Registry("set of JSON fields")
+JSON_OBJECTS: Registry[type[Part]] = Registry("JSON object")
+"""What is printed in place of an answer, by the names of their types."""
 
 
 def json_block(name: str) -> Callable[[Block], Block]:
@@ -254,17 +257,24 @@ def json_fields(block: AnyBlock) -> AnyBlock:
     return block
 
 
+def json_object(kind: type[AnyPart]) -> type[AnyPart]:
+    """Register a type that a command prints in place of an answer."""
+    JSON_OBJECTS.register(kind.__name__)(kind)
+    return kind
+
+
 def is_count(name: str) -> bool:
     """Return whether a field of that name holds FLOPs: those are printed as integers."""
     return "flops" in name and "gflops" not in name and "_per_" not in name
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of what is printed: an answer, or a failure."""
+    """Return the JSON Schema of what is printed: an answer, what stands for one, or a failure."""
     import_all("flopprof.report")
     blocks = dict(JSON_BLOCKS.items())
     beside = [get_type_hints(fill)["return"] for _, fill in JSON_FIELDS.items()]
-    types = [Answer, Failure, *(get_type_hints(block)["return"] for block in blocks.values())]
+    printed = [Answer, Failure, *(kind for _, kind in JSON_OBJECTS.items())]
+    types = [*printed, *(get_type_hints(block)["return"] for block in blocks.values())]
     references, components = msgspec.json.schema_components([*types, *beside])
     for component in components.values():
         _describe_fields(component)
@@ -273,7 +283,9 @@ def schema() -> dict[str, Any]:
         described = components.pop(fields.__name__)
         answer["properties"] |= described["properties"]
         answer["required"] += described["required"]
-    for (name, block), reference in zip(blocks.items(), references[2 : len(types)], strict=True):
+    for (name, block), reference in zip(
+        blocks.items(), references[len(printed) : len(types)], strict=True
+    ):
         sentence = " ".join((block.__doc__ or "").split("\n\n")[0].split())
         answer["properties"][name] = {"description": sentence, **reference}
         answer["required"].append(name)
@@ -282,10 +294,10 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:flopprof:json:{SCHEMA_VERSION}",
-        "title": "What flopprof run, count, trace and report print with --json",
+        "title": "What run, count, trace, report and verify --device cpu print with --json",
         "description": "Names carry units: _flops, _us (microseconds), _frac (0 to 1), "
         "_flops_per_s. null is not known; 0 is known to be zero.",
-        "oneOf": list(references[:2]),
+        "oneOf": list(references[: len(printed)]),
         "$defs": cleaned,
     }
 
