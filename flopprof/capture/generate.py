@@ -5,7 +5,6 @@ cache that the calls before it have left; how many tokens these were is its cont
 """
 
 import inspect
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +14,15 @@ from flopprof.capture.call import (
     home,
 )
 from flopprof.errors import UsageError
-from flopprof.model.inputs import InputSpec, make_inputs
+from flopprof.model.configs import DECODER_POSITIONS, POSITIONS, model_inputs, number
+from flopprof.model.inputs import InputSpec, make_inputs, parse_input, with_floats
+from flopprof.model.resize import resized
 from flopprof.settings import NEW_TOKENS, Settings
 
 CACHES = ("cache", "past_key_values", "cache_params")
 """Names of a cache in calls and outputs, by version and kind of model."""
+
+_ROWS_BEFORE = 2  # of a table of positions, before the first one: BART and its like keep them
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Decoder:
 
     Attributes:
         model: The model of transformers.
-        prompt_len: Tokens of the prompt, which an encoder reads where there is one.
+        prompt_len: Tokens of the prompt: the encoder's, where one reads words, else the decoder's.
         new_tokens: Tokens to generate.
         batch: Examples.
         is_static: Whether the cache is as long from the start as it ever gets.
@@ -42,13 +45,23 @@ class Decoder:
 
     @property
     def has_encoder(self) -> bool:
-        """Whether an encoder reads the prompt, and the decoder begins with one token."""
+        """Whether the decoder attends to what an encoder made of words, a sound or a picture."""
         return bool(getattr(self.model.config, "is_encoder_decoder", False))
+
+    @property
+    def main_input(self) -> str:
+        """The input that the encoder reads, or the decoder without one."""
+        return str(getattr(self.model, "main_input_name", "input_ids"))
+
+    @property
+    def is_prompt_encoded(self) -> bool:
+        """Whether an encoder reads the prompt, and the decoder begins with one token."""
+        return self.has_encoder and self.main_input == "input_ids"
 
     @property
     def first_context(self) -> int:
         """Tokens in the decoder's cache after the prefill."""
-        return 1 if self.has_encoder else self.prompt_len
+        return 1 if self.is_prompt_encoded else self.prompt_len
 
     @property
     def last_context(self) -> int:
@@ -64,11 +77,11 @@ class Decoder:
     def prefill(self, context: int) -> Inputs:
         """Return the inputs after whose call the decoder's cache holds `context` tokens."""
         kwargs: dict[str, Any] = {"use_cache": True}
-        if self.has_encoder:
-            kwargs["input_ids"] = self._ids(self.prompt_len)
-            kwargs["decoder_input_ids"] = self._ids(context)
-        else:
+        if not self.has_encoder:
             kwargs["input_ids"] = self._ids(context)
+        else:
+            kwargs |= self._read_by_encoder()
+            kwargs["decoder_input_ids"] = self._ids(context)
         if "logits_to_keep" in inspect.signature(self.model.forward).parameters:
             kwargs["logits_to_keep"] = 1  # as generate does: the prompt's other logits are not used
         if self.is_static:
@@ -108,6 +121,22 @@ class Decoder:
         tensors, _ = make_inputs([spec], device=home(self.model)[0], seed=SEED)
         return tensors[0]
 
+    def encoder_specs(self) -> list[str]:
+        """Return the sound or picture that the encoder takes, as specs; none if unknown."""
+        config = self.model.config.to_dict()
+        encoder = config.get("encoder")
+        specs = model_inputs(self.main_input, encoder if isinstance(encoder, dict) else config)
+        return [spec for spec in (specs or "").split() if spec.startswith(f"{self.main_input}=")]
+
+    def _read_by_encoder(self) -> dict[str, Any]:
+        if self.is_prompt_encoded:
+            return {"input_ids": self._ids(self.prompt_len)}
+        device, dtype = home(self.model)
+        texts = resized(self.encoder_specs(), batch=self.batch, input_size=None)
+        specs = [with_floats(parse_input(text), dtype or "float32") for text in texts]
+        _, keyword_inputs = make_inputs(specs, device=device, seed=SEED)
+        return keyword_inputs
+
     def _static_cache(self) -> Any:
         from transformers import DynamicCache, EncoderDecoderCache, StaticCache
 
@@ -123,7 +152,7 @@ def decoder_of(model: Any, settings: Settings) -> Decoder:
     """Return the model as one that generates what the settings ask for.
 
     Raises:
-        UsageError: It is no model of transformers that reads words and generates.
+        UsageError: It is no model of transformers that generates words.
     """
     name = type(model).__name__
     if not _generates(model):
@@ -132,7 +161,6 @@ def decoder_of(model: Any, settings: Settings) -> Decoder:
             remedy="name one such as LlamaForCausalLM in config.json (architectures), or leave "
             "out --prompt-len",
         )
-    reads = str(getattr(model, "main_input_name", "input_ids"))
     decoder = Decoder(
         model,
         prompt_len=settings.prompt_len or 1,
@@ -140,9 +168,11 @@ def decoder_of(model: Any, settings: Settings) -> Decoder:
         batch=settings.batch or 1,
         is_static=settings.kv_cache == "static",
     )
-    if reads != "input_ids" or not decoder.cache_name:
+    reads = decoder.main_input
+    is_read = reads == "input_ids" or (decoder.has_encoder and decoder.encoder_specs())
+    if not is_read or not decoder.cache_name:
         lacks = f"reads {reads}, no input_ids" if decoder.cache_name else "takes no cache"
-        fact = f"--prompt-len is for models that read words with a cache: {name} {lacks}"
+        fact = f"--prompt-len is for models that write words with a cache: {name} {lacks}"
         raise UsageError(fact, remedy="leave out --prompt-len, and give --input")
     return decoder
 
@@ -167,16 +197,57 @@ def of_prompt(model: Any, settings: Settings, *, is_ours: bool) -> tuple[Inputs,
     decoder = decoder_of(model, settings)
     if is_ours and home(model)[0] == "meta":
         choose_experts_by_shape(model)
-    config = model.config.get_text_config(decoder=True)
-    longest = getattr(config, "max_position_embeddings", None)
-    longest = math.inf if longest is None else longest
-    doubts = []
-    if decoder.last_context > longest:
-        doubts.append(
-            f"prompt and new tokens are {decoder.last_context}, and the model is made for "
-            f"{longest} (max_position_embeddings)"
-        )
+    doubts = _beyond_positions(decoder)
     return decoder.prefill(decoder.first_context), doubts
+
+
+def _beyond_positions(decoder: Decoder) -> list[str]:
+    """Return what to say of more tokens than a model is made for, where it computes them all.
+
+    Raises:
+        UsageError: It has a table with a row for each position, and none for the last ones.
+    """
+    model = decoder.model
+    # The last new token is not read by any step, but it is one that the model is asked for.
+    is_read = decoder.last_context - 1
+    config = model.config.get_text_config(decoder=True).to_dict()
+    longest = number(config, *DECODER_POSITIONS, default=0)
+    doubts = []
+    if longest and decoder.last_context > longest:
+        part = model.get_decoder() if decoder.has_encoder else model
+        whose = (
+            "new tokens of the decoder" if decoder.is_prompt_encoded else "prompt and new tokens"
+        )
+        fact = f"{whose} are {decoder.last_context}, and the model is made for {longest}"
+        if is_read > longest and _has_row_per_position(part, longest):
+            raise _no_position(fact, longest)
+        doubts.append(f"{fact} (max_position_embeddings)")
+    if decoder.is_prompt_encoded:
+        longest = number(model.config.to_dict(), *POSITIONS, default=0)
+        if longest and decoder.prompt_len > longest:
+            fact = f"the prompt is {decoder.prompt_len}, and the encoder is made for {longest}"
+            if _has_row_per_position(model.get_encoder(), longest):
+                raise _no_position(fact, longest)
+            doubts.append(f"{fact} (max_position_embeddings)")
+    return doubts
+
+
+def _no_position(fact: str, longest: int) -> UsageError:
+    remedy = f"ask for {longest} at most: a smaller --prompt-len or --new-tokens"
+    return UsageError(f"{fact}: it has no position after that", remedy=remedy)
+
+
+def _has_row_per_position(part: Any, longest: int) -> bool:
+    """Return whether positions are learned: an embedding beside that of words, as long as they."""
+    import torch
+
+    words = part.get_input_embeddings()
+    lengths = [
+        layer.num_embeddings
+        for layer in part.modules()
+        if isinstance(layer, torch.nn.Embedding) and layer is not words
+    ]
+    return any(longest <= length <= longest + _ROWS_BEFORE for length in lengths)
 
 
 def says_empty_cache(model: Any, inputs: Inputs) -> list[str]:

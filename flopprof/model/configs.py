@@ -13,8 +13,8 @@ MAX_MODULES = 300_000  # of one model; 60 µs and 3 kB each to build
 _REPEATED = re.compile("(?i)(^|_)n?(um)?_?(hidden_)?(layers?|blocks?|experts?|stages?|depths?)$")
 _SIZE = re.compile("(?i)size|dim|width|hidden|channels|d_model|d_ff|heads|features|position|embd")
 _TEXT_LENGTH = 128
-_POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
-_DECODER_POSITIONS = ("max_target_positions", "max_decoder_position_embeddings", *_POSITIONS)
+POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
+DECODER_POSITIONS = ("max_target_positions", "max_decoder_position_embeddings", *POSITIONS)
 _POSITIONS_AFTER_PADDING = (
     "camembert", "data2vec-text", "esm", "ibert", "layoutlmv3", "lilt", "longformer", "luke",
     "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
@@ -87,7 +87,7 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
     words_of = section(config, "text_config")
     vision = section(config, "vision_config")
     last_word = number(words_of, "vocab_size", default=1000) - 1
-    ids = f"1x{_length(words_of, *_POSITIONS)}:int64:0-{last_word}"
+    ids = f"1x{_length(words_of, *POSITIONS)}:int64:0-{last_word}"
     channels = number(vision, "num_channels", "in_channels", default=3)
     pixels = f"pixel_values=1x{channels}x{'x'.join(map(str, image_size(vision)))}"
     inputs = {
@@ -107,7 +107,7 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
     ):
         specs = f"input_ids={ids} {pixels}"
     if specs and config.get("is_encoder_decoder") is True:
-        length = _length(words_of, *_DECODER_POSITIONS)
+        length = _length(words_of, *DECODER_POSITIONS)
         specs += f" decoder_input_ids=1x{length}:int64:0-{last_word}"
     return specs
 

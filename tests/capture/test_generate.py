@@ -61,6 +61,46 @@ def t5():
     return transformers.T5ForConditionalGeneration(transformers.T5Config(**T5)).eval()
 
 
+def whisper():
+    config = transformers.WhisperConfig(
+        vocab_size=WORDS, d_model=WIDTH, encoder_layers=2, decoder_layers=2, pad_token_id=0,
+        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=MLP_WIDTH,
+        decoder_ffn_dim=MLP_WIDTH, max_source_positions=20, max_target_positions=40,
+        num_mel_bins=8, bos_token_id=1, eos_token_id=2, decoder_start_token_id=2,
+        suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    return transformers.WhisperForConditionalGeneration(config).eval()
+
+
+def gpt2():
+    config = transformers.GPT2Config(
+        vocab_size=WORDS, n_embd=WIDTH, n_layer=1, n_head=HEADS, n_positions=16, bos_token_id=1,
+        eos_token_id=2,
+    )  # fmt: skip
+    return transformers.GPT2LMHeadModel(config).eval()
+
+
+def bart():
+    config = transformers.BartConfig(
+        vocab_size=WORDS, d_model=WIDTH, encoder_layers=1, decoder_layers=1, pad_token_id=0,
+        encoder_attention_heads=HEADS, decoder_attention_heads=HEADS, encoder_ffn_dim=MLP_WIDTH,
+        decoder_ffn_dim=MLP_WIDTH, max_position_embeddings=16, bos_token_id=1, eos_token_id=2,
+        decoder_start_token_id=2,
+    )  # fmt: skip
+    return transformers.BartForConditionalGeneration(config).eval()
+
+
+def deepseek():
+    """One layer with experts; queries of 16 + 8 for each head, and values of 16."""
+    config = transformers.DeepseekV3Config(
+        **{**SMALL, "num_hidden_layers": 1, "num_key_value_heads": HEADS}, q_lora_rank=24,
+        kv_lora_rank=16, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=16,
+        moe_intermediate_size=16, n_routed_experts=8, n_group=2, topk_group=1,
+        num_experts_per_tok=2, n_shared_experts=1, first_k_dense_replace=0,
+    )  # fmt: skip
+    return transformers.DeepseekV3ForCausalLM(config).eval()
+
+
 def figures_of(model, **options):
     return generate_figures(flopprof.count_flops(model, **options).run)
 
@@ -141,6 +181,55 @@ def test_weights_that_a_module_uses_itself_are_read_too():
     assert figures.active_parameters == sum(weight.numel() for weight in model.parameters())
 
 
+def test_latent_keys_are_widened_again_for_every_token_before():
+    figures = figures_of(deepseek(), prompt_len=64, new_tokens=2)
+
+    # Queries 32×24 and 24×(4·24); latents 32×(16 + 8); the output (4·16)×32. Then for each of
+    # context + 1 latents, as transformers computes it: keys and values 16×(4·(16 + 16)), scores
+    # 4·24 and their sum over values 4·16. The router 32×8; two experts and one shared, 32×16.
+    latents = WIDTH * 24 + 24 * 96 + WIDTH * 24 + 64 * WIDTH
+    experts = WIDTH * 8 + 3 * 3 * WIDTH * 16
+    for context in (1, 64):
+        macs = latents + (16 * 128 + 96 + 64) * (context + 1) + experts + WIDTH * WORDS
+        assert by_context(figures)[context] == 2 * macs
+    # Each token leaves 16 + 8 numbers of 4 B in the layer's cache.
+    assert figures.kv_cache_bytes == 66 * 24 * 4
+    # Weights as above, the widening once, norms of 24, 16 and three of 32; embedding and head.
+    weights = latents + 16 * 128 + experts + 24 + 16 + 3 * WIDTH
+    assert figures.active_parameters == weights + 2 * WIDTH * WORDS
+
+
+def test_an_encoder_reads_its_sound_and_the_decoder_the_prompt():
+    figures = figures_of(whisper(), prompt_len=4, new_tokens=8, batch=2)
+
+    # A step's layer: six of 32×32 for queries, keys, values and output of its own attention, and
+    # for queries and output of that to the sound; its MLP of two 32×64; 20 frames to attend to.
+    layer = 2 * (6 * WIDTH * WIDTH + 2 * WIDTH * MLP_WIDTH)
+    for context in (1, 4, 12):
+        attention = 2 * 2 * WIDTH * (context + 1 + 20)
+        assert by_context(figures)[context] == 2 * (layer + attention) + LLAMA_HEAD
+    # Keys and values of two layers, for two examples: 12 tokens and 20 frames.
+    assert figures.kv_cache_bytes == 2 * 2 * 2 * WIDTH * (12 + 20) * 4
+
+
+def test_a_sound_and_its_words_are_what_generate_computes():
+    model = whisper()
+    model.set_attn_implementation("eager")  # whose products FlopCounterMode sees
+    figures = figures_of(model, prompt_len=4, new_tokens=6)
+    settings = model.generation_config
+    settings.eos_token_id = None
+    sound = torch.randn(1, 8, 40)
+
+    # Whisper's own generate, of several segments, adds words of its own: that of every model.
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        transformers.GenerationMixin.generate(
+            model, sound, decoder_input_ids=torch.full((1, 4), 3), max_new_tokens=6,
+            do_sample=False,
+        )  # fmt: skip
+
+    assert figures.matmul_flops == counter.get_total_flops()
+
+
 @pytest.mark.parametrize(
     ("build", "options"),
     [
@@ -149,6 +238,9 @@ def test_weights_that_a_module_uses_itself_are_read_too():
         (llama, {"batch": 2}),
         (lambda: mistral(window=8), {}),
         (qwen2_moe, {}),
+        (deepseek, {}),
+        (gpt2, {}),
+        (bart, {"batch": 2}),
         (t5, {}),
     ],
 )
@@ -268,6 +360,26 @@ def test_a_prompt_longer_than_the_model_is_made_for_is_said():
 
 
 @pytest.mark.parametrize(
+    ("build", "prompt_len", "new_tokens", "said"),
+    [
+        (gpt2, 15, 3, "prompt and new tokens are 18, and the model is made for 16: it has no"),
+        (bart, 17, 1, "the prompt is 17, and the encoder is made for 16: it has no position"),
+        (bart, 4, 17, "new tokens of the decoder are 18, and the model is made for 16: it has no"),
+        (whisper, 39, 3, "prompt and new tokens are 42, and the model is made for 40: it has no"),
+    ],
+)
+def test_positions_beyond_a_table_of_them_are_refused(build, prompt_len, new_tokens, said):
+    with pytest.raises(UsageError, match=said):
+        flopprof.count_flops(build(), prompt_len=prompt_len, new_tokens=new_tokens)
+
+
+def test_the_last_position_of_a_table_is_used():
+    # 15 tokens and one decoded are 16; the other new token is read by nothing.
+    assert figures_of(gpt2(), prompt_len=15, new_tokens=2).decode.matmul_flops > 0
+    assert figures_of(bart(), prompt_len=16, new_tokens=8).decode.matmul_flops > 0
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"new_tokens": 4}, "--new-tokens is given without --prompt-len"),
@@ -286,16 +398,15 @@ def test_options_that_do_not_fit_are_refused(options, said):
 
 def test_what_does_not_generate_is_refused():
     bert = transformers.BertConfig(**{k: v for k, v in SMALL.items() if "key_value" not in k})
-    whisper = transformers.WhisperConfig(
-        vocab_size=WORDS, d_model=16, encoder_layers=1, decoder_layers=1,
-        encoder_attention_heads=2, decoder_attention_heads=2, pad_token_id=0, bos_token_id=0,
-        eos_token_id=0, decoder_start_token_id=0, encoder_ffn_dim=16, decoder_ffn_dim=16,
-    )  # fmt: skip
+    patches = transformers.Pix2StructConfig(
+        text_config={"vocab_size": WORDS, "hidden_size": 16, "d_ff": 16, "num_layers": 1},
+        vision_config={"hidden_size": 16, "d_ff": 16, "num_hidden_layers": 1},
+    )
 
     for model in (nn.Linear(2, 2), transformers.BertForMaskedLM(bert)):
         with pytest.raises(UsageError, match="that generate, and"):
             flopprof.count_flops(model, prompt_len=4)
-    with pytest.raises(UsageError, match="reads input_features, no input_ids"):
-        flopprof.count_flops(transformers.WhisperForConditionalGeneration(whisper), prompt_len=4)
+    with pytest.raises(UsageError, match="reads flattened_patches, no input_ids"):
+        flopprof.count_flops(transformers.Pix2StructForConditionalGeneration(patches), prompt_len=4)
     with pytest.raises(UsageError, match="prompt_len makes the inputs"):
         flopprof.count_flops(llama(), (1, 8), prompt_len=4)
