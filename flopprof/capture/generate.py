@@ -208,8 +208,7 @@ def _beyond_positions(decoder: Decoder) -> list[str]:
         UsageError: It has a table with a row for each position, and none for the last ones.
     """
     model = decoder.model
-    # The last new token is not read by any step, but it is one that the model is asked for.
-    is_read = decoder.last_context - 1
+    positions = decoder.last_context - 1  # no step reads the last new token
     config = model.config.get_text_config(decoder=True).to_dict()
     longest = number(config, *DECODER_POSITIONS, default=0)
     doubts = []
@@ -219,7 +218,7 @@ def _beyond_positions(decoder: Decoder) -> list[str]:
             "new tokens of the decoder" if decoder.is_prompt_encoded else "prompt and new tokens"
         )
         fact = f"{whose} are {decoder.last_context}, and the model is made for {longest}"
-        if is_read > longest and _has_row_per_position(part, longest):
+        if positions > longest and _has_row_per_position(part, longest):
             raise _no_position(fact, longest)
         doubts.append(f"{fact} (max_position_embeddings)")
     if decoder.is_prompt_encoded:
