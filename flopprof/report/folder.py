@@ -9,12 +9,14 @@ from flopprof.errors import FlopprofError, UsageError
 from flopprof.files import real_path, writing
 from flopprof.provenance import AnyProvenance, TraceProvenance
 from flopprof.report.chart import Drawn, save_figure
+from flopprof.report.chart.decode import draw_decode
 from flopprof.report.html import chart_of, or_why_not, page
 from flopprof.run import Run
 from flopprof.saved import read_provenance
 from flopprof.settings import Progress
 
 CHART = "roofline.png"
+DECODE_CHART = "decode_by_context.png"
 PAGE = "report.html"
 _TRACE_SUFFIXES = (".gz", ".json", ".trace", ".pt")  # as profilers write them: net.pt.trace.json.gz
 
@@ -81,6 +83,9 @@ def save_run(
         if isinstance(chart, Drawn):
             figure = chart.figure
             or_why_not(lambda: save_figure(figure, staging / CHART))
+        generation = run.provenance.generate
+        if generation is not None:
+            or_why_not(lambda: save_figure(draw_decode(generation), staging / DECODE_CHART))
         (staging / "report.md").write_text(run.report("md"), encoding="utf-8")
         names = sorted(path.name for path in staging.iterdir())
     return Saved(run, folder, tuple(folder / name for name in names))

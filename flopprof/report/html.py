@@ -15,8 +15,9 @@ from flopprof.judge.verdicts import GOOD, MEANINGS
 from flopprof.provenance import AnyProvenance, known_facts
 from flopprof.report import report_format
 from flopprof.report.chart import Drawn, draw_chart
+from flopprof.report.chart.decode import draw_decode
 from flopprof.report.chart.narrow import narrow_chart
-from flopprof.report.chart.svg import PALETTES, chart_svg
+from flopprof.report.chart.svg import PALETTES, chart_svg, figure_svg
 from flopprof.report.jobpage import job_section
 from flopprof.report.misses import heading
 from flopprof.report.summary import kernel_sums, module_sums, summary
@@ -45,6 +46,7 @@ def page(run: Run, chart: Drawn | str) -> str:
         missed="No formula" if run.recorded_elsewhere else "Missed by hooks",
         summary=_definitions(summary(run)),
         chart=_chart(chart),
+        decode=_decode_chart(run),
         job=section,
         job_link='<a href="#job">Job</a>' if section else "",
         provenance=_definitions([*_flat(run.provenance)]),
@@ -92,6 +94,17 @@ def _chart(chart: Drawn | str) -> str:
     hint = "<figcaption>The whole chart: select it to enlarge it.</figcaption>"
     how = 'aria-label="Roofline chart, enlarged or not" role="button" tabindex="0"'
     return f"{small}<figure {how}>{picture}{hint}</figure>"
+
+
+def _decode_chart(run: Run) -> str:
+    """Return the chart of a decoded token by its context; '' for a run without a generation."""
+    facts = run.provenance.generate
+    if facts is None:
+        return ""
+    picture = or_why_not(lambda: figure_svg(draw_decode(facts)))
+    if not picture.startswith("<svg"):
+        return f"<p>{_escaped(picture)}</p>"
+    return f'<section id="decode"><h2>Decode</h2>{picture}</section>'
 
 
 def notebook_html(run: Run) -> str:

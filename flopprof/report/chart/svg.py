@@ -3,12 +3,15 @@
 import io
 import re
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flopprof.report.chart import Drawn, _settings
 from flopprof.report.chart.data import KNOWN_BY, ChartData
 from flopprof.report.chart.sheet import DARK, LIGHT
 from flopprof.units import clean_text, percent, si, three_digits
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PALETTES = (LIGHT, DARK)
 """Values of the variables --c0, --c1, … in a light and in a dark page."""
@@ -19,23 +22,28 @@ def chart_svg(chart: Drawn) -> str:
 
     Its colours are the CSS variables --c0 … of `PALETTES`, light where a page sets none.
     """
+    titles = _tooltips(chart.shows)
+    return re.sub(
+        r'<g id="([\w-]+)">',
+        lambda match: match[0] + titles.get(match[1], ""),
+        figure_svg(chart.figure),
+    )
+
+
+def figure_svg(figure: "Figure") -> str:
+    """Return a figure, drawn in the light palette, as an `<svg>` element of a page's colours."""
     import matplotlib
 
     file = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with _settings():
         matplotlib.rcParams["svg.fonttype"] = "none"  # letters of one width: any such font fits
-        chart.figure.savefig(file, format="svg", metadata=nothing)
+        figure.savefig(file, format="svg", metadata=nothing)
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     for number, colour in enumerate(LIGHT):
         svg = svg.replace(colour, f"var(--c{number}, {colour})")
-    titles = _tooltips(chart.shows)
-    return re.sub(
-        r'<g id="([\w-]+)">',
-        lambda match: match[0] + titles.get(match[1], ""),
-        svg,
-    )
+    return svg
 
 
 def _tooltips(chart: ChartData) -> dict[str, str]:
