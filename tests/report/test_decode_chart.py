@@ -3,6 +3,7 @@
 import math
 
 import msgspec
+import numpy as np
 
 from flopprof.provenance import AtContext, Generation, Spread
 from flopprof.report.chart.decode import draw_decode, growth_of
@@ -42,8 +43,8 @@ def test_the_points_are_the_counts_and_the_title_says_the_time():
     axes = draw_decode(FACTS).axes[0]
 
     line = axes.lines[0]
-    assert [*line.get_xdata()] == [1, 64, 72]
-    assert [*line.get_ydata()] == [1000, 1630, 1710]
+    assert list(np.asarray(line.get_xdata())) == [1, 64, 72]
+    assert list(np.asarray(line.get_ydata())) == [1000, 1630, 1710]
     assert "1.50 ms per token after a prompt of 64 (median of 21 steps)" in axes.get_title("left")
 
 
