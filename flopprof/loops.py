@@ -272,7 +272,7 @@ def prepare(
 
     from flopprof.capture.call import home
     from flopprof.ceilings import find_ceilings
-    from flopprof.devices import find_device
+    from flopprof.devices import find_device, keeping_random_states
 
     where, dtype = ("cpu", None) if model is None else home(model)
     with region(name="preparation", device=where, ceilings=False, keep_trace=False):
@@ -280,8 +280,7 @@ def prepare(
     if not ceilings:
         return
     user = ceilings_of_user(Settings(ceilings=ceilings))
-    devices = [torch.device(where)] if where.startswith("cuda") else []
-    with torch.random.fork_rng(devices=devices):  # training goes on with its own random numbers
+    with keeping_random_states(where):  # training goes on with its own random numbers
         wanted = dict.fromkeys((dtype or "float32", *dtypes))
         find_ceilings(find_device(where), user=user, dtypes=wanted)
 

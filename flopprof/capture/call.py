@@ -13,6 +13,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Self
 
 from flopprof.capture.restore import Snapshot, is_bare_iterator, repeated
+from flopprof.devices import keeping_random_states
 from flopprof.errors import FlopprofError, GradientsError, ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -202,9 +203,8 @@ def unchanged(
     dense = [tensor for tensor in restored if tensor.layout == torch.strided and not tensor.is_meta]
     copies = [tensor.detach().clone() for tensor in dense]
     device = torch.device(home(model)[0])
-    devices = [device] if device.type == "cuda" else []
     needed = inputs is not None and inputs.needs_gradients
-    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(needed):
+    with keeping_random_states(str(device)), torch.set_grad_enabled(needed):
         _set_mode(model, training)
         for parameter in parameters:
             parameter.grad = None  # else a backward pass would add to them

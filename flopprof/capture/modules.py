@@ -23,6 +23,7 @@ from flopprof.capture.hooks import (
     watch_modules,
 )
 from flopprof.capture.restore import Snapshot
+from flopprof.devices import keeping_random_states
 from flopprof.errors import UsageError
 from flopprof.formulas import ModuleCall, ModuleFormula
 from flopprof.formulas.modules import canonical_name, find_module_formula, nothing
@@ -303,9 +304,8 @@ def calculate_flops_for_size(model: nn.Module, input_size: Sequence[int]) -> int
     x = like.new_zeros(size, dtype=torch.int64) if takes_ids else like.new_zeros(size)
     buffers = [(b, b.clone()) for b in _tensors_of(model, buffers_only=True)]
     snapshot = Snapshot(model)
-    generators = [like.device] if like.is_cuda else []
     try:
-        with quiet_about_hooks(), torch.random.fork_rng(generators), torch.no_grad(), counter:
+        with quiet_about_hooks(), keeping_random_states(str(like.device)), torch.no_grad(), counter:
             guarded(model, Inputs((x,)))()
     finally:
         snapshot.restore(fully=True)

@@ -24,7 +24,7 @@ from flopprof.capture.record import TRACES_BUDGET_S, Recording, record_trace, ti
 from flopprof.capture.restore import Snapshot
 from flopprof.capture.subject import Subject, training_of
 from flopprof.capture.watch import Watched
-from flopprof.devices import Device
+from flopprof.devices import Device, keeping_random_states
 from flopprof.provenance import Observer, Warned
 from flopprof.settings import Progress, Settings
 
@@ -120,9 +120,8 @@ def _calling(
     inputs = subject.inputs
     if training:
         inputs = training.of(shared.model, inputs)
-    devices = [torch.device(device.torch_device)] if device.torch_device.startswith("cuda") else []
     needed = inputs.needs_gradients
-    with torch.random.fork_rng(devices=devices), torch.set_grad_enabled(needed):
+    with keeping_random_states(device.torch_device), torch.set_grad_enabled(needed):
         snapshot = Snapshot(shared.inner, inputs.leaves, device=device.torch_device)
         call = CallTogether(shared.model, inputs, snapshot, peers=peers)
         if settings.autocast:

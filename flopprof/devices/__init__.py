@@ -1,7 +1,7 @@
 """Hide one kind of hardware behind one small protocol."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 from flopprof.errors import UsageError
@@ -93,6 +93,22 @@ def random_state_of(torch_device: str) -> RandomState | None:
     import_all("flopprof.devices")
     kind = _kind_of(torch_device)
     return kind.random_state(torch_device) if kind is not None else None
+
+
+@contextmanager
+def keeping_random_states(torch_device: str) -> Iterator[None]:
+    """Put the random states of the CPU and of a device back when the block is left."""
+    kept = []
+    for name in dict.fromkeys(("cpu", torch_device)):
+        state = random_state_of(name)
+        if state is not None:
+            get, put = state
+            kept.append((get(), put))
+    try:
+        yield
+    finally:
+        for value, put in kept:
+            put(value)
 
 
 def _kind_of(name: str) -> type[Device] | None:

@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from flopprof.devices import DEVICES, Device, find_device, random_state_of
+from flopprof.devices import (
+    DEVICES,
+    Device,
+    find_device,
+    keeping_random_states,
+    random_state_of,
+)
 from flopprof.devices.cpu import CpuDevice, cache_bytes, free_memory_bytes
 from flopprof.devices.cuda import CudaDevice, why_no_cuda
 from flopprof.errors import UsageError
@@ -220,3 +226,21 @@ def test_the_random_state_of_a_device_is_read_and_set_by_its_own_functions():
     for name in ("cuda:1", "xpu:1"):
         of_gpu: Any = random_state_of(name)
         assert (of_gpu[0].args, of_gpu[1].keywords) == ((name,), {"device": name})
+
+
+def test_the_random_states_of_the_cpu_and_of_any_gpu_are_put_back(monkeypatch):
+    states = {"xpu:1": "before"}
+    monkeypatch.setattr(torch.xpu, "get_rng_state", states.__getitem__)
+    monkeypatch.setattr(
+        torch.xpu, "set_rng_state", lambda state, device: states.update({device: state})
+    )
+    torch.manual_seed(1)
+    first = torch.rand(3)
+    torch.manual_seed(1)
+
+    with keeping_random_states("xpu:1"):
+        torch.rand(7)
+        states["xpu:1"] = "after drawing"
+
+    assert states["xpu:1"] == "before"
+    assert torch.equal(torch.rand(3), first)
