@@ -1,3 +1,4 @@
+# PYTHON_ARGCOMPLETE_OK
 """`python -m flopprof`, and the command `flopprof`."""
 
 import os
@@ -15,6 +16,10 @@ def main() -> int:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: kineto reads it once
 
     try:
+        if "_ARGCOMPLETE" in os.environ:  # the shell asks what may follow
+            from flopprof.cli.completion import complete
+
+            complete()
         from flopprof.cli import main as run_command
 
         code = run_command(sys.argv[1:])
