@@ -246,7 +246,7 @@ CORPUS = {
     "missing": (lambda p: None, UsageError, "No such file"),
     "folder": (folder("a.txt"), UsageError, "is a folder that holds a.txt"),
     "empty_folder": (folder(), UsageError, "is a folder that holds nothing"),
-    "huggingface": (folder("config.json"), ARCH, "a Hugging Face model folder"),
+    "huggingface": (folder("config.json"), ARCH, "names no model_type"),
     "sharded": (folder("model.safetensors.index.json"), LoadError, "index names no files"),
     "dcp": (folder(".metadata"), LoadError, "a distributed checkpoint (DCP) folder"),
     "run": (folder("meta.json", "sites.csv"), LoadError, "a saved run of flopprof"),

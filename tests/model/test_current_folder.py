@@ -13,7 +13,7 @@ import pytest
 @pytest.mark.parametrize("command", ["--version", "inspect"])
 def test_a_hostile_file_in_the_current_folder_is_not_imported(name, command, tmp_path):
     (tmp_path / f"{name}.py").write_text("open('was_executed', 'w')\nraise SystemExit(9)\n")
-    (tmp_path / "model.pth").write_bytes(b"GGUF")
+    (tmp_path / "model.pth").write_bytes(b"cat\ndog\nemu\n")
     arguments = [command] if command == "--version" else [command, "model.pth"]
 
     done = subprocess.run(
