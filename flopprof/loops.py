@@ -40,6 +40,10 @@ TRACED_ONCE = (
     "a region runs once, while it is traced: its wall time has the profiler's and the hooks' in "
     "it, so rates are lower than without"
 )
+COMPILING = (
+    "code was compiled while the region ran: what the compiler tried with tensors of its own is "
+    "counted as well; run the block once before it"
+)
 COMPILED = "the model is compiled: its ops are known, and not which module they are in"
 
 
@@ -49,6 +53,7 @@ class Region:
     Attributes:
         samples: Examples that the block works on; those the model was called with unless set.
         tokens: The same for tokens.
+        has_compiled: Whether torch.compile was at work inside: its own tries are in the counts.
     """
 
     def __init__(
@@ -62,6 +67,7 @@ class Region:
     ) -> None:
         self.samples: int | None = None
         self.tokens: int | None = None
+        self.has_compiled = False
         self._model = model
         self._name = name
         self._settings = settings
@@ -71,13 +77,14 @@ class Region:
         self._block: WatchedBlock | None = None
         self._run: Run | None = None
         self._problem: UsageError | None = None
+        self._graphs_before = 0
 
     def __repr__(self) -> str:
         state = "not over" if self._run is None else repr(self._run)
         return f"<flopprof region {self._name!r}: {state}>"
 
     def __enter__(self) -> Self:
-        from flopprof.capture.region import is_compiled, watch_block
+        from flopprof.capture.region import graphs_compiled, is_compiled, watch_block
 
         if self._block is not None:
             raise UsageError(
@@ -90,9 +97,13 @@ class Region:
         self._block = self._cleanup.enter_context(
             watch_block(hooked, self._device, keep_trace=self._keep_trace)
         )
+        self._graphs_before = graphs_compiled()
         return self
 
     def __exit__(self, *exception: Any) -> None:
+        from flopprof.capture.region import graphs_compiled
+
+        self.has_compiled = graphs_compiled() > self._graphs_before
         try:
             self._cleanup.__exit__(*exception)
             if exception[0] is None:
@@ -166,6 +177,7 @@ class Region:
         witnesses = Witnesses(block.module_calls, [as_call(block.trace, foreign)])
         doubts = [
             Warned(code="region", text=TRACED_ONCE),
+            *warned("region", [COMPILING] if self.has_compiled else []),
             *warned("region", [COMPILED] if self._is_without_modules(block) else []),
             *warned("load", [block.busy] if block.busy else []),
             *warned("ceilings", ceilings.warnings),

@@ -172,6 +172,24 @@ def test_a_compiled_model_gets_no_hooks_that_would_compile_it_anew():
     torch._dynamo.reset()
 
 
+def test_a_region_that_compiles_says_so():
+    torch._dynamo.reset()
+    model: Any = torch.compile(net(), backend="eager")
+    rows = torch.randn(16, 64)
+
+    with flopprof.region(model, ceilings=False) as first:
+        model(rows)
+    with flopprof.region(model, ceilings=False) as second:
+        model(rows)
+    torch._dynamo.reset()
+
+    assert first.has_compiled
+    assert loops.COMPILING in first.run.provenance.warning_texts
+    assert not second.has_compiled
+    assert loops.COMPILING not in second.run.provenance.warning_texts
+    assert second.run.totals.matmul_flops == FORWARD
+
+
 def test_every_measures_its_calls_and_returns_what_the_step_does():
     model = net()
 

@@ -5,6 +5,7 @@ It is the caller's real work: nothing is called again, and nothing of it is put 
 
 import gc
 import math
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -51,6 +52,12 @@ class WatchedBlock:
     samples: int | None = None
     tokens: int | None = None
     busy: str = ""
+
+
+def graphs_compiled() -> int:
+    """Return how many graphs Dynamo has compiled so far in this process."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo is not None else 0
 
 
 def is_compiled(model: nn.Module) -> bool:

@@ -39,7 +39,9 @@ class FlopsCallback(MeteredCallback, Callback):  # type: ignore[misc, unused-ign
         """Begin a step, if this is its first micro-batch."""
         if self._steps_before is None:
             self._steps_before = trainer.global_step
-            self.meter.begin_step(pl_module)
+            is_compiled = getattr(pl_module, "_compiler_ctx", None) is not None
+            # Hooks would have the step compiled anew.
+            self.meter.begin_step(None if is_compiled else pl_module)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_arguments: Any) -> None:
         """End the step, if the optimizer took its part, and log where the Trainer does."""

@@ -15,15 +15,19 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+_MOST_COMPILED = 4  # steps with compilations in them before one is taken as it is
+
+
 class StepMeter:
     """Turns the steps of a training loop into rates: FLOP/s, MFU, tokens/s.
 
-    The first step is measured as a region, and every later one is taken to do as much.
+    The first step is measured as a region, and every later one is taken to do as much. A step in
+    which torch.compile was at work is left out, and the next one measured.
 
     Attributes:
         run: Of the measured step; None before it, and where it could not be measured.
         problem: Why it could not; "" where it could.
-        measuring_s: Time that the measured step took, with what it needed afterwards.
+        measuring_s: Time that measured steps took, with what they needed afterwards.
         preparing_s: Time that was taken before the loop: imports, the profiler's start, ceilings
             where they are not in the cache. None of it is in the loop's time.
     """
@@ -42,6 +46,7 @@ class StepMeter:
         self._since_s: float | None = None
         self._spent_s = 0.0
         self._steps = 0
+        self._compiled_steps = 0
 
     def prepare(self, model: "nn.Module | None", dtypes: Iterable[str] = ()) -> None:
         """Do before the loop what the first measurement would do inside it besides the step.
@@ -85,12 +90,19 @@ class StepMeter:
         measured = self._region
         self._region = None
         measured.__exit__(None, None, None)
+        self._take(measured)
+        self.measuring_s += time.perf_counter() - self._began_s
+        self.skip_time()
+
+    def _take(self, measured: Region) -> None:
+        """Keep the run of a step, unless the next one tells more."""
+        if measured.has_compiled and self._compiled_steps < _MOST_COMPILED:
+            self._compiled_steps += 1
+            return
         try:
             self.run = measured.run
         except FlopprofError as error:
             self.problem = str(error)
-        self.measuring_s = time.perf_counter() - self._began_s
-        self.skip_time()
 
     def close(self) -> None:
         """Stop measuring a step that never ended; forget what was timed."""
@@ -100,6 +112,7 @@ class StepMeter:
         self._since_s = None
         self._spent_s = 0.0
         self._steps = 0
+        self._compiled_steps = 0
 
     def skip_time(self) -> None:
         """Leave out the time since the last step: evaluation, a checkpoint."""

@@ -21,13 +21,15 @@ pytestmark = [
 ]
 
 
-def trained(folder, callback=None, *, fails=False):
+def trained(folder, callback=None, *, fails=False, compiles=""):
     """Train six steps; return the Trainer and what it logged."""
 
     class Net(lightning.LightningModule):  # type: ignore[misc]
         def __init__(self):
             super().__init__()
             self.layers = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 8))
+            if compiles == "layers":
+                self.layers.compile(backend="aot_eager")
 
         def training_step(self, batch, number):
             if fails:
@@ -43,7 +45,9 @@ def trained(folder, callback=None, *, fails=False):
 
     logged: list[dict[str, torch.Tensor]] = []
     torch.manual_seed(0)
-    model = Net()
+    model: Any = Net()
+    if compiles == "all":
+        model = torch.compile(model, backend="aot_eager")
     data: Any = torch.randn(48, 64)
     rows: Any = torch.utils.data.DataLoader(data, batch_size=4)
     trainer = lightning.Trainer(
@@ -81,6 +85,21 @@ def test_the_callback_logs_rates_and_changes_nothing(tmp_path):
     states = (trainer.optimizers[0].state_dict() for trainer in (plain, watched))
     assert len({str(state) for state in states}) == 1
     assert not base._global_forward_hooks
+
+
+@pytest.mark.parametrize("compiles", ["layers", "all"])
+def test_of_compiled_code_a_step_is_counted_that_compiles_nothing(tmp_path, compiles):
+    from flopprof.integrations.lightning import FlopsCallback
+
+    torch._dynamo.reset()
+    callback = FlopsCallback(ceilings=False)
+    _, logged = trained(tmp_path, callback, compiles=compiles)
+    torch._dynamo.reset()
+
+    run = callback.meter.run
+    assert run is not None
+    assert run.totals.matmul_flops == STEP  # the first step had the compiler's tries in it
+    assert "flopprof/flops_per_step" in logged[-1]
 
 
 def test_a_step_that_raises_leaves_nothing(tmp_path):
