@@ -14,7 +14,7 @@ from flopprof.errors import FlopprofError, ModelError, UsageError
 from flopprof.executed.decode import Operations
 from flopprof.executed.explain import UNKNOWN, Counted, Explained, explain, matmul_class
 from flopprof.executed.measured import MeasuredOp, OwnWork, own_work
-from flopprof.executed.stepping import PER_SECOND, Stepped, check_can_step, step
+from flopprof.executed.stepping import PER_SECOND, Stepped, check_can_step, others_work, step
 from flopprof.formulas import OpCall
 from flopprof.settings import Progress, Settings, silent
 from flopprof.stages import Stage
@@ -251,6 +251,8 @@ class _OwnStepper:
         if self.left <= 0:
             return Operations(), f"stepping took {LIMIT_S} seconds (--force goes on)"
         stepped = _step_or_raise(call, self.left)
+        if not stepped.why_stopped and others_work(call):
+            stepped = Stepped(stepped.operations, "other threads work in it, which are not seen")
         self.left = max(0, self.left - stepped.operations.instructions)
         self.stepped[call.recorded] = (stepped.operations, stepped.why_stopped)
         return self.stepped[call.recorded]

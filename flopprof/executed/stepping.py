@@ -12,6 +12,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -28,6 +29,9 @@ PER_SECOND = 25_000
 _SOURCE = Path(__file__).with_name("stepping.c")
 _FLAGS = ("-O2", "-fPIC", "-shared")
 _TIME_LIMIT_S = 120  # of the compiler
+_CALLS_TO_COMPARE = 3
+_LEAST_NS = 20_000  # of processor time: a thread that is begun takes more
+_LEAST_SHARE = 0.05  # of the calling thread's
 _WHY_STOPPED = {
     0: "",
     1: "it executes more than {most:,} instructions",
@@ -88,6 +92,22 @@ def step(call: Callable[[], object], *, most: int) -> Stepped:
         if collects:
             gc.enable()
     return Stepped(add_up(_counted(library)), _WHY_STOPPED[stopped].format(most=most))
+
+
+def others_work(call: Callable[[], object]) -> bool:
+    """Return whether other threads work for a call: `step` does not see what they execute.
+
+    Of several calls the one with the least of it counts: a thread that has nothing to do with the
+    call may run beside it by chance.
+    """
+    beside_ns: list[int] = []
+    own_ns: list[int] = []
+    for _ in range(_CALLS_TO_COMPARE):
+        before_ns = (time.process_time_ns(), time.thread_time_ns())
+        call()
+        own_ns.append(time.thread_time_ns() - before_ns[1])
+        beside_ns.append(time.process_time_ns() - before_ns[0] - own_ns[-1])
+    return min(beside_ns) > max(_LEAST_NS, _LEAST_SHARE * min(own_ns))
 
 
 def _counted(library: ctypes.CDLL) -> list[Executed]:

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from flopprof.errors import UsageError
-from flopprof.executed.stepping import check_can_step, step
+from flopprof.executed.stepping import check_can_step, others_work, step
 
 MOST = 1_000_000
 
@@ -88,6 +88,18 @@ def test_a_call_past_the_limit_runs_on_uncounted(squares):
     assert stepped.operations.instructions == 1000
     assert "more than 1,000 instructions" in stepped.why_stopped
     assert results[-1] == 41_541_750  # 499·500·999/6
+
+
+def test_work_of_other_threads_is_noticed(squares):
+    values = (ctypes.c_double * 100_000)()
+
+    def beside():
+        thread = threading.Thread(target=lambda: squares(values, 100_000))
+        thread.start()
+        thread.join()
+
+    assert others_work(beside)
+    assert not others_work(lambda: squares(values, 100_000))
 
 
 def test_a_call_that_begins_a_thread_survives():
