@@ -1,16 +1,21 @@
 """Ops and models stepped through a CPU, beside their counts."""
 
 import json
+from pathlib import Path
 
 import jsonschema
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from flopprof.cli import main
 from flopprof.errors import UsageError
+from flopprof.executed.measured import MeasuredOp, OwnWork, join_measured
 from flopprof.executed.stepping import check_can_step
 from flopprof.report.answer import schema
+from flopprof.report.executed import executed_lines
+from flopprof.run import Run
 from flopprof.settings import Settings
 from flopprof.stepped import default_calls, step_model, step_ops
 
@@ -106,6 +111,45 @@ def test_a_run_says_what_ops_without_formula_executed_without_the_ops_below(tmp_
     assert answer["executed"]["sites_stepped"] == 2
     assert answer["flops"] == 4 * 4096  # what is counted, as before: two sums in each of two calls
     assert str(folder / "sites.csv") in answer["files"]
+
+
+SMALL = Path(__file__).parent / "runs" / "small.flopprof"
+
+
+def test_a_run_whose_ops_all_have_formulas_says_that_none_was_stepped():
+    run = Run.load(SMALL)
+    run = run.replaced(sites=run.sites[run.sites["verdict"] != "extension"])
+
+    joined = join_measured(run, [])
+
+    line = ("Executed", "stepping: each op has a formula, so that none was stepped")
+    assert line in executed_lines(joined)
+
+
+@pytest.mark.parametrize(
+    ("stepped", "flops", "fact"),
+    [
+        ([("elsewhere", 1, 7)], 7, ""),  # called from a module of another name
+        ([("elsewhere", 1, 7), ("elsewhere", 1, 9)], None, "2 stepped calls that differ"),
+        ([], None, "no call of it was found"),
+    ],
+)
+def test_a_site_has_what_its_calls_executed_or_says_why_not(stepped, flops, fact):
+    run = Run.load(SMALL)
+    site = run.sites[run.sites["op"] == "mylib::twice"].iloc[0]
+    assert site["calls"] == 1
+    measured = [
+        MeasuredOp("mylib::twice", site["input_shapes"], path, calls, OwnWork(0, each, 0, 0))
+        for path, calls, each in stepped
+    ]
+
+    sites = join_measured(run, measured).sites
+
+    executed = sites[sites["op"] == "mylib::twice"].iloc[0]
+    assert (None if pd.isna(executed["executed_flops"]) else executed["executed_flops"]) == flops
+    assert fact in executed["executed_reason"]
+    assert executed["executed_source"] == ("stepping" if flops else "")
+    assert sites["flops"].equals(run.sites["flops"])
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,8 @@ def executed_lines(run: Run) -> list[tuple[str, str]]:
 def _joined_text(sums: ExecutedSums) -> str:
     """Return what was joined, and how."""
     if not sums.files:  # no counters: stepped through one thread
+        if not sums.sites_stepped:
+            return f"{sums.source}: each op has a formula, so that none was stepped"
         stepped = sum(sums.joined.values())
         sites = counted(sums.sites_stepped, "site")
         return f"{sums.source}: of {sites} of ops without formula {stepped} measured in one thread"
