@@ -6,6 +6,7 @@ cache that the calls before it have left; how many tokens these were is its cont
 
 import inspect
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from flopprof.capture.call import (
@@ -93,9 +94,7 @@ class Decoder:
         kwargs: dict[str, Any] = {"use_cache": True, self.cache_name: cache}
         if not self.has_encoder:
             return Inputs((), {"input_ids": token, **kwargs})
-        from transformers.modeling_outputs import BaseModelOutput
-
-        kwargs["encoder_outputs"] = BaseModelOutput(output.encoder_last_hidden_state)
+        kwargs["encoder_outputs"] = _encoded()(output.encoder_last_hidden_state)
         return Inputs((), {"decoder_input_ids": token, **kwargs})
 
     def token(self) -> Any:
@@ -146,6 +145,18 @@ class Decoder:
         if not self.has_encoder:
             return cache
         return EncoderDecoderCache(cache, DynamicCache())  # the encoder's part never grows
+
+
+@cache
+def _encoded() -> Any:
+    """Return the class of what an encoder leaves: of sounds some leave which of it counts, too."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    @dataclass
+    class Encoded(BaseModelOutput):  # type: ignore[misc, unused-ignore]  # may be untyped
+        attention_mask: Any = None
+
+    return Encoded
 
 
 def decoder_of(model: Any, settings: Settings) -> Decoder:

@@ -72,6 +72,15 @@ def whisper():
     return transformers.WhisperForConditionalGeneration(config).eval()
 
 
+def moonshine():
+    config = transformers.MoonshineConfig(
+        vocab_size=WORDS, hidden_size=WIDTH, intermediate_size=MLP_WIDTH,
+        encoder_num_hidden_layers=1, decoder_num_hidden_layers=1, encoder_num_attention_heads=2,
+        decoder_num_attention_heads=2,
+    )  # fmt: skip
+    return transformers.MoonshineForConditionalGeneration(config).eval()
+
+
 def gpt2():
     config = transformers.GPT2Config(
         vocab_size=WORDS, n_embd=WIDTH, n_layer=1, n_head=HEADS, n_positions=16, bos_token_id=1,
@@ -212,18 +221,20 @@ def test_an_encoder_reads_its_sound_and_the_decoder_the_prompt():
     assert figures.kv_cache_bytes == 2 * 2 * 2 * WIDTH * (12 + 20) * 4
 
 
-def test_a_sound_and_its_words_are_what_generate_computes():
-    model = whisper()
+@pytest.mark.parametrize(("build", "samples"), [(whisper, (1, 8, 40)), (moonshine, (1, 16_000))])
+def test_a_sound_and_its_words_are_what_generate_computes(build, samples):
+    model = build()
     model.set_attn_implementation("eager")  # whose products FlopCounterMode sees
     figures = figures_of(model, prompt_len=4, new_tokens=6)
     settings = model.generation_config
     settings.eos_token_id = None
-    sound = torch.randn(1, 8, 40)
+    sound = torch.randn(samples)
+    words = torch.full((1, 4), model.config.decoder_start_token_id)  # else it is put before them
 
     # Whisper's own generate, of several segments, adds words of its own: that of every model.
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         transformers.GenerationMixin.generate(
-            model, sound, decoder_input_ids=torch.full((1, 4), 3), max_new_tokens=6,
+            model, sound, decoder_input_ids=words, max_new_tokens=6,
             do_sample=False,
         )  # fmt: skip
 
