@@ -261,7 +261,7 @@ def run_profile(
 ) -> Run:
     """Do what `profile` does, with settings that are checked already."""
     if settings.distributed is not None:
-        from flopprof.job import run_job
+        from flopprof.distributed import run_job
 
         return run_job(model_or_name, inputs, kwargs, settings, progress)
     user_ceilings = ceilings_of_user(settings)  # a fault in the file is told before long work

@@ -105,8 +105,8 @@ def _check_processes(args: Namespace) -> None:
 def _run_together(args: Namespace, settings: "Settings", view: "View", target: Path) -> int:
     """Profile this rank's part; rank 0 alone writes and prints, a fault whoever is to tell it."""
     from flopprof.capture.peers import joined_peers
+    from flopprof.distributed import run_of_rank
     from flopprof.files import check_target
-    from flopprof.job import run_of_rank
     from flopprof.report.folder import save_run
 
     try:
