@@ -25,10 +25,15 @@ def described(sites: Columns, types: dict[str, str]) -> Columns:
 
 
 def with_rows(sites: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return the columns of SITES and `by_kernel`, with `rows` behind; missing values are blank."""
+    """Return the columns of SITES and `by_kernel`, with `rows` behind; missing values are blank.
+
+    What few tables have is left out where nothing of it is known.
+    """
     size = len(sites["op"])
     whole: dict[str, np.ndarray] = {}
     for column in (*SITES.columns, Column("by_kernel", "str", "")):
+        if column.rare and column.name not in sites and not any(column.name in r for r in rows):
+            continue
         values = sites.get(column.name, [column.blank] * size)
         more = [row.get(column.name, column.blank) for row in rows]
         kind = object if column.type == "str" else column.type

@@ -175,8 +175,9 @@ def _steps(steps: tuple[Step, ...], *, several_ranks: bool) -> list[tuple[str, s
     for step in steps[:STEPS]:
         rate = step.flops / step.kernel_time_us * 1e6 if step.kernel_time_us > 0 else math.nan
         text = f"rank {step.rank}, " if several_ranks else ""
-        text += f"{step.step}: {duration(step.duration_us)}, {si(step.flops, 'FLOPs')}, "
-        text += f"kernels {duration(step.kernel_time_us)}, {si(rate, 'FLOP/s')}"
+        text += f"{step.step}: {duration(step.duration_us)}, {si(step.flops, 'FLOPs')}"
+        if not math.isnan(step.kernel_time_us):
+            text += f", kernels {duration(step.kernel_time_us)}, {si(rate, 'FLOP/s')}"
         lines.append(("Step", text))
     if len(steps) > STEPS:
         lines.append(("", f"and {len(steps) - STEPS} steps more: see --json"))
@@ -229,10 +230,14 @@ def _ranks(ranks: tuple[Rank, ...], facts: TraceFacts) -> list[tuple[str, str]]:
     longest = sorted(read, key=lambda rank: rank.device_busy_us, reverse=True)
     lines = []
     for rank in longest[:STEPS]:
-        text = f"{rank.rank}: {si(rank.flops, 'FLOPs')}, busy "
-        text += f"{duration(rank.device_busy_us)}, collectives "
-        text += f"{duration(rank.communication_us)} ({percent(rank.communication_frac)}), "
-        lines.append(("Rank", f"{text}{percent(rank.overlap_frac)} of them behind computation"))
+        text = f"{rank.rank}: {si(rank.flops, 'FLOPs')}"
+        if not math.isnan(rank.device_busy_us):
+            text += f", busy {duration(rank.device_busy_us)}"
+        if not math.isnan(rank.communication_us):
+            text += f", collectives {duration(rank.communication_us)} "
+            text += f"({percent(rank.communication_frac)}), "
+            text += f"{percent(rank.overlap_frac)} of them behind computation"
+        lines.append(("Rank", text))
     if len(read) > STEPS:
         lines.append(("", f"and {len(read) - STEPS} ranks more: see --json"))
     if facts.missing_ranks:

@@ -68,6 +68,20 @@ def test_a_pattern_stands_for_the_files_that_it_matches(ranks, alone):
         analyse_traces(str(ranks[0].with_name("no*.json")))
 
 
+def test_sites_of_all_ranks_together_have_no_column_of_ranks(alone, tmp_path):
+    assert "rank" not in alone.sites
+
+
+def test_nothing_is_said_of_devices_where_ranks_have_no_kernels(tmp_path):
+    steps = [with_shapes(op("aten::addmm", 1, 9), ADDMM), op("ProfilerStep#7", 0, 50)]
+    files = [write_trace(tmp_path / f"rank{rank}.json", *steps) for rank in range(2)]
+
+    text = analyse_traces(files).report("text")
+
+    assert "busy" not in text
+    assert "\u2013 of them" not in text
+
+
 def test_ranks_without_a_trace_are_named(alone):
     assert alone.provenance.trace.missing_ranks == (4, 5)
     assert "2 of 6 ranks: 4, 5" in alone.report("text")
