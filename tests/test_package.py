@@ -26,6 +26,7 @@ def installed_files(monkeypatch):
     return {str(path) for path in files}
 
 
+@pytest.mark.filterwarnings("ignore:Support for .*tool.setuptools")  # setuptools 65: it is beta
 def test_a_wheel_has_each_file_of_the_package(monkeypatch):
     needed = {
         str(path.relative_to(ROOT))
