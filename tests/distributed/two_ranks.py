@@ -1,4 +1,4 @@
-"""What each of two processes does: every way of sharing a model, then faults. Run by test_distributed.py.
+"""What each of two processes does: every way of sharing a model, then faults.
 
 Arguments: the folder to write to, and a port for each time that the two find each other. What a
 rank has to say goes to `rankN.json` there.
