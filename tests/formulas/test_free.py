@@ -61,7 +61,17 @@ def test_every_registered_name_is_an_op_of_pytorch():
     known = {name.partition(".")[0] for name in torch._C._dispatch_get_all_op_names()}
     namespaces = {name.partition("::")[0] for name in known}  # others' packages may not be here
     # Namespaces that only some builds fill, and those of other tests.
-    partly = ("c10d", "_c10d", "_dtensor", "fsdp", "streams", "mempool", "mkl", "quantized", "_C::")
+    partly: tuple[str, ...] = (
+        "c10d",
+        "_c10d",
+        "_dtensor",
+        "fsdp",
+        "streams",
+        "mempool",
+        "mkl",
+        "quantized",
+        "_C::",
+    )
     partly += ("flopproftest", "listed_lib", "mylib")
 
     named = {name for registry in (OP_FORMULAS, FREE_OPS) for name, _ in registry.items()}
