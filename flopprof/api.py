@@ -33,7 +33,7 @@ from flopprof.capture.watch import Watched, on_device, watch
 from flopprof.counted import counted_run, memory_of
 from flopprof.errors import GradientsError, ModelError
 from flopprof.formulas.external import loaded_files
-from flopprof.jobs import Reading, Told, captured, loads_of, read_traces
+from flopprof.jobs import Reading, TracesRead, captured, loads_of, read_traces
 from flopprof.judge.hidden import hidden_gaps
 from flopprof.judge.spread import TracedCall
 from flopprof.provenance import (
@@ -454,7 +454,9 @@ def analyse_traces(
     return assemble(witnesses, limits.rooflines(), provenance, doubts=doubts)
 
 
-def _provenance_of(told: Told, files: Sequence[str | Path], gpu: str | None) -> TraceProvenance:
+def _provenance_of(
+    told: TracesRead, files: Sequence[str | Path], gpu: str | None
+) -> TraceProvenance:
     from flopprof.ceilings.links import link_of
 
     job = told.job

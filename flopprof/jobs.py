@@ -153,7 +153,7 @@ def _added(parts: Sequence[SiteSums | None]) -> SiteSums | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class TracesRead:
     """What traces tell: one its tables, several their sums.
 
     Attributes:
@@ -173,7 +173,7 @@ class Told:
 
 def read_traces(
     files: Sequence[str | Path], reading: Reading, workers: int | Workers, progress: Progress
-) -> Told:
+) -> TracesRead:
     """Return what these traces tell, each a rank; of several, one that cannot be read is told.
 
     Args:
@@ -191,10 +191,10 @@ def read_traces(
         load_op_formulas()  # other processes may do the reading; the judge asks for them here
         sums = read_all(partial(read_sums, reading=reading), add_up_job, files, who, progress)
         job = job_of(sums.facts)
-        return Told(job, main_dtype_of(sums.dtypes), sums.collectives, sites=sums.sites(job))
+        return TracesRead(job, main_dtype_of(sums.dtypes), sums.collectives, sites=sums.sites(job))
     progress(f"reading {file_text(base_name(files[0]))}")
     trace = read_rank(files[0], reading)
-    return Told(
+    return TracesRead(
         job=job_of([facts_of(files[0], trace)]),
         dtype=dtype_of_most_work(trace.ops),
         collectives=sums_of_trace(trace),

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-Told = Callable[[str], None]
+from flopprof.settings import Progress
+
 EVERY_S = 0.5  # between two tellings of one stage: telling takes time of what is measured
 
 
@@ -27,7 +28,7 @@ class Stage(str):
         return stage
 
 
-def stepping(progress: Told, name: str, total: int) -> Callable[[], None]:
+def stepping(progress: Progress, name: str, total: int) -> Callable[[], None]:
     """Begin a stage of so many steps, and return what is to be called after each of them."""
     done = 0
     told_s = time.monotonic()

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import torchvision
+from peers.models import input_sizes, torchvision_builder, torchvision_model
 from torch.utils.flop_counter import FlopCounterMode
 
 import flopprof
 
 TARGET = Path(__file__).resolve().parents[1] / "results" / "accuracy.csv"
-FRAMES = 16
 WHY = {
     "rcnn": "two-stage: how many boxes reach the heads is decided by the trained weights",
     "shufflenet_v2_x0_5": "published rounded to 0.04",
@@ -77,28 +77,11 @@ def row(name: str) -> dict[str, Any]:
 
 def build(name: str, weights: Any) -> tuple[torch.nn.Module, tuple[Any, ...]]:
     """Return the model, with random weights, and an input of the size its transforms make."""
-    builder = torchvision.models.get_model_builder(name)
-    options: dict[str, Any] = {"quantize": True} if name.startswith("quantized_") else {}
-    if "weights_backbone" in builder.__annotations__:
-        options["weights_backbone"] = None
-    if "aux_loss" in builder.__annotations__:
-        options["aux_loss"] = True  # as the published weights have it
-    if name == "vit_h_14":
-        options["image_size"] = 518
+    kind = torchvision_builder(name).__module__
     torch.manual_seed(0)
-    model = builder(weights=None, **options).eval()
-    transforms, kind = weights.transforms(), builder.__module__
-    if "detection" in kind:
-        return model, ([torch.rand(3, 800, 800)],)
-    if "optical_flow" in kind:
-        return model, (torch.rand(1, 3, 512, 512), torch.rand(1, 3, 512, 512))
-    if "segmentation" in kind:
-        size = transforms.resize_size[0]
-        return model, (torch.rand(1, 3, size, size),)
-    size = transforms.crop_size[-1]
-    if "video" in kind:
-        return model, (torch.rand(1, 3, FRAMES, size, size),)
-    return model, (torch.rand(1, 3, size, size),)
+    model = torchvision_model(name).eval()
+    inputs = [torch.rand(*size) for size in input_sizes(kind, weights.transforms())]
+    return model, (inputs,) if "detection" in kind else tuple(inputs)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 
+from flopprof.errors import UsageError
 from flopprof.executed.figures import UNCOUNTED
 from flopprof.executed.join import NAME, Joined, join
 from flopprof.executed.launches import bare_kernel
@@ -41,9 +42,15 @@ def join_counters(run: Run, files: "str | Path | Iterable[str | Path]") -> Run:
         files: As for `read_counters`.
 
     Raises:
-        UsageError: A file is not there.
+        UsageError: A file is not there, or the run is of several ranks, whose kernels it has not.
         LoadError: A file holds no counters.
     """
+    if len(run.kernel_sums) and not len(run.kernels):
+        raise UsageError(
+            "the run is of several ranks, and keeps sums of their kernels only",
+            remedy="trace the rank that was counted alone: flopprof trace rank0.json.gz -o rank0, "
+            "then flopprof verify rank0 --counters FILE",
+        )
     paths = [files] if isinstance(files, str | Path) else list(files)
     launches = read_counters(paths)
     joined = join(launches, run.kernels, run.ops)

@@ -24,9 +24,8 @@ def own_arguments(
         signatures: By label. New ones are appended.
     """
     numbers: dict[int, int] = {}
-    signature_of: dict[
-        tuple[int, int], int
-    ] = {}  # what is recorded, how many are its own → signature
+    # What is recorded, and how many of its arguments are the call's own → its signature.
+    signature_of: dict[tuple[int, int], int] = {}
     for node, label in enumerate(labels):
         parent = parents[node]
         if label < 0 or parent < 0:

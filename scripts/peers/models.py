@@ -1,17 +1,19 @@
 """Whole models whose figures were published: torchvision's and timm's, as cases."""
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from peers.case import Case, Subject, calling
 from peers.cases import all_cases
 
 TIMM_FIGURES = Path(__file__).with_name("timm_gmacs.csv")
+"""Of timm's results/benchmark-infer-amp-nchw-pt240-cu124-rtx3090.csv: size of the image, GMACs."""
 ON_CPU = (  # called with values and timed; the others are counted from shapes
     "convnext_tiny", "densenet121", "efficientnet_b0", "mobilenet_v3_large", "resnet18", "resnet50",
     "swin_t", "vit_b_16",
@@ -90,17 +92,32 @@ def timm_names() -> list[str]:
 
 def needs_values(name: str) -> bool:
     """Return whether a torchvision model needs values: it sorts out boxes, or is quantised."""
-    import torchvision
-
-    kind = torchvision.models.get_model_builder(name).__module__
+    kind = torchvision_builder(name).__module__
     return "detection" in kind or "quantization" in kind
 
 
 def build_torchvision(name: str, weights: Any, device: str) -> Subject:
     """Return the model, with random weights, and an input of the size its transforms make."""
+    kind = torchvision_builder(name).__module__
+    with torch.device(device):
+        model = torchvision_model(name)
+        inputs = [torch.rand(*size) for size in input_sizes(kind, weights.transforms())]
+    if "detection" in kind:
+        return calling(model, inputs)
+    return calling(model, *inputs)
+
+
+def torchvision_builder(name: str) -> Callable[..., nn.Module]:
+    """Return the function that makes a torchvision model."""
     import torchvision
 
-    builder = torchvision.models.get_model_builder(name)
+    builder: Callable[..., nn.Module] = torchvision.models.get_model_builder(name)
+    return builder
+
+
+def torchvision_model(name: str) -> nn.Module:
+    """Return the model as its published weights have it, with random ones."""
+    builder = torchvision_builder(name)
     options: dict[str, Any] = {"quantize": True} if name.startswith("quantized_") else {}
     if "weights_backbone" in builder.__annotations__:
         options["weights_backbone"] = None
@@ -108,13 +125,7 @@ def build_torchvision(name: str, weights: Any, device: str) -> Subject:
         options["aux_loss"] = True  # as the published weights have it
     if name == "vit_h_14":
         options["image_size"] = 518
-    with torch.device(device):
-        model = builder(weights=None, **options)
-        sizes = input_sizes(builder.__module__, weights.transforms())
-        inputs = [torch.rand(*size) for size in sizes]
-    if "detection" in builder.__module__:
-        return calling(model, inputs)
-    return calling(model, *inputs)
+    return builder(weights=None, **options)
 
 
 def input_sizes(kind: str, transforms: Any) -> list[tuple[int, ...]]:

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from flopprof.api import analyse_traces
+from flopprof.errors import UsageError
 from flopprof.executed.attach import join_counters
 from flopprof.executed.names import range_name
 from flopprof.run import Run
@@ -265,6 +266,18 @@ def test_float16_on_vector_units_is_no_known_figure(tmp_path):
     assert math.isnan(new.sites["executed_flops"].iloc[0])
     assert new.sites["executed_vector_flops"].iloc[0] == 4_096
     assert "at most 80" in new.sites["executed_reason"].iloc[0]
+
+
+def test_the_run_of_several_ranks_is_refused_with_what_to_do(tmp_path):
+    ranks = [
+        write_trace(tmp_path / f"rank{rank}.json", *EVENTS, distributedInfo={"rank": rank})
+        for rank in range(2)
+    ]
+
+    with pytest.raises(UsageError, match="of several ranks") as error:
+        joined(tmp_path, analyse_traces(ranks), launches())
+
+    assert "flopprof trace rank0.json.gz" in error.value.remedy
 
 
 def test_kernels_that_no_op_launched_are_measured_by_order(tmp_path):
