@@ -151,7 +151,8 @@ def json_page() -> str:
     parts = ["# What --json prints\n", NOTE, f"{described['description']}\n"]
     parts.append(
         "`run`, `count`, `trace` and `report` print one object, an Answer or a Failure; "
-        "`verify --device cpu` prints a SteppedAnswer in place of the first. "
+        "`verify` prints a SteppedAnswer of what is stepped, and a VerifiedAnswer of counters and "
+        "of a run with what was executed, in place of the first. "
         "`flopprof report --schema` prints its JSON Schema.\n"
     )
     for name, definition in described["$defs"].items():

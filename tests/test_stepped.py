@@ -100,6 +100,7 @@ def test_a_run_says_what_ops_without_formula_executed_without_the_ops_below(tmp_
     assert main([*command, "--json"]) == 0
 
     answer = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema()).validate(answer)
     sites = {site["op"]: site for site in answer["sites"]}
     inner = sites["flopprof_own::inner"]
     # numpy's 64·64 products, in each of two calls; a few of Python's own beside them.

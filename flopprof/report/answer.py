@@ -26,6 +26,7 @@ from flopprof.provenance import Alternative, Observer, Spread, Telemetry, plain
 from flopprof.provenance import Compiled as CompiledFacts
 from flopprof.registry import Registry, import_all
 from flopprof.run import SCHEMA_VERSION, Run
+from flopprof.tables import Table
 from flopprof.totals import PHASES
 
 Whole = Annotated[int, Meta(ge=0)]
@@ -257,6 +258,18 @@ def json_fields(block: AnyBlock) -> AnyBlock:
     return block
 
 
+def described_by(table: Table) -> Callable[[type[AnyPart]], type[AnyPart]]:
+    """Give a type whose fields are columns of a table the sentences on these."""
+
+    def describe(kind: type[AnyPart]) -> type[AnyPart]:
+        meanings = {column.name: column.doc for column in table.columns}
+        lines = [f"    {name}: {meanings[name]}" for name in kind.__struct_fields__]
+        kind.__doc__ = "\n".join([f"{kind.__doc__}\n", "Attributes:", *lines])
+        return kind
+
+    return describe
+
+
 def json_object(kind: type[AnyPart]) -> type[AnyPart]:
     """Register a type that a command prints in place of an answer."""
     JSON_OBJECTS.register(kind.__name__)(kind)
@@ -294,7 +307,7 @@ def schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": f"urn:flopprof:json:{SCHEMA_VERSION}",
-        "title": "What run, count, trace, report and verify --device cpu print with --json",
+        "title": "What run, count, trace, report and verify print with --json",
         "description": "Names carry units: _flops, _us (microseconds), _frac (0 to 1), "
         "_flops_per_s. null is not known; 0 is known to be zero.",
         "oneOf": list(references[: len(printed)]),

@@ -4,9 +4,11 @@ import json
 import subprocess
 import sys
 
+import jsonschema
 import pytest
 
 from flopprof.cli import main
+from flopprof.report.answer import schema
 from flopprof.run import Run
 from tests.events import write_trace
 from tests.executed.sheets import FMA, counts, long_file, wide_text
@@ -14,6 +16,57 @@ from tests.executed.test_join import EVENTS, launches
 
 FIGURES = ("executed_matmul_flops", "executed_vector_flops", "executed_int_ops")
 BYTES = ("dram_bytes", "l2_bytes", "l1_bytes")
+JOINED = {"op_id", "kernel_id", "joined_by"}  # fields of launches that a run alone has
+
+
+def printed_as_described(capsys, *arguments):
+    """Return the object that `verify --json` prints, after holding it against the schema."""
+    assert main(["verify", *map(str, arguments), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema()).validate(answer)
+    assert answer.keys() <= fields_of("VerifiedAnswer")
+    for launch in answer["launches"]:
+        assert launch.keys() | JOINED == fields_of("Launch")
+    for site in answer.get("sites", []):
+        assert site.keys() == fields_of("VerifiedSite")
+    return answer
+
+
+def fields_of(kind):
+    return schema()["$defs"][kind]["properties"].keys()
+
+
+COUNTER_FILES = {  # and how many launches each has
+    "ncu_details_cublaslt_fp8_sm100.log": 1,
+    "ncu_long_gpp_sm89.csv": 1,
+    "ncu_long_sgemm2048_sm120.csv": 1,
+    "rocprof_compute_vcopy_mi200_pmc_perf.csv": 3,
+    "rocprofv3_counter_collection.csv": 4,
+    "synthetic_ncu_app_range_sm90.csv": 1,
+    "synthetic_ncu_launchfailed.csv": 1,
+    "synthetic_ncu_long_sm100_nvtx.csv": 3,
+    "synthetic_ncu_wide_sm90.csv": 4,
+    "synthetic_rocprofv3_mfma_gfx942.csv": 2,
+}
+
+
+@pytest.mark.parametrize("name", COUNTER_FILES)
+def test_what_is_printed_of_real_counters_is_what_the_schema_says(name, counter_files, capsys):
+    answer = printed_as_described(capsys, "--counters", counter_files / name)
+
+    assert len(answer["launches"]) == COUNTER_FILES[name]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kernel": None}, {"executed_vector_flops": 0.5}, {"dram_bytes": -1}, {"metrics": "dram"}],
+)
+def test_a_launch_that_breaks_the_promise_does_not_fit(change, tmp_path, capsys):
+    path = long_file(tmp_path, counts(add=1, mul=2, fma=3))
+    answer = printed_as_described(capsys, "--counters", path)
+    answer["launches"][0] |= change
+
+    assert not jsonschema.Draft202012Validator(schema()).is_valid(answer)
 
 
 def test_launches_as_json_have_null_for_what_is_unknown(tmp_path, capsys):
@@ -76,11 +129,9 @@ def test_a_trace_with_counters_is_saved_as_a_run_that_reports_them(
     trace, counters, tmp_path, capsys
 ):
     folder = tmp_path / "out.flopprof"
-    arguments = ["verify", str(trace), "--counters", str(counters), "-o", str(folder)]
 
-    assert main([*arguments, "--json"]) == 0
+    printed = printed_as_described(capsys, trace, "--counters", counters, "-o", folder)
 
-    printed = json.loads(capsys.readouterr().out)
     assert [launch["joined_by"] for launch in printed["launches"]] == ["order"] * 5
     assert [launch["op_id"] for launch in printed["launches"]] == [0, 1, 2, 3, 3]
     own = next(site for site in printed["sites"] if site["op"] == "mylib::own")
