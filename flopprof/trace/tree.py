@@ -12,6 +12,7 @@ from flopprof.formulas import COMPILED, INTERPRETED
 from flopprof.tables import CALLED, GAPS, KEPT, STOPPED
 from flopprof.trace.counting import is_exact, outer_views, unfinished, waiting, with_ancestors
 from flopprof.trace.events import OP, RANGE, Events
+from flopprof.trace.propagated import on_shapes_alone, without_work
 from flopprof.trace.stacked import own_arguments
 from flopprof.trace.tangents import with_tangents
 
@@ -95,6 +96,8 @@ class Tree:
                 self.rows[node] = row
                 row += 1
                 signature = signatures[label]
+                if self.phase[node] == "optimizer" and self.sequence[node] >= 0:
+                    self.phase[node] = "forward"  # of a closure: an optimizer's own have no number
                 if self.sequence[node] >= 0 and self.phase[node] in ("forward", "recompute"):
                     forward_of.setdefault(self.sequence[node], (self.path[node], self.call[node]))
                 last_op = signature.op
@@ -111,6 +114,8 @@ class Tree:
         labels = [
             label if role == OP else -1 for role, label in zip(self.role, self.label, strict=True)
         ]
+        idle = on_shapes_alone(labels, self.op_parent, self.events.signatures)
+        self._relabel(without_work(idle, labels, self.op_parent, self.events.signatures), labels)
         own = own_arguments(labels, self.op_parent, self.events.signatures)
         self._relabel(own, labels)
         passed = outer_views(labels, self.op_parent, self.events.signatures)
@@ -216,6 +221,8 @@ class Tree:
         names_modules = self.events.has_ranges or bool(self.events.python_modules)
         if self.phase[node] == "backward" and names_modules:
             self.phase[node] = "recompute"
+        elif self.phase[node] == "optimizer" and names_modules:
+            self.phase[node] = "forward"  # its step calls a closure with the whole step in it
         if self.events.has_ranges:
             self.path[node] = name
             return

@@ -126,6 +126,16 @@ def test_hooks_see_the_local_sizes_of_sharded_layers(folder):
     assert calls[(1, "2")] == SECOND // 2
 
 
+def test_what_a_sharded_tensor_tries_on_shapes_alone_is_no_work(said):
+    # Half of each layer; back both weights' gradients and the second input's. An optimizer's step
+    # is 2 FLOPs for each of a rank's half of the 12,448 parameters.
+    for of_rank in said:
+        assert of_rank["first_count"] == 24 // 8 * FORWARD // 2
+        assert of_rank["first_region"] == 40 // 8 * STEP // 2
+        assert of_rank["first_step"] == [16 // 8 * STEP, 12_448]
+        assert not {"unknown", "not_run"} & set(of_rank["first_verdicts"])
+
+
 def test_attention_is_shared_by_heads(folder):
     run = flopprof.Run.load(folder / "blocks")
 

@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 from torch import distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import flopprof
 from flopprof.cli import main
@@ -98,6 +101,28 @@ def command(*arguments: str) -> tuple[int, str, str]:
     return code, printed.getvalue(), told.getvalue()
 
 
+def of_first_calls() -> dict[str, Any]:
+    """Return FLOPs of what DTensor meets for the first time: it tries each op on shapes alone."""
+    mesh = init_device_mesh("cpu", (2,))
+    sharded = parallelize_module(pair(), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+    counted = flopprof.count_flops(sharded, torch.randn(24, 64))
+    with flopprof.region(sharded, "step", ceilings=False) as first:
+        sharded(torch.randn(40, 64)).sum().backward()
+    units = pair()
+    fully_shard(units)
+    optimizer = torch.optim.SGD(units.parameters(), lr=0.1)
+    with flopprof.region(units, "step", ceilings=False) as step:
+        units(torch.randn(16, 64)).sum().backward()
+        optimizer.step()
+    of_optimizer = step.run.by_phase().set_index("phase").loc["optimizer"]
+    return {
+        "first_count": int(counted.matmul_flops),
+        "first_region": int(first.run.totals.matmul_flops),
+        "first_step": [int(step.run.totals.matmul_flops), int(of_optimizer["flops"])],
+        "first_verdicts": sorted({*first.run.sites["verdict"], *step.run.sites["verdict"]}),
+    }
+
+
 def everything() -> dict[str, Any]:
     said: dict[str, Any] = {}
     os.chdir(FOLDER)
@@ -117,6 +142,7 @@ def everything() -> dict[str, Any]:
     saved("units", lambda: flopprof.profile(blocks, tokens, distributed="fsdp", **QUICK))
     saved("own", lambda: flopprof.profile(before, x, distributed=lambda model: model, **QUICK))
     after = before.state_dict()
+    said |= of_first_calls()
     said["unchanged"] = all(torch.equal(state[name], after[name]) for name in state)
     said["is_plain"] = type(before) is nn.Sequential and distributed.is_initialized()
     lone = nn.Linear(4, 4)

@@ -76,6 +76,10 @@ def test_the_callback_logs_rates_and_changes_nothing(tmp_path):
     run = callback.meter.run
     assert run is not None
     assert run.totals.matmul_flops == STEP
+    phases = run.by_phase().set_index("phase")["matmul_flops"]
+    assert phases["forward"] == 2 * 8 * (64 * 32 + 32 * 8)  # though the optimizer's step calls it
+    assert phases["optimizer"] == 0
+    assert "not_run" not in set(run.sites["verdict"])
     assert not any(name.startswith("flopprof/") for name in nothing[-1])
     last = {name: float(value) for name, value in logged[-1].items()}
     assert last["flopprof/flops_per_step"] == pytest.approx(run.totals.flops)

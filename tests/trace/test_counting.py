@@ -40,6 +40,42 @@ def test_the_local_product_of_a_sharded_tensor_counts(tmp_path):
     assert "local shapes of a sharded tensor" in site["reason"]
 
 
+def test_a_product_that_a_sharded_tensor_tries_without_data_does_not_count(tmp_path):
+    whole = [64, 1024], [1024, 1024]
+    run = analysed(
+        tmp_path,
+        shaped("aten::mm", 0, 100, *whole),
+        op("aten::empty_strided", 5, 10),
+        op("aten::empty_strided", 6, 5),  # what makes it one without data
+        shaped("aten::mm", 20, 30, *whole),
+        shaped("aten::mm", 22, 20, *whole),
+        shaped("prims::unheard_of", 25, 5, *whole),
+        shaped("aten::mm", 60, 30, [64, 1024], [1024, 512]),
+    )
+
+    assert run.totals.matmul_flops == 67_108_864  # 64 · 1024 · 512 multiply-adds, as above
+    assert not run.unknown_ops
+    assert run.ops["cpu_us"].tolist() == [100, 10, 5, 30, 20, 5, 30]  # its time is still there
+
+
+@pytest.mark.parametrize("is_without_data", [True, False])
+def test_a_replicated_product_counts_once_if_the_first_was_tried(tmp_path, is_without_data):
+    product = [4, 8], [8, 2]
+    made = [op("aten::empty_strided", 5, 10)]
+    if is_without_data:
+        made.append(op("aten::empty_strided", 6, 5))
+    run = analysed(
+        tmp_path,
+        shaped("aten::mm", 0, 100, *product),
+        *made,
+        shaped("aten::mm", 20, 30, *product),
+        shaped("aten::mm", 60, 30, *product),
+    )
+
+    # 4 · 2 · 8 multiply-adds: a subclass of one's own that has a buffer of its own does both.
+    assert run.totals.matmul_flops == (128 if is_without_data else 256)
+
+
 def test_a_local_product_right_below_a_linear_counts(tmp_path):
     run = analysed(
         tmp_path,

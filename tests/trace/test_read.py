@@ -231,6 +231,26 @@ def test_engine_and_optimizer_events_are_no_ops_and_tell_the_phase(tmp_path):
     assert ops.loc["aten::mm", "module_path"] == "fc"  # by the sequence number
 
 
+def test_what_an_optimizer_calls_as_its_closure_is_no_part_of_the_optimizer(tmp_path):
+    trace = read(
+        tmp_path,
+        op("Optimizer.step#LBFGS.step", 0, 100),
+        op("flopprof:fc", 5, 10),
+        with_shapes(op("aten::linear", 6, 5, Sequence_number=3), LINEAR),
+        op("aten::mean", 20, 5, Sequence_number=4),  # the loss
+        op("autograd::engine::evaluate_function: AddmmBackward0", 30, 10, Sequence_number=3),
+        op("AddmmBackward0", 31, 8),
+        op("aten::mm", 32, 4),
+        op("aten::dot", 60, 4),
+    )
+
+    phases = trace.ops.set_index("op")["phase"].to_dict()
+    assert phases["aten::linear"] == phases["aten::mean"] == "forward"
+    assert phases["aten::mm"] == "backward"
+    assert phases["aten::dot"] == "optimizer"
+    assert trace.ops.set_index("op").loc["aten::mm", "module_path"] == "fc"
+
+
 def test_a_backward_node_tells_the_phase_though_no_range_of_the_engine_is_around_it(tmp_path):
     trace = read(
         tmp_path,
