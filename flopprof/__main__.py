@@ -1,6 +1,7 @@
 # PYTHON_ARGCOMPLETE_OK
 """`python -m flopprof`, and the command `flopprof`."""
 
+import gc
 import os
 import sys
 
@@ -29,6 +30,7 @@ def main() -> int:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
+        gc.freeze()  # at exit CPython looks for garbage among all objects: 0.9 s of torch's
         return code
     except KeyboardInterrupt:  # before the command line could take it
         print("flopprof: interrupted\n  nothing half-written is left", file=sys.stderr)

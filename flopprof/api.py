@@ -30,6 +30,7 @@ from flopprof.capture.graph import count_graph, is_graph
 from flopprof.capture.steps import steps_told
 from flopprof.capture.subject import Subject, find_subject, training_of, with_gradients
 from flopprof.capture.watch import Watched, on_device, watch
+from flopprof.collector import import_quickly
 from flopprof.counted import counted_run, memory_of
 from flopprof.errors import GradientsError, ModelError
 from flopprof.formulas.external import loaded_files
@@ -172,6 +173,7 @@ def run_count(
     if not isinstance(model_or_name, str | Path):
         return _count(find_subject(model_or_name, inputs, kwargs, settings), settings, progress)
     progress("loading")
+    import_quickly("torch")
     settings = replace(settings, partial=True)  # shapes are the code's, whatever weights there are
     if is_graph(model_or_name):
         graph = count_graph(Path(model_or_name), inputs, settings)
@@ -281,6 +283,7 @@ def find_to_profile(
 
     if isinstance(model_or_name, str | Path):
         progress("loading torch")
+        import_quickly("torch")
         device = find_device(settings.device or "cpu")
         progress(f"loading {model_or_name}")
         subject = find_subject(model_or_name, inputs, kwargs, settings, device=device.torch_device)

@@ -1,11 +1,10 @@
 """The passes of one call: counted, traced, timed, compiled; what measuring changed."""
 
-import gc
 import gzip
 import math
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +12,7 @@ import pandas as pd
 
 from flopprof.capture.call import Inputs, guarded, home, unchanged
 from flopprof.capture.training import Training
+from flopprof.collector import not_collecting
 from flopprof.errors import UsageError
 from flopprof.provenance import Compiled, Observer, Warned
 from flopprof.settings import Progress, silent
@@ -57,7 +57,7 @@ def count_and_trace(
         torch.compiler.set_stance("force_eager"),
         _watching_ops(model, inputs),
         fused_attention(),
-        _without_collecting(is_on_meta),
+        not_collecting(is_on_meta),  # no tensor takes memory there, and walking all objects long
         tempfile.TemporaryDirectory(prefix="flopprof-") as folder,
     ):
         path = Path(folder) / "trace.json"
@@ -78,19 +78,6 @@ def count_and_trace(
         trace = read_trace(path, profiler_flops=recording.profiler_flops, timed=False)
         trace = name_inner_modules(trace, model, recording.inner)
     return trace, module_calls_of(rows), foreign_modules(model, seen)
-
-
-@contextmanager
-def _without_collecting(wanted: bool) -> Iterator[None]:
-    """Collect no garbage inside, where tensors take no memory: walking all objects takes long."""
-    collecting = gc.isenabled() and wanted
-    if collecting:
-        gc.disable()
-    try:
-        yield
-    finally:
-        if collecting:
-            gc.enable()
 
 
 def _watching_ops(model: "nn.Module", inputs: Inputs) -> AbstractContextManager[Any]:

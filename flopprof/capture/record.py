@@ -19,6 +19,7 @@ from flopprof.capture.call import Call
 from flopprof.capture.closed import holds_script, inner_paths
 from flopprof.capture.hooks import PREFIX, module_ranges
 from flopprof.capture.load import thread_waited_s
+from flopprof.collector import not_collecting
 from flopprof.devices import Device, find_device
 from flopprof.errors import UsageError
 from flopprof.tables import AHEAD_OF_TIME
@@ -332,14 +333,9 @@ def _no_garbage_collection() -> Iterator[None]:
 
     What older calls left was collected when `watch` began: walking all objects takes 0.2 s.
     """
-    enabled = gc.isenabled()
     gc.collect(1)
-    gc.disable()
-    try:
+    with not_collecting():
         yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager

@@ -5,7 +5,6 @@ gcc compiles on first use) counts their addresses. 20 to 40 thousand instruction
 """
 
 import ctypes
-import gc
 import hashlib
 import os
 import platform
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from flopprof.collector import not_collecting
 from flopprof.errors import UsageError
 from flopprof.executed.decode import LONGEST, Executed, Operations, add_up, check_decoder
 from flopprof.files import cache_folder, explain_os_errors, replacing
@@ -79,18 +79,13 @@ def step(call: Callable[[], object], *, most: int) -> Stepped:
     library = _stepper()
     call()
     call()
-    collects = gc.isenabled()
-    gc.disable()  # its work is no part of the call
-    try:
+    with not_collecting():  # its work is no part of the call
         if library.step_begin(most) != 0:
             raise UsageError("the signal SIGTRAP cannot be handled here", remedy="use Linux")
         try:
             call()
         finally:
             stopped = library.step_end()
-    finally:
-        if collects:
-            gc.enable()
     return Stepped(add_up(_counted(library)), _WHY_STOPPED[stopped].format(most=most))
 
 

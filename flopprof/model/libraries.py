@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from flopprof.collector import import_quickly
 from flopprof.errors import UsageError
 from flopprof.model.spelling import CodeName
 from flopprof.model.usercode import pip_name
@@ -36,7 +37,7 @@ def no_such(place: str, name: str, names: list[str]) -> UsageError:
 
 def _import(library: str, name: str, module: str, package: str = "") -> Any:
     try:
-        return importlib.import_module(module)
+        return import_quickly(module)
     except ImportError as error:
         absent = (error.name or module).partition(".")[0]
         is_itself = absent == module.partition(".")[0]

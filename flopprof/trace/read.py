@@ -4,7 +4,6 @@ Host events form a tree per thread, by time. Some are ops; ranges name modules; 
 autograd engine's, the optimizer's, annotations) tell the phase, and their own time is overhead.
 """
 
-import gc
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from flopprof.collector import not_collecting
 from flopprof.dtypes import is_floating
 from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
@@ -76,14 +76,9 @@ def read_trace(
     header: dict[str, Any] = {}
     damage = Damage()
     events = Events()
-    collecting = gc.isenabled()
-    gc.disable()  # a trace's objects form no cycles, and walking them all doubles the time
-    try:
+    with not_collecting():  # its objects form no cycles, and walking them all doubles the time
         for read in stream_typed_events(Path(path), header, damage):
             take_events(read, events)
-    finally:
-        if collecting:
-            gc.enable()
     events.warnings.extend(damage.warnings(file_text(path)))
     if OP not in events.hosts["role"] and (kind := what_else(damage.head)):
         raise kind.error(path)
