@@ -237,6 +237,15 @@ def loss_of_elements(call: ModuleCall) -> Work:
     return Work(vector_flops=_sum(layer, each) * _elements(_input(call)) + once)
 
 
+@layer_formula("Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout")
+def dropout(call: ModuleCall) -> Work:
+    """In training mask and scale; a product with zero where all is dropped; else the input."""
+    layer: Any = call.module
+    if not layer.training or layer.p == 0:
+        return Work()
+    return Work(vector_flops=(1 if layer.p == 1 else 2) * _elements(_input(call)))
+
+
 @layer_formula("StochasticDepth", "torchvision.ops.stochastic_depth")
 def stochastic_depth(call: ModuleCall) -> Work:
     """In training, one multiply per element and one division per drawn number; else nothing."""

@@ -181,6 +181,8 @@ VECTOR = [
     # Dropout: nothing in eval; mask and scale in training.
     (nn.Dropout(0.5).eval(), X, 0),
     (trained(nn.Dropout(0.5)), X, 1008),
+    (trained(nn.Dropout(0.0)), X, 0),
+    (trained(nn.Dropout(1.0)), X, 504),
     (trained(nn.Dropout2d(0.5)), X, 1008),
     (trained(nn.AlphaDropout(0.5)), X, 1008),
     # Batch norm: 2n on running statistics; else 5n, + n weight, + n bias.

@@ -51,6 +51,10 @@ LIST = [torch.ones(3, 4), torch.ones(5)]  # 17 elements
         (lambda: torch.where(X > 0.5, X, X), 12),  # the comparison alone
         (lambda: F.dropout(X, 0.5), 24),  # mask, scale
         (lambda: F.dropout(X, 0.5, training=False), 0),
+        (lambda: F.dropout(X, 0.0), 0),  # hands its input on
+        (lambda: F.dropout(X, 1.0), 12),  # times zero
+        (lambda: F.alpha_dropout(X, 0.0, training=True), 0),
+        (lambda: torch.native_dropout(X, 0.0, True), 24),
         (lambda: torch.isclose(X, X), 72),  # |a − b| ≤ atol + rtol·|b|: six
         (lambda: torch.linalg.cross(X[:, :3], X[:, :3]), 27),  # 9 components of 3
         (lambda: torch.fake_quantize_per_tensor_affine(X, 0.1, 0, 0, 255), 72),  # 2 + 2 + 2

@@ -95,9 +95,24 @@ def clamp(call: OpCall) -> Work:
     return el.elementwise(call, len(bounds), 3)
 
 
-@op_formula("dropout~ alpha_dropout~ feature_dropout~ feature_alpha_dropout~ native_dropout")
+@op_formula("dropout~ alpha_dropout~ feature_dropout~ feature_alpha_dropout~")
 def dropout(call: OpCall) -> Work:
-    """In training 2n: mask, scale (of alpha dropout too); in eval 0. Random numbers: 0."""
+    """In training 2n: mask, scale (of alpha dropout too); in eval and of rate 0 the input itself.
+
+    Rate 1 multiplies by zero. Random numbers: 0.
+    """
+    training = call.flag(2)
+    rate = el.number(call, 1)
+    if training is None:
+        return el.elementwise(call, 0, at_most=2)
+    if not training or rate == 0:
+        return Work()
+    return el.elementwise(call, 1 if rate == 1 else 2)
+
+
+@op_formula("native_dropout")
+def native_dropout(call: OpCall) -> Work:
+    """In training 2n, whatever the rate: mask, scale; in eval a copy."""
     training = call.flag(2)
     at_most = 2 if training is None else None
     return el.elementwise(call, 2 if training else 0, at_most=at_most)
