@@ -81,9 +81,9 @@ def _counted_steps(decoder: Decoder, settings: Settings, count: Count) -> Genera
             context=context,
             matmul_flops=_whole(steps.at(context)["matmul_flops"] / decoder.batch),
         )
-        for context in _contexts(first, last)
+        for context in _contexts(decoder)
     )
-    kv_cache_bytes = steps.cache_bytes(last)
+    kv_cache_bytes = steps.last_cache_bytes()
     weight_bytes, active_parameters = weights_of_step(decoder.model, steps.called, decoder.batch)
     return Generation(
         prompt_len=decoder.prompt_len,
@@ -105,14 +105,20 @@ def _whole(value: float) -> float:
     return float(round(value))
 
 
-def _contexts(first: int, last: int) -> list[int]:
-    """Return the lengths to tell: 1, 64, four times that and so on, the prompt's and the last."""
-    contexts = {1, first, last}
+def _contexts(decoder: Decoder) -> list[int]:
+    """Return the lengths to tell: 1, 64, four times that and so on, the prompt's and the last.
+
+    A step reads the position behind its context: none is told that has no such position.
+    """
+    last = decoder.last_context
+    rows = decoder.rows_of_positions
+    furthest = last if rows is None else min(last, rows - 1)
+    contexts = {1, decoder.first_context, last}
     length = 64
     while length < last:
         contexts.add(length)
         length *= 4
-    return sorted(contexts)
+    return sorted({min(context, furthest) for context in contexts})
 
 
 class _Steps:
@@ -140,8 +146,19 @@ class _Steps:
     def cache_bytes(self, context: int) -> float:
         """Return the size of a cache of so many tokens."""
         if context not in self._cache_bytes:
-            self._count_step(context)
+            self._prefilled(context)
         return self._cache_bytes[context]
+
+    def last_cache_bytes(self) -> float:
+        """Return the size of the cache of all tokens, though no step reads the last one.
+
+        That one may be the first without a position: it takes as much as the one before it.
+        """
+        last = self._decoder.last_context
+        rows = self._decoder.rows_of_positions
+        if rows is None or last <= rows:
+            return self.cache_bytes(last)
+        return 2 * self.cache_bytes(last - 1) - self.cache_bytes(last - 2)
 
     def sums(self, low: int, high: int) -> dict[str, float]:
         """Return the sums over the steps at contexts `low` to `high`, both included.
@@ -163,8 +180,8 @@ class _Steps:
         upper = self.sums(middle + 1, high)
         return {name: lower[name] + upper[name] for name in lower}
 
-    def _count_step(self, context: int) -> None:
-        import torch
+    def _prefilled(self, context: int) -> tuple[Any, Any]:
+        """Return what a prefill of so many tokens leaves, and its cache."""
         from torch.nn.modules.module import register_module_forward_pre_hook
 
         from flopprof.capture.meta import ShapesOnce
@@ -182,9 +199,15 @@ class _Steps:
             output = guarded(model, prefill)()
             cache = copy.deepcopy(decoder.cache_of(output))
         self._cache_bytes[context] = bytes_of(cache)
+        return output, cache
+
+    def _count_step(self, context: int) -> None:
+        import torch
+
+        output, cache = self._prefilled(context)
         with torch.no_grad():
-            inputs = decoder.step(output, decoder.token(), cache)
-            run = self._count(Subject(model, inputs), self._settings)
+            inputs = self._decoder.step(output, self._decoder.token(), cache)
+            run = self._count(Subject(self._decoder.model, inputs), self._settings)
         self._sums[context] = {
             "matmul_flops": int(run.totals.matmul_flops),
             "flops": int(run.totals.flops),

@@ -70,6 +70,19 @@ class Decoder:
         return self.first_context + self.new_tokens
 
     @property
+    def rows_of_positions(self) -> int | None:
+        """Rows of the decoder's table of positions; None where it computes any position."""
+        longest = self.made_for
+        part = self.model.get_decoder() if self.has_encoder else self.model
+        return longest if longest and _has_row_per_position(part, longest) else None
+
+    @property
+    def made_for(self) -> int:
+        """Tokens that the decoder is made for; 0 where its configuration does not say."""
+        config = self.model.config.get_text_config(decoder=True).to_dict()
+        return int(number(config, *DECODER_POSITIONS, default=0))
+
+    @property
     def cache_name(self) -> str:
         """The argument by which the model takes its cache."""
         parameters = inspect.signature(self.model.forward).parameters
@@ -208,7 +221,7 @@ def of_prompt(model: Any, settings: Settings, *, is_ours: bool) -> tuple[Inputs,
     decoder = decoder_of(model, settings)
     if is_ours and home(model)[0] == "meta":
         choose_experts_by_shape(model)
-    doubts = _beyond_positions(decoder)
+    doubts = [*_beyond_positions(decoder), *_without_cache(model)]
     return decoder.prefill(decoder.first_context), doubts
 
 
@@ -220,16 +233,14 @@ def _beyond_positions(decoder: Decoder) -> list[str]:
     """
     model = decoder.model
     positions = decoder.last_context - 1  # no step reads the last new token
-    config = model.config.get_text_config(decoder=True).to_dict()
-    longest = number(config, *DECODER_POSITIONS, default=0)
+    longest = decoder.made_for
     doubts = []
-    if longest and decoder.last_context > longest:
-        part = model.get_decoder() if decoder.has_encoder else model
+    if longest and positions > longest:
         whose = (
             "new tokens of the decoder" if decoder.is_prompt_encoded else "prompt and new tokens"
         )
         fact = f"{whose} are {decoder.last_context}, and the model is made for {longest}"
-        if positions > longest and _has_row_per_position(part, longest):
+        if decoder.rows_of_positions is not None:
             raise _no_position(fact, longest)
         doubts.append(f"{fact} (max_position_embeddings)")
     if decoder.is_prompt_encoded:
@@ -240,6 +251,16 @@ def _beyond_positions(decoder: Decoder) -> list[str]:
                 raise _no_position(fact, longest)
             doubts.append(f"{fact} (max_position_embeddings)")
     return doubts
+
+
+def _without_cache(model: Any) -> list[str]:
+    """Return what to say of a model that generates without a cache unless it is told to use one."""
+    if getattr(model.generation_config, "use_cache", None) is not False:
+        return []
+    return [
+        "its configuration says use_cache: false, so generate computes all tokens anew for each; "
+        "what is here is with a cache"
+    ]
 
 
 def _no_position(fact: str, longest: int) -> UsageError:

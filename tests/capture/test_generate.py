@@ -371,6 +371,37 @@ def test_a_prompt_longer_than_the_model_is_made_for_is_said():
 
 
 @pytest.mark.parametrize(
+    ("build", "prompt_len", "new_tokens", "contexts"),
+    [
+        # 16 positions: the last token is not read, and a step reads the one behind its context.
+        (gpt2, 12, 5, [1, 12, 15]),
+        (gpt2, 16, 1, [1, 15]),
+        (bart, 16, 16, [1, 15]),
+        (whisper, 36, 5, [1, 36, 39]),
+    ],
+)
+def test_a_table_of_positions_is_used_to_its_last_row(build, prompt_len, new_tokens, contexts):
+    run = flopprof.count_flops(build(), prompt_len=prompt_len, new_tokens=new_tokens).run
+
+    assert [at.context for at in generate_figures(run).by_context] == contexts
+    assert "made for" not in " ".join(run.provenance.warning_texts)
+
+
+def test_the_cache_has_room_for_a_last_token_without_a_position():
+    figures = figures_of(gpt2(), prompt_len=12, new_tokens=5)
+
+    assert figures.kv_cache_bytes == 2 * WIDTH * 17 * 4  # keys and values of one layer
+
+
+def test_a_model_that_generates_without_a_cache_is_told_of():
+    model = llama(use_cache=False)
+
+    run = flopprof.count_flops(model, prompt_len=8, new_tokens=2).run
+
+    assert "use_cache: false" in run.provenance.warning_texts[0]
+
+
+@pytest.mark.parametrize(
     ("build", "prompt_len", "new_tokens", "said"),
     [
         (gpt2, 15, 3, "prompt and new tokens are 18, and the model is made for 16: it has no"),
