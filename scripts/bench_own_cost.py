@@ -1,12 +1,12 @@
 """What flopprof itself costs: a run beside a script by hand, a trace with ranges beside a bare one.
 
 usage: python scripts/bench_own_cost.py run [--repeats N]
-       python scripts/bench_own_cost.py ranges [--repeats N]
+       python scripts/bench_own_cost.py ranges [--repeats N] [--threads N]
 
 `run` makes a file of ResNet-18's weights, and has processes of their own call `flopprof run` on it
 and the script HAND below, in turn: CPU and wall seconds, and the ratios pair by pair. Ceilings are
-measured in the first run and found in the later ones: "cold" and "warm". `ranges` traces ResNet-18
-and GPT-2 by torch.profiler in turn with and without the ranges that name modules: CPU time.
+measured in the first run and found in the later ones: "cold" and "warm". `ranges` traces ResNet-18,
+ViT-B/16 and GPT-2 in turn as flopprof does, with ranges that name modules, and by a bare profiler.
 """
 
 import argparse
@@ -17,8 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +43,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("what", choices=("run", "ranges"))
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1, help="of ranges (default: %(default)s)")
     args = parser.parse_args()
-    measure: dict[str, Callable[[int], None]] = {"run": measure_runs, "ranges": measure_ranges}
-    measure[args.what](args.repeats)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # before torch: a line for each trace else
+    if args.what == "run":
+        measure_runs(args.repeats)
+    else:
+        measure_ranges(args.repeats, args.threads)
 
 
 def measure_runs(repeats: int) -> None:
@@ -87,16 +90,18 @@ def cost(command: list[str], folder: str, cache: str) -> tuple[float, float]:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
 
 
-def measure_ranges(repeats: int) -> None:
-    """Print what a traced call takes with ranges, over one without."""
+def measure_ranges(repeats: int, threads: int) -> None:
+    """Print what a traced call takes with ranges, over one by a bare profiler."""
     import torch
     import torchvision
     import transformers
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     language_model: Any = transformers.AutoModelForCausalLM
+    image = torch.zeros(1, 3, 224, 224)
     models = {
-        "resnet18": (torchvision.models.resnet18().eval(), torch.zeros(1, 3, 224, 224)),
+        "resnet18": (torchvision.models.resnet18().eval(), image),
+        "vit_b_16": (torchvision.models.vit_b_16().eval(), image),
         "gpt2": (
             language_model.from_config(transformers.GPT2Config()).eval(),
             torch.zeros(1, 64, dtype=torch.long),
@@ -108,31 +113,40 @@ def measure_ranges(repeats: int) -> None:
         for number in range(repeats):  # which of the two comes first, alternates
             for with_ranges in (number % 2 == 0, number % 2 == 1):
                 (ranged if with_ranges else bare).append(traced_ms(model, x, ranges=with_ranges))
-        ratios = [mine / theirs for mine, theirs in zip(ranged[1:], bare[1:], strict=True)]
-        print(
-            f"{name}: with ranges {spread(ranged[1:])} ms, bare {spread(bare[1:])} ms, ratio "
-            f"{spread(ratios)}, of medians "
-            f"{statistics.median(ranged[1:]) / statistics.median(bare[1:]):.3f}",
-            flush=True,
-        )
+        for index, kind in enumerate(("CPU", "wall")):
+            mine = [times[index] for times in ranged[1:]]
+            theirs = [times[index] for times in bare[1:]]
+            ratio = statistics.median(mine) / statistics.median(theirs)
+            pairs = [ours / bare_ms for ours, bare_ms in zip(mine, theirs, strict=True)]
+            print(
+                f"{name} {kind}: with ranges {spread(mine)} ms, bare {spread(theirs)} ms, ratio of "
+                f"pairs {spread(pairs)}, of medians {ratio:.3f}, of the least "
+                f"{min(mine) / min(theirs):.3f}",
+                flush=True,
+            )
 
 
-def traced_ms(model: Any, x: Any, *, ranges: bool) -> float:
-    """Return the CPU time of one call under the profiler."""
+def traced_ms(model: Any, x: Any, *, ranges: bool) -> tuple[float, float]:
+    """Return CPU and wall time of one call under the profiler: ours, or as a script has it."""
     import torch
+    from torch.profiler import ProfilerActivity, profile
 
     from flopprof.capture.hooks import module_ranges
     from flopprof.capture.record import tracing
     from flopprof.devices import find_device
 
-    with (
-        torch.no_grad(),
-        module_ranges(model) if ranges else nullcontext(),
-        tracing(find_device("cpu")),
-    ):
-        start = time.process_time()
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        if ranges:
+            stack.enter_context(module_ranges(model))
+            stack.enter_context(tracing(find_device("cpu")))
+        else:
+            activities = [ProfilerActivity.CPU]
+            stack.enter_context(profile(activities=activities, record_shapes=True, with_flops=True))
+        cpu_s = time.process_time()
+        wall_s = time.perf_counter()
         model(x)
-        return (time.process_time() - start) * 1e3
+        return (time.process_time() - cpu_s) * 1e3, (time.perf_counter() - wall_s) * 1e3
 
 
 def spread(values: list[float]) -> str:
