@@ -105,6 +105,10 @@ def shorten(text: str, width: int) -> str:
     return ""
 
 
+_SHORTEST_PATH = 6  # columns: less tells no layer from another
+_SHORTEST_SHAPES = 4
+
+
 def shorten_path(path: str, width: int) -> str:
     """Return a module's path cut to at most `width` columns so that layers stay apart.
 
@@ -123,6 +127,27 @@ def shorten_path(path: str, width: int) -> str:
     if columns(parts[-1]) <= room or room >= 5:
         return before + shorten(parts[-1], room)
     return shorten(before + parts[-1], width)
+
+
+def shorten_point(name: str, width: int) -> str:
+    """Return a point's name, "path · op shapes", cut to at most `width` columns with its op whole.
+
+    The path is cut first, to half of what the op leaves, then the shapes, at their end.
+    """
+    path, separator, called = name.rpartition(" · ")
+    if columns(name) <= width or not separator:
+        return shorten(name, width)
+    op, _, shapes = called.partition(" ")
+    room = width - columns(separator + op)
+    if room < _SHORTEST_PATH:
+        without_path = f"…{separator}{op}"
+        return without_path if columns(without_path) <= width else shorten(name, width)
+    beside_shapes = shorten_path(path, max(room // 2, room - columns(shapes) - 1))
+    left = room - columns(beside_shapes) - 1
+    if not shapes or left < _SHORTEST_SHAPES:
+        return shorten_path(path, room) + separator + op
+    shapes = shapes if columns(shapes) <= left else f"{shapes[: left - 1]}…"
+    return f"{beside_shapes}{separator}{op} {shapes}"
 
 
 def _joined(parts: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from flopprof.units import (
     shapes_text,
     shorten,
     shorten_path,
+    shorten_point,
     shown,
     si,
     three_digits,
@@ -149,3 +150,20 @@ def test_what_would_act_on_a_terminal_is_shown_and_does_not_act():
     assert clean_text("a\x1b[31m\u202e\u2028\0\r☃") == "a�[31m����☃"
     assert clean_text("in\udcff.json") == "in\\xff.json"
     assert clean_text("\ud800") == "\\ud800"
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "short"),
+    [
+        ("layers.*.mlp · _grouped_mm 256x512, 8", 37, "layers.*.mlp · _grouped_mm 256x512, 8"),
+        ("layers.*.mlp · _grouped_mm 256x512, 8", 33, "l…*.mlp · _grouped_mm 256x512, 8"),
+        ("layers.*.mlp · _grouped_mm 256x512, 8", 28, "l…*.mlp · _grouped_mm 256x5…"),
+        ("layers.*.mlp · _grouped_mm 256x512, 8", 21, "l…*.mlp · _grouped_mm"),
+        ("layers.*.attention · linear", 23, "l…*.attention · linear"),
+        ("attn · scaled_dot_product_attention", 33, "… · scaled_dot_product_attention"),
+        ("a kernel of no module, nor op", 9, "a ke…r op"),
+    ],
+)
+def test_a_points_op_never_breaks_inside(name, width, short):
+    assert shorten_point(name, width) == short
+    assert columns(shorten_point(name, width)) <= width

@@ -15,6 +15,7 @@ from flopprof.files import cache_folder, write_atomically
 from flopprof.tables import ROOFLINES
 
 VERSION = 1
+_GIVEN = "given without a source"  # of a user's own file
 KINDS = ("user", "measured", "datasheet", "formula")
 MAIN_MEMORY = ("HBM", "DRAM")
 Key = tuple[str, str]
@@ -130,7 +131,7 @@ def _roofline(peak: Ceiling, memory: Ceiling) -> dict[str, Any]:
         "ridge_flops_per_byte": peak.per_s / memory.per_s,
         "holds_bytes": math.nan if holds_bytes is None else float(holds_bytes),
         "valid": peak.valid and memory.valid,
-        "source": f"{peak.source}; {memory.name}: {memory.source}",
+        "source": f"{peak.source or _GIVEN}; {memory.name}: {memory.source or _GIVEN}",
     }
 
 

@@ -22,7 +22,7 @@ from flopprof.report.chart import draw_figure, plot_roofline, write_points
 from flopprof.report.chart.compare import compare_data
 from flopprof.report.chart.data import chart_data
 from flopprof.report.chart.layout import spread
-from flopprof.report.chart.sheet import COLOURS, SERIES, SIZES
+from flopprof.report.chart.sheet import COLOURS, LIGHT, SERIES, SIZES
 from flopprof.run import Run
 from flopprof.tables import ROOFLINES, SITES, TABLES
 from tests.builders import provenance_of
@@ -579,6 +579,21 @@ def test_areas_are_proportional_to_shares_of_time():
     ]
 
     assert sizes[0] / sizes[1] == pytest.approx(2.0)  # √(80 / 20)
+
+
+@pytest.mark.parametrize(
+    ("percents", "legend"),
+    [((70.0, 30.0), {"1 %", "5 %", "70.0 %"}), ([2.0] * 50, {"1 %", "2.0 %"})],
+)
+def test_the_legend_of_areas_ends_with_the_largest_point(percents, legend):
+    figure = draw_figure(of_shares(*percents), group_by="site")
+
+    assert legend <= set(texts_of(figure))
+    marks = marks_of(figure)
+    points = [mark for mark in marks if str(mark.get_gid()).startswith("point")]
+    in_legend = [mark for mark in marks if mark.get_markerfacecolor() == LIGHT[3]]
+    largest = [max(mark.get_markersize() for mark in kind) for kind in (points, in_legend)]
+    assert largest[0] == pytest.approx(largest[1])
 
 
 def test_a_point_above_its_roof_is_outlined_and_explained():

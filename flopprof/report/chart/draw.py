@@ -1,8 +1,9 @@
 """Draw `ChartData` on one sheet: texts, the panel, legend, strips of bars, table and caption."""
 
+import math
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from flopprof.report.chart.layout import LETTER, TEXT, spread
 from flopprof.report.chart.panel import draw_panel
 from flopprof.report.chart.sheet import (
     AREA,
+    AREA_FLOOR,
     AXIS,
     HATCHES,
     LEVEL_AREA,
@@ -27,19 +29,27 @@ from flopprof.report.chart.sheet import (
     Look,
     Sheet,
 )
-from flopprof.units import duration, percent, shorten, si, three_digits
+from flopprof.units import duration, percent, shorten, shorten_point, si, three_digits
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from flopprof.report.chart.data import ChartData
 
+_LEGEND_LINE = 13.0  # points from one line of the legend to the next, unless a mark is higher
 _LEGEND_AREA = 40.0  # square points of a mark that stands for a kind, a run, a point
 _WIDTHS = (0.37, 0.16, 0.2, 0.27)  # of the legend's columns, over the sheet's
 _STRIP_HEIGHT = 45.0  # of 100 % of the roof
 _TALLEST_FRAC = 1.2  # of the roof: higher bars are cut
 _DOUBTS = 6  # points above their roofs of which the caption says why
-Item = tuple[Look, str]  # of the legend
+
+
+class Item(NamedTuple):
+    """A line of the legend: a mark, and its text after a label that is never cut."""
+
+    look: Look
+    text: str
+    label: str = ""
 
 
 def draw(
@@ -77,14 +87,28 @@ def _draw_legend(sheet: Sheet, y: float) -> float:
     columns = _legend(sheet)
     full = sheet.width - 2 * MARGIN
     x = MARGIN
+    end = y
     for (heading, items), share in zip(columns.items(), _WIDTHS, strict=True):
         sheet.text(x, y, heading, weight="bold")
-        for number, (look, text) in enumerate(items, start=1):
-            line = y + 2 + 13 * number
-            sheet.mark(x + 8, line, look)
-            sheet.text(x + 19, line, shorten(text, int((share * full - 24) / TEXT / LETTER)))
+        line = y + 8.5
+        for look, text, label in items:
+            height = max(_LEGEND_LINE, _height(look) + 2)
+            line += height / 2
+            middle = max(8.0, _height(look) / 2)
+            sheet.mark(x + middle, line, look)
+            indent = max(19.0, 2 * middle + 5)
+            letters = int((share * full - indent - 5) / TEXT / LETTER)
+            short = shorten_point(text, letters - len(label) - 1)
+            sheet.text(x + indent, line, f"{label} {short}".lstrip())
+            line += height / 2
+        end = max(end, line)
         x += share * full
-    return y + 11 + 13 * max(map(len, columns.values()))
+    return end + 2.5
+
+
+def _height(look: Look) -> float:
+    """Return the height in points of a mark's disc, and so about that of any mark of its area."""
+    return 2 * math.sqrt(look.area / math.pi)
 
 
 def _legend(sheet: Sheet) -> dict[str, list[Item]]:
@@ -96,23 +120,23 @@ def _legend(sheet: Sheet) -> dict[str, list[Item]]:
     plural = "" if len(points) == 1 else "s"
     columns = {
         f"Most time, of {len(points)} point{plural}": [
-            (sheet.look(row, _LEGEND_AREA), f"{row.label} {row.name}") for row in heads
+            Item(sheet.look(row, _LEGEND_AREA), row.name, row.label) for row in heads
         ]
     }
     if chart.names:
         columns["Run"] = [
-            (Look("o", _LEGEND_AREA, colour), f"{letter} {name}")
+            Item(Look("o", _LEGEND_AREA, colour), name, letter)
             for (letter, name), colour in zip(chart.names.items(), SERIES, strict=False)
         ]
     else:
         kinds = [kind for kind in KINDS if kind in {*points["kind"]}]
-        columns["Kind"] = [(Look("o", _LEGEND_AREA, sheet.kinds[kind]), kind) for kind in kinds]
+        columns["Kind"] = [Item(Look("o", _LEGEND_AREA, sheet.kinds[kind]), kind) for kind in kinds]
     columns["FLOPs known by"] = [
-        (Look(SHAPES[rank], _LEGEND_AREA, sheet.muted, rank >= UNCONFIRMED), KNOWN_BY[rank])
+        Item(Look(SHAPES[rank], _LEGEND_AREA, sheet.muted, rank >= UNCONFIRMED), KNOWN_BY[rank])
         for rank in sorted({*points["known_by"]})
     ]
     columns["FLOPs known by"] += [
-        (Look(LEVEL_SHAPES[level], LEVEL_AREA, sheet.muted), f"at measured {level} bytes")
+        Item(Look(LEVEL_SHAPES[level], LEVEL_AREA, sheet.muted), f"at measured {level} bytes")
         for level in dict.fromkeys(chart.measured["level"])
     ]
     columns["Area: share of time"] = [*_legend_of_areas(sheet)]
@@ -121,20 +145,23 @@ def _legend(sheet: Sheet) -> dict[str, list[Item]]:
 
 def _legend_of_areas(sheet: Sheet) -> Iterator[Item]:
     """Yield what areas mean, then the marks of no point of its own."""
-    for share in SIZED:
-        yield Look("o", AREA * share, sheet.grid), f"{100 * share:.0f} %"
     merged = sheet.data.merged
-    for row in merged[merged["place"] == "other"].itertuples():
-        yield sheet.look(row, _LEGEND_AREA), f"{row.series} {row.name}".strip()
+    others = merged[merged["place"] == "other"]
+    largest = max([*sheet.data.points["share_frac"], *others["share_frac"]], default=0.0)
+    sizes = {share: f"{100 * share:.0f} %" for share in SIZED if share < 0.8 * largest}
+    for share, text in (sizes | {largest: percent(largest)}).items():
+        yield Item(Look("o", max(AREA * share, AREA_FLOOR), sheet.grid), text)
+    for row in others.itertuples():
+        yield Item(sheet.look(row, _LEGEND_AREA), f"{row.series} {row.name}".strip())
     for run in sheet.data.run.itertuples():
         which = "eager run" if run.place == "eager" else "run"
         rate = f"{run.series} {which}: {si(run.achieved_flops_per_s, 'FLOP/s')}"
-        yield sheet.look(run, _LEGEND_AREA), rate.strip()
+        yield Item(sheet.look(run, _LEGEND_AREA), rate.strip())
         if run.place == "eager":
             continue
         coverage = f"{run.series} FLOPs known: {percent(run.coverage_frac)}"
-        yield Look("", 1.0, "none"), coverage.strip()
-    yield Look("o", 60.0, "none"), "ring: above its roof"
+        yield Item(Look("", 1.0, "none"), coverage.strip())
+    yield Item(Look("o", 60.0, "none"), "ring: above its roof")
 
 
 def _draw_strip(sheet: Sheet, y: float, rows: list[Any], name: str) -> float:
@@ -209,7 +236,9 @@ def _draw_table(sheet: Sheet, y: float) -> float:
     widths["Name"] = int(full / size) - others
     for index, texts in enumerate([columns, *zip(*columns.values(), strict=True)]):
         cells = zip(texts, widths.values(), sides, strict=True)
-        line = "  ".join(f"{shorten(text, width):{side}{width}}" for text, width, side in cells)
+        line = "  ".join(
+            f"{shorten_point(text, width):{side}{width}}" for text, width, side in cells
+        )
         sheet.text(MARGIN, y + 5, line, size=size, weight="normal" if index else "bold")
         y += 1.6 * size
         if index in (0, len(sheet.data.table)):

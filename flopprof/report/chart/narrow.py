@@ -14,7 +14,7 @@ import numpy as np
 from flopprof.report.chart import layout
 from flopprof.report.chart.layout import Floats
 from flopprof.report.chart.sheet import COLOURS, LIGHT, decades, ticks
-from flopprof.units import clean_text, percent, shorten, si
+from flopprof.units import clean_text, percent, shorten_point, si
 
 if TYPE_CHECKING:
     from flopprof.report.chart.data import ChartData
@@ -168,7 +168,7 @@ def _list(chart: "ChartData") -> Iterator[str]:
         if row.efficiency_frac > 0:
             facts.append(f"{percent(row.efficiency_frac)} of its roof")
         facts.append(row.bound or "bound unknown")
-        name = escape(shorten(clean_text(row.name), _NAME))
+        name = escape(shorten_point(clean_text(row.name), _NAME))
         dot = f'<i style="background: {colour}"></i>'
         yield f'<li value="{int(row.label)}">{dot}{name}<br>{escape(", ".join(facts))}</li>'
     memory = chart.roofs[chart.roofs["unit"] == "B/s"].drop_duplicates("name")

@@ -37,7 +37,7 @@ UNCONFIRMED = 2  # from this rank on nothing confirms the FLOPs, and marks are h
 WIDER = {"o": 4 / math.pi, "^": 2.0, "v": 2.0, "*": 3.6}
 AREA = 2400.0  # square points for 100 % of the time
 AREA_FLOOR = 7.0  # square points of a mark, at least
-SIZED = (0.01, 0.02, 0.05)  # shares of time in the legend of areas
+SIZED = (0.01, 0.05)  # shares of time in the legend of areas, besides the largest
 LEVEL_SHAPES = {"DRAM": "<", "L2": "d", "L1": "x"}
 """Marks of points at the intensity of measured bytes, by memory level."""
 LEVEL_AREA = 22.0  # square points of such a mark
