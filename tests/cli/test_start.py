@@ -50,6 +50,22 @@ def test_a_subcommand_imports_no_other():
     assert not {"flopprof.cli.run", "flopprof.cli.inspect", "flopprof.cli.options"} & modules
 
 
+def test_what_a_command_loaded_is_not_searched_for_garbage_at_its_exit():
+    code = (
+        "import atexit, gc, sys\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        "from flopprof.__main__ import main\n"
+        "sys.exit(main())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--version"], capture_output=True, text=True, check=True
+    )
+
+    version, frozen = done.stdout.splitlines()
+    assert version.startswith("flopprof ")
+    assert frozen == "True"  # and what others registered for the exit is called as ever
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
