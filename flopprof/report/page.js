@@ -182,7 +182,8 @@ function addTable(id, rows, isTree) {
       if (shown === "–") cell.classList.add("none");
       if (widths.has(name)) cell.style.minWidth = widths.get(name);
       if (name === "op") cell.title = row.op;
-      cell.append(name === "op" ? make("span", shown) : fill(make("span"), shown));
+      const isWhole = isNumber(name) || SHORT.includes(name);  // no break after the point of a number
+      cell.append(isWhole ? make("span", shown) : fill(make("span"), shown));
       entry.append(cell);
     }
     body.append(entry);
