@@ -307,8 +307,8 @@ class Executed(Part, frozen=True, kw_only=True):
         source: The instrument: ncu, rocprof, stepping.
         launches: How many launches these have.
         joined: How launches were found → how many: nvtx, order, or name, of which only totals hold;
-            of stepped ops, by their shapes: at how many sites.
-        sites_stepped: Sites of ops that nothing counts, whose calls were to be stepped.
+            of stepped ops by their shapes, of hidden time by its module: at how many sites.
+        sites_stepped: Sites that nothing counts, whose calls or gaps were to be stepped.
         notes: What did not fit.
     """
 

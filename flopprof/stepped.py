@@ -11,16 +11,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof.errors import FlopprofError, ModelError, UsageError
+from flopprof.executed.blas import one_blas_thread
 from flopprof.executed.decode import Operations
 from flopprof.executed.explain import UNKNOWN, Counted, Explained, explain, matmul_class
-from flopprof.executed.measured import MeasuredOp, OwnWork, own_work
-from flopprof.executed.stepping import PER_SECOND, Stepped, check_can_step, others_work, step
-from flopprof.formulas import OpCall
+from flopprof.executed.measured import MeasuredGaps, MeasuredOp, OwnWork, own_work
+from flopprof.executed.stepping import (
+    PER_SECOND,
+    Stepped,
+    check_can_step,
+    others_work,
+    others_work_in_parts,
+    step,
+    step_parts,
+)
+from flopprof.formulas import OpCall, Work
 from flopprof.settings import Progress, Settings, silent
 from flopprof.stages import Stage
 from flopprof.units import safe_text, shapes_text
 
 if TYPE_CHECKING:
+    from flopprof.capture.between import Switch
     from flopprof.capture.dispatched import OpOfModel
     from flopprof.capture.subject import Subject
     from flopprof.capture.uncounted import KeptCalls
@@ -31,6 +41,8 @@ LIMIT_S = 60
 _FLOPS_PER_INSTRUCTION = 32  # of AVX-512: 16 float32 multiplied and added
 _INSTRUCTIONS_AROUND = 15_000  # of a call: Python, dispatcher, allocator
 _NO_LIMIT = 1 << 62
+_TOO_LONG = f"stepping took {LIMIT_S} seconds (--force goes on)"
+_OTHERS = "other threads work in it, which are not seen"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +114,7 @@ def step_ops(
         overloads(op)  # first of all, is there such an op
         texts = shapes or _default_arguments(op)
         calls.extend(op_with_arguments(op, text, dtype) for text in texts)
-    return _stepped(calls, force=force, progress=progress)
+    return step_calls(calls, force=force, progress=progress)
 
 
 def step_model(
@@ -130,12 +142,19 @@ def step_model(
     check_can_step()
     progress("calling the model")
     calls = ops_of_call(find_subject(model, None, None, settings))
-    return _stepped(calls, force=force, progress=progress)
+    return step_calls(calls, force=force, progress=progress)
 
 
-def _stepped(calls: "Sequence[OpOfModel]", *, force: bool, progress: Progress) -> list[SteppedOp]:
-    """Step calls one after another, within the limit of time in all."""
-    counted = [_counted(call) for call in calls]
+def step_calls(
+    calls: "Sequence[OpOfModel]", *, force: bool = False, progress: Progress = silent
+) -> list[SteppedOp]:
+    """Step calls one after another, within the limit of time in all.
+
+    Raises:
+        UsageError: They would take too long.
+        ModelError: An op raised.
+    """
+    counted = [count_call(call) for call in calls]
     left = _NO_LIMIT if force else LIMIT_S * PER_SECOND
     _refuse_what_takes_long(counted, left)
     rows = []
@@ -160,25 +179,31 @@ def _one_thread() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(alone())
         stack.enter_context(using_threads(1))
+        stack.enter_context(one_blas_thread())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.no_grad())
         yield
 
 
-def measure_ops(
+def measure_uncounted(
     subject: "Subject",
     wanted: Collection[tuple[str, str]],
+    paths: Collection[str] = (),
     *,
     force: bool = False,
     progress: Progress = silent,
-) -> list[MeasuredOp]:
-    """Return what ops of one call of a model executed themselves, without the ops below them.
+) -> tuple[list[MeasuredOp], dict[str, MeasuredGaps]]:
+    """Return what of one call of a model executed that nothing counts.
+
+    That is of ops their own work, without that of the ops below them; and of modules what their own
+    code does between ops, such as with numpy.
 
     Args:
         subject: The model and its inputs.
         wanted: Dispatcher names and shapes of the ops that are meant, as sites have them.
+        paths: Of the modules that are meant.
         force: Whether to step what takes more than a minute.
-        progress: Called with the name of each op as it begins.
+        progress: Called with the name of each op or module as it begins.
 
     Raises:
         UsageError: The input is not usable, or calls cannot be stepped here.
@@ -190,16 +215,22 @@ def measure_ops(
     progress("calling the model")
     kept = wanted_calls(subject, lambda call: (call.op, shapes_text(call.shapes)) in wanted)
     stepper = _OwnStepper(wanted, _NO_LIMIT if force else LIMIT_S * PER_SECOND)
+    total = len(kept) + len(paths)
     with _one_thread():
         for number, calls in enumerate(kept, 1):
-            name = f"stepping {calls.first.recorded.op} ({number} of {len(kept)})"
-            progress(Stage(name, done=number - 1, total=len(kept)))
+            name = f"stepping {calls.first.recorded.op} ({number} of {total})"
+            progress(Stage(name, done=number - 1, total=total))
             stepper.measure(calls)
-    return stepper.measured
+        gaps = {}
+        for number, path in enumerate(paths, len(kept) + 1):
+            name = f"stepping between ops of {path or 'the model'} ({number} of {total})"
+            progress(Stage(name, done=number - 1, total=total))
+            gaps[path] = stepper.measure_gaps(subject, path)
+    return stepper.measured, gaps
 
 
 class _OwnStepper:
-    """Steps ops and the ops that they call, within a limit of instructions in all.
+    """Steps ops, the ops that they call, and what lies between, within a limit in all.
 
     Attributes:
         measured: What was found out so far.
@@ -244,15 +275,33 @@ class _OwnStepper:
                 )
             )
 
+    def measure_gaps(self, subject: "Subject", path: str) -> MeasuredGaps:
+        """Step what a module's own code does between ops in one call of the model."""
+        from flopprof.capture.between import call_between
+
+        if self.left <= 0:
+            return MeasuredGaps(None, _TOO_LONG)
+
+        def call(switch: "Switch") -> None:
+            call_between(subject, path, switch)
+
+        if others_work_in_parts(call):  # these calls are also those by which code is made
+            return MeasuredGaps(None, _OTHERS)
+        stepped = step_parts(call, most=self.left)
+        self.left = max(0, self.left - stepped.operations.instructions)
+        if stepped.why_stopped:
+            return MeasuredGaps(None, stepped.why_stopped)
+        return MeasuredGaps(*own_work(stepped.operations, []))
+
     def _step(self, call: "OpOfModel") -> tuple[Operations, str]:
         """Return what a call executes, those below it too, and why that is not known."""
         if call.recorded in self.stepped:
             return self.stepped[call.recorded]
         if self.left <= 0:
-            return Operations(), f"stepping took {LIMIT_S} seconds (--force goes on)"
+            return Operations(), _TOO_LONG
         stepped = _step_or_raise(call, self.left)
         if not stepped.why_stopped and others_work(call):
-            stepped = Stepped(stepped.operations, "other threads work in it, which are not seen")
+            stepped = Stepped(stepped.operations, _OTHERS)
         self.left = max(0, self.left - stepped.operations.instructions)
         self.stepped[call.recorded] = (stepped.operations, stepped.why_stopped)
         return self.stepped[call.recorded]
@@ -264,8 +313,15 @@ def _step_or_raise(call: "OpOfModel", most: int) -> Stepped:
     Raises:
         ModelError: It raised.
     """
-    try:
+    with _raised_by(call):
         return step(call, most=most)
+
+
+@contextmanager
+def _raised_by(call: "OpOfModel") -> Iterator[None]:
+    """Turn what an op raises into `ModelError`."""
+    try:
+        yield
     except FlopprofError:
         raise
     except Exception as error:
@@ -302,22 +358,64 @@ def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int
     return row, instructions
 
 
-def _counted(call: "OpOfModel") -> Counted:
-    """Return what the op's formula counts for a call."""
+def count_call(call: "OpOfModel") -> Counted:
+    """Return what is counted for a call; None of what is not, or between bounds."""
     from flopprof.formulas import load_op_formulas
-    from flopprof.formulas.external import find_op_formula
 
     load_op_formulas()
-    recorded = call.recorded
-    formula = find_op_formula(recorded.op)
-    work = None if formula is None else formula(recorded)
+    work = _work_of(call)
+    if work is not None and work.flops_at_most is not None:
+        work = None
     return Counted(
-        op=recorded.op,
-        shapes=recorded.shapes,
-        values=recorded.values,
+        op=call.recorded.op,
+        shapes=call.recorded.shapes,
+        values=call.recorded.values,
         matmul_flops=None if work is None else work.matmul_flops,
         vector_flops=None if work is None else work.vector_flops,
     )
+
+
+def _work_of(call: "OpOfModel") -> Work | None:
+    """Return what an op's formula counts; where it leaves that to them, the ops below.
+
+    So does the formula of `einsum`, whose equation decides which products there are. Of sparse
+    tensors the elements count that are stored.
+    """
+    from flopprof.capture.sparse import has_sparse, stored_call
+    from flopprof.formulas.external import find_op_formula
+
+    formula = find_op_formula(call.recorded.op)
+    if formula is None:
+        return None
+    if not has_sparse(call.args):
+        return formula(call.recorded) or _work_below(call)
+    stored = stored_call(call.recorded.op, call.args, call.kwargs)
+    of_stored = None if stored is None else find_op_formula(stored.op)
+    if stored is None or of_stored is None:
+        return _work_below(call)
+    return of_stored(stored)
+
+
+def _work_below(call: "OpOfModel") -> Work | None:
+    """Return what is counted for the ops that a call makes.
+
+    None where one of them has no count, or the call does work of its own.
+    """
+    from flopprof.capture.uncounted import calls_below, only_calls_others
+
+    if not only_calls_others(call.function):
+        return None
+    matmul_flops = 0
+    vector_flops = 0
+    with _raised_by(call):
+        below = calls_below(call)
+    for inner in below:
+        work = _work_of(inner.first)
+        if work is None or work.flops_at_most is not None:
+            return None
+        matmul_flops += inner.paths.total() * work.matmul_flops
+        vector_flops += inner.paths.total() * work.vector_flops
+    return Work(matmul_flops, vector_flops) if below else None
 
 
 def _refuse_what_takes_long(counted: Sequence[Counted], most: int) -> None:

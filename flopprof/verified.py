@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from flopprof.api import ceilings_of_user, find_to_profile, profile_subject, run_profile
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.executed.attach import join_counters
-from flopprof.executed.measured import join_measured, sites_without_formula
+from flopprof.executed.measured import hidden_gaps, join_measured, sites_without_formula
 from flopprof.executed.stepping import check_can_step
 from flopprof.executed.underncu import check_there, run_under_ncu
 from flopprof.run import Run
 from flopprof.settings import Progress, Settings, silent
-from flopprof.stepped import measure_ops
+from flopprof.stepped import measure_uncounted
 
 if TYPE_CHECKING:
     from flopprof.devices import Device
@@ -65,10 +65,11 @@ def verify_by_stepping(
     force: bool = False,
     progress: Progress = silent,
 ) -> Run:
-    """Return the profiled run of a model on a CPU, with what its ops without formula executed.
+    """Return the profiled run of a model on a CPU, with what of it executed that nothing counts.
 
-    The model is profiled as by `profile`; then those of its ops that nothing counts, alone, are
-    stepped through one thread: their sites get `executed_flops`, and are *measured*.
+    The model is profiled as by `profile`; then its ops without formula, and what its own code does
+    between ops where time is hidden, are stepped through one thread: such sites get
+    `executed_flops`, and are *measured*.
 
     Args:
         model: A module, or what `load` takes.
@@ -90,9 +91,11 @@ def verify_by_stepping(
     run = profile_subject(subject, device, settings, user_ceilings, progress)
     sites = sites_without_formula(run)
     wanted = set(zip(sites["op"], sites["input_shapes"], strict=True))
-    if not wanted:
+    paths = list(dict.fromkeys(hidden_gaps(run)["module_path"]))
+    if not wanted and not paths:
         return join_measured(run, [])
-    return join_measured(run, measure_ops(subject, wanted, force=force, progress=progress))
+    measured, gaps = measure_uncounted(subject, wanted, paths, force=force, progress=progress)
+    return join_measured(run, measured, gaps)
 
 
 def _problem_of_gpu(settings: Settings) -> str:

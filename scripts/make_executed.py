@@ -2,27 +2,35 @@
 
 usage: python scripts/make_executed.py [OP …]
 
-The ops and sizes are those of flopprof/executed/default_shapes.csv: all in float32, products in
-float64 and bfloat16, too. Named ops are printed and not written. Takes some minutes.
+The ops and sizes are those of flopprof/executed/default_shapes.csv, in float32, float64 and
+bfloat16, and those of scripts/executed_calls.py, whose arguments are packed or sparse. What an op
+does not take it has no row of. results/executed_none.csv says of every op with products that has
+no row at all why it has none. Named ops are printed and not written. Takes 20 minutes.
 """
 
 import argparse
 import csv
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import executed_calls
 import torch
 
 from flopprof.devices.cpu import cpu_name
 from flopprof.errors import FlopprofError
+from flopprof.formulas import OP_FORMULAS, load_op_formulas
 from flopprof.provenance import plain
 from flopprof.report.stepped import stepped_call
 from flopprof.run import to_json
-from flopprof.stepped import default_calls, step_ops
+from flopprof.stepped import SteppedOp, default_calls, step_calls, step_ops
 
-TARGET = Path(__file__).resolve().parents[1] / "results" / "executed.csv"
-PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "matmul", "mv", "dot", "linear")
+RESULTS = Path(__file__).resolve().parents[1] / "results"
+STATED = Path(__file__).with_name("executed_none.csv")
+WITH_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
+"""Kinds of ops whose formulas have products."""
+
 COLUMNS = (
     "op",
     "arguments",
@@ -41,51 +49,105 @@ COLUMNS = (
     "cpu",
     "torch",
 )
+BACKENDS = ("CPU", "QuantizedCPU", "MkldnnCPU", "SparseCPU", "SparseCsrCPU")
+COMPOSITE = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
 
 
 def main() -> None:
-    """Step each op and write the table."""
+    """Step each op and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("ops", nargs="*", metavar="OP")
     args = parser.parse_args()
+    load_op_formulas()
+    named = args.ops or dict.fromkeys([*(op for op, _ in default_calls()), *of_products()])
     rows = []
-    for op, arguments in default_calls():
-        if args.ops and op not in args.ops:
-            continue
-        for dtype in dtypes_of(op):
-            print(f"{op} {arguments} {dtype}", file=sys.stderr)
-            rows.append(row(op, arguments, dtype))
+    refused = {}
+    for op in named:
+        for each in rows_of(op):
+            if "refused" in each:
+                refused[op] = each["refused"]
+            else:
+                rows.append(each)
     if args.ops:
         for each in rows:
             print(each)
+        print(refused)
         return
-    with TARGET.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
+    write("executed.csv", COLUMNS, rows)
+    with_rows = {each["op"] for each in rows}
+    without = [
+        {"op": op, "reason": why_none(op, refused)} for op in of_products() if op not in with_rows
+    ]
+    write("executed_none.csv", ("op", "reason"), without)
     verdicts = [each["verdict"] for each in rows]
     for verdict in sorted(set(verdicts)):
         print(f"{verdicts.count(verdict)} {verdict}")
+    print(f"{len(without)} ops with products have no row")
 
 
-def dtypes_of(op: str) -> tuple[str, ...]:
-    """Return the element types that an op is stepped in."""
-    if op.partition("::")[2] in PRODUCTS:
-        return ("float32", "float64", "bfloat16")
-    return ("int8",) if op == "aten::_int_mm" else ("float32",)
+def of_products() -> list[str]:
+    """Return the ops whose formulas have products, in alphabetical order."""
+    return sorted(op for op, formula in OP_FORMULAS.items() if formula.kind in WITH_PRODUCTS)
 
 
-def row(op: str, arguments: str, dtype: str) -> dict[str, Any]:
+def write(name: str, columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
+    """Write a table."""
+    with (RESULTS / name).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def rows_of(op: str) -> Iterator[dict[str, Any]]:
+    """Yield a row for each of an op's arguments and element types, or why it refused them."""
+    for arguments in (text for name, text in default_calls() if name == op):
+        takes_type = ":" not in arguments
+        for dtype in ("float32", "float64", "bfloat16") if takes_type else ("",):
+            print(f"{op} {arguments} {dtype}", file=sys.stderr)
+            try:
+                (stepped,) = step_ops([op], shapes=[arguments], dtype=dtype or None, force=True)
+            except FlopprofError as error:
+                yield {"refused": error.problem}
+            else:
+                yield row(stepped, arguments)
+    for words, call in executed_calls.calls(op):
+        print(f"{op} {words}", file=sys.stderr)
+        (stepped,) = step_calls([call], force=True)
+        yield row(stepped, words)
+
+
+def row(stepped: SteppedOp, arguments: str) -> dict[str, Any]:
     """Return one op's row."""
-    floats = None if dtype == "int8" else dtype
-    about = {"op": op, "arguments": arguments, "dtype": dtype}
     machine = {"cpu": cpu_name(), "torch": torch.__version__}
-    try:
-        (stepped,) = step_ops([op], shapes=[arguments], dtype=floats, force=True)
-    except FlopprofError as error:
-        return about | machine | {"verdict": "unknown", "reason": error.problem}
     values = to_json(plain(stepped_call(stepped)))
-    return {name: values.get(name) for name in COLUMNS} | about | machine
+    return {name: values.get(name) for name in COLUMNS} | {"arguments": arguments} | machine
+
+
+def why_none(op: str, refused: dict[str, str]) -> str:
+    """Return why an op has no row."""
+    with STATED.open(encoding="utf-8") as file:
+        stated = {
+            name: each["reason"] for each in csv.DictReader(file) for name in each["ops"].split()
+        }
+    if op in stated:
+        return stated[op]
+    namespace, _, name = op.partition("::")
+    packet = getattr(getattr(torch.ops, namespace), name, None) if name else None
+    if packet is None:
+        is_torch = namespace in ("aten", "quantized", "mkldnn", "onednn", "mkl")
+        library = "another version of PyTorch" if is_torch else f"a library: {namespace}"
+        return f"it is of {library}, and not installed here"
+    if not has_kernel(packet):
+        return "it has no kernel for a CPU"
+    return refused.get(op, "")
+
+
+def has_kernel(packet: Any) -> bool:
+    """Return whether an op runs on a CPU otherwise than into a tensor that is given."""
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    overloads = [getattr(packet, name) for name in packet.overloads() if name != "out"]
+    names = [each.name() for each in overloads if not each.name().endswith("_out")]
+    return any(has(name, key) for name in names for key in (*BACKENDS, *COMPOSITE))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Ops and models stepped through a CPU, beside their counts."""
 
 import json
+import math
 from pathlib import Path
 
 import jsonschema
@@ -9,15 +10,16 @@ import pytest
 import torch
 from torch import nn
 
+from flopprof.capture.dispatched import OpOfModel
 from flopprof.cli import main
 from flopprof.errors import UsageError
-from flopprof.executed.measured import MeasuredOp, OwnWork, join_measured
+from flopprof.executed.measured import MeasuredGaps, MeasuredOp, OwnWork, join_measured
 from flopprof.executed.stepping import check_can_step
 from flopprof.report.answer import schema
 from flopprof.report.executed import executed_lines
 from flopprof.run import Run
 from flopprof.settings import Settings
-from flopprof.stepped import default_calls, step_model, step_ops
+from flopprof.stepped import default_calls, step_calls, step_model, step_ops
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -59,6 +61,45 @@ def test_an_op_without_a_formula_is_measured():
     assert row.executed is not None
     assert row.executed.flops == 1024  # 64·16 products
     library._destroy()
+
+
+def test_an_op_that_only_calls_others_is_compared_with_their_counts():
+    (row,) = step_ops(["aten::einsum"], shapes=["'ij,jk->ik',[16x16,16x16]"])
+
+    assert row.counted_matmul_flops == 8192  # 2·16³, of the product that the equation asks for
+    assert row.conclusion.verdict == "exact"
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_a_packed_weight_whose_size_no_shape_tells_is_measured_and_not_compared_with_zero():
+    weight = torch.quantize_per_tensor(torch.rand(16, 16), 0.05, 0, torch.qint8)
+    packed = torch.ops.quantized.linear_prepack(weight, None)
+    op = torch.ops.quantized.linear_dynamic.default
+
+    (row,) = step_calls([OpOfModel(op, (torch.rand(16, 16), packed))])
+
+    assert row.counted_matmul_flops is None
+    assert row.conclusion.verdict == "measured"
+    assert row.executed is not None
+    assert row.executed.int_fma_ops >= 8192  # 2·16³
+
+
+def test_stored_elements_alone_count_of_a_sparse_matrix():
+    stored = torch.eye(16).to_sparse()
+    op = torch.ops.aten._sparse_mm.default
+
+    (row,) = step_calls([OpOfModel(op, (stored, torch.rand(16, 16)))])
+
+    assert row.counted_matmul_flops == 512  # 16 stored elements, each with 16 columns, two each
+    assert row.conclusion.verdict == "exact"
+
+
+def test_bare_numbers_in_a_list_of_tensors_are_their_sizes():
+    arguments = "2x1x8,1x1x8,[8x8,8x8,8,8],True,1,0.0,False,False,False"
+
+    (row,) = step_ops(["aten::rnn_relu"], shapes=[arguments])
+
+    assert row.counted_matmul_flops == 512  # 2 steps of 8·8 + 8·8 multiply-adds
 
 
 def test_the_distinct_ops_of_a_model_are_stepped_once():
@@ -123,7 +164,10 @@ def test_a_run_whose_ops_all_have_formulas_says_that_none_was_stepped():
 
     joined = join_measured(run, [])
 
-    line = ("Executed", "stepping: each op has a formula, so that none was stepped")
+    line = (
+        "Executed",
+        "stepping: each op has a formula, and no time is hidden: nothing was stepped",
+    )
     assert line in executed_lines(joined)
 
 
@@ -180,3 +224,64 @@ def test_the_default_arguments_fit_their_ops():
 
     for op, arguments in default_calls():
         assert op_with_arguments(op, arguments, None).recorded.op == op
+
+
+BETWEEN_OPS = """
+import numpy
+import torch
+from torch import nn
+
+class Inner(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, 64)
+
+    def forward(self, x):
+        values = self.layer(x).numpy()
+        return torch.from_numpy(values * values) + 1
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+        self.plain = nn.Linear(64, 64)
+
+    def forward(self, x):
+        return self.plain(self.inner(self.inner(x)))
+"""
+
+
+def test_work_between_ops_is_measured_without_the_ops_around_it(tmp_path, capsys):
+    (tmp_path / "between.py").write_text(BETWEEN_OPS)
+    folder = tmp_path / "out.flopprof"
+    model = f"{tmp_path / 'between.py'}:Net"
+    command = ["verify", model, "--input", "64x64", "--device", "cpu", "-o", str(folder)]
+
+    assert main([*command, "--json"]) == 0
+
+    answer = json.loads(capsys.readouterr().out)
+    jsonschema.Draft202012Validator(schema()).validate(answer)
+    (gap,) = [site for site in answer["sites"] if site["op"] == "(gap)"]
+    assert (gap["module_path"], gap["verdict"]) == ("inner", "hidden")
+    # numpy's 64·64 products in each of two calls; the layer's 2·64³ = 524,288 are none of them.
+    assert gap["executed_flops"] == pytest.approx(2 * 4096, rel=0.02)
+    assert (gap["flops"], gap["executed_source"], gap["joined_by"]) == (None, "stepping", "module")
+    assert answer["executed"]["joined"] == {"module": 1}
+    assert answer["executed"]["measured_flops"] == gap["executed_flops"]
+    assert answer["executed"]["measured_frac"] > 0
+    # Three layers of 2·64³ and their biases, and two sums: nothing of it changed.
+    assert answer["flops"] == 3 * (524_288 + 4096) + 2 * 4096
+
+
+def test_gaps_of_one_module_that_are_told_by_two_sites_are_not_told_apart():
+    run = Run.load(SMALL)
+    gap = run.sites.iloc[[0]].assign(op="(gap)", verdict="hidden", phase="forward", flops=math.nan)
+    sites = pd.concat([gap, gap, run.sites], ignore_index=True)
+    run = run.replaced(sites=sites.assign(site_id=range(len(sites))))
+    path = gap["module_path"].iloc[0]
+
+    joined = join_measured(run, [], {path: MeasuredGaps(OwnWork(0, 9, 0, 0))}).sites
+
+    assert joined["executed_flops"].isna().all()
+    assert "2 sites of hidden time in one module" in joined["executed_reason"].iloc[0]
+    assert "9 FLOPs in all" in joined["executed_reason"].iloc[0]

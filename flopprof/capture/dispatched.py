@@ -164,8 +164,10 @@ def _fitted(overload: OpOverload, arguments: list[Any]) -> list[Any] | None:
     for value, argument in zip(arguments, positional, strict=False):
         kind = str(argument.type)
         takes_tensors = "Tensor" in kind
-        if kind in ("Tensor", "Optional[Tensor]") and type(value) is int and value > 0:
-            value = InputSpec((value,), "float32")
+        if kind in ("Tensor", "Optional[Tensor]"):
+            value = _sized(value)
+        if takes_tensors and isinstance(value, list):
+            value = [_sized(each) for each in value]
         is_tensor = isinstance(value, InputSpec)
         is_list_of_tensors = isinstance(value, list) and any(
             isinstance(v, InputSpec) for v in value
@@ -174,3 +176,10 @@ def _fitted(overload: OpOverload, arguments: list[Any]) -> list[Any] | None:
             return None
         specs.append(value)
     return specs
+
+
+def _sized(value: Any) -> Any:
+    """Return a bare number as the size of a tensor; anything else as it is."""
+    if type(value) is int and value > 0:
+        return InputSpec((value,), "float32")
+    return value

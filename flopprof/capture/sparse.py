@@ -11,6 +11,7 @@ from torch._ops import HigherOrderOperator
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flopprof.capture.hooks import unrecorded
+from flopprof.formulas import OpCall
 
 if TYPE_CHECKING:
     from flopprof.capture.call import Inputs
@@ -48,7 +49,7 @@ class StoredElements(TorchDispatchMode):
         if isinstance(func, HigherOrderOperator):  # what it calls is recorded, if not noted
             return func(*args, **kwargs)
         noted = None
-        if any(isinstance(arg, Tensor) and is_sparse(arg) for arg in args):
+        if has_sparse(args):
             noted = _noted(func._schema.name.removeprefix("aten::"), args, kwargs)
         if noted is None:
             return func(*args, **kwargs)
@@ -68,6 +69,22 @@ def _recorded(
     result = _PENDING.result
     del _PENDING.call, _PENDING.result
     return result
+
+
+def has_sparse(args: tuple[Any, ...]) -> bool:
+    """Return whether one of the arguments of an op is a sparse tensor."""
+    return any(isinstance(arg, Tensor) and is_sparse(arg) for arg in args)
+
+
+def stored_call(op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> OpCall | None:
+    """Return the call of `stored::…` that is recorded around a call on sparse tensors; or None."""
+    noted = _noted(op.removeprefix("aten::"), args, kwargs) if has_sparse(args) else None
+    if noted is None:
+        return None
+    name, sizes, dtype = noted
+    shapes = tuple([*sizes, (0,), (0,), (0,)][:4])
+    dtypes = (str(dtype).removeprefix("torch."),) * len(shapes)
+    return OpCall(f"stored::{name}", shapes=shapes, dtypes=dtypes)
 
 
 def is_sparse(tensor: Tensor) -> bool:

@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
 from flopprof.capture.call import guarded, unchanged
@@ -18,7 +20,8 @@ from flopprof.formulas import OpCall
 if TYPE_CHECKING:
     from flopprof.capture.subject import Subject
 
-_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+_BACKENDS = ("QuantizedCPU", "SparseCPU", "SparseCsrCPU", "MkldnnCPU", "CPU")
+"""Keys of the dispatcher by which kernels for a CPU are chosen, that of plain tensors last."""
 
 Wanted = Callable[[OpCall], bool]
 """Whether calls like this one are to be kept."""
@@ -98,6 +101,16 @@ def _is_composite(op: OpOverload) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)
 
 
+def only_calls_others(op: OpOverload) -> bool:
+    """Return whether all that an op does is in ops that it calls: it has no kernel of a backend."""
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    name = op.name()
+    composite = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
+    if not any(has_kernel(name, key) for key in composite):
+        return False
+    return not any(has_kernel(name, key) for key in _BACKENDS)
+
+
 def wanted_calls(subject: "Subject", is_wanted: Wanted) -> list[KeptCalls]:
     """Return the calls that are wanted of one call of a model, those that are alike together.
 
@@ -123,5 +136,14 @@ def calls_below(call: OpOfModel) -> list[KeptCalls]:
     """Return the calls of ops that a call on a CPU makes itself, those that are alike together."""
     keeper = _Keeper(lambda _: True)
     with torch.no_grad(), _Dispatched(keeper):
-        call.function.redispatch(_CPU, *call.args, **call.kwargs)
+        call.function.redispatch(_backend_of(call), *call.args, **call.kwargs)
     return list(keeper.kept.values())
+
+
+def _backend_of(call: OpOfModel) -> torch._C.DispatchKeySet:
+    """Return the key of the kernel that a call's tensors choose."""
+    tensors = [t for t in tree_leaves((call.args, call.kwargs)) if isinstance(t, Tensor)]
+    keys = [torch._C._dispatch_keys(tensor) for tensor in tensors]
+    backends = [torch._C._dispatch_key_parse(name) for name in _BACKENDS]
+    of_call = (backend for backend in backends if any(each.has(backend) for each in keys))
+    return torch._C.DispatchKeySet(next(of_call, torch._C.DispatchKey.CPU))

@@ -2,8 +2,9 @@
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import combinations
 from pathlib import Path
@@ -18,8 +19,9 @@ MEASURED = "measured"
 UNKNOWN = "unknown"
 VERDICTS = (EXACT, EXPLAINED, UNEXPLAINED, MEASURED, UNKNOWN)
 
-_LANES = (4, 8, 16, 32, 64)
-# Where convolutions have stride, padding, dilation, groups among their arguments (torch's schemas).
+_LANES = (2, 4, 8, 16, 32, 64)  # 2: of float64 in 128 bits, and pairs of bfloat16
+# Where convolutions have stride, padding, dilation, groups among their arguments (torch's schemas);
+# -1: they have none, which is 1.
 _CONVOLUTIONS = {
     "aten::conv1d": (3, 4, 5, 6),
     "aten::conv2d": (3, 4, 5, 6),
@@ -27,9 +29,25 @@ _CONVOLUTIONS = {
     "aten::convolution": (3, 4, 5, 8),
     "aten::_convolution": (3, 4, 5, 8),
     "aten::mkldnn_convolution": (4, 3, 5, 6),
+    "mkldnn::_convolution_pointwise": (4, 3, 5, 6),
+    "aten::_slow_conv2d_forward": (4, 5, -1, -1),
+    "aten::thnn_conv2d": (4, 5, -1, -1),
+    "aten::slow_conv3d": (4, 5, -1, -1),
+    "aten::slow_conv3d_forward": (4, 5, -1, -1),
+    "aten::slow_conv_dilated2d": (4, 5, 6, -1),
+    "aten::slow_conv_dilated3d": (4, 5, 6, -1),
 }
 _MOST_PARTIAL = 1024  # 16 registers of accumulators, of 64 lanes at most, of a sum of all elements
-_ATTENTION = "scaled_dot_product"
+_MOST_ONCE = 8  # a scale that is worked out once: a root, a quotient, and what of Python is seen
+_MOST_SCALING = 0.25  # of the products: each block of a result is scaled, and so are operands
+_MOST_APART = 2  # for each element of the tensors, past the products and their sums
+_PRODUCT = re.compile("v?mul[ps][sdh]")
+_SUM = re.compile("v?(add|sub)[ps][sdh]")
+_FUSED = re.compile(
+    r"vfn?m(add|sub)(132|213|231)[ps][sdh]|vdpbf16ps|evex\.2\.2\.0\.52|tdp.*|vpdp.*"
+)
+_ROUNDING = re.compile("v?cmp(un)?ordps")  # is it NaN: where a result is rounded to bfloat16
+_APPROXIMATION = re.compile("v?(rcp|rsqrt)(14|28)?[ps][sd]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +113,8 @@ def explain(counted: Counted, executed: Operations, why_stopped: str = "") -> Ex
 
 
 def matmul_class(executed: Operations) -> int:
-    """Return executed multiply-adds as FLOPs: those of integers where no others are."""
-    return executed.fma_flops or executed.int_fma_ops
+    """Return executed multiply-adds as FLOPs: those of integers where these are more."""
+    return max(executed.fma_flops, executed.int_fma_ops)
 
 
 def _by_products(counted: Counted, operations: Operations) -> Explained:
@@ -113,38 +131,151 @@ def _by_products(counted: Counted, operations: Operations) -> Explained:
             return _explained(EXPLAINED, code, valid=valid, sizes=sizes)
     if sizes := filled_up(sizes_of_loops(counted), expected, executed):
         return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
-    if executed - operations.masked_fma_flops <= expected <= executed:
+    reasons = _reasons_of(counted)
+    if "scaled_result" in reasons and (depth := _one_more(counted, expected, executed)):
+        return _explained(EXPLAINED, "scaled_result", depth=depth, more=executed - expected)
+    if executed - operations.masked_fma_flops <= expected < executed:
         return _explained(EXPLAINED, "masked_lanes", masked=operations.masked_fma_flops)
-    if not executed and operations.flops >= expected:
-        return _explained(EXPLAINED, "apart", flops=operations.flops)
-    if _ATTENTION in counted.op:
-        exact = [name for name, flops in operations.by_instruction.items() if flops == expected]
-        if exact:
-            rest = executed - expected
-            return _explained(EXPLAINED, "with_softmax", name=exact[0], rest=rest)
-    return _explained(UNEXPLAINED, "unexplained")
+    beside = reasons.get("with_functions")
+    return (
+        (_beside_functions(counted, operations, beside) if beside else None)
+        or _apart(counted, operations)
+        or _explained(UNEXPLAINED, "unexplained")
+    )
+
+
+def _one_more(counted: Counted, expected: int, executed: int) -> int:
+    """Return the depth of a product whose results had one multiply-add more each; 0 for none."""
+    depths = {size for shape in _sizes(counted.shapes) for size in shape if size > 1}
+    return next((k for k in sorted(depths) if executed * k == expected * (k + 1)), 0)
+
+
+def _beside_functions(counted: Counted, operations: Operations, most: float) -> Explained | None:
+    """Explain an op that does more than its products by the instructions which do those.
+
+    One kind of multiply-add does the products exactly, or with products and sums of their own; else
+    what is done beside them is bounded: by the other FLOPs that are counted for it, or by so many
+    times them.
+
+    Args:
+        counted: The call.
+        operations: What it executed.
+        most: How many times its other FLOPs an op's functions may take: polynomials have more.
+    """
+    expected = counted.matmul_flops or 0
+    vector = counted.vector_flops or 0
+    by_name = operations.by_instruction
+    fused = {name: flops for name, flops in by_name.items() if _FUSED.fullmatch(name)}
+    pairs = _Pairs(by_name)
+    for name, flops in fused.items():
+        figures = {"rest": operations.fma_flops - flops, "vector": vector}
+        if flops == expected:
+            return _explained(EXPLAINED, "with_functions", name=name, **figures)
+        if pairs.has(expected - flops):
+            both = f"{name}, and {expected - flops:,} FLOPs by products and sums of their own"
+            return _explained(EXPLAINED, "with_functions", name=both, **figures)
+    names: list[str] = []
+    together = 0
+    for name, flops in sorted(fused.items(), key=lambda item: -item[1]):
+        names.append(name)
+        together += flops
+        more = together - expected
+        if 0 <= more <= most * vector:
+            does = " and ".join(names)
+            return _explained(EXPLAINED, "among_functions", name=does, more=more, vector=vector)
+    missing = expected - max(fused.values(), default=0)
+    if 0 < missing <= pairs.flops and operations.flops - expected <= most * vector:
+        times = (operations.flops - expected) / vector
+        return _explained(EXPLAINED, "among_pairs", missing=missing, times=times, vector=vector)
+    return None
+
+
+def _apart(counted: Counted, operations: Operations) -> Explained | None:
+    """Explain products that have, some or all of them, a product and a sum in place of one FMA.
+
+    Exactly as many as are missing; or at least as many, and no more beside them than a few FLOPs
+    for each element of the tensors: to scale them, and to join partial sums.
+    """
+    expected = counted.matmul_flops or 0
+    missing = expected - operations.fma_flops
+    more = operations.flops - expected
+    pairs = _Pairs(operations.by_instruction)
+    elements = sum(math.prod(shape) for shape in _sizes(counted.shapes))
+    is_exact = pairs.has(missing) and more <= _MOST_SCALING * expected
+    if is_exact or (0 < missing <= pairs.flops and 0 <= more <= _MOST_APART * elements):
+        return _explained(EXPLAINED, "apart", missing=missing, more=more)
+    return None
+
+
+class _Pairs:
+    """Products and sums by instructions of their own, each with one of the other.
+
+    Attributes:
+        flops: Of as many pairs as there may be.
+    """
+
+    def __init__(self, by_instruction: Mapping[str, int]) -> None:
+        products = [flops for name, flops in by_instruction.items() if _PRODUCT.fullmatch(name)]
+        sums = [flops for name, flops in by_instruction.items() if _SUM.fullmatch(name)]
+        self.flops = 2 * min(sum(products), sum(sums))
+        self._exact = {2 * min(product, added) for product in products for added in sums}
+        self._exact.add(self.flops)
+
+    def has(self, flops: int) -> bool:
+        """Return whether one kind of product with one of sums, or all, are exactly so many."""
+        return flops > 0 and flops in self._exact
 
 
 def _by_all(counted: Counted, operations: Operations) -> Explained:
     expected = counted.vector_flops or 0
     if operations.flops == expected:
         return _explained(EXACT, "exact")
-    reasons = _reasons_by_op().get(counted.name, ())
-    if operations.flops > expected and counted.elements:
+    reasons = _reasons_of(counted)
+    more = operations.flops - expected
+    if more > 0 and counted.elements:
         each = operations.flops / counted.elements
-        if "polynomial" in reasons:
+        if each <= reasons.get("polynomial", 0):
             return _explained(EXPLAINED, "polynomial", each=each)
         if sizes := filled_up(sizes_of_loops(counted), expected, operations.flops):
             return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
         if operations.flops - operations.masked_flops <= expected:
             return _explained(EXPLAINED, "masked_lanes", masked=operations.masked_flops)
-        if "recomputation" in reasons:
-            return _explained(EXPLAINED, "recomputation", each=each)
+        if each <= reasons.get("approximation", 0) and (name := _approximated(counted, operations)):
+            return _explained(EXPLAINED, "approximation", name=name, each=each)
+        for code in ("recomputation", "scaled_operands"):
+            if each <= reasons.get(code, 0):
+                return _explained(EXPLAINED, code, each=each)
         if "fused_alpha" in reasons and operations.flops == operations.fma_flops == 2 * expected:
             return _explained(EXPLAINED, "fused_alpha")
-        if "partial_sums" in reasons and operations.flops - expected <= _MOST_PARTIAL:
-            return _explained(EXPLAINED, "partial_sums", more=operations.flops - expected)
+        if "partial_sums" in reasons and more <= _MOST_PARTIAL:
+            return _explained(EXPLAINED, "partial_sums", more=more)
+        if more <= _MOST_ONCE:
+            return _explained(EXPLAINED, "once", more=more)
+        return _rounded(counted, operations)
     return _explained(UNEXPLAINED, "unexplained")
+
+
+def _rounded(counted: Counted, operations: Operations) -> Explained:
+    """Explain what is left where comparisons for NaN, before results are rounded, are taken off."""
+    by_name = operations.by_instruction
+    comparisons = sum(flops for name, flops in by_name.items() if _ROUNDING.fullmatch(name))
+    if not comparisons:
+        return _explained(UNEXPLAINED, "unexplained")
+    arithmetic = {name: flops for name, flops in by_name.items() if not _ROUNDING.fullmatch(name)}
+    flops = operations.flops - comparisons
+    rest = _by_all(counted, replace(operations, flops=flops, by_instruction=arithmetic))
+    if rest.verdict == UNEXPLAINED:
+        return rest
+    words = rest.reason or "for the rest it is exact"
+    return _explained(EXPLAINED, "rounded", comparisons=comparisons, rest=words)
+
+
+def _approximated(counted: Counted, operations: Operations) -> str:
+    """Return the instruction that approximates a root or quotient of each element; "" for none."""
+    for name, flops in operations.by_instruction.items():
+        if _APPROXIMATION.fullmatch(name) and flops == counted.elements:
+            return name
+    return ""
 
 
 def filled_up(sizes: Sequence[int], expected: int, executed: int) -> str:
@@ -221,7 +352,9 @@ def _convolution(counted: Counted) -> _Convolution | None:
         return None
     image, weight = counted.shapes[:2]
     axes = len(weight) - 2
-    stride, padding, dilation, groups = (_integers(counted.values, place) for place in places)
+    stride, padding, dilation, groups = (
+        [1] if place < 0 else _integers(counted.values, place) for place in places
+    )
     if len(image) != axes + 2 or not (groups and stride and padding and dilation):
         return None
     inside = []
@@ -265,12 +398,20 @@ def _words() -> dict[str, str]:
         return {row["code"]: row["words"] for row in csv.DictReader(file)}
 
 
+def _reasons_of(counted: Counted) -> dict[str, float]:
+    """Return the reasons that an op may have, and how much each may account for.
+
+    That is FLOPs per element; of `with_functions`, times its counted vector FLOPs.
+    """
+    return _reasons_by_op().get(counted.name, {})
+
+
 @cache
-def _reasons_by_op() -> dict[str, tuple[str, ...]]:
-    """Return the reasons that an op may have, of op_reasons.csv, by its name."""
-    reasons: dict[str, tuple[str, ...]] = {}
+def _reasons_by_op() -> dict[str, dict[str, float]]:
+    """Return the rows of op_reasons.csv by names of ops."""
+    reasons: dict[str, dict[str, float]] = {}
     with Path(__file__).with_name("op_reasons.csv").open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             for name in row["ops"].split():
-                reasons[name] = (*reasons.get(name, ()), row["code"])
+                reasons.setdefault(name, {})[row["code"]] = float(row["most"] or "nan")
     return reasons

@@ -1,7 +1,8 @@
 """Give sites that nothing counts what they executed, where their ops were stepped."""
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from flopprof.units import counted
 
 SOURCE = "stepping"
 JOINED_BY = "shapes"
+OF_MODULE = "module"
 WITHOUT_FORMULA = ("unknown", "extension")
 """Verdicts of ops that nothing counts."""
 
@@ -86,6 +88,19 @@ class MeasuredOp:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class MeasuredGaps:
+    """What a module's own code executed between ops, in one call of the model.
+
+    Attributes:
+        executed: Of all its calls; None where that is not known.
+        reason: Why not, or what of it is not sure; "" for nothing.
+    """
+
+    executed: OwnWork | None
+    reason: str = ""
+
+
 def own_work(
     whole: Operations, parts: Sequence[tuple[Operations, int]]
 ) -> tuple[OwnWork | None, str]:
@@ -132,33 +147,48 @@ def sites_without_formula(run: Run) -> pd.DataFrame:
     return sites[sites["verdict"].isin(WITHOUT_FORMULA) & sites["flops"].isna()]
 
 
-def join_measured(run: Run, measured: Sequence[MeasuredOp]) -> Run:
+def hidden_gaps(run: Run) -> pd.DataFrame:
+    """Return the sites of hidden time between ops, in the forward pass of a module."""
+    sites = run.sites
+    is_gap = (sites["verdict"] == "hidden") & (sites["op"] == "(gap)")
+    return sites[is_gap & (sites["phase"] == "forward") & sites["flops"].isna()]
+
+
+def join_measured(
+    run: Run, measured: Sequence[MeasuredOp], gaps: Mapping[str, MeasuredGaps] | None = None
+) -> Run:
     """Return the run with what was stepped, at its sites that nothing counts.
 
     A site gets the sum of its own calls, where as many were stepped as it has; else, where all
-    calls of its op at its shapes executed the same, so many times that. Counts stay as they are:
-    such a site is *measured*.
+    calls of its op at its shapes executed the same, so many times that. Hidden time gets what its
+    module's own code did. Counts stay as they are: such a site is *measured*.
+
+    Args:
+        run: A profiled run.
+        measured: Ops that were stepped.
+        gaps: By path of a module, what its own code executed between ops.
     """
     sites = run.sites
     figures = {name: pd.Series(math.nan, index=sites.index) for name in (*_FIGURES, *_NOT_STEPPED)}
     texts = {name: pd.Series("", index=sites.index, dtype="str") for name in _TEXTS}
     wanted = sites_without_formula(run)
-    joined = 0
-    for site in wanted.itertuples():
-        work, reason = _of_site(site, measured)
+    hidden = hidden_gaps(run)
+    found = [(site, JOINED_BY, *_of_site(site, measured)) for site in wanted.itertuples()]
+    found += [
+        (site, OF_MODULE, *_of_gaps(site, hidden, gaps or {})) for site in hidden.itertuples()
+    ]
+    joined: Counter[str] = Counter()
+    for site, joined_by, work, reason in found:
         texts["executed_reason"][site.Index] = reason
         if work is None:
             continue
-        joined += 1
+        joined[joined_by] += 1
         texts["executed_source"][site.Index] = SOURCE
-        texts["joined_by"][site.Index] = JOINED_BY
+        texts["joined_by"][site.Index] = joined_by
         for column, name in _FIGURES.items():
             figures[column][site.Index] = getattr(work, name)
     executed = Executed(
-        source=SOURCE,
-        joined={JOINED_BY: joined} if joined else {},
-        sites_stepped=len(wanted),
-        notes=_notes(run),
+        source=SOURCE, joined=dict(joined), sites_stepped=len(found), notes=_notes(run, hidden)
     )
     return run.replaced(
         sites=with_columns(SITES, sites, figures | texts),
@@ -166,11 +196,28 @@ def join_measured(run: Run, measured: Sequence[MeasuredOp]) -> Run:
     )
 
 
-def _notes(run: Run) -> tuple[str, ...]:
-    hidden = int((run.sites["verdict"] == "hidden").sum())
-    if not hidden:
+def _notes(run: Run, hidden: pd.DataFrame) -> tuple[str, ...]:
+    others = int((run.sites["verdict"] == "hidden").sum()) - len(hidden)
+    if not others:
         return ()
-    return (f"{counted(hidden, 'site')} of hidden time: work between ops is not stepped",)
+    return (
+        f"{counted(others, 'site')} of hidden time that is in no module's forward: not stepped",
+    )
+
+
+def _of_gaps(
+    site: Any, hidden: pd.DataFrame, gaps: Mapping[str, MeasuredGaps]
+) -> tuple[OwnWork | None, str]:
+    """Return what the gaps of a site executed, and why not or what is not sure."""
+    of_module = gaps.get(site.module_path)
+    if of_module is None:
+        return None, "its module was not stepped"
+    sites = int((hidden["module_path"] == site.module_path).sum())
+    if sites > 1 and of_module.executed is not None:
+        flops = of_module.executed.flops
+        why = f"{sites} sites of hidden time in one module, which are not told apart: "
+        return None, f"{why}{flops:,} FLOPs in all of them"
+    return of_module.executed, of_module.reason
 
 
 def _of_site(site: Any, measured: Sequence[MeasuredOp]) -> tuple[OwnWork | None, str]:

@@ -128,13 +128,28 @@ int step_begin(uint64_t at_most) {
     return 0;
 }
 
-/* End it: flag and handler are as before. Returns why it ended by itself before; 0: it did not. */
-int step_end(void) {
+/* Stop stepping for now: what follows runs at full speed, uncounted. */
+void step_pause(void) {
     __asm__ volatile("lea -128(%%rsp), %%rsp\n\t"
                      "pushfq\n\t"
                      "andq $~0x100, (%%rsp)\n\t"
                      "popfq\n\t"
                      "lea 128(%%rsp), %%rsp" ::: "memory", "cc");
+}
+
+/* Go on stepping after a pause, if it has not ended by itself; in another thread it does nothing. */
+void step_resume(void) {
+    if (!is_stepping || stopped || (pid_t)syscall(SYS_gettid) != owner) return;
+    __asm__ volatile("lea -128(%%rsp), %%rsp\n\t"
+                     "pushfq\n\t"
+                     "orq $0x100, (%%rsp)\n\t"
+                     "popfq\n\t"
+                     "lea 128(%%rsp), %%rsp" ::: "memory", "cc");
+}
+
+/* End it: flag and handler are as before. Returns why it ended by itself before; 0: it did not. */
+int step_end(void) {
+    step_pause();
     is_stepping = 0;
     sigaction(SIGTRAP, &before, 0);
     return stopped;

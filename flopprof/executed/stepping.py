@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -80,13 +80,78 @@ def step(call: Callable[[], object], *, most: int) -> Stepped:
     call()
     call()
     with not_collecting():  # its work is no part of the call
-        if library.step_begin(most) != 0:
-            raise UsageError("the signal SIGTRAP cannot be handled here", remedy="use Linux")
+        _begin(library, most)
         try:
             call()
         finally:
             stopped = library.step_end()
     return Stepped(add_up(_counted(library)), _WHY_STOPPED[stopped].format(most=most))
+
+
+class PausedStepping:
+    """Steps the parts of a call in which it is on."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self.on = library.step_resume
+        self.off = library.step_pause
+
+
+def step_parts(call: Callable[[PausedStepping], object], *, most: int) -> Stepped:
+    """Make a call and count what the calling thread executes in it while what it is given is on.
+
+    Unlike `step`, it makes the call once.
+
+    Args:
+        call: What to call.
+        most: Instructions at most; past them the call runs on uncounted.
+
+    Raises:
+        UsageError: Calls cannot be stepped here.
+    """
+    check_can_step()
+    library = _stepper()
+    parts = PausedStepping(library)
+    with not_collecting():  # its work is no part of the call
+        _begin(library, most)
+        parts.off()
+        try:
+            call(parts)
+        finally:
+            stopped = library.step_end()
+    return Stepped(add_up(_counted(library)), _WHY_STOPPED[stopped].format(most=most))
+
+
+def _begin(library: ctypes.CDLL, most: int) -> None:
+    if library.step_begin(most) != 0:
+        raise UsageError("the signal SIGTRAP cannot be handled here", remedy="use Linux")
+
+
+class OthersClock:
+    """Adds up the processor time of other threads, and of the calling one, while it is on."""
+
+    def __init__(self) -> None:
+        self.own_ns = 0
+        self.beside_ns = 0
+
+    def on(self) -> None:
+        """Begin, or go on."""
+        self._thread_ns = time.thread_time_ns()  # around the other: reading takes time itself
+        self._process_ns = time.process_time_ns()
+
+    def off(self) -> None:
+        """Stop for now."""
+        process_ns = time.process_time_ns() - self._process_ns
+        own_ns = time.thread_time_ns() - self._thread_ns
+        self.own_ns += own_ns
+        self.beside_ns += process_ns - own_ns
+
+
+def others_work_in_parts(call: Callable[[OthersClock], object]) -> bool:
+    """Return whether other threads work for the parts of a call in which what it is given is on."""
+    clocks = [OthersClock() for _ in range(_CALLS_TO_COMPARE)]
+    for clock in clocks:
+        call(clock)
+    return _is_work_of_others(clocks)
 
 
 def others_work(call: Callable[[], object]) -> bool:
@@ -95,14 +160,19 @@ def others_work(call: Callable[[], object]) -> bool:
     Of several calls the one with the least of it counts: a thread that has nothing to do with the
     call may run beside it by chance.
     """
-    beside_ns: list[int] = []
-    own_ns: list[int] = []
-    for _ in range(_CALLS_TO_COMPARE):
-        before_ns = (time.process_time_ns(), time.thread_time_ns())
+
+    def whole(clock: OthersClock) -> None:
+        clock.on()
         call()
-        own_ns.append(time.thread_time_ns() - before_ns[1])
-        beside_ns.append(time.process_time_ns() - before_ns[0] - own_ns[-1])
-    return min(beside_ns) > max(_LEAST_NS, _LEAST_SHARE * min(own_ns))
+        clock.off()
+
+    return others_work_in_parts(whole)
+
+
+def _is_work_of_others(clocks: Sequence[OthersClock]) -> bool:
+    beside_ns = min(clock.beside_ns for clock in clocks)
+    own_ns = min(clock.own_ns for clock in clocks)
+    return beside_ns > max(_LEAST_NS, _LEAST_SHARE * own_ns)
 
 
 def _counted(library: ctypes.CDLL) -> list[Executed]:

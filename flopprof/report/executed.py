@@ -38,8 +38,9 @@ class ExecutedSums(Part, frozen=True, kw_only=True):
         source: The instrument: ncu, rocprof, stepping.
         files: Files of counters.
         launches: Launches in them.
-        joined: How launches were found, and how many: nvtx, order, name; of stepped ops, shapes.
-        sites_stepped: Sites of ops without formula, whose calls were to be stepped.
+        joined: How launches were found, and how many: nvtx, order, name; of what was stepped,
+            shapes (ops) or module (hidden time).
+        sites_stepped: Sites that nothing counts, whose calls or gaps were to be stepped.
         notes: What did not fit.
         compared_frac: Share of the time in sites of which counters tell FLOPs or a part of them.
         measured_flops: FLOPs executed in sites that nobody counts; in no other figure.
@@ -137,10 +138,12 @@ def _joined_text(sums: ExecutedSums) -> str:
     """Return what was joined, and how."""
     if not sums.files:  # no counters: stepped through one thread
         if not sums.sites_stepped:
-            return f"{sums.source}: each op has a formula, so that none was stepped"
+            return (
+                f"{sums.source}: each op has a formula, and no time is hidden: nothing was stepped"
+            )
         stepped = sum(sums.joined.values())
         sites = counted(sums.sites_stepped, "site")
-        return f"{sums.source}: of {sites} of ops without formula {stepped} measured in one thread"
+        return f"{sums.source}: of {sites} that nothing counts {stepped} measured in one thread"
     ways = ", ".join(f"{number} by {way}" for way, number in sums.joined.items()) or "none"
     text = f"{sums.source or UNKNOWN}, {', '.join(sums.files)}: of {sums.launches} launches joined "
     return f"{text}{ways}; counters of FLOPs for {percent(sums.compared_frac)} of the time"
