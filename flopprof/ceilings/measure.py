@@ -40,6 +40,8 @@ PATHOLOGICAL_FRAC = 0.1  # of float32's rate; fp16 without hardware reached 0.04
 CALLS_S = (0.0004, 0.0008, 0.0016)  # lengths of call aimed at: enough work, few interruptions
 SHAPES = ((1, 1, 1), (2, 2, 1), (4, 1, 1), (8, 2, 1), (8, 4, 1), (8, 1, 2), (2, 1, 8), (16, 1, 16))
 """m : k : n of the products tried; which is fastest differs by library, dtype and cache."""
+CHANNELS = (64, 128, 256)
+"""In and out of the convolutions tried: which is fastest differs by the units' width and caches."""
 UNKNOWN_FREE_BYTES = 2**33  # where the system does not say
 
 
@@ -186,12 +188,14 @@ def matmul_candidates(
     """
     with_convolutions = device == "cpu" and dtype in FLOATS
     item_bytes = dtypes.itemsize(dtype) or 4  # tfloat32 is stored as float32
-    share_bytes = most_bytes / (len(CALLS_S) * (len(SHAPES) + 1))
+    share_bytes = most_bytes / (len(CALLS_S) * (len(SHAPES) + len(CHANNELS)))
     candidates = []
     for seconds in CALLS_S if with_convolutions else ():
-        # Input, output, and what the library unfolds: 9 filter taps of 64 channels a pixel.
-        pixels = share_bytes / (11 * 64 * item_bytes)
-        candidates.append(_convolution(dtype, min(rate * seconds, 2 * pixels * (64 * 3) ** 2)))
+        for channels in CHANNELS:
+            # Input, output, and what the library unfolds: 9 filter taps of each channel a pixel.
+            pixels = share_bytes / (11 * channels * item_bytes)
+            work = min(rate * seconds, 2 * pixels * (channels * 3) ** 2)
+            candidates.append(_convolution(dtype, channels, work))
     for seconds in CALLS_S:
         for shape in SHAPES:
             m, k, n = shape
@@ -272,10 +276,9 @@ def _matmul(dtype: str, device: str, m: int, k: int, n: int) -> Candidate:
     return Candidate(label, work, partial(torch.mm, a.to(kind), b.to(kind), out=out))
 
 
-def _convolution(dtype: str, work: float) -> Candidate:
+def _convolution(dtype: str, channels: int, work: float) -> Candidate:
     import torch
 
-    channels = 64
     filter_size = 3
     size = max(1, round((work / 2 / (channels * filter_size) ** 2) ** 0.5))  # of the output
     generator = torch.Generator().manual_seed(0)

@@ -212,13 +212,14 @@ def test_candidates_count_their_work_and_keep_the_random_state():
     copy, triad, in_place, again = memory_candidates(level, "cpu", math.inf)
 
     result: Any
-    convolutions, products = products[:3], products[3:]
-    for convolution in convolutions:
+    convolutions, products = products[:9], products[9:]
+    for number, convolution in enumerate(convolutions):
         result = convolution.call()
+        channels = (64, 128, 256)[number % 3]
         side = int(convolution.label.rpartition("x")[2])
-        # 3x3 filters without padding: two less a side; 64 channels in and out, a multiply-add each.
-        assert result.shape == (1, 64, side - 2, side - 2)
-        assert convolution.work == 2 * 64 * 64 * 9 * (side - 2) ** 2
+        # 3x3 filters without padding: two less a side; a multiply-add for each pair of channels.
+        assert result.shape == (1, channels, side - 2, side - 2)
+        assert convolution.work == 2 * channels**2 * 9 * (side - 2) ** 2
     for product in products:
         result = product.call()
         m, k, n = map(int, product.label.removeprefix("mm ").split("x"))
