@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flopprof.capture.between import Switch
     from flopprof.capture.dispatched import OpOfModel
     from flopprof.capture.subject import Subject
+    from flopprof.capture.training import Training
     from flopprof.capture.uncounted import KeptCalls
 
 LIMIT_S = 60
@@ -54,6 +55,7 @@ class SteppedOp:
         shapes: Of its arguments, as text.
         dtype: Of its first tensor.
         module_path: Of a model: where it is called first.
+        phase: Likewise: forward, backward, optimizer.
         calls: Of a model: how many calls are like this one.
         counted_matmul_flops: By its formula; None without one.
         counted_vector_flops: Likewise.
@@ -65,6 +67,7 @@ class SteppedOp:
     shapes: str
     dtype: str
     module_path: str
+    phase: str
     calls: int
     counted_matmul_flops: int | None
     counted_vector_flops: int | None
@@ -122,8 +125,8 @@ def step_model(
 ) -> list[SteppedOp]:
     """Return what each distinct op of one call of a model executes in one thread.
 
-    The model is called once, in eval mode and without gradients; then its ops are stepped one by
-    one, those that only view or move data left out.
+    The model is called once, in eval mode and without gradients, or trained for a step; then its
+    ops are stepped one by one, those that only view or move data left out.
 
     Args:
         model: A module, or what `load` takes.
@@ -137,11 +140,11 @@ def step_model(
         ModelError: The model raised.
     """
     from flopprof.capture.dispatched import ops_of_call
-    from flopprof.capture.subject import find_subject
+    from flopprof.capture.subject import find_subject, training_of
 
     check_can_step()
     progress("calling the model")
-    calls = ops_of_call(find_subject(model, None, None, settings))
+    calls = ops_of_call(find_subject(model, None, None, settings), training_of(settings))
     return step_calls(calls, force=force, progress=progress)
 
 
@@ -190,6 +193,7 @@ def measure_uncounted(
     wanted: Collection[tuple[str, str]],
     paths: Collection[str] = (),
     *,
+    training: "Training | None" = None,
     force: bool = False,
     progress: Progress = silent,
 ) -> tuple[list[MeasuredOp], dict[str, MeasuredGaps]]:
@@ -202,6 +206,7 @@ def measure_uncounted(
         subject: The model and its inputs.
         wanted: Dispatcher names and shapes of the ops that are meant, as sites have them.
         paths: Of the modules that are meant.
+        training: How the model is trained, of a training step.
         force: Whether to step what takes more than a minute.
         progress: Called with the name of each op or module as it begins.
 
@@ -213,7 +218,11 @@ def measure_uncounted(
 
     check_can_step()
     progress("calling the model")
-    kept = wanted_calls(subject, lambda call: (call.op, shapes_text(call.shapes)) in wanted)
+
+    def is_wanted(call: OpCall) -> bool:
+        return (call.op, shapes_text(call.shapes)) in wanted
+
+    kept = wanted_calls(subject, is_wanted, training)
     stepper = _OwnStepper(wanted, _NO_LIMIT if force else LIMIT_S * PER_SECOND)
     total = len(kept) + len(paths)
     with _one_thread():
@@ -225,7 +234,7 @@ def measure_uncounted(
         for number, path in enumerate(paths, len(kept) + 1):
             name = f"stepping between ops of {path or 'the model'} ({number} of {total})"
             progress(Stage(name, done=number - 1, total=total))
-            gaps[path] = stepper.measure_gaps(subject, path)
+            gaps[path] = stepper.measure_gaps(subject, path, training)
     return stepper.measured, gaps
 
 
@@ -275,7 +284,9 @@ class _OwnStepper:
                 )
             )
 
-    def measure_gaps(self, subject: "Subject", path: str) -> MeasuredGaps:
+    def measure_gaps(
+        self, subject: "Subject", path: str, training: "Training | None"
+    ) -> MeasuredGaps:
         """Step what a module's own code does between ops in one call of the model."""
         from flopprof.capture.between import call_between
 
@@ -283,7 +294,7 @@ class _OwnStepper:
             return MeasuredGaps(None, _TOO_LONG)
 
         def call(switch: "Switch") -> None:
-            call_between(subject, path, switch)
+            call_between(subject, path, switch, training)
 
         if others_work_in_parts(call):  # these calls are also those by which code is made
             return MeasuredGaps(None, _OTHERS)
@@ -349,6 +360,7 @@ def _row(call: "OpOfModel", counted: Counted, most: int) -> tuple[SteppedOp, int
         shapes=shapes_text(counted.shapes),
         dtype=call.dtype,
         module_path=call.module_path,
+        phase=call.phase,
         calls=call.calls,
         counted_matmul_flops=counted.matmul_flops,
         counted_vector_flops=counted.vector_flops,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flopprof.api import ceilings_of_user, find_to_profile, profile_subject, run_profile
+from flopprof.capture.subject import training_of
 from flopprof.errors import FlopprofError, UsageError
 from flopprof.executed.attach import join_counters
 from flopprof.executed.measured import hidden_gaps, join_measured, sites_without_formula
@@ -92,9 +93,14 @@ def verify_by_stepping(
     sites = sites_without_formula(run)
     wanted = set(zip(sites["op"], sites["input_shapes"], strict=True))
     paths = list(dict.fromkeys(hidden_gaps(run)["module_path"]))
+    training = training_of(settings)
+    if training:
+        paths = [path for path in paths if path]  # outside of all modules is backward, too
     if not wanted and not paths:
         return join_measured(run, [])
-    measured, gaps = measure_uncounted(subject, wanted, paths, force=force, progress=progress)
+    measured, gaps = measure_uncounted(
+        subject, wanted, paths, training=training, force=force, progress=progress
+    )
     return join_measured(run, measured, gaps)
 
 

@@ -206,6 +206,7 @@ def test_a_site_has_what_its_calls_executed_or_says_why_not(stepped, flops, fact
         (["aten::mm", "--shapes", "2048x2048,2048x2048"], "to step"),
         (["aten::cumsum"], "no default sizes"),
         (["aten::mm", "--train"], "--train does not go"),
+        (["small.py:Net", "--device", "cpu", "--autocast", "bfloat16"], "--autocast does not go"),
         (["aten::mm", "--device", "cuda"], "stepped on a CPU"),
         (["aten::mm", "model.pt"], "model.pt is no op"),
     ],
@@ -285,3 +286,60 @@ def test_gaps_of_one_module_that_are_told_by_two_sites_are_not_told_apart():
     assert joined["executed_flops"].isna().all()
     assert "2 sites of hidden time in one module" in joined["executed_reason"].iloc[0]
     assert "9 FLOPs in all" in joined["executed_reason"].iloc[0]
+
+
+def test_a_training_step_has_its_backward_pass_and_its_optimizer_stepped():
+    model = nn.Sequential(nn.Linear(16, 16, bias=False), nn.ReLU(), nn.Linear(16, 16, bias=False))
+
+    rows = step_model(model, Settings(input="16x16", train=True))
+
+    products = [row for row in rows if row.counted_matmul_flops]
+    # Forward x·Wᵀ of both layers; backward dW of both and dx of the second: each 2·16³.
+    assert sum(row.calls * (row.counted_matmul_flops or 0) for row in products) == 5 * 8192
+    assert {row.phase for row in products} == {"forward", "backward"}
+    assert {row.conclusion.verdict for row in products} == {"exact"}
+    relu_back = next(row for row in rows if row.op == "aten::threshold_backward")
+    assert (relu_back.phase, relu_back.counted_vector_flops) == ("backward", 256)
+    updates = [row for row in rows if row.phase == "optimizer"]
+    assert {row.op for row in updates} == {"aten::add_"}  # SGD: w - lr·dw, an FMA for each element
+    assert all(row.executed and row.executed.flops == 512 for row in updates)  # 2·16²
+    assert "aten::equal" not in {row.op for row in rows}  # of our own bookkeeping
+
+
+OWN_BACKWARD = """
+import torch
+
+@torch.library.custom_op("flopprof_trained::thrice", mutates_args=())
+def thrice(x: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(x.numpy() * 3)
+
+@torch.library.custom_op("flopprof_trained::back", mutates_args=())
+def back(gradient: torch.Tensor) -> torch.Tensor:
+    return torch.from_numpy(gradient.numpy() * 3 * 5)
+
+thrice.register_autograd(lambda _, gradient: torch.ops.flopprof_trained.back(gradient))
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(64, 64)
+
+    def forward(self, x):
+        return torch.ops.flopprof_trained.thrice(self.layer(x))
+"""
+
+
+def test_a_training_step_is_measured_forward_and_backward(tmp_path, capsys):
+    (tmp_path / "trained.py").write_text(OWN_BACKWARD)
+    model = f"{tmp_path / 'trained.py'}:Net"
+    command = ["verify", model, "--input", "64x64", "--device", "cpu", "--train", "--json"]
+
+    assert main([*command, "-o", str(tmp_path / "out.flopprof")]) == 0
+
+    answer = json.loads(capsys.readouterr().out)
+    sites = {site["op"]: site for site in answer["sites"]}
+    forward, backward = (sites[f"flopprof_trained::{name}"] for name in ("thrice", "back"))
+    assert (forward["phase"], backward["phase"]) == ("forward", "backward")
+    # numpy's 64·64 products: one each forward, two each backward; a few of Python's beside them.
+    assert forward["executed_flops"] == pytest.approx(4096, rel=0.02)
+    assert backward["executed_flops"] == pytest.approx(2 * 4096, rel=0.02)

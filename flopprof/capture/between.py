@@ -8,11 +8,12 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from flopprof.capture.call import guarded, unchanged
+from flopprof.capture.dispatched import calling
 from flopprof.capture.hooks import watch_modules
 
 if TYPE_CHECKING:
     from flopprof.capture.subject import Subject
+    from flopprof.capture.training import Training
 
 
 class Switch(Protocol):
@@ -95,17 +96,20 @@ class _Called(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def call_between(subject: "Subject", path: str, switch: Switch) -> None:
-    """Call the model once; the switch is on in the own code of the module at `path`.
+def call_between(
+    subject: "Subject", path: str, switch: Switch, training: "Training | None" = None
+) -> None:
+    """Call the model, or train it for a step; the switch is on in the forward code of a module.
+
+    That is the one at `path`, its own code alone.
 
     Raises:
         UsageError: The input is at fault.
         ModelError: The model raised.
     """
-    call = guarded(subject.model, subject.inputs)
     gate = _Gate(switch, path)
     with (
-        unchanged(subject.model, subject.inputs),
+        calling(subject, training) as call,
         torch.no_grad(),
         _Dispatched(gate),
         _Called(gate),

@@ -1,5 +1,7 @@
 """Ops that can be called again: those of one call of a model, or one by its name."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from flopprof.units import safe_text
 
 if TYPE_CHECKING:
     from flopprof.capture.subject import Subject
+    from flopprof.capture.training import Training
 
 
 @dataclass(slots=True)
@@ -31,6 +34,7 @@ class OpOfModel:
         kwargs: Those by name.
         recorded: The call as a formula takes it.
         module_path: The module that called it first; "" for the model itself or none.
+        phase: Of that call: forward, backward, optimizer.
         calls: How many calls of the model are like it.
     """
 
@@ -39,6 +43,7 @@ class OpOfModel:
     kwargs: dict[str, Any] = field(default_factory=dict)
     recorded: OpCall = field(init=False)
     module_path: str = ""
+    phase: str = "forward"
     calls: int = 1
 
     def __post_init__(self) -> None:
@@ -62,13 +67,14 @@ def _copied(value: Any) -> Any:
 
 
 class _Keeping(TorchDispatchMode):
-    """Keeps each distinct call of an op that does arithmetic."""
+    """Keeps each distinct call of an op that does arithmetic, by phase."""
 
     def __init__(self, tracker: ModuleTracker) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         load_op_formulas()
         self.tracker = tracker
-        self.kept: dict[OpCall, OpOfModel] = {}
+        self.kept: dict[tuple[OpCall, str], OpOfModel] = {}
+        self.has_been_backward = False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -77,12 +83,20 @@ class _Keeping(TorchDispatchMode):
         is_op = not isinstance(func, HigherOrderOperator)
         if is_op and not func.is_view and func._schema.name not in FREE_OPS:
             call = OpOfModel(func, args, kwargs)
-            if call.recorded in self.kept:
-                self.kept[call.recorded].calls += 1
-            else:
-                call.module_path = path_of(self.tracker)
-                self.kept[call.recorded] = call
+            call.phase = self._phase()
+            call.module_path = path_of(self.tracker)
+            first = self.kept.setdefault((call.recorded, call.phase), call)
+            if first is not call:
+                first.calls += 1
         return func(*args, **kwargs)
+
+    def _phase(self) -> str:
+        """Return the phase of a training step that it is in."""
+        if torch._C._current_graph_task_id() != -1:
+            self.has_been_backward = True
+            return "backward"
+        is_in_module = len(self.tracker.parents) > 1  # "Global" is always there
+        return "optimizer" if self.has_been_backward and not is_in_module else "forward"
 
 
 def path_of(tracker: ModuleTracker) -> str:
@@ -91,17 +105,38 @@ def path_of(tracker: ModuleTracker) -> str:
     return max(names, key=len, default="").partition(".")[2]
 
 
-def ops_of_call(subject: "Subject") -> list[OpOfModel]:
+@contextmanager
+def calling(subject: "Subject", training: "Training | None") -> Iterator[Callable[[], object]]:
+    """Yield a call of a model, or a training step of it; afterwards all is as it was.
+
+    A step runs once before: the optimizer's first one makes its state. On a CPU the backward pass
+    runs in the thread that asks for it, so that modes see its ops.
+    """
+    besides = training.besides if training else ()
+    is_training = training is not None
+    with unchanged(
+        subject.model, subject.inputs, training=is_training, besides=besides
+    ) as snapshot:
+        inputs = training.of(subject.model, subject.inputs) if training else subject.inputs
+        call = guarded(subject.model, inputs)
+        if is_training:
+            call()
+            snapshot.restore()  # here, where no mode sees it
+        yield call
+
+
+def ops_of_call(subject: "Subject", training: "Training | None" = None) -> list[OpOfModel]:
     """Return the distinct ops of one call of a model, without those that view or move data.
+
+    Of a training step those of the backward pass and the optimizer, too.
 
     Raises:
         UsageError: The input is at fault.
         ModelError: The model raised.
     """
-    call = guarded(subject.model, subject.inputs)
     tracker = ModuleTracker()
     keeping = _Keeping(tracker)
-    with unchanged(subject.model, subject.inputs), torch.no_grad(), tracker, keeping:
+    with calling(subject, training) as call, torch.no_grad(), tracker, keeping:
         call()
     return list(keeping.kept.values())
 

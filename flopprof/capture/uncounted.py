@@ -13,12 +13,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.module_tracker import ModuleTracker
 
-from flopprof.capture.call import guarded, unchanged
-from flopprof.capture.dispatched import OpOfModel, path_of
+from flopprof.capture.dispatched import OpOfModel, calling, path_of
 from flopprof.formulas import OpCall
 
 if TYPE_CHECKING:
     from flopprof.capture.subject import Subject
+    from flopprof.capture.training import Training
 
 _BACKENDS = ("QuantizedCPU", "SparseCPU", "SparseCsrCPU", "MkldnnCPU", "CPU")
 """Keys of the dispatcher by which kernels for a CPU are chosen, that of plain tensors last."""
@@ -111,18 +111,24 @@ def only_calls_others(op: OpOverload) -> bool:
     return not any(has_kernel(name, key) for key in _BACKENDS)
 
 
-def wanted_calls(subject: "Subject", is_wanted: Wanted) -> list[KeptCalls]:
+def wanted_calls(
+    subject: "Subject", is_wanted: Wanted, training: "Training | None" = None
+) -> list[KeptCalls]:
     """Return the calls that are wanted of one call of a model, those that are alike together.
+
+    Args:
+        subject: The model and its inputs.
+        is_wanted: Whether calls like one are.
+        training: How it is trained, of a training step.
 
     Raises:
         UsageError: The input is at fault.
         ModelError: The model raised.
     """
-    call = guarded(subject.model, subject.inputs)
     tracker = ModuleTracker()
     keeper = _Keeper(is_wanted, tracker)
     with (
-        unchanged(subject.model, subject.inputs),
+        calling(subject, training) as call,
         torch.no_grad(),
         tracker,
         _Dispatched(keeper),

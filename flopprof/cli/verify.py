@@ -135,7 +135,7 @@ def _step_ops(args: Namespace) -> int:
         raise UsageError(f"{models[0]} is no op like the others", remedy="name ops, or one model")
     if args.device not in ("cpu", "auto"):
         raise UsageError(f"ops are stepped on a CPU, not on {args.device}", remedy="--device cpu")
-    _refuse_what_is_not_stepped(args)
+    _refuse_what_is_not_stepped(args, "output", "train")
     if args.formulas:
         from flopprof.formulas.external import load_formulas
 
@@ -156,7 +156,7 @@ def _step_model(args: Namespace, settings: "Settings") -> int:
     """Step the ops of a model through one thread of the CPU; with -o those that nothing counts."""
     from flopprof.stepped import step_model
 
-    _refuse_what_is_not_stepped(args, but="output")
+    _refuse_what_is_not_stepped(args)
     if args.shapes:
         raise UsageError("--shapes is for ops", remedy="give a model's input by --input")
     if args.output:
@@ -179,10 +179,10 @@ def _save_stepped(args: Namespace, settings: "Settings") -> int:
         return _finish(args, make, sources=[args.model], progress=progress)
 
 
-def _refuse_what_is_not_stepped(args: Namespace, but: str = "") -> None:
-    """Raise `UsageError` for an option that stepping has no use for."""
-    for option in ("output", "annotate", "train", "autocast", "compile"):
-        if option != but and getattr(args, option):
+def _refuse_what_is_not_stepped(args: Namespace, *others: str) -> None:
+    """Raise `UsageError` for an option that stepping has no use for, and for `others`."""
+    for option in ("annotate", "autocast", "compile", *others):
+        if getattr(args, option):
             raise UsageError(
                 f"--{option} does not go with stepping a CPU", remedy=f"leave out --{option}"
             )

@@ -236,6 +236,8 @@ def _by_all(counted: Counted, operations: Operations) -> Explained:
         each = operations.flops / counted.elements
         if each <= reasons.get("polynomial", 0):
             return _explained(EXPLAINED, "polynomial", each=each)
+        if "fused_alpha" in reasons and operations.flops == operations.fma_flops == 2 * expected:
+            return _explained(EXPLAINED, "fused_alpha")
         if sizes := filled_up(sizes_of_loops(counted), expected, operations.flops):
             return _explained(EXPLAINED, "tail_lanes", sizes=sizes)
         if operations.flops - operations.masked_flops <= expected:
@@ -245,8 +247,6 @@ def _by_all(counted: Counted, operations: Operations) -> Explained:
         for code in ("recomputation", "scaled_operands"):
             if each <= reasons.get(code, 0):
                 return _explained(EXPLAINED, code, each=each)
-        if "fused_alpha" in reasons and operations.flops == operations.fma_flops == 2 * expected:
-            return _explained(EXPLAINED, "fused_alpha")
         if "partial_sums" in reasons and more <= _MOST_PARTIAL:
             return _explained(EXPLAINED, "partial_sums", more=more)
         if more <= _MOST_ONCE:

@@ -211,7 +211,7 @@ def _of_gaps(
     """Return what the gaps of a site executed, and why not or what is not sure."""
     of_module = gaps.get(site.module_path)
     if of_module is None:
-        return None, "its module was not stepped"
+        return None, "in a training step, outside of modules' forward passes: not stepped"
     sites = int((hidden["module_path"] == site.module_path).sum())
     if sites > 1 and of_module.executed is not None:
         flops = of_module.executed.flops

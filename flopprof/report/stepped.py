@@ -74,6 +74,7 @@ class SteppedCall(Part, frozen=True, kw_only=True):
         shapes: Of its arguments: `16x16, 16x16`.
         dtype: Element type of the first tensor; null without one.
         module_path: In a model: the module that calls it first; "" for the model itself, or none.
+        phase: In a training step: forward, backward or optimizer, where it is called first.
         calls: In a model: how many calls are like this one.
         counted_matmul_flops: By its formula; null without one.
         counted_vector_flops: Likewise.
@@ -97,6 +98,7 @@ class SteppedCall(Part, frozen=True, kw_only=True):
     shapes: str
     dtype: str | None
     module_path: str
+    phase: str
     calls: Annotated[int, Meta(ge=1)]
     counted_matmul_flops: Whole | None
     counted_vector_flops: Whole | None
@@ -145,6 +147,7 @@ def stepped_call(row: "SteppedOp") -> SteppedCall:
         shapes=row.shapes,
         dtype=row.dtype or None,
         module_path=row.module_path,
+        phase=row.phase,
         calls=row.calls,
         counted_matmul_flops=row.counted_matmul_flops,
         counted_vector_flops=row.counted_vector_flops,
