@@ -24,7 +24,7 @@ from flopprof.executed.stepping import (
     step,
     step_parts,
 )
-from flopprof.formulas import OpCall, Work
+from flopprof.formulas import OpCall, Work, looks_below
 from flopprof.settings import Progress, Settings, silent
 from flopprof.stages import Stage
 from flopprof.units import safe_text, shapes_text
@@ -411,11 +411,11 @@ def _work_of(call: "OpOfModel") -> Work | None:
 def _work_below(call: "OpOfModel") -> Work | None:
     """Return what is counted for the ops that a call makes.
 
-    None where one of them has no count, or the call does work of its own.
+    None where one of them has no count, or the call may do work of its own.
     """
-    from flopprof.capture.uncounted import calls_below, only_calls_others
+    from flopprof.capture.uncounted import calls_below
 
-    if not only_calls_others(call.function):
+    if not looks_below(call.recorded.op):
         return None
     matmul_flops = 0
     vector_flops = 0

@@ -186,9 +186,11 @@ def build_compiled() -> None:
         return (values, SCALE, 64, packed, *after(scales, *geometry))
 
     BUILDERS["onednn::qlinear_pointwise"] = ("32x32:uint8, packed 32x32:int8", linear)
-    words = "1x16x8x8:uint8, packed 16x16x3x3:int8"
-    BUILDERS["onednn::qconv_pointwise"] = (words, lambda: convolution(2))
-    BUILDERS["onednn::qconv2d_pointwise"] = BUILDERS["onednn::qconv_pointwise"]
+    for axes in (1, 2, 3):
+        words = f"{'x'.join(map(str, image(axes)))}:uint8, packed 16 filters"
+        name = f"onednn::qconv{axes}d_pointwise"
+        BUILDERS[name] = (words, lambda axes=axes: convolution(axes))
+    BUILDERS["onednn::qconv_pointwise"] = BUILDERS["onednn::qconv2d_pointwise"]
 
 
 def build_sparse() -> None:
@@ -228,12 +230,6 @@ def build_others() -> None:
         values = torch.rand(32, 32, dtype=torch.bfloat16)
         return (values, packed, 32, torch.rand(1, 32, 2, dtype=torch.bfloat16))
 
-    def of_two_scales() -> tuple[Any, ...]:
-        packed = torch.ops.aten._dyn_quant_pack_4bit_weight(
-            torch.randint(0, 255, (32, 16), dtype=torch.uint8), torch.rand(32, 1), None, 32, 32, 32
-        )
-        return (torch.rand(32, 32), packed, 32, 32, 32)
-
     def layer_of_onednn() -> tuple[Any, ...]:
         weights = (torch.rand(64, 16), torch.rand(64, 16), torch.rand(64), torch.rand(64))
         state = (torch.zeros(2, 16), torch.zeros(2, 16))
@@ -255,7 +251,6 @@ def build_others() -> None:
         "32x32:bfloat16, packed 32x32 of 4 bits",
         of_four_bits,
     )
-    BUILDERS["aten::_dyn_quant_matmul_4bit"] = ("32x32, packed 32x32 of 4 bits", of_two_scales)
     BUILDERS["aten::mkldnn_rnn_layer_backward"] = ("4x2x16, what was saved", layer_of_onednn)
     name = "aten::_scaled_dot_product_flash_attention_for_cpu_backward"
     BUILDERS[name] = ("4 of 1x2x32x16, what was saved", saved_attention)

@@ -101,16 +101,6 @@ def _is_composite(op: OpOverload) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(op.name(), key)
 
 
-def only_calls_others(op: OpOverload) -> bool:
-    """Return whether all that an op does is in ops that it calls: it has no kernel of a backend."""
-    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
-    name = op.name()
-    composite = ("CompositeImplicitAutograd", "CompositeExplicitAutograd")
-    if not any(has_kernel(name, key) for key in composite):
-        return False
-    return not any(has_kernel(name, key) for key in _BACKENDS)
-
-
 def wanted_calls(
     subject: "Subject", is_wanted: Wanted, training: "Training | None" = None
 ) -> list[KeptCalls]:

@@ -201,6 +201,24 @@ def test_a_quantised_convolution_counts_like_the_real_one():
     assert (op, work) == ("onednn::qconv_pointwise", Work(9216, 256, 288 + 144 + 4 * 264))
 
 
+def test_a_quantised_filter_along_one_axis_is_packed_as_if_along_two():
+    onednn = torch.ops.onednn
+    scale, zero = torch.ones(8), torch.zeros(8, dtype=torch.int64)
+    where = [1], [0], [1], 1
+    w = torch.ones(8, 4, 3, dtype=torch.int8)
+    w = onednn.qconv_prepack(w, scale, 1.0, 0, *where, [2, 4, 6])
+    assert w.shape == (8, 4, 1, 3)
+    x = torch.ones(2, 4, 6, dtype=torch.uint8)
+    result: Any = 1.0, 0, torch.float32, "none", [], ""
+
+    op, work = outermost(
+        lambda: onednn.qconv_pointwise(x, 1.0, 0, w, scale, zero, torch.zeros(8), *where, *result)
+    )
+
+    # 2·8·4 = 64 outputs × 4·3 taps × 2; a bias each; bytes: 48 + 96 of one, 8 + 64 of four.
+    assert (op, work) == ("onednn::qconv_pointwise", Work(1536, 64, 48 + 96 + 4 * 72))
+
+
 G = (2, 6, 5, 4)
 BACKWARD = [
     # Each product is the forward's 4320 multiply-adds; the bias's gradient 240 adds. Read are the

@@ -52,6 +52,11 @@ def convolution(call: OpCall, at: Places) -> Work | None:
     """
     x = call.shape(at["input"])
     taps = call.shape(at["filter"])
+    if "result_type" in at and len(taps) == 4 and len(x) == 3:
+        taps = (
+            *taps[:2],
+            taps[3],
+        )  # quantised, along one axis: packed as if along two, the first 1
     dims = len(taps) - 2
     stride = _per_axis(call, at, "stride", dims)
     padding = _per_axis(call, at, "padding", dims)
