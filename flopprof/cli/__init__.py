@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pkgutil
+import re
 import signal
 import sys
 import time
@@ -42,7 +43,34 @@ class _Parser(ArgumentParser):
     subcommands: dict[str, "_Parser"]
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(message, remedy=f"{self.prog} --help")
+        wrong = re.match(r"argument COMMAND: invalid choice: '(.+?)'", message)
+        near = _nearest(wrong[1], self.subcommands) if wrong else ""
+        meant = f"did you mean {near}? See " if near else ""
+        raise UsageError(message, remedy=f"{meant}{self.prog} --help")
+
+    def parse_all(self, arguments: Sequence[str]) -> Namespace:
+        """Return the arguments parsed.
+
+        Raises:
+            UsageError: Some of them are unknown, or do not fit.
+        """
+        args, unknown = self.parse_known_args(arguments)
+        if not unknown:
+            return args
+        parser = self.subcommands[args.command] if args.command else self
+        option = unknown[0].partition("=")[0]
+        known = [name for action in parser._actions for name in action.option_strings]
+        near = _nearest(option, known) if option.startswith("-") else ""
+        meant = f"did you mean {near}? See " if near else ""
+        fact = f"unrecognized arguments: {' '.join(unknown)}"
+        raise UsageError(fact, remedy=f"{meant}{parser.prog} --help")
+
+
+def _nearest(text: str, known: Iterable[str]) -> str:
+    """Return what of the known is most like a text that may be misspelled; "" if nothing is."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(text, [*known], n=1)), "")
 
 
 def make_parser(first: str = "") -> _Parser:
@@ -142,7 +170,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     parser = make_parser(next((text for text in arguments if text != "--json"), ""))
-    args = parser.parse_args(arguments)
+    args = parser.parse_all(arguments)
     args.arguments = list(arguments)
     if args.command is None and not args.version:
         parser.error("no COMMAND was given")

@@ -82,6 +82,21 @@ def test_what_is_no_subcommand_is_refused(arguments, says, capsys):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [
+        (["coutn", "x"], "did you mean count? See flopprof --help"),
+        (["run", "x", "--treads", "1"], "did you mean --threads? See flopprof run --help"),
+        (["run", "x", "--zzzz"], "flopprof run --help"),
+        (["run", "x", "threads"], "flopprof run --help"),  # a second model, and no option
+    ],
+)
+def test_a_misspelled_word_is_told_with_the_one_that_is_meant(arguments, remedy, capsys):
+    assert main(arguments) == 2
+
+    assert capsys.readouterr().err.splitlines()[1] == f"  {remedy}"
+
+
 def test_options_stand_before_the_subcommand_too(capsys):
     assert main(["--json", "report", "nowhere"]) == 2
     assert json.loads(capsys.readouterr().out)["error"]["exit_code"] == 2
