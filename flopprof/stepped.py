@@ -27,6 +27,7 @@ from flopprof.executed.stepping import (
 from flopprof.formulas import OpCall, Work, looks_below
 from flopprof.settings import Progress, Settings, silent
 from flopprof.stages import Stage
+from flopprof.units import counted as number_of
 from flopprof.units import safe_text, shapes_text
 
 if TYPE_CHECKING:
@@ -436,8 +437,8 @@ def _refuse_what_takes_long(counted: Sequence[Counted], most: int) -> None:
     least = flops // _FLOPS_PER_INSTRUCTION + _INSTRUCTIONS_AROUND * len(counted)
     if least > most:
         raise UsageError(
-            f"{len(counted)} ops with {flops:,} FLOPs take {least / PER_SECOND:,.0f} seconds or "
-            "more to step",
+            f"{number_of(len(counted), 'op')}, {flops:,} FLOPs, take {least / PER_SECOND:,.0f} "
+            "seconds or more to step",
             remedy="give a smaller input (--batch 1, --input-size 32, --shapes), or add --force",
         )
 

@@ -205,6 +205,7 @@ def test_a_site_has_what_its_calls_executed_or_says_why_not(stepped, flops, fact
         (["aten::mm", "--shapes", "16x16,17x16"], "aten::mm raised RuntimeError"),
         (["aten::mm", "--shapes", "2048x2048,2048x2048"], "to step"),
         (["aten::cumsum"], "no default sizes"),
+        (["aten::mm", "--shapes", "16xx16"], "--shapes 16xx16: '' is not a size"),
         (["aten::mm", "--train"], "--train does not go"),
         (["small.py:Net", "--device", "cpu", "--autocast", "bfloat16"], "--autocast does not go"),
         (["aten::mm", "--device", "cuda"], "stepped on a CPU"),

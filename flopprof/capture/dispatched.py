@@ -152,7 +152,13 @@ def op_with_arguments(op: str, text: str, dtype: str | None) -> OpOfModel:
     Raises:
         UsageError: There is no such op, or its arguments do not fit.
     """
-    spec = parse_input(f"[{text}]")
+    try:
+        spec = parse_input(f"[{text}]")
+    except UsageError as error:
+        raise UsageError(
+            f"--shapes {safe_text(text)}: {safe_text(error.__cause__)}",
+            remedy='write sizes, numbers, texts, None and lists: --shapes "32x32,32x32:int8,[2,2]"',
+        ) from error
     arguments = list(spec.value) if isinstance(spec, ValueSpec) else []
     for overload in overloads(op):
         specs = _fitted(overload, arguments)

@@ -26,11 +26,30 @@ static struct slot table[SLOTS];
 static volatile uint64_t executed;  /* instructions in all */
 static volatile uint64_t most;      /* where stepping ends by itself */
 static volatile uint64_t distinct;  /* slots that are taken */
-static volatile int stopped;        /* 1: `most` was reached; 2: the table was full */
+static volatile int stopped;        /* 1: `most` was reached; 2: table full; 3: interrupted */
 static volatile int is_stepping;
 static pid_t owner;
 static struct sigaction before;
 static uint32_t tile_offset; /* of the sizes of AMX tiles in the saved state; 0 without AMX */
+
+/* Python acts on a signal when the call that is stepped comes back. So that this is soon, stepping
+   ends at the signal; then it is handled as before. */
+#define SIGNALS 2
+static const int interrupts[SIGNALS] = {SIGINT, SIGTERM};
+static struct sigaction before_interrupt[SIGNALS];
+
+static void on_interrupt(int signal, siginfo_t *info, void *context) {
+    const struct sigaction *then = &before_interrupt[signal == SIGTERM];
+    stopped = 3;
+    if (then->sa_flags & SA_SIGINFO) {
+        then->sa_sigaction(signal, info, context);
+    } else if (then->sa_handler == SIG_DFL) {
+        sigaction(signal, then, 0);
+        kill(getpid(), signal);
+    } else if (then->sa_handler != SIG_IGN) {
+        then->sa_handler(signal);
+    }
+}
 
 /* A thread that blocks SIGTRAP while it is stepped is killed by the system. Where the next
    instruction is a system call that would block it, the call gets a copy of its set without it. */
@@ -119,6 +138,8 @@ int step_begin(uint64_t at_most) {
     action.sa_flags = SA_SIGINFO | SA_RESTART;
     sigemptyset(&action.sa_mask);
     if (sigaction(SIGTRAP, &action, &before) != 0) return -1;
+    action.sa_sigaction = on_interrupt;
+    for (int i = 0; i < SIGNALS; i++) sigaction(interrupts[i], &action, &before_interrupt[i]);
     is_stepping = 1;
     __asm__ volatile("lea -128(%%rsp), %%rsp\n\t" /* below it is the red zone */
                      "pushfq\n\t"
@@ -151,6 +172,7 @@ void step_resume(void) {
 int step_end(void) {
     step_pause();
     is_stepping = 0;
+    for (int i = 0; i < SIGNALS; i++) sigaction(interrupts[i], &before_interrupt[i], 0);
     sigaction(SIGTRAP, &before, 0);
     return stopped;
 }

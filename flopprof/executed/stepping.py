@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from statistics import median
 
 from flopprof.collector import not_collecting
 from flopprof.errors import UsageError
@@ -36,6 +37,7 @@ _WHY_STOPPED = {
     0: "",
     1: "it executes more than {most:,} instructions",
     2: "its code has more than 65,536 distinct instructions",
+    3: "it was interrupted",
 }
 
 
@@ -157,8 +159,8 @@ def others_work_in_parts(call: Callable[[OthersClock], object]) -> bool:
 def others_work(call: Callable[[], object]) -> bool:
     """Return whether other threads work for a call: `step` does not see what they execute.
 
-    Of several calls the one with the least of it counts: a thread that has nothing to do with the
-    call may run beside it by chance.
+    Of several calls the median counts: a thread that has nothing to do with the call may run beside
+    it by chance, and the time of one that has just ended is now and then in no clock yet.
     """
 
     def whole(clock: OthersClock) -> None:
@@ -170,8 +172,8 @@ def others_work(call: Callable[[], object]) -> bool:
 
 
 def _is_work_of_others(clocks: Sequence[OthersClock]) -> bool:
-    beside_ns = min(clock.beside_ns for clock in clocks)
-    own_ns = min(clock.own_ns for clock in clocks)
+    beside_ns = median(clock.beside_ns for clock in clocks)
+    own_ns = median(clock.own_ns for clock in clocks)
     return beside_ns > max(_LEAST_NS, _LEAST_SHARE * own_ns)
 
 

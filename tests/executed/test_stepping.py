@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from flopprof.errors import UsageError
-from flopprof.executed.stepping import check_can_step, others_work, step
+from flopprof.executed.stepping import _counted, _stepper, check_can_step, others_work, step
 
 MOST = 1_000_000
 
@@ -114,3 +114,25 @@ def test_a_call_that_begins_a_thread_survives():
     step(begin, most=MOST)
 
     assert len(ran) == 3
+
+
+def test_an_interrupted_call_is_stepped_no_further_and_raises_when_it_comes_back(squares):
+    values = (ctypes.c_double * 200_000)()
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    calls = []
+
+    def third_is_interrupted():
+        calls.append(1)
+        if len(calls) == 3:  # the one that is stepped: a second or two before its end
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        squares(values, 200_000)
+
+    with pytest.raises(KeyboardInterrupt):
+        step(third_is_interrupted, most=100 * MOST)
+
+    counts = _counted(_stepper())
+    assert sum(each.times for each in counts) < 200_000  # its loop alone has 200,000 rounds
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert step(lambda: None, most=MOST).why_stopped == ""
