@@ -3,9 +3,9 @@
 usage: python scripts/make_executed.py [OP …]
 
 The ops and sizes are those of flopprof/executed/default_shapes.csv, in float32, float64 and
-bfloat16, and those of scripts/executed_calls.py, whose arguments are packed or sparse. What an op
-does not take it has no row of. results/executed_none.csv says of every op with products that has
-no row at all why it has none. Where ops are named, the rows of others stay. Takes 20 minutes.
+bfloat16, and those of scripts/executed/packed_calls.py, whose arguments are packed or sparse. What
+an op does not take it has no row of. results/executed_none.csv says of every op with products that
+has no row at all why it has none. Where ops are named, the rows of others stay. Takes 20 minutes.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import executed_calls
 import torch
+from executed import packed_calls
 
 from flopprof.devices.cpu import cpu_name
 from flopprof.errors import FlopprofError
@@ -27,7 +27,7 @@ from flopprof.run import to_json
 from flopprof.stepped import SteppedOp, default_calls, step_calls, step_ops
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
-STATED = Path(__file__).with_name("executed_none.csv")
+STATED = Path(__file__).parent / "executed" / "none.csv"
 WITH_PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 """Kinds of ops whose formulas have products."""
 
@@ -115,7 +115,7 @@ def rows_of(op: str) -> Iterator[dict[str, Any]]:
                 yield {"refused": error.problem}
             else:
                 yield row(stepped, arguments)
-    for words, call in executed_calls.calls(op):
+    for words, call in packed_calls.calls(op):
         print(f"{op} {words}", file=sys.stderr)
         (stepped,) = step_calls([call], force=True)
         yield row(stepped, words)

@@ -114,7 +114,7 @@ def test_what_a_cpu_executed_stands_beside_counts_that_come_out_again():
 
     for row in rows.itertuples(index=False):
         if (row.op, row.arguments) not in as_text:
-            continue  # of packed or sparse tensors, by scripts/executed_calls.py
+            continue  # of packed or sparse tensors, by scripts/executed/packed_calls.py
         dtype = None if ":" in row.arguments else row.dtype
         counted = count_call(op_with_arguments(row.op, row.arguments, dtype))
         told = (row.counted_matmul_flops, row.counted_vector_flops)
