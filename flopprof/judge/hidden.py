@@ -94,7 +94,7 @@ def gap_sums(call: TracedCall) -> list[GapSum]:
     gaps = hidden_gaps(call)
     anywhere = gaps["module_path"].isin(list(call.foreign))
     before_op = gaps["before_op"].astype(object).where(~anywhere, _ANYWHERE)
-    places = gaps.groupby([gaps["module_path"], before_op], sort=False)
+    places = gaps.groupby([gaps["module_path"].astype(object), before_op], sort=False)
     sums = []
     for (path, before), group in places:
         times_us = group["duration_us"]

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+import numpy as np
+
 from flopprof.formulas import OpCall, Work
+from flopprof.trace.nesting import nearest
 from flopprof.trace.signatures import Signature
+from flopprof.trace.texts import numbers_of
 
 # Products that do as many FLOPs as the products they call: only an operand's view differs.
 _PRODUCTS = frozenset(
@@ -58,7 +62,7 @@ def is_exact(work: Work | None) -> bool:
 
 
 def outer_views(
-    labels: Sequence[int], parents: Sequence[int], signatures: Sequence[Signature]
+    labels: np.ndarray, parents: np.ndarray, signatures: Sequence[Signature]
 ) -> set[int]:
     """Return the ops whose own FLOPs are not what ran: those of the ops below them are.
 
@@ -73,16 +77,30 @@ def outer_views(
         signatures: By label.
     """
     below = _BelowOps(signatures)
-    working_above = [-1] * len(labels)  # the nearest op around that has FLOPs
-    for node, label in enumerate(labels):
-        parent = parents[node]
-        if label < 0 or parent < 0:
-            continue
-        above = parent if below.flops[labels[parent]] else working_above[parent]
-        working_above[node] = above
-        if above >= 0 and below.flops[label]:
-            below.add(label, above, labels, working_above)
+    works = _where([flops is not None for flops in below.flops], labels)
+    around = nearest(parents, works)[parents]  # the nearest op around that has FLOPs
+    inner = np.flatnonzero(works & (around >= 0))
+    outer = around[inner]
+    is_product = _where([signature.op in _PRODUCTS for signature in signatures], labels)[inner]
+    while len(inner):  # for each op that has FLOPs those around it, one after the other
+        found = below.relations(labels[inner], labels[outer])
+        found[~is_product & np.isin(found, (_WRAPPED, _LOOPED))] = _UNLIKE
+        for at in np.flatnonzero(found != _UNLIKE).tolist():
+            below.add(int(found[at]), int(labels[inner[at]]), int(outer[at]), labels)
+        is_product &= found != _WRAPPED
+        goes_on = (found != _AGAIN) & (around[outer] >= 0)
+        inner, outer, is_product = inner[goes_on], around[outer[goes_on]], is_product[goes_on]
     return with_ancestors(below.others(labels), parents)
+
+
+def _where(holds: list[bool], labels: np.ndarray) -> np.ndarray:
+    """Return for which ops something holds that is told by signature."""
+    nodes: np.ndarray = np.array([*holds, False], dtype=bool)[labels]  # the last is for no op
+    return nodes
+
+
+# How an op that has FLOPs is to one around it.
+_UNLIKE, _AGAIN, _WRAPPED, _LOOPED, _BATCHED = range(5)
 
 
 class _BelowOps:
@@ -95,38 +113,52 @@ class _BelowOps:
         self._products: dict[int, _Below] = {}  # of ops that are products
         self._looped: dict[int, _Below] = {}  # products, of ops that are none
         self._batched: list[int] = []  # ops around one that does several times their work
+        self._relations: dict[int, int] = {}
 
-    def add(self, label: int, above: int, labels: Sequence[int], around: Sequence[int]) -> None:
-        """Add an op that has FLOPs to those around it.
+    def relations(self, inner: np.ndarray, outer: np.ndarray) -> np.ndarray:
+        """Return how ops with these signatures are to ops around them with those."""
+        size = len(self._signatures)
+        pairs, which = np.unique(inner.astype(np.int64) * size + outer, return_inverse=True)
+        for pair in pairs.tolist():
+            if pair not in self._relations:
+                self._relations[pair] = self._relation(*divmod(pair, size))
+        relations: np.ndarray = np.array([self._relations[pair] for pair in pairs.tolist()])[which]
+        return relations
+
+    def _relation(self, inner_label: int, outer_label: int) -> int:
+        inner = self._signatures[inner_label]
+        outer = self._signatures[outer_label]
+        if outer.dtype != inner.dtype:  # it counts in another way, as complex products
+            return _UNLIKE
+        if outer.op == inner.op:
+            return _AGAIN
+        if inner.op in _PRODUCTS:
+            return _WRAPPED if outer.op in _PRODUCTS else _LOOPED
+        return _BATCHED if _is_of_several(outer, inner) else _UNLIKE
+
+    def add(self, relation: int, label: int, above: int, labels: np.ndarray) -> None:
+        """Add an op that has FLOPs to one around it.
 
         Args:
+            relation: How it is to that.
             label: Its signature.
-            above: The nearest op around that has FLOPs.
+            above: The op around.
             labels: For each node its signature.
-            around: For each node the nearest op around that has FLOPs, or -1.
         """
         mine = self.flops[label]
-        inner = self._signatures[label]
-        is_product = inner.op in _PRODUCTS
         if mine is None:
             return
-        while above >= 0:
-            outer = self._signatures[labels[above]]
-            if outer.dtype == inner.dtype:  # else it counts in another way, as complex products
-                if outer.op == inner.op:
-                    other_shapes = not _is_passed_on(outer.call, inner.call)
-                    _below(self._same_name, above).add(mine, other_shapes=other_shapes)
-                    break
-                if is_product:
-                    is_wrapper = outer.op in _PRODUCTS
-                    products = self._products if is_wrapper else self._looped
-                    _below(products, above).add(mine, other_shapes=True)
-                    is_product = not is_wrapper
-                elif inner.op not in _PRODUCTS and _is_of_several(outer, inner):
-                    self._batched.append(above)
-            above = around[above]
+        if relation == _AGAIN:
+            outer = self._signatures[labels[above]].call
+            other_shapes = not _is_passed_on(outer, self._signatures[label].call)
+            _below(self._same_name, above).add(mine, other_shapes=other_shapes)
+        elif relation == _BATCHED:
+            self._batched.append(above)
+        else:
+            products = self._products if relation == _WRAPPED else self._looped
+            _below(products, above).add(mine, other_shapes=True)
 
-    def others(self, labels: Sequence[int]) -> list[int]:
+    def others(self, labels: np.ndarray) -> list[int]:
         """Return the ops that did what is below them, and not what they say."""
         differing = list(self._batched)
         for node, below in self._same_name.items():
@@ -169,9 +201,7 @@ def _elements(call: OpCall) -> int:
     return prod(next(shapes, (0,)))
 
 
-def waiting(
-    labels: Sequence[int], parents: Sequence[int], signatures: Sequence[Signature]
-) -> set[int]:
+def waiting(labels: np.ndarray, parents: np.ndarray, signatures: Sequence[Signature]) -> set[int]:
     """Return the ops that first waited for a collective, and then called themselves again.
 
     So does an op whose operand is still on its way: the time of the wait is none of its own.
@@ -181,24 +211,39 @@ def waiting(
         parents: For each node the op around it, or -1.
         signatures: By label.
     """
-    waits = [n for n, label in enumerate(labels) if label >= 0 and signatures[label].op in _WAITS]
-    around = {parents[node] for node in waits} - {-1}
-    if not around:
+    waits = _where([signature.op in _WAITS for signature in signatures], labels)
+    waits &= parents >= 0
+    if not waits.any():
         return set()
-    again = []
-    for node, label in enumerate(labels):
-        parent = parents[node]
-        if label < 0 or parent not in around:
-            continue
-        if signatures[label].op == signatures[labels[parent]].op:
-            again.append(parent)
-    return with_ancestors(again, parents)
+    has_waited = np.zeros(len(labels) + 1, dtype=bool)  # the last is for ops in no other
+    has_waited[parents[waits]] = True
+    inner = np.flatnonzero((labels >= 0) & has_waited[parents])
+    name = numbers_of([signature.op for signature in signatures])
+    around = parents[inner]
+    return with_ancestors(around[name[labels[inner]] == name[labels[around]]].tolist(), parents)
+
+
+def counted_ops(
+    labels: np.ndarray, parents: np.ndarray, signatures: Sequence[Signature], passed: set[int]
+) -> np.ndarray:
+    """Return which ops count: those of known FLOPs that no other such op is around.
+
+    Args:
+        labels: For each node its signature, or -1 where it is no op. Parents come first.
+        parents: For each node the op around it, or -1.
+        signatures: By label.
+        passed: Ops that do not: what is below them does.
+    """
+    known = _where([is_exact(signature.work) for signature in signatures], labels)
+    known[list(passed)] = False
+    known[known] = nearest(parents, known)[parents[known]] < 0
+    return known
 
 
 def unfinished(
     stopped: Iterable[int],
-    labels: Sequence[int],
-    parents: Sequence[int],
+    labels: np.ndarray,
+    parents: np.ndarray,
     signatures: Sequence[Signature],
 ) -> set[int]:
     """Return the ops that a stop inside an op left without, or with a part of, their work.
@@ -209,7 +254,7 @@ def unfinished(
     for node in stopped:
         op = signatures[labels[node]].op
         keeps_result = op in KEEPS_RESULT or op.removesuffix("_") in KEEPS_RESULT
-        left.append(parents[node] if keeps_result else node)
+        left.append(int(parents[node]) if keeps_result else node)
     return with_ancestors(left, parents)
 
 
@@ -228,12 +273,13 @@ def _flops(signature: Signature) -> tuple[int, int] | None:
     return work.matmul_flops, work.vector_flops
 
 
-def with_ancestors(nodes: Iterable[int], parents: Sequence[int]) -> set[int]:
+def with_ancestors(nodes: Iterable[int], parents: np.ndarray) -> set[int]:
     """Return the nodes and all that are around them."""
     reached: set[int] = set()
+    around = parents.data
     for node in nodes:
         at = node
         while at >= 0 and at not in reached:
             reached.add(at)
-            at = parents[at]
+            at = around[at]
     return reached

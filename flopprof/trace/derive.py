@@ -10,9 +10,12 @@ the next op takes.
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
+import numpy as np
+
 from flopprof.formulas import OpCall, Shape, Work
 from flopprof.formulas.ops.convolution import of_filter_gradient, of_output, output_shape
 from flopprof.trace.events import OP, OTHER
+from flopprof.trace.signatures import Signature
 from flopprof.trace.tree import Tree
 
 _FORWARD = frozenset(
@@ -26,19 +29,34 @@ def derive_convolutions(tree: Tree) -> None:
     signatures = tree.events.signatures
     gradients = _gradients(tree)
     derived = _Derived(tree)
-    for node, label in enumerate(tree.label):
-        if tree.role[node] != OP or signatures[label].work is not None:
-            continue
-        call = signatures[label].call
+    unknown = _ops_whose(
+        tree, lambda s: s.work is None and (s.call.op in _FORWARD or _is_of_filter(s.call))
+    )
+    for node in unknown:
+        call = signatures[tree.label[node]].call
         if call.op in _FORWARD and len(call.shape(0)) == len(call.shape(1)) >= 3:
-            for shape in (gradients.get(tree.sequence[node], ()), *_taken_next(tree, node)):
+            gradient = gradients.get(int(tree.sequence[node]), ())
+            for shape in (gradient, *_taken_next(tree, node)):
                 if len(shape) == len(call.shape(0)) and shape[:2] == _ends(call):
                     derived.give(node, shape, of_output)
                     break
-        elif call.op.endswith("convolution_backward_weight"):
+        elif _is_of_filter(call):
             taps = _filter_around(tree, node)
             if taps:
                 derived.give(node, taps, of_filter_gradient)
+
+
+def _is_of_filter(call: OpCall) -> bool:
+    return call.op.endswith("convolution_backward_weight")
+
+
+def _ops_whose(tree: Tree, holds: Callable[[Signature], bool]) -> list[int]:
+    """Return the ops whose signature is such; of most traces none are, which is soon told."""
+    labels = [number for number, one in enumerate(tree.events.signatures) if holds(one)]
+    if not labels:
+        return []
+    ops: list[int] = np.flatnonzero((tree.role == OP) & np.isin(tree.label, labels)).tolist()
+    return ops
 
 
 class _Derived:
@@ -50,7 +68,7 @@ class _Derived:
 
     def give(self, node: int, shape: Shape, work_of: Callable[[OpCall, Shape], Work]) -> None:
         """Give a node the signature of a convolution with that shape."""
-        label = self._tree.label[node]
+        label = int(self._tree.label[node])
         signatures = self._tree.events.signatures
         key = (label, shape)
         if key not in self._numbers:
@@ -67,17 +85,15 @@ _PADDED_BY_TEXT = frozenset(
 
 def derive_padding(tree: Tree) -> None:
     """Give convolutions padded by a text a signature with FLOPs, from the one below; as above."""
-    signatures = tree.events.signatures
     derived = _Derived(tree)
-    for node, label in enumerate(tree.label):
-        if tree.role[node] != OP:
-            continue
-        call = signatures[label].call
-        if call.op not in _PADDED_BY_TEXT or not call.values or call.value(4):
-            continue
+    for node in _ops_whose(tree, lambda s: _is_padded_by_text(s.call)):
         output = _output_below(tree, node)
         if output is not None:
             derived.give(node, output, of_output)
+
+
+def _is_padded_by_text(call: OpCall) -> bool:
+    return call.op in _PADDED_BY_TEXT and bool(call.values) and not call.value(4)
 
 
 def _output_below(tree: Tree, node: int) -> Shape | None:
@@ -101,15 +117,11 @@ def _ends(call: OpCall) -> Shape:
 def _gradients(tree: Tree) -> dict[int, Shape]:
     """Return the shape of the output's gradient by sequence number."""
     gradients = {}
-    for node, label in enumerate(tree.label):
-        if tree.role[node] != OP:
-            continue
-        call = tree.events.signatures[label].call
-        if not call.op.endswith("convolution_backward"):
-            continue
+    for node in _ops_whose(tree, lambda s: s.call.op.endswith("convolution_backward")):
+        call = tree.events.signatures[tree.label[node]].call
         for around in range(node - 1, max(node - 4, -1), -1):
             if tree.role[around] == OTHER and tree.sequence[around] >= 0:
-                gradients[tree.sequence[around]] = call.shape(1)
+                gradients[int(tree.sequence[around])] = call.shape(1)
                 break
     return gradients
 
@@ -127,7 +139,7 @@ def _filter_around(tree: Tree, node: int) -> Shape | None:
     """Return the filter's shape from the backward op around this one: (input, gradient, filter)."""
     for around in range(node - 1, max(node - _REACH, -1), -1):
         if tree.role[around] == OP and tree.end[around] >= tree.end[node]:
-            call = tree.events.signatures[tree.label[around]].call
+            call: OpCall = tree.events.signatures[tree.label[around]].call
             if call.op.endswith("convolution_backward"):
                 return call.shape(2)
     return None

@@ -63,9 +63,16 @@ class Columns:
         for column, values in zip(columns, zip(*rows, strict=True), strict=False):  # or no rows
             column.extend(values)
 
-    def reordered(self, name: str, order: np.ndarray) -> "array[Any]":
-        """Return a column in another order."""
-        return array(self._columns[name].typecode, self[name][order].tobytes())
+    def append(self, other: "Columns") -> None:
+        """Add the rows of other such columns."""
+        for name, column in self._columns.items():
+            column.extend(other._columns[name])
+
+    def taken(self, name: str, order: np.ndarray) -> np.ndarray:
+        """Return a column in another order, and let go of it."""
+        column: np.ndarray = self[name][order]
+        self._columns[name] = array(self._columns[name].typecode)
+        return column
 
     def clear(self) -> None:
         """Let go of all rows."""
@@ -81,19 +88,19 @@ def _host_columns() -> Columns:
     return Columns(
         start="d",
         end="d",
-        thread="q",
+        thread="i",
         role="b",
-        label="q",
+        label="i",
         external_id="q",
         sequence="q",
-        signature="q",
+        signature="i",
     )
 
 
 def _launch_columns() -> Columns:
     """Return the columns of launches; `kernel_name` is -1 where the launch does not tell it."""
     return Columns(
-        correlation="q", thread="q", start="d", external_id="q", name="q", kernel_name="q"
+        correlation="q", thread="i", start="d", external_id="q", name="i", kernel_name="i"
     )
 
 
@@ -101,7 +108,7 @@ def _kernel_columns() -> Columns:
     """Return the columns of kernels; names, kinds, sizes and messages are numbers of those."""
     return Columns(
         correlation="q",
-        name="q",
+        name="i",
         kind="b",
         stream="q",
         device="q",
@@ -109,8 +116,8 @@ def _kernel_columns() -> Columns:
         start="d",
         length="d",
         external_id="q",
-        sizes="q",
-        message="q",
+        sizes="i",
+        message="i",
     )
 
 
@@ -137,8 +144,8 @@ class Events:
     # Name, start, length and signature of what gloo sent.
     host_collectives: list[tuple[str, float, float, int]] = field(default_factory=list)
     replays: set[int] = field(default_factory=set)  # correlation ids of launches of whole graphs
-    python_modules: list[HostRow] = field(default_factory=list)
-    annotations: list[HostRow] = field(default_factory=list)
+    python_modules: Columns = field(default_factory=_host_columns)  # what names modules else
+    annotations: Columns = field(default_factory=_host_columns)
     has_ranges: bool = False
     odd: int = 0
 
@@ -158,6 +165,8 @@ class _Rows:
     """Rows of one chunk; columns take many at once faster than one by one."""
 
     hosts: list[HostRow] = field(default_factory=list)
+    python_modules: list[HostRow] = field(default_factory=list)
+    annotations: list[HostRow] = field(default_factory=list)
     launches: list[tuple[int, int, float, int, int, int]] = field(default_factory=list)
     kernels: list[KernelRow] = field(default_factory=list)
 
@@ -186,6 +195,8 @@ def take_events(read: Iterable[Event], events: Events) -> None:
         elif kind:
             _TAKE[kind](event, name, events, rows)
     events.hosts.extend(rows.hosts)
+    events.python_modules.extend(rows.python_modules)
+    events.annotations.extend(rows.annotations)
     events.launches.extend(rows.launches)
     events.kernels.extend(rows.kernels)
 
@@ -242,10 +253,10 @@ def _take_launch(event: Event, name: str, events: Events, rows: _Rows) -> None:
         events.replays.add(args.correlation)
 
 
-def _take_python(event: Event, name: str, events: Events, _rows: _Rows) -> None:
+def _take_python(event: Event, name: str, events: Events, rows: _Rows) -> None:
     if name.startswith(_PYTHON_MODULE):
         label = _number_of(events.names, name.removeprefix(_PYTHON_MODULE))
-        events.python_modules.append(_range_row(event, label, events))
+        rows.python_modules.append(_range_row(event, label, events))
 
 
 def _take_annotation(event: Event, name: str, events: Events, rows: _Rows) -> None:
@@ -262,7 +273,7 @@ def _take_annotation(event: Event, name: str, events: Events, rows: _Rows) -> No
         rows.hosts.append((event.ts, end, thread, OTHER, label, -1, -1, signature))
     elif not _NO_PLACE.match(name):
         label = _number_of(events.names, name)
-        events.annotations.append(_range_row(event, label, events))
+        rows.annotations.append(_range_row(event, label, events))
 
 
 def _kernels_of(kind: str) -> "_Take":

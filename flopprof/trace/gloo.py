@@ -10,8 +10,8 @@ from flopprof.dtypes import itemsize
 from flopprof.formulas import OpCall
 from flopprof.tables import COLLECTIVES
 from flopprof.trace.events import Events
+from flopprof.trace.gaps import busy_until
 from flopprof.trace.messages import collective_kind
-from flopprof.trace.tree import busy_until
 
 _SENDING = ("c10d::", "_c10d_functional::", "c10d_functional::", "gloo:")
 _GIVES_A_PART = ("all_gather", "gather")

@@ -8,14 +8,17 @@ computes nothing.
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from flopprof.formulas import Work
+from flopprof.trace.nesting import nearest
 from flopprof.trace.signatures import Signature
 
 _MAKES_TENSOR = "aten::empty_strided"  # calls itself once more for a tensor without data
 
 
 def on_shapes_alone(
-    labels: Sequence[int], parents: Sequence[int], signatures: Sequence[Signature]
+    labels: np.ndarray, parents: np.ndarray, signatures: Sequence[Signature]
 ) -> list[int]:
     """Return the ops that were called again by themselves, on tensors made for this without data.
 
@@ -24,19 +27,21 @@ def on_shapes_alone(
         parents: For each node the op around it, or -1.
         signatures: By label.
     """
-    making = {number for number, its in enumerate(signatures) if its.op == _MAKES_TENSOR}
-    without_data = {
-        parents[node]
-        for node, label in enumerate(labels)
-        if label in making and parents[node] >= 0 and labels[parents[node]] in making
-    }
+    making = [number for number, its in enumerate(signatures) if its.op == _MAKES_TENSOR]
+    inner = np.flatnonzero(np.isin(labels, making) & (parents >= 0))
+    makers = parents[inner]
+    makers = np.unique(makers[np.isin(labels[makers], making)])
+    makers = makers[parents[makers] >= 0]  # of tensors without data, in another op
+    asked = np.zeros(len(labels) + 1, dtype=bool)  # the last is for ops in no other
+    asked[parents[makers]] = True
+    without_data = set(makers.tolist())
     expecting = set[int]()  # ops that made such a tensor since they last called themselves
     found = []
-    for node, label in enumerate(labels) if without_data else ():
-        parent = parents[node]
+    for node in np.flatnonzero((labels >= 0) & asked[parents]).tolist():
+        parent = int(parents[node])
         if node in without_data:
             expecting.add(parent)
-        elif label >= 0 and parent in expecting and _is_same(labels[parent], label, signatures):
+        elif parent in expecting and _is_same(labels[parent], labels[node], signatures):
             expecting.remove(parent)
             found.append(node)
     return found
@@ -49,8 +54,8 @@ def _is_same(outer: int, inner: int, signatures: Sequence[Signature]) -> bool:
 
 def without_work(
     nodes: Sequence[int],
-    labels: list[int],
-    parents: Sequence[int],
+    labels: np.ndarray,
+    parents: np.ndarray,
     signatures: list[Signature],
 ) -> dict[int, int]:
     """Return the number of a signature without FLOPs for each of these ops.
@@ -58,12 +63,13 @@ def without_work(
     The ops below them are taken out of `labels`; new signatures are appended.
     """
     numbers = dict[int, int]()
-    inside = set(nodes)
-    for node, label in enumerate(labels) if nodes else ():
-        if parents[node] in inside:
-            inside.add(node)
-            labels[node] = -1
-        elif node in inside:
-            numbers[node] = len(signatures)
-            signatures.append(replace(signatures[label], kind="free", work=Work()))
+    if not nodes:
+        return numbers
+    idle = np.zeros(len(labels), dtype=bool)
+    idle[list(nodes)] = True
+    below = nearest(parents, idle)[parents] >= 0
+    labels[below] = -1
+    for node in np.flatnonzero(idle & ~below).tolist():
+        numbers[node] = len(signatures)
+        signatures.append(replace(signatures[labels[node]], kind="free", work=Work()))
     return numbers

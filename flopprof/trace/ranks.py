@@ -16,10 +16,10 @@ from flopprof.errors import LoadError
 from flopprof.jobfacts import ProcessGroup, Rank, Step, TraceFacts
 from flopprof.provenance import DeviceFacts
 from flopprof.tables import codes
+from flopprof.trace.gaps import busy_until
 from flopprof.trace.gloo import times_on_cpu
 from flopprof.trace.read import Trace
 from flopprof.trace.remote import base_name
-from flopprof.trace.tree import busy_until
 from flopprof.units import file_text
 
 _STRAGGLER_FRAC = 0.02  # of the slowest rank's time: what is less is no rank's fault
@@ -240,7 +240,7 @@ def rank_of(rank: int, file: str, trace: Trace) -> Rank:
         trace: What was recorded.
     """
     kernels = trace.kernels
-    ops = trace.ops[trace.ops["counted"]]
+    ops = trace.ops.loc[trace.ops["counted"], ["matmul_flops", "vector_flops"]]
     compute = kernels[kernels["kind"] == "compute"]
     collectives = kernels[kernels["kind"] == "communication"]
     linked = compute[compute["op_id"] >= 0]
@@ -279,7 +279,7 @@ def _union(kernels: pd.DataFrame) -> float:
 
 def _steps(trace: Trace) -> list[dict[str, Any]]:
     """Return the profiler's steps, with what was called in each; its kernels may end later."""
-    rows = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
+    rows = sorted(dict.fromkeys(trace.info["steps"]), key=lambda step: float(step[1]))
     steps = pd.DataFrame(rows, columns=["step", "start_us", "duration_us"])
     if not rows:
         return []
@@ -288,7 +288,8 @@ def _steps(trace: Trace) -> list[dict[str, Any]]:
     at = np.searchsorted(steps["start_us"], ops["start_us"], side="right") - 1
     at = np.where((at >= 0) & (ops["start_us"] < ends[at]), at, -1)
     compute = trace.kernels[trace.kernels["kind"] == "compute"].query("op_id >= 0")
-    sums = ops.where(ops["counted"])[["matmul_flops", "vector_flops"]].groupby(at).sum()
+    flops = ops[["matmul_flops", "vector_flops"]]
+    sums = flops.where(ops["counted"]).groupby(at).sum()
     sums["kernel_time_us"] = compute["duration_us"].groupby(at[compute["op_id"]]).sum()
     steps = steps.join(sums).fillna(dict.fromkeys(sums, 0.0))
     if not len(trace.kernels):

@@ -18,10 +18,11 @@ from flopprof.dtypes import is_floating
 from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
 from flopprof.tables import GAPS, OPS
-from flopprof.trace.counting import is_exact
+from flopprof.trace.counting import is_exact, with_ancestors
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, take_events
 from flopprof.trace.foreign import what_else
+from flopprof.trace.gaps import gaps_frame
 from flopprof.trace.gloo import collectives_frame
 from flopprof.trace.groups import process_groups
 from flopprof.trace.kernels import (
@@ -29,14 +30,15 @@ from flopprof.trace.kernels import (
     computing_nodes,
     give_kernels,
     kernels_frame,
-    launch_nodes,
     link_kernels,
     promote_launchers,
 )
+from flopprof.trace.places import PHASES
 from flopprof.trace.salvage import Damage
 from flopprof.trace.signatures import Signature
 from flopprof.trace.stream import stream_typed_events
-from flopprof.trace.tree import Tree, text_codes
+from flopprof.trace.texts import Numbered, coded, coded_sorted
+from flopprof.trace.tree import Tree
 from flopprof.units import file_text, safe_text
 
 
@@ -85,7 +87,8 @@ def read_trace(
     if not len(events.hosts) and not len(events.kernels):
         raise _without_ops(path)
     if not events.has_ranges:
-        events.hosts.extend(events.python_modules or events.annotations)
+        modules = events.python_modules
+        events.hosts.append(modules if len(modules) else events.annotations)
     trace = _build(events, header, profiler_flops or {}, as_capture=as_capture, timed=timed)
     if not len(trace.ops) and not events.has_ranges and not len(trace.kernels):
         raise _without_ops(path)
@@ -110,9 +113,8 @@ def _build(
     """Build the trees and return the tables."""
     origin, latest = _span(events)
     tree = Tree(events, _order(events), origin)
-    launching = launch_nodes(tree)
-    links = link_kernels(tree, launching)
-    captured = captured_launches(tree, launching) if as_capture else []
+    links = link_kernels(tree)
+    captured = captured_launches(tree) if as_capture else []
     queueing = set()
     for graph in captured:
         queueing |= {node for kind, _, node in graph if kind == "compute"}
@@ -128,7 +130,7 @@ def _build(
     rank = numbers.get("rank", 0)
     kernels, busy_us = kernels_frame(tree, rank, origin)
     events.launches.clear()
-    nodes = np.flatnonzero(tree.rows >= 0)
+    nodes = np.flatnonzero(tree.role == OP)
     ops = OPS.empty()
     if len(nodes):
         ops = _ops_frame(tree, nodes, profiler_flops, on_device=len(kernels) > 0)
@@ -157,7 +159,7 @@ def _build(
     }
     properties = header.get("deviceProperties") or header.get("computeProperties")  # of 2021
     devices = _devices(properties, events.warnings)
-    gaps = tree.gaps_frame() if timed else GAPS.empty()
+    gaps = gaps_frame(tree) if timed else GAPS.empty()
     return Trace(ops, gaps, kernels, tree.module_types, devices, info)
 
 
@@ -191,7 +193,7 @@ def _order(events: Events) -> np.ndarray:
     thread = hosts["thread"]
     begins = np.full(len(events.thread_names), math.inf)
     np.minimum.at(begins, thread, start)
-    rank = np.argsort(np.argsort(begins, kind="stable"))
+    rank = np.argsort(np.argsort(begins, kind="stable")).astype(np.int32)
     order: np.ndarray = np.lexsort((hosts["external_id"], -hosts["end"], start, rank[thread]))
     return order
 
@@ -231,35 +233,36 @@ def _ops_frame(
     """Return the table OPS of these nodes."""
     signatures = tree.events.signatures
     threads = tree.events.thread_names
-    parents = np.array(tree.op_parent)[nodes]
+    parents = tree.op_parent[nodes]
     external = tree.external[nodes]
-    start = np.array(tree.start)[nodes]
-    device_us = np.full(len(nodes), math.nan)
-    if on_device:
-        device_us = np.array(tree.device_us)[nodes]
+    start = tree.start[nodes]
+    device_us = tree.device_us[nodes] if on_device else np.full(len(nodes), math.nan)
+    dtypes, dtype = _dtypes(tree, signatures)
     columns = {
-        "op_id": tree.rows[nodes],
+        "op_id": np.arange(len(nodes)),
         "external_id": external,
-        "parent_op_id": np.where(parents >= 0, tree.rows[parents], -1),
-        "module_path": _texts(tree.path, nodes),
-        "call_id": np.array(tree.call)[nodes],
-        "phase": _texts(tree.phase, nodes),
-        "sequence_nr": np.array(tree.sequence)[nodes],
-        "thread": pd.Categorical.from_codes(*text_codes(threads, np.array(tree.thread)[nodes])),
+        "parent_op_id": tree.rows[parents],
+        "module_path": coded_sorted(tree.paths, tree.path[nodes]),
+        "call_id": tree.call[nodes],
+        "phase": coded_sorted(PHASES, tree.phase[nodes]),
+        "sequence_nr": tree.sequence[nodes],
+        "thread": coded(threads, tree.thread[nodes]),
         "start_us": start - tree.origin,
-        "dtype": _texts(_dtypes(tree, signatures), nodes),
-        "cpu_us": np.array(tree.end)[nodes] - start,
-        "self_cpu_us": np.maximum(np.array(tree.self_us)[nodes], 0.0),
+        "dtype": coded_sorted(dtypes, dtype[nodes]),
+        "cpu_us": tree.end[nodes] - start,
+        "self_cpu_us": np.maximum(tree.self_us[nodes], 0.0),
         "device_us": device_us,
-        "counted": np.array(tree.counted)[nodes],
-        "profiler_flops": [profiler_flops.get(number) or math.nan for number in external.tolist()],
+        "counted": tree.counted[nodes],
+        "profiler_flops": _profiler_flops(profiler_flops, external),
     }
-    return OPS.frame(columns | _signature_columns(signatures, np.array(tree.label)[nodes]))
+    return OPS.frame(columns | _signature_columns(signatures, tree.label[nodes]))
 
 
-def _texts(values: list[str], nodes: np.ndarray) -> pd.Categorical:
-    """Return these nodes' texts as a column."""
-    return pd.Categorical(np.array(values, dtype=object)[nodes])
+def _profiler_flops(profiler_flops: Mapping[int, float], external: np.ndarray) -> Any:
+    """Return the profiler's FLOPs of the ops with these ids; NaN where they are not known."""
+    if not profiler_flops:
+        return np.full(len(external), math.nan)
+    return [profiler_flops.get(number) or math.nan for number in external.tolist()]
 
 
 def _signature_columns(signatures: list[Signature], labels: np.ndarray) -> dict[str, Any]:
@@ -282,10 +285,7 @@ def _signature_columns(signatures: list[Signature], labels: np.ndarray) -> dict[
         "input_shapes": [signature.shapes for signature in signatures],
     }
     numbers = {name: np.array(column, dtype=float)[labels] for name, column in columns.items()}
-    return numbers | {
-        name: pd.Categorical.from_codes(*text_codes(column, labels))
-        for name, column in texts.items()
-    }
+    return numbers | {name: coded(column, labels) for name, column in texts.items()}
 
 
 _OF_A_FORMULA = (
@@ -314,27 +314,34 @@ def _figures(signature: Signature) -> dict[str, float]:
     return figures
 
 
-def _dtypes(tree: Tree, signatures: list[Signature]) -> list[str]:
-    """Return each node's element type: that of its tensors, but for ops that others speak for.
+def _dtypes(tree: Tree, signatures: list[Signature]) -> tuple[list[str], np.ndarray]:
+    """Return element types, and the number of each node's: that of its tensors, but for some.
 
     An op on lists of tensors has that of its first child. A product whose whole work is done by
     one product below it, in another type of floats, has that one's: autocast cast its operands.
     """
-    dtype = [
-        signatures[label].dtype if role == OP else ""
-        for role, label in zip(tree.role, tree.label, strict=True)
-    ]
-    for node in tree.in_tf32:
-        if dtype[node] == "float32":
-            dtype[node] = "tfloat32"
-    for node in range(len(dtype) - 1, -1, -1):  # the first child is the last to write
-        parent = tree.op_parent[node]
-        if tree.role[node] != OP or parent < 0 or not dtype[node]:
+    names = Numbered(["", "float32", "tfloat32"])
+    by_label = np.array([names.number(signature.dtype) for signature in signatures], np.int32)
+    is_op = tree.role == OP
+    dtype = np.zeros(len(tree), np.int32)
+    dtype[is_op] = by_label[tree.label[is_op]]
+    in_tf32 = np.array(sorted(tree.in_tf32), dtype=np.int64)
+    in_tf32 = in_tf32[dtype[in_tf32] == names.number("float32")]
+    dtype[in_tf32] = names.number("tfloat32")
+    # Only where an op and the one around it differ is there anything to take over, and above that.
+    inner = np.flatnonzero(is_op & (tree.op_parent >= 0))
+    outer = by_label[tree.label[tree.op_parent[inner]]]
+    differing = inner[(dtype[inner] != 0) & (outer != dtype[inner])]
+    asked = with_ancestors(differing.tolist(), tree.op_parent)
+    for node in sorted(asked, reverse=True):  # the first child is the last to write
+        parent = int(tree.op_parent[node])
+        if parent < 0 or not dtype[node]:
             continue
-        outer = signatures[tree.label[parent]]
-        if not outer.dtype or _is_cast(outer, dtype[node], signatures[tree.label[node]]):
+        around = signatures[tree.label[parent]]
+        mine = signatures[tree.label[node]]
+        if not around.dtype or _is_cast(around, names.texts[dtype[node]], mine):
             dtype[parent] = dtype[node]
-    return dtype
+    return names.texts, dtype
 
 
 def _is_cast(outer: Signature, inner_dtype: str, inner: Signature) -> bool:

@@ -4,17 +4,19 @@ A transform passes an op on with its arguments on one stack, and a profiler reco
 there. The call's own arguments are the last ones.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
+
+import numpy as np
 
 from flopprof.formulas import OpCall
 from flopprof.formulas.external import find_op_formula
 from flopprof.trace.signatures import Signature, work_of
+from flopprof.trace.texts import numbers_of
 from flopprof.units import shapes_text
 
 
 def own_arguments(
-    labels: list[int], parents: Sequence[int], signatures: list[Signature]
+    labels: np.ndarray, parents: np.ndarray, signatures: list[Signature]
 ) -> dict[int, int]:
     """Return, for each call recorded with others' arguments, the number of its own signature.
 
@@ -26,11 +28,13 @@ def own_arguments(
     numbers: dict[int, int] = {}
     # What is recorded, and how many of its arguments are the call's own → its signature.
     signature_of: dict[tuple[int, int], int] = {}
-    for node, label in enumerate(labels):
-        parent = parents[node]
-        if label < 0 or parent < 0:
-            continue
-        outer = signatures[numbers.get(parent, labels[parent])].call
+    inner_ops = np.flatnonzero((labels >= 0) & (parents >= 0))
+    name = numbers_of([signature.call.op for signature in signatures])
+    is_again = name[labels[inner_ops]] == name[labels[parents[inner_ops]]]
+    for node in inner_ops[is_again].tolist():
+        label = int(labels[node])
+        parent = int(parents[node])
+        outer = signatures[numbers.get(parent, int(labels[parent]))].call
         inner = signatures[label].call
         if not _is_stacked(outer, inner):
             continue

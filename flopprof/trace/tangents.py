@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from flopprof.formulas import Work
 from flopprof.trace.counting import with_ancestors
 from flopprof.trace.signatures import Signature
@@ -17,7 +19,7 @@ _PRIMAL = "aten::_fw_primal"  # called for values that a tangent needs, behind t
 
 
 def ops_on_duals(
-    labels: Sequence[int], parents: Sequence[int], signatures: Sequence[Signature]
+    labels: np.ndarray, parents: np.ndarray, signatures: Sequence[Signature]
 ) -> dict[int, bool]:
     """Return the ops with a tangent, and whether their own work is recorded below them as well.
 
@@ -26,14 +28,14 @@ def ops_on_duals(
         parents: For each node the op around it, or -1.
         signatures: By label.
     """
-    checks = {number for number, signature in enumerate(signatures) if signature.op == _CHECK}
-    if not checks:
-        return {}
-    duals = {parents[node] for node, label in enumerate(labels) if label in checks} - {-1}
+    checks = [number for number, signature in enumerate(signatures) if signature.op == _CHECK]
+    is_dual = np.zeros(len(labels) + 1, dtype=bool)
+    is_dual[parents[np.isin(labels, checks)]] = True
+    is_dual[-1] = False  # of what is in no op
     inside: dict[int, list[Signature]] = defaultdict(list)  # dual → the ops right below it
-    for node, label in enumerate(labels):
-        if label >= 0 and parents[node] in duals:
-            inside[parents[node]].append(signatures[label])
+    below = np.flatnonzero((labels >= 0) & is_dual[parents])
+    for dual, label in zip(parents[below].tolist(), labels[below].tolist(), strict=True):
+        inside[dual].append(signatures[label])
     return {
         dual: _shows_own_work(signatures[labels[dual]], below) for dual, below in inside.items()
     }
@@ -54,7 +56,7 @@ def _works(signature: Signature) -> bool:
 
 
 def with_tangents(
-    labels: list[int], parents: Sequence[int], signatures: list[Signature], passed: set[int]
+    labels: np.ndarray, parents: np.ndarray, signatures: list[Signature], passed: set[int]
 ) -> dict[int, int]:
     """Return, for each op on duals whose own work no op below shows, its number with the tangent's.
 
@@ -71,26 +73,29 @@ def with_tangents(
     duals = ops_on_duals(labels, parents, signatures)
     passed |= with_ancestors([dual for dual, shows in duals.items() if shows], parents)
     alone = [dual for dual, shows in duals.items() if not shows]
-    passed |= with_ancestors([parents[dual] for dual in alone], parents)
+    passed |= with_ancestors(parents[alone].tolist(), parents)
     passed -= set(alone)
-    calling = set(parents) if alone else set()
     numbers = dict[int, int]()
+    if not alone:
+        return numbers
+    calling = set(parents.tolist())
+    label_of, around = labels.data, parents.data
     for dual in sorted(alone, reverse=True):  # an inner one is part of the one around it
-        works = [signatures[labels[dual]].work]
+        works = [signatures[label_of[dual]].work]
         walked = {dual}  # and those below that are known by what they call
         for node in range(dual + 1, len(labels)):
-            if labels[node] < 0:
+            if label_of[node] < 0:
                 continue
-            if parents[node] < dual:
+            if around[node] < dual:
                 break
-            if parents[node] in walked:
-                work = signatures[numbers.get(node, labels[node])].work
+            if around[node] in walked:
+                work = signatures[numbers.get(node, label_of[node])].work
                 if node in passed or (work is None and node in calling):
                     walked.add(node)
                 else:
                     works.append(work)
         numbers[dual] = len(signatures)
-        signatures.append(replace(signatures[labels[dual]], work=_sum_of(works)))
+        signatures.append(replace(signatures[label_of[dual]], work=_sum_of(works)))
     return numbers
 
 

@@ -98,7 +98,7 @@ class Window:
         Raises:
             UsageError: Nothing lies in the window.
         """
-        steps = sorted(set(trace.info["steps"]), key=lambda step: float(step[1]))
+        steps = sorted(dict.fromkeys(trace.info["steps"]), key=lambda step: float(step[1]))
         begin_us = -math.inf if self.from_s is None else self.from_s * 1e6
         end_us = math.inf if self.to_s is None else self.to_s * 1e6
         steps = self._chosen_steps(file, steps)
