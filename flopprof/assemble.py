@@ -25,7 +25,15 @@ from flopprof.provenance import (
     warned,
 )
 from flopprof.run import Run
-from flopprof.tables import COLLECTIVES, KERNELS, MODULE_CALLS, OPS, SITES, Table
+from flopprof.tables import (
+    COLLECTIVES,
+    KERNELS,
+    MODULE_CALLS,
+    OPS,
+    SITES,
+    Table,
+    give_back_memory,
+)
 from flopprof.totals import Totals
 from flopprof.trace.collectives import (
     add_up_collectives,
@@ -93,6 +101,7 @@ def assemble(
         timed=timed,
         cache_bytes=_cache_bytes(provenance),
     )
+    give_back_memory(ops)
     if not timed:
         ops = ops.assign(cpu_us=math.nan, self_cpu_us=math.nan, device_us=math.nan)
     if isinstance(provenance, CallProvenance):

@@ -18,6 +18,7 @@ from flopprof.judge.spread import TracedCall
 from flopprof.judge.sums import SiteSums, add_up_sums
 from flopprof.judge.walk import owners
 from flopprof.settings import Progress
+from flopprof.tables import give_back_memory
 from flopprof.trace.collectives import CollectiveSums, add_up_collectives, sums_of_trace
 from flopprof.trace.foreign import check_is_no_model
 from flopprof.trace.ranks import (
@@ -194,12 +195,14 @@ def read_traces(
         return TracesRead(job, main_dtype_of(sums.dtypes), sums.collectives, sites=sums.sites(job))
     progress(f"reading {file_text(base_name(files[0]))}")
     trace = read_rank(files[0], reading)
-    return TracesRead(
+    told = TracesRead(
         job=job_of([facts_of(files[0], trace)]),
         dtype=dtype_of_most_work(trace.ops),
         collectives=sums_of_trace(trace),
         call=TracedCall(trace.ops, trace.gaps, trace.kernels),
     )
+    give_back_memory(trace.ops)
+    return told
 
 
 def loads_of(sums: SiteSums, job: Job) -> tuple[ModuleLoad, ...]:

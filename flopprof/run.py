@@ -15,7 +15,7 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.files import write_atomically, writing
 from flopprof.metafile import encode
 from flopprof.provenance import AnyProvenance, TraceProvenance
-from flopprof.saved import LARGE_ROWS, NAMES, RARE, SUMS, SavedTables, read_provenance, regular_file
+from flopprof.saved import NAMES, RARE, SUMS, SavedTables, read_provenance, regular_file
 from flopprof.totals import (
     Measured,
     Totals,
@@ -267,7 +267,7 @@ class Run:
         """Write tables, metadata and trace into an existing folder."""
         for name in NAMES:
             frame: pd.DataFrame = getattr(self, name)
-            is_large = name in MAY_BE_LARGE and len(frame) > LARGE_ROWS
+            is_large = name in MAY_BE_LARGE and len(frame) > tables.LARGE_ROWS
             if is_large and tables.has_parquet():
                 tables.TABLES[name].write_parquet(frame, folder / f"{name}.parquet")
             else:

@@ -28,9 +28,6 @@ SUMS = ("op_sums", "kernel_sums")
 LARGE_BYTES = 16_000_000
 """A CSV file of that size takes half a second to read: it is read when it is asked for."""
 
-LARGE_ROWS = 100_000
-"""A table of more rows is written as Parquet, where pyarrow is installed: nobody opens it."""
-
 _AGAIN = "profile the model again with: flopprof run"
 _SIGNED = ("start_us",)
 _UNBOUNDED = (  # nothing was moved, or no time passed

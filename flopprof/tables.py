@@ -1,7 +1,9 @@
 """Declare every table's columns (columns.csv), and check frames against them."""
 
 import csv
+import ctypes
 import importlib.util
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +18,10 @@ from flopprof.errors import LoadError
 from flopprof.units import safe_text
 
 ColumnType = Literal["int", "float", "str", "bool"]
+LARGE_ROWS = 100_000
+"""A table of more rows has its integers in 32 bits, where they fit; it is written as Parquet, where
+pyarrow is installed: nobody opens it."""
+
 _ROWS_AT_ONCE = 50_000  # of a file that is written: bounds the memory
 DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
 
@@ -71,6 +77,8 @@ class Table:
             if values is None and column.optional:
                 values = [column.blank] * size
             columns[column.name] = _cast(data[column.name] if values is None else values, column)
+        if size > LARGE_ROWS:
+            columns = {name: narrowed(values) for name, values in columns.items()}
         return self.check(pd.DataFrame(columns, copy=False))
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -219,13 +227,38 @@ def is_same(one: pd.DataFrame, other: pd.DataFrame) -> bool:
 
 def _written_out(frame: pd.DataFrame) -> pd.DataFrame:
     coded = frame.select_dtypes("category")
-    return frame.assign(**{str(name): coded[name].astype("str") for name in coded})
+    whole = frame.select_dtypes("int32")
+    texts = {str(name): coded[name].astype("str") for name in coded}
+    return frame.assign(**texts, **{str(name): whole[name].astype("int64") for name in whole})
+
+
+def narrowed(values: Any) -> Any:
+    """Return integers in 32 bits, if all fit; else, and of other kinds, the values as they are."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "i" or not len(values):
+        return values
+    span = np.iinfo(np.int32)
+    fits = values.dtype.itemsize <= 4 or (values.min() >= span.min and values.max() <= span.max)
+    return values.astype(np.int32, copy=False) if fits else values
+
+
+def give_back_memory(frame: pd.DataFrame) -> None:
+    """Give what is free back to the system, where a table is large.
+
+    C's library keeps what lies between things in use, several times what a stage leaves.
+    """
+    if len(frame) > LARGE_ROWS and sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's alone
+        if trim is not None:
+            trim(0)
 
 
 def codes(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
-    """Return a column of texts as numbers, and the texts that they number."""
+    """Return a column of texts as numbers, and the texts that they number.
+
+    The numbers are of few bits, and no arithmetic is safe on them.
+    """
     if isinstance(column.dtype, pd.CategoricalDtype):
-        return column.array.codes.astype(np.int64), column.array.categories.to_numpy(object)
+        return column.array.codes, column.array.categories.to_numpy(object)
     number, names = pd.factorize(column.to_numpy(object))
     return number, np.asarray(names, dtype=object)
 
@@ -238,6 +271,8 @@ def tuples(frame: pd.DataFrame, names: Iterable[str]) -> Iterator[tuple[Any, ...
 
 
 def _cast(values: Any, column: Column) -> Any:
+    if isinstance(values, np.ndarray) and column.type == "int" and values.dtype == np.int32:
+        return values if len(values) > LARGE_ROWS else values.astype(np.int64)
     if isinstance(values, pd.Series):
         values = values.reset_index(drop=True)
         return values if _fits(values.dtype, column.type) else values.astype(DTYPES[column.type])

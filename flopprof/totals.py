@@ -1,7 +1,7 @@
 """Add up what a run holds: sites in all, by module, op, phase; ops and kernels of a job."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,6 +222,13 @@ def sums_by_phase(sites: pd.DataFrame) -> pd.DataFrame:
     return sums.loc[order].reset_index()
 
 
+def computing_in(kernels: pd.DataFrame, size: int) -> np.ndarray:
+    """Return which rows of the table KERNELS are compute kernels of the first `size` ops."""
+    op = kernels["op_id"].to_numpy()
+    computing: np.ndarray = (kernels["kind"] == "compute").to_numpy() & (op >= 0) & (op < size)
+    return computing
+
+
 def kernel_sums(kernels: pd.DataFrame, site_of: np.ndarray) -> pd.DataFrame:
     """Return the table KERNEL_SUMS of a run.
 
@@ -278,14 +285,13 @@ def op_sums(ops: pd.DataFrame, *, on_device: bool) -> pd.DataFrame:
     return OP_SUMS.frame(sums).sort_values("op", ignore_index=True)
 
 
-def numbered(columns: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def numbered(columns: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return each row's group by equal values, in order, and each group's first and last row."""
-    size = len(columns[0])
-    number = np.zeros(size, dtype=np.int64)
-    rows = np.arange(size)
+    number: Any = 0
     for column in columns:
         code, values = pd.factorize(column)
         number = pd.factorize(number * (len(values) + 1) + code)[0]
+    rows = np.arange(len(number))
     groups = int(number.max(initial=-1)) + 1
     first = np.zeros(groups, dtype=np.int64)
     last = np.zeros(groups, dtype=np.int64)

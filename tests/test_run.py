@@ -233,8 +233,8 @@ def test_a_large_table_is_read_when_it_is_asked_for(tmp_path, monkeypatch):
 
 
 def test_large_tables_are_saved_as_parquet_and_read_when_asked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr("flopprof.run.LARGE_ROWS", -1)
     run = make_run()
+    monkeypatch.setattr("flopprof.tables.LARGE_ROWS", -1)
     run.save(tmp_path / "large")
 
     names = {path.name for path in (tmp_path / "large").iterdir()}
@@ -250,7 +250,7 @@ def test_large_tables_are_saved_as_parquet_and_read_when_asked_for(tmp_path, mon
 
 
 def test_without_pyarrow_large_tables_are_csv_as_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("flopprof.run.LARGE_ROWS", -1)
+    monkeypatch.setattr("flopprof.tables.LARGE_ROWS", -1)
     monkeypatch.setattr("flopprof.tables.has_parquet", lambda: False)
     run = make_run()
 

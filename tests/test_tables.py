@@ -34,6 +34,19 @@ def test_a_frame_with_other_columns_or_types_is_refused():
     assert SITES.check(good.astype({"op": "category"})) is not None
 
 
+def test_integers_of_a_large_table_take_32_bits_where_all_fit(monkeypatch):
+    rows = [{"kernel_id": 0, "correlation_id": 2**31}, {"kernel_id": 1, "correlation_id": -1}]
+    small = KERNELS.from_rows(rows)
+
+    monkeypatch.setattr("flopprof.tables.LARGE_ROWS", 1)
+    large = KERNELS.from_rows(rows)
+
+    assert small["kernel_id"].dtype == small["correlation_id"].dtype == "int64"
+    assert large["kernel_id"].dtype == "int32"
+    assert large["correlation_id"].tolist() == [2**31, -1]
+    assert is_same(small, large)
+
+
 def test_an_empty_table_is_read_back(tmp_path):
     SITES.empty().to_csv(tmp_path / "sites.csv", index=False)
 

@@ -208,7 +208,8 @@ def orphan_sums(kernels: pd.DataFrame) -> pd.DataFrame:
     Columns: `place` (the site: a kernel's name, or a graph), `graph_id`, `kernel`, `calls`,
     `time_us`.
     """
-    orphans = kernels[(kernels["op_id"] == -1) & (kernels["kind"] == "compute")]
+    is_orphan = (kernels["op_id"] == -1) & (kernels["kind"] == "compute")
+    orphans = kernels.loc[is_orphan, ["graph_id", "kernel", "duration_us"]]
     groups = orphans.groupby(["graph_id", "kernel"], sort=False, observed=True)["duration_us"]
     sums = groups.agg(calls="size", time_us="sum").reset_index()
     graph = "graph " + sums["graph_id"].astype(str)

@@ -48,7 +48,16 @@ from flopprof.judge.walk import (
     walk_ops,
     without_kernels,
 )
-from flopprof.tables import KERNEL_SUMS, MODULE_CALLS, OPS, SITES, tuples
+from flopprof.tables import (
+    KERNEL_SUMS,
+    LARGE_ROWS,
+    MODULE_CALLS,
+    OPS,
+    SITES,
+    give_back_memory,
+    narrowed,
+    tuples,
+)
 from flopprof.totals import kernel_sums, numbered
 
 _NO_KERNEL = "none"
@@ -132,6 +141,7 @@ def reconcile(
     site_of = _site_of_ops(grouped, walked, owner)
     sites = described(grouped.sites, types)
     rows = verdicts.not_run
+    del walked, owner
     if timed:
         samples = []
         for other in traced[1:]:
@@ -154,13 +164,19 @@ def reconcile(
         cache_bytes=cache_bytes,
         own_share=1.0 if on_device else own_frac(traced),
     )
-    moved = np.append(np.argsort(order), -1)  # where each group went; none stays none
-    return Reconciled(SITES.frame(finished), OPS.check(ops.assign(site_id=moved[site_of])))
+    moved = np.append(np.argsort(order), -1).astype(np.int64)  # where each went; none stays none
+    return Reconciled(SITES.frame(finished), _with_sites(ops, moved, site_of))
+
+
+def _with_sites(ops: pd.DataFrame, moved: np.ndarray, site_of: np.ndarray) -> pd.DataFrame:
+    """Return the ops with their sites, of which each is where `moved` says."""
+    numbers = narrowed(moved) if len(ops) > LARGE_ROWS else moved
+    return OPS.check(ops.assign(site_id=numbers[site_of]))
 
 
 def _site_of_ops(grouped: Grouped, walked: Walked, owner: np.ndarray) -> np.ndarray:
     """Return each op's site, or that of the counted op around it; -1 for none."""
-    site_of = np.full(len(owner), -1)
+    site_of = np.full(len(owner), -1, np.int32)
     site_of[walked["op_id"]] = grouped.number
     of_owner: np.ndarray = site_of[owner]
     return of_owner
@@ -237,7 +253,7 @@ def _timed_ops(
 ) -> tuple[Walked, np.ndarray]:
     """Return the ops that stand for the run, with their times and units, and whose each op is."""
     walked, owner = walk_ops(ops)
-    walked.columns["time_us"] = times_of(walked, kernels, timed=timed, on_device=on_device)
+    walked.columns["time_us"] = times_of(walked, ops, kernels, timed=timed, on_device=on_device)
     units, names = kernel_units(walked["op_id"], owner, kernels)
     if on_device:  # apart from calls that ran: a rate is made of what has device time
         units = np.where(without_kernels(walked, owner, kernels), len(names), units)
@@ -245,7 +261,8 @@ def _timed_ops(
     settle_glue(walked, on_device=on_device)
     if timed:
         bounded = ~np.isnan(walked["flops_at_most"]) & (not on_device)  # else its kernels tell
-        walked = walked.where(walked["counted"] | (walked["time_us"] > 0) | bounded)
+        walked.keep(walked["counted"] | (walked["time_us"] > 0) | bounded)
+    give_back_memory(ops)
     return walked, owner
 
 
@@ -286,10 +303,10 @@ def _judge_alike(walked: Walked) -> _Verdicts:
         apart.put(index, judge_alone(row, hooked=False, types={}, never=()))
         apart.reason[index] += view_reason(row)
     return _Verdicts(
-        rank=apart.rank[number],
+        rank=apart.rank[number].astype(np.int8),
         code=apart.code[number],
         reason=apart.reason[number],
-        hook_flops=apart.hook_flops[number],
+        hook_flops=np.broadcast_to(math.nan, len(number)),
     )
 
 
@@ -460,4 +477,4 @@ def _grouped(walked: Walked, verdicts: _Verdicts) -> Grouped:
         "reason_code": verdicts.code,
         "reason": verdicts.reason,
     }
-    return group_sites(columns, walked.names, np.ones(len(walked)))
+    return group_sites(columns, walked.names, np.broadcast_to(1.0, len(walked)))

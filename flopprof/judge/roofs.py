@@ -12,6 +12,7 @@ import pandas as pd
 from flopprof.judge.levels import MAIN_LEVELS, memory_of_sites
 from flopprof.judge.reasons import words_of
 from flopprof.tables import codes
+from flopprof.totals import computing_in
 from flopprof.units import duration, percent
 
 LARGEST_CACHE_BYTES = 2**28  # MI300X: 256 MiB; what is larger fits no device's cache
@@ -142,10 +143,11 @@ def kernel_units(
     names = np.array(["", "vector", "fast"], object)
     if not len(kernels):
         return unit, names
-    mine = kernels[(kernels["kind"] == "compute") & kernels["op_id"].between(0, len(owner) - 1)]
-    kernel, kernel_names = codes(mine["kernel"])
-    owners = owner[mine["op_id"].to_numpy()]
-    lengths = mine["duration_us"].to_numpy()
+    mine = computing_in(kernels, len(owner))
+    kernel, kernel_names = codes(kernels["kernel"])
+    kernel = kernel[mine]
+    owners = owner[kernels["op_id"].to_numpy()[mine]]
+    lengths = kernels["duration_us"].to_numpy()[mine]
     times = np.bincount(owners, lengths, len(owner))[op_ids]
     kinds = ((_VECTOR_KERNEL, VECTOR_SHARE), (_FAST_KERNEL, FAST_SHARE))
     for number, (pattern, least) in enumerate(kinds, start=1):

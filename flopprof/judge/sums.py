@@ -74,7 +74,7 @@ def group_sites(columns: Columns, names: dict[str, np.ndarray], calls: np.ndarra
         calls: How many calls each row stands for.
     """
     order = np.argsort(columns["verdict_rank"], kind="stable")  # the worst verdict comes last
-    number, first, last = numbered([columns[key][order] for key in KEYS])
+    number, first, last = numbered(columns[key][order] for key in KEYS)
     sites: Columns = {key: names[key][columns[key][order[first]]] for key in KEYS}
     rows = np.bincount(number)
     # One unknown call makes the sum unknown: count the values behind each sum.

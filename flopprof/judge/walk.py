@@ -12,17 +12,15 @@ import pandas as pd
 from flopprof.formulas import COMPOSITE_OPS, OP_FORMULAS, looks_below
 from flopprof.judge.bounds import below_any, net_bounds
 from flopprof.tables import codes
+from flopprof.totals import computing_in
 
 # The profiler counts the first input's elements.
 FIRST_INPUT_RULE = {"aten::mul", "aten::add"}
 # Of bias and product: `beta·bias + alpha·(a @ b)`.
 _SCALED = {"aten::addmm", "aten::addmv", "aten::addbmm", "aten::baddbmm", "aten::addr"}
 TEXTS = ("op", "kind", "module_path", "phase", "input_shapes", "dtype")
-_NUMBERS = (
-    *("op_id", "call_id", "counted", "cpu_us", "self_cpu_us", "device_us", "profiler_flops"),
-    *("matmul_flops", "vector_flops", "min_bytes", "flops_at_most"),
-    *("matmul_flops_at_least", "vector_flops_at_least"),
-)
+_NUMBERS = ("op_id", "call_id", "counted", "matmul_flops", "vector_flops", "min_bytes")
+_BOUNDS = ("profiler_flops", "flops_at_most", "matmul_flops_at_least", "vector_flops_at_least")
 
 
 class OpFacts(NamedTuple):
@@ -62,7 +60,13 @@ class Walked:
 
     def where(self, rows: np.ndarray) -> "Walked":
         """Return these rows alone."""
-        return Walked({name: values[rows] for name, values in self.columns.items()}, self.names)
+        chosen = {name: _chosen(values, rows) for name, values in self.columns.items()}
+        return Walked(chosen, self.names)
+
+    def keep(self, rows: np.ndarray) -> None:
+        """Let go of all other rows, and of a column before the next one is made."""
+        for name, values in self.columns.items():
+            self.columns[name] = _chosen(values, rows)
 
     def texts(self, column: str) -> list[str]:
         """Return a column of texts as texts."""
@@ -70,7 +74,7 @@ class Walked:
 
     def put(self, column: str, values: np.ndarray, names: np.ndarray) -> None:
         """Set a column of texts: numbers among `names`."""
-        self.columns[column] = values.astype(np.int64)
+        self.columns[column] = values.astype(np.int32)
         self.names[column] = names.astype(object)
 
     def rows_whose(self, column: str, test: Callable[[str], bool]) -> np.ndarray:
@@ -90,6 +94,21 @@ class Walked:
         return list(map(OpFacts._make, zip(*columns, strict=True)))
 
 
+def _chosen(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return these rows of a column; of one that is one value throughout, that again."""
+    chosen: np.ndarray
+    if values.strides != (0,) or not len(values):
+        chosen = values[rows]
+        return chosen
+    size = int(np.count_nonzero(rows)) if rows.dtype == bool else len(rows)
+    return np.broadcast_to(values[0], size)
+
+
+def _once_if_unknown(values: np.ndarray) -> np.ndarray:
+    """Return a column; of one that is NaN throughout, which most bounds are, a single NaN."""
+    return np.broadcast_to(math.nan, len(values)) if np.isnan(values).all() else values
+
+
 def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     """Return the ops that are counted or lie below no counted op (rule 4), and whose each op is.
 
@@ -98,23 +117,26 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     `mul` and `add` (elements of the first input) is a known gap and no witness, nor is its count
     of complex products as real ones.
     """
-    walked = Walked({column: ops[column].to_numpy() for column in _NUMBERS}, {})
+    every = Walked({column: ops[column].to_numpy() for column in _NUMBERS}, {})
+    for column in _BOUNDS:
+        every.columns[column] = _once_if_unknown(ops[column].to_numpy())
     for column in TEXTS:
-        walked.columns[column], walked.names[column] = codes(ops[column])
-    theirs = walked["profiler_flops"]
-    ours = walked["matmul_flops"]
-    differs = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
-    if differs.any():
-        differs &= ~walked.rows_whose("op", FIRST_INPUT_RULE.__contains__)
-        differs &= ~walked.rows_whose("dtype", lambda name: name.startswith("complex"))
-    if not np.isnan(theirs).all():
-        theirs, differs = _summed(theirs, differs, ops["parent_op_id"].tolist())
-    walked.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
-    walked.columns["outer_flops"] = _outer_flops(walked, ops["parent_op_id"].to_numpy())
-    walked.columns["scales"] = _scaling(walked, ops["parent_op_id"].to_numpy())
+        every.columns[column], every.names[column] = codes(ops[column])
     owner = owners(ops)
-    rows = np.flatnonzero(owner == np.arange(len(ops)))
-    walked = walked.where(rows)
+    rows = np.flatnonzero(owner == np.arange(len(ops), dtype=owner.dtype))
+    outer = ops["parent_op_id"].to_numpy()[rows]
+    theirs = every["profiler_flops"]
+    if not np.isnan(theirs).all():
+        parents_of_all = ops["parent_op_id"].tolist()
+        theirs, differs = _summed(theirs, _differing(every), parents_of_all)
+        every.columns |= {"profiler_flops": theirs, "profiler_differs": differs}
+    else:
+        every.columns["profiler_differs"] = np.broadcast_to(False, len(ops))
+    walked = every.where(rows)
+    for column in TEXTS:
+        walked.columns[column] = walked[column].astype(np.int32)
+    walked.columns["outer_flops"] = _outer_flops(every, rows, outer)
+    walked.columns["scales"] = _scaling(every, rows, outer)
     parents = _parents_among(ops, rows)
     # Whether any op is below, and whether those below account for all that the op does.
     walked.columns["calls_others"] = _calling_others(walked, parents)
@@ -131,11 +153,22 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     return walked, owner
 
 
-def _scaling(ops: Walked, parents: np.ndarray) -> np.ndarray:
+def _differing(ops: Walked) -> np.ndarray:
+    """Return of which ops profiler and formula differ, by rules that should be the same."""
+    theirs = ops["profiler_flops"]
+    ours = ops["matmul_flops"]
+    differs: np.ndarray = (theirs != ours) & ~np.isnan(theirs) & ~np.isnan(ours)
+    if differs.any():
+        differs &= ~ops.rows_whose("op", FIRST_INPUT_RULE.__contains__)
+        differs &= ~ops.rows_whose("dtype", lambda name: name.startswith("complex"))
+    return differs
+
+
+def _scaling(ops: Walked, rows: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """Return which counted ops multiply right inside an `addmm` or its like that is not counted."""
     factors = ops["counted"] & ops.rows_whose("op", "aten::mul".__eq__)
     taken_apart = ~ops["counted"] & ops.rows_whose("op", _SCALED.__contains__)
-    scales: np.ndarray = factors & (parents >= 0) & taken_apart[parents]
+    scales: np.ndarray = factors[rows] & (outer >= 0) & taken_apart[outer]
     return scales
 
 
@@ -186,16 +219,22 @@ def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:
     asked = unknown & walked["calls_others"]
     if not asked.any():
         return passes_on
-    is_looked_for = np.isin(walked["op"], np.unique(walked["op"][unknown])).tolist()
-    calls = _calls(walked)
-    below: dict[int, set[_Call]] = {}  # what is below the ops still to come
+    is_looked_for = np.isin(walked["op"], np.unique(walked["op"][unknown])).data
+    calls = _Calls(walked)
+    below: dict[int, set[int]] = {}  # what is below the ops still to come
     rows = np.flatnonzero(asked | below_any(asked, parents))
-    for row in rows[::-1].tolist():  # children come behind their parents
-        mine = below.pop(row, set())
-        passes_on[row] = unknown[row] and any(_is_again(calls[row], call) for call in mine)
+    around_of = parents.data
+    for row in np.ascontiguousarray(rows[::-1]).data:  # children come behind their parents
+        mine = below.pop(row, None)
+        call = calls.numbers[row]
+        if mine is None:
+            if not is_looked_for[row]:
+                continue
+            mine = set()
+        passes_on[row] = unknown[row] and any(calls.is_again(call, inner) for inner in mine)
         if is_looked_for[row]:
-            mine.add(calls[row])
-        around = int(parents[row])
+            mine.add(call)
+        around = around_of[row]
         if around >= 0 and mine:
             others = below.get(around, set())
             fewer, more = sorted((mine, others), key=len)
@@ -204,36 +243,51 @@ def _passing_on(walked: Walked, parents: np.ndarray) -> np.ndarray:
     return passes_on
 
 
-_Call = tuple[int, tuple[str, ...]]  # the op's number, and the shapes of operands that have one
+class _Calls:
+    """What ops were called with: a number for each, the same for equal ops on equal shapes."""
+
+    def __init__(self, walked: Walked) -> None:
+        self._shapes = [Counter(text.split(", ")) for text in walked.names["input_shapes"]]
+        numbers = walked["op"].astype(np.int64) * len(self._shapes) + walked["input_shapes"]
+        self.numbers = numbers.data
+        self._again: dict[tuple[int, int], bool] = {}
+
+    def is_again(self, outer: int, inner: int) -> bool:
+        """Return whether `inner` is the same op on the same shapes, as far as `outer` has some."""
+        key = (outer, inner)
+        if key not in self._again:
+            self._again[key] = self._is_again(*key)
+        return self._again[key]
+
+    def _is_again(self, outer: int, inner: int) -> bool:
+        size = len(self._shapes)
+        if outer // size != inner // size:
+            return False
+        known = Counter({shape: n for shape, n in self._shapes[outer % size].items() if shape})
+        return not known - self._shapes[inner % size]
 
 
-def _calls(walked: Walked) -> list[_Call]:
-    shapes = [tuple(text.split(", ")) for text in walked.names["input_shapes"]]
-    codes_of_shapes = walked["input_shapes"].tolist()
-    return [
-        (op, shapes[code]) for op, code in zip(walked["op"].tolist(), codes_of_shapes, strict=True)
-    ]
-
-
-def _is_again(outer: _Call, inner: _Call) -> bool:
-    """Return whether `inner` is the same op on the same shapes, as far as `outer` has some."""
-    if outer[0] != inner[0]:
-        return False
-    return not Counter(filter(None, outer[1])) - Counter(inner[1])
-
-
-def _outer_flops(ops: Walked, parents: np.ndarray) -> np.ndarray:
+def _outer_flops(ops: Walked, rows: np.ndarray, outer: np.ndarray) -> np.ndarray:
     """Return the FLOPs of the op around each counted one that is its work in other shapes, or NaN.
 
     They are of one class: matmul where both have some, else vector.
+
+    Args:
+        ops: All ops.
+        rows: Those asked for.
+        outer: The op around each of these; -1 for none.
     """
-    matmul = ops["matmul_flops"]
-    vector = ops["vector_flops"]
-    passed = (parents >= 0) & ops["counted"] & ~ops["counted"][parents]
-    products = passed & (matmul > 0) & (matmul[parents] > 0)
-    others = passed & (matmul == 0) & (matmul[parents] == 0) & (vector > 0) & (vector[parents] > 0)
-    flops = np.select([products, others], [matmul[parents], vector[parents]], math.nan)
-    return np.where(flops == np.where(products, matmul, vector), math.nan, flops)
+    flops = np.full(len(rows), math.nan)
+    counted = ops["counted"]
+    passed = np.flatnonzero((outer >= 0) & counted[rows] & ~counted[outer])
+    matmul, around_matmul = (ops["matmul_flops"][at[passed]] for at in (rows, outer))
+    vector, around_vector = (ops["vector_flops"][at[passed]] for at in (rows, outer))
+    products = (matmul > 0) & (around_matmul > 0)
+    others = (matmul == 0) & (around_matmul == 0) & (vector > 0) & (around_vector > 0)
+    around = np.select([products, others], [around_matmul, around_vector], math.nan)
+    is_same = around == np.where(products, matmul, vector)
+    flops[passed] = np.where(is_same, math.nan, around)
+    return flops
 
 
 def _summed(
@@ -252,26 +306,31 @@ def _summed(
 
 def owners(ops: pd.DataFrame) -> np.ndarray:
     """Return, for each op, the counted op around it, which is in no other; else the op itself."""
-    parents = ops["parent_op_id"]
+    parents = ops["parent_op_id"].to_numpy()
     counted = ops["counted"].to_numpy()
-    itself = np.arange(len(ops))
-    up = np.where(counted | (parents.to_numpy() < 0), itself, parents.to_numpy())
+    itself = np.arange(len(ops), dtype=parents.dtype)
+    up = np.where(counted | (parents < 0), itself, parents)
     while len(up) and not np.array_equal(further := up[up], up):
         up = further
     return np.where(counted[up], up, itself)
 
 
-def times_of(walked: Walked, kernels: pd.DataFrame, *, timed: bool, on_device: bool) -> np.ndarray:
+def times_of(
+    walked: Walked, ops: pd.DataFrame, kernels: pd.DataFrame, *, timed: bool, on_device: bool
+) -> np.ndarray:
     """Return each walked op's time: with its subtree if counted, else its own alone."""
     if not timed:
         return np.full(len(walked), math.nan)
+    rows = walked["op_id"]
     if not on_device:
-        return np.where(walked["counted"], walked["cpu_us"], walked["self_cpu_us"])
+        times = (ops[name].to_numpy()[rows] for name in ("cpu_us", "self_cpu_us"))
+        on_host: np.ndarray = np.where(walked["counted"], *times)
+        return on_host
     own = np.zeros(int(walked["op_id"].max(initial=-1)) + 1)
-    mine = ((kernels["kind"] == "compute") & kernels["op_id"].between(0, len(own) - 1)).to_numpy()
+    mine = computing_in(kernels, len(own))
     np.add.at(own, kernels["op_id"].to_numpy()[mine], kernels["duration_us"].to_numpy()[mine])
     own = np.take(own, walked["op_id"])
-    return np.where(walked["counted"], np.nan_to_num(walked["device_us"]), own)
+    return np.where(walked["counted"], np.nan_to_num(ops["device_us"].to_numpy()[rows]), own)
 
 
 def without_kernels(walked: Walked, owner: np.ndarray, kernels: pd.DataFrame) -> np.ndarray:
@@ -280,8 +339,8 @@ def without_kernels(walked: Walked, owner: np.ndarray, kernels: pd.DataFrame) ->
     They were launched and not run, captured in a graph, or ran on the host; or the trace lacks
     their launches.
     """
-    mine = kernels[(kernels["kind"] == "compute") & kernels["op_id"].between(0, len(owner) - 1)]
-    count = np.bincount(owner[mine["op_id"].to_numpy()], minlength=len(owner))
+    mine = kernels["op_id"].to_numpy()[computing_in(kernels, len(owner))]
+    count = np.bincount(owner[mine], minlength=len(owner))
     working = walked["counted"] & (walked["matmul_flops"] + walked["vector_flops"] > 0)
     idle: np.ndarray = working & (count[walked["op_id"]] == 0)
     return idle

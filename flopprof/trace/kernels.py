@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
-from flopprof.tables import KERNELS
+from flopprof.tables import KERNELS, narrowed
 from flopprof.trace.counting import with_ancestors
 from flopprof.trace.events import KERNEL_KINDS, OP, OTHER, RANGE, Events
 from flopprof.trace.gaps import busy_until
@@ -184,7 +184,10 @@ def captured_launches(tree: Tree) -> list[list[tuple[str, str, int]]]:
 
 
 def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, float]:
-    """Return the table of kernels, and how long any compute kernel ran; NaN without kernels."""
+    """Return the table of kernels, and how long any compute kernel ran; NaN without kernels.
+
+    Of the events nothing is left.
+    """
     events = tree.events
     columns = events.kernels
     if not len(columns):
@@ -198,25 +201,26 @@ def kernels_frame(tree: Tree, rank: int, origin: float) -> tuple[pd.DataFrame, f
     )
     frame = KERNELS.frame(
         {
-            "kernel_id": np.arange(len(columns)),
+            "kernel_id": np.arange(len(columns), dtype=np.int32),
             "op_id": tree.rows[tree.kernel_ops],
-            "correlation_id": columns["correlation"],
+            "correlation_id": narrowed(columns["correlation"]),
             "kernel": pd.Categorical.from_codes(names, list(events.kernel_names)),
             "kind": coded(KERNEL_KINDS, kinds),
-            "stream": columns["stream"],
-            "device_index": columns["device"],
-            "rank": np.full(len(columns), rank),
-            "graph_id": _graph_ids(events),
+            "stream": narrowed(columns["stream"]),
+            "device_index": narrowed(columns["device"]),
+            "rank": narrowed(np.full(len(columns), rank)),
+            "graph_id": narrowed(_graph_ids(events)),
             "start_us": columns["start"] - origin,
-            "duration_us": columns["length"],
+            "duration_us": columns["length"].copy(),
             "grid": _axis_texts(events, 0),
             "block": _axis_texts(events, 1),
             **collective_columns,
         }
     )
-    compute = frame[frame["kind"] == "compute"]
-    start = compute["start_us"].to_numpy()
-    ends = start + compute["duration_us"].to_numpy()
+    is_computing = kinds == KERNEL_KINDS.index("compute")
+    start = frame["start_us"].to_numpy()[is_computing]
+    ends = start + frame["duration_us"].to_numpy()[is_computing]
+    events.kernels.clear()
     return frame, float(busy_until(start, ends, float("inf")))
 
 

@@ -239,7 +239,7 @@ def rank_of(rank: int, file: str, trace: Trace) -> Rank:
         file: Where it was recorded; "" for here.
         trace: What was recorded.
     """
-    kernels = trace.kernels
+    kernels = trace.kernels[["kind", "op_id", "start_us", "duration_us"]]
     ops = trace.ops.loc[trace.ops["counted"], ["matmul_flops", "vector_flops"]]
     compute = kernels[kernels["kind"] == "compute"]
     collectives = kernels[kernels["kind"] == "communication"]
@@ -287,7 +287,9 @@ def _steps(trace: Trace) -> list[dict[str, Any]]:
     ends = (steps["start_us"] + steps["duration_us"]).to_numpy()
     at = np.searchsorted(steps["start_us"], ops["start_us"], side="right") - 1
     at = np.where((at >= 0) & (ops["start_us"] < ends[at]), at, -1)
-    compute = trace.kernels[trace.kernels["kind"] == "compute"].query("op_id >= 0")
+    kernels = trace.kernels[["op_id", "duration_us"]]
+    is_computing = (trace.kernels["kind"] == "compute") & (kernels["op_id"] >= 0)
+    compute = kernels[is_computing]
     flops = ops[["matmul_flops", "vector_flops"]]
     sums = flops.where(ops["counted"]).groupby(at).sum()
     sums["kernel_time_us"] = compute["duration_us"].groupby(at[compute["op_id"]]).sum()

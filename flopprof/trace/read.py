@@ -17,7 +17,7 @@ from flopprof.collector import not_collecting
 from flopprof.dtypes import is_floating
 from flopprof.errors import LoadError
 from flopprof.formulas import load_op_formulas
-from flopprof.tables import GAPS, OPS
+from flopprof.tables import GAPS, OPS, give_back_memory, narrowed
 from flopprof.trace.counting import is_exact, with_ancestors
 from flopprof.trace.derive import derive_convolutions, derive_padding
 from flopprof.trace.events import OP, Events, take_events
@@ -86,11 +86,14 @@ def read_trace(
         raise kind.error(path)
     if not len(events.hosts) and not len(events.kernels):
         raise _without_ops(path)
-    if not events.has_ranges:
+    has_ranges = events.has_ranges
+    if not has_ranges:
         modules = events.python_modules
         events.hosts.append(modules if len(modules) else events.annotations)
     trace = _build(events, header, profiler_flops or {}, as_capture=as_capture, timed=timed)
-    if not len(trace.ops) and not events.has_ranges and not len(trace.kernels):
+    del events
+    give_back_memory(trace.ops)
+    if not len(trace.ops) and not has_ranges and not len(trace.kernels):
         raise _without_ops(path)
     return trace
 
@@ -122,20 +125,20 @@ def _build(
     if not events.calls.has_values:
         derive_convolutions(tree)
     derive_padding(tree)
+    tree.forget_launches()
     tree.walk()
+    gaps = gaps_frame(tree) if timed else GAPS.empty()
     give_kernels(tree, links)
+    del links
     job = header.get("distributedInfo")
     job = job if isinstance(job, dict) else {}
     numbers = {k: n for k, n in job.items() if type(n) is int}
     rank = numbers.get("rank", 0)
     kernels, busy_us = kernels_frame(tree, rank, origin)
-    events.launches.clear()
-    nodes = np.flatnonzero(tree.role == OP)
-    ops = OPS.empty()
-    if len(nodes):
-        ops = _ops_frame(tree, nodes, profiler_flops, on_device=len(kernels) > 0)
+    graphs = [_with_ops(graph, tree) for graph in captured]
+    ops = _ops_frame(tree, profiler_flops, on_device=len(kernels) > 0)
     collectives = collectives_frame(events, ops, rank, origin, job)
-    compute = kernels[kernels["kind"] == "compute"]
+    compute = kernels.loc[kernels["kind"] == "compute", ["op_id", "duration_us"]]
     orphans = compute[compute["op_id"] == -1]
     if events.odd:
         events.warnings.append(f"{events.odd} events without finite times were left out")
@@ -154,12 +157,11 @@ def _build(
         "unlinked_kernel_us": float(orphans["duration_us"].sum()) if len(kernels) else math.nan,
         "collectives": collectives,
         "vendors": sorted(events.vendors),
-        "captured": [_with_ops(graph, tree) for graph in captured],
+        "captured": graphs,
         "warnings": events.warnings,
     }
     properties = header.get("deviceProperties") or header.get("computeProperties")  # of 2021
     devices = _devices(properties, events.warnings)
-    gaps = gaps_frame(tree) if timed else GAPS.empty()
     return Trace(ops, gaps, kernels, tree.module_types, devices, info)
 
 
@@ -223,39 +225,36 @@ def _devices(properties: Any, warnings: list[str]) -> list[dict[str, Any]]:
     return devices
 
 
-def _ops_frame(
-    tree: Tree,
-    nodes: np.ndarray,
-    profiler_flops: Mapping[int, float],
-    *,
-    on_device: bool,
-) -> pd.DataFrame:
-    """Return the table OPS of these nodes."""
+def _ops_frame(tree: Tree, profiler_flops: Mapping[int, float], *, on_device: bool) -> pd.DataFrame:
+    """Return the table OPS of a trace; of the tree little is left."""
+    nodes = np.flatnonzero(tree.role == OP)
+    if not len(nodes):
+        return OPS.empty()
     signatures = tree.events.signatures
-    threads = tree.events.thread_names
-    parents = tree.op_parent[nodes]
-    external = tree.external[nodes]
-    start = tree.start[nodes]
-    device_us = tree.device_us[nodes] if on_device else np.full(len(nodes), math.nan)
     dtypes, dtype = _dtypes(tree, signatures)
-    columns = {
-        "op_id": np.arange(len(nodes)),
-        "external_id": external,
-        "parent_op_id": tree.rows[parents],
-        "module_path": coded_sorted(tree.paths, tree.path[nodes]),
-        "call_id": tree.call[nodes],
-        "phase": coded_sorted(PHASES, tree.phase[nodes]),
-        "sequence_nr": tree.sequence[nodes],
-        "thread": coded(threads, tree.thread[nodes]),
-        "start_us": start - tree.origin,
+    columns: dict[str, Any] = {
+        "op_id": np.arange(len(nodes), dtype=np.int32),
         "dtype": coded_sorted(dtypes, dtype[nodes]),
-        "cpu_us": tree.end[nodes] - start,
-        "self_cpu_us": np.maximum(tree.self_us[nodes], 0.0),
-        "device_us": device_us,
-        "counted": tree.counted[nodes],
-        "profiler_flops": _profiler_flops(profiler_flops, external),
+        "parent_op_id": tree.rows[tree.taken("op_parent", nodes)],
+        "external_id": narrowed(tree.taken("external", nodes)),
+        "module_path": coded_sorted(tree.paths, tree.taken("path", nodes)),
+        "call_id": tree.taken("call", nodes),
+        "phase": coded_sorted(PHASES, tree.taken("phase", nodes)),
+        "sequence_nr": narrowed(tree.taken("sequence", nodes)),
+        "thread": coded(tree.events.thread_names, tree.taken("thread", nodes)),
+        "self_cpu_us": tree.taken("self_us", nodes),
+        "counted": tree.taken("counted", nodes),
+        "cpu_us": tree.taken("end", nodes),
+        "start_us": tree.taken("start", nodes),
+        "device_us": tree.taken("device_us", nodes),
     }
-    return OPS.frame(columns | _signature_columns(signatures, tree.label[nodes]))
+    columns["cpu_us"] -= columns["start_us"]
+    columns["start_us"] -= tree.origin
+    np.maximum(columns["self_cpu_us"], 0.0, out=columns["self_cpu_us"])
+    if not on_device:
+        columns["device_us"].fill(math.nan)
+    columns["profiler_flops"] = _profiler_flops(profiler_flops, columns["external_id"])
+    return OPS.frame(columns | _signature_columns(signatures, tree.taken("label", nodes)))
 
 
 def _profiler_flops(profiler_flops: Mapping[int, float], external: np.ndarray) -> Any:

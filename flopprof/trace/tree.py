@@ -62,7 +62,20 @@ class Tree:
         self.in_tf32: set[int] = set()  # nodes with a kernel that multiplies in TF32
 
     def __len__(self) -> int:
-        return len(self.start)
+        return len(self.role)
+
+    def taken(self, name: str, nodes: np.ndarray) -> np.ndarray:
+        """Return some nodes' values of a column, and let go of the column: a trace may be large."""
+        column: np.ndarray = getattr(self, name)
+        setattr(self, name, column[:0].copy())
+        chosen: np.ndarray = column[nodes]
+        return chosen
+
+    def forget_launches(self) -> None:
+        """Let go of what launched kernels, once these are linked."""
+        self.events.launches.clear()
+        self.launch_nodes = np.zeros(0, np.int32)
+        self.signature = np.zeros(0, np.int32)
 
     def _launch_nodes(self, moments: Moments) -> np.ndarray:
         """Return each launch's innermost node that is no range, on its thread; -1 for none."""
