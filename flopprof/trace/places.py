@@ -109,7 +109,7 @@ def _ops_of_closures(tree: "Tree", said: np.ndarray) -> np.ndarray:
 
     They are of a closure, with the whole step in it: an optimizer's own ops have no number.
     """
-    steps = said == SAYS_OPTIMIZER
+    steps: np.ndarray = said == SAYS_OPTIMIZER
     if not steps.any():
         return steps
     numbered = (tree.role == OP) & (tree.sequence >= 0)
