@@ -30,7 +30,8 @@ class Figures(Part, frozen=True, kw_only=True):
         tokens_per_s: The same for tokens, where an input is tokens.
         flops_per_sample: FLOPs over the examples of the batch.
         flops_per_token: FLOPs over the tokens of the input.
-        achieved_bytes_per_s: Compulsory bytes over wall time.
+        achieved_bytes_per_s: Compulsory bytes over wall time; those of sites that do not tell
+            theirs, such as a concatenation's, are left out.
         mfu_frac: Model FLOPs utilisation: the matmul FLOPs of the mathematics (what is recomputed
             is not among them), over wall time, over the matmul ceiling of the run's type.
         hfu_frac: Hardware FLOPs utilisation: with what is recomputed; equal where nothing is.

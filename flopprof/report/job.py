@@ -109,8 +109,7 @@ class Collective(Part, frozen=True, kw_only=True):
         algorithm_bytes_per_s: message_bytes over median_us.
         bus_bytes_per_s: The same times what NCCL's tests multiply with, for a group of n:
             all-reduce 2(n-1)/n; all-gather, reduce-scatter, all-to-all, gather and scatter
-            (n-1)/n; broadcast,
-            reduce, send and recv 1.
+            (n-1)/n; broadcast, reduce, send and recv 1.
         shortest_bus_bytes_per_s: The same of the shortest call.
         link: What connects the group's GPUs, where all are on one node and their board tells it;
             null elsewhere.

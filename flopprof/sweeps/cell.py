@@ -51,7 +51,6 @@ def measure_ceilings(wanted: dict[str, Any]) -> dict[str, Any]:
 def profile_cell(task: dict[str, Any]) -> dict[str, Any]:
     """Return the row of a cell: status and figures, or status and reason."""
     from flopprof.api import profile
-    from flopprof.run import Run
 
     try:
         with warnings.catch_warnings():

@@ -144,7 +144,7 @@ def _find_ceilings(settings: Sequence[dict[str, Any]], time_s: float, progress: 
 
 
 def _row_of_process(task: dict[str, Any], memory_bytes: int, time_s: float) -> dict[str, Any]:
-    """Run one cell in its process and return its row, or why it has none."""
+    """Do a cell, or measure ceilings, in a process of its own; return its row, or why not."""
     with tempfile.TemporaryDirectory(prefix="flopprof-cell-") as scratch:
         task_file = Path(scratch, "asked.json")
         answer_file = Path(scratch, "answer.json")
