@@ -64,6 +64,11 @@ _NO_KERNEL = "none"
 _NOT_TIMED = (
     "; no kernel of it is in the trace: it was recorded or captured and not run, or ran on the host"
 )
+# Columns that only verdicts depend on; of millions of ops they are let go of once these are found.
+_DECIDED = (
+    *("call_id", "outer_flops", "profiler_differs"),
+    *("scales", "calls_others", "passes_on", "settled"),
+)
 _RANK = {verdict: rank for rank, verdict in enumerate(VERDICTS)}
 
 
@@ -461,6 +466,8 @@ def _grouped(walked: Walked, verdicts: _Verdicts) -> Grouped:
     The calls of one op, path, phase, shapes and dtype are a site, if the same source counts them
     and the same kind of kernel computes them.
     """
+    for column in _DECIDED:
+        del walked.columns[column]
     for row, (matmul_flops, vector_flops) in verdicts.by_hook.items():
         walked["matmul_flops"][row] = matmul_flops
         walked["vector_flops"][row] = vector_flops

@@ -21,6 +21,17 @@ def analysed(tmp_path, *events):
     return analyse_traces(write_trace(tmp_path / "trace.json", *events))
 
 
+def test_the_last_op_counts_though_a_tensor_without_data_was_made_in_no_op(tmp_path):
+    run = analysed(
+        tmp_path,
+        shaped("aten::empty_strided", 0, 10, []),
+        shaped("aten::empty_strided", 2, 5, []),
+        shaped("aten::mm", 20, 30, [64, 64], [64, 64]),
+    )
+
+    assert run.totals.matmul_flops == 2 * 64 * 64 * 64
+
+
 def test_the_local_product_of_a_sharded_tensor_counts(tmp_path):
     whole = [64, 1024], [1024, 1024]
     run = analysed(
