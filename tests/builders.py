@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 
+from flopprof.errors import UsageError
 from flopprof.metafile import decode
 from flopprof.provenance import AnyProvenance, CallProvenance, Compiled, TraceProvenance
 from flopprof.run import Run
@@ -13,6 +14,16 @@ from flopprof.tables import KERNELS, MODULE_CALLS, OPS, ROOFLINES, SITES
 def provenance_of(facts: dict[str, Any]) -> AnyProvenance:
     """Return the provenance of these facts, which stand side by side as in version 1."""
     return decode(msgspec.json.encode({"schema_version": 1, **facts}))
+
+
+def has_op(op: str) -> bool:
+    """Return whether this version of torch has an op: newer ones have more."""
+    from flopprof.capture.dispatched import overloads
+
+    try:
+        return bool(overloads(op))
+    except UsageError:
+        return False
 
 
 def called(run: Run) -> CallProvenance:

@@ -20,6 +20,7 @@ from flopprof.report.executed import executed_lines
 from flopprof.run import Run
 from flopprof.settings import Settings
 from flopprof.stepped import default_calls, step_calls, step_model, step_ops
+from tests.builders import has_op
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -224,7 +225,10 @@ def test_what_cannot_be_stepped_is_told_with_a_way_out(arguments, fact, capsys):
 def test_the_default_arguments_fit_their_ops():
     from flopprof.capture.dispatched import op_with_arguments
 
-    for op, arguments in default_calls():
+    there = [call for call in default_calls() if has_op(call[0])]
+
+    assert len(there) > 0.9 * len(default_calls())  # the others are of newer versions of torch
+    for op, arguments in there:
         assert op_with_arguments(op, arguments, None).recorded.op == op
 
 
