@@ -10,6 +10,7 @@ from flopprof.formulas import FREE_OPS, OP_FORMULAS, OpCall, Work, kind_of
 GENERATED = re.compile(r"triton_(?:poi|red|per)_fused_(.+)_\d+$")
 """Pointwise and reduction kernels; a `tem` is a whole product, whose sizes no argument tells."""
 _PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
+_MOST_OPERANDS = 4  # what formulas of fused ops read: lerp, addcmul and where have three
 
 
 def generated(call: OpCall) -> Work | None:
@@ -23,18 +24,23 @@ def generated(call: OpCall) -> Work | None:
     sizes = _sizes(call)
     if not fused or not sizes:
         return None
-    tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
-    largest = max((prod(call.shape(i)) for i in tensors), default=0)
+    tensors = [index for index, dtype in enumerate(call.dtypes) if itemsize(dtype)]
+    largest = max((prod(call.shape(index)) for index in tensors), default=0)
     while len(sizes) > 1 and prod(sizes) > largest:
         del sizes[0]
-    dtype = next((kind for kind in call.dtypes if is_floating(kind)), "int64")
-    space = (tuple(sizes),) * 4
+    dtype = next((dtype for dtype in call.dtypes if is_floating(dtype)), "int64")
     flops = 0
     for op in fused:
         if kind_of(op) in (*_PRODUCTS, "free"):
             continue
+        of_op = OpCall(
+            op,
+            shapes=(tuple(sizes),) * _MOST_OPERANDS,
+            dtypes=(dtype,) * _MOST_OPERANDS,
+            values=("",) * _MOST_OPERANDS,
+        )
         try:
-            work = OP_FORMULAS.require(op)(OpCall(op, space, 4, (dtype,) * 4, ("",) * 4))
+            work = OP_FORMULAS.require(op)(of_op)
         except (IndexError, ValueError, TypeError, KeyError, ZeroDivisionError):
             work = None  # it takes other arguments than its operands
         flops += work.vector_flops if work else prod(sizes)
@@ -78,8 +84,8 @@ def knows_bytes(call: OpCall) -> bool:
     sizes = _sizes(call)
     if not sizes or not _PARTS & set(_fused_ops(call)):
         return True
-    tensors = [i for i, kind in enumerate(call.dtypes) if itemsize(kind)]
-    return all(prod(call.shape(i)) <= prod(sizes) for i in tensors)
+    tensors = [index for index, dtype in enumerate(call.dtypes) if itemsize(dtype)]
+    return all(prod(call.shape(index)) <= prod(sizes) for index in tensors)
 
 
 @cache

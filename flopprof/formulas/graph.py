@@ -173,37 +173,43 @@ def _spelled_out(equation: str, node: Node) -> tuple[list[str], str] | None:
     return terms, result
 
 
+_PEEPHOLES = 6  # an LSTM's, per hidden element: a product and an add in three of its gates
 _GATES = {"LSTM": (4, 13, 8), "GRU": (3, 11, 6), "RNN": (1, 2, 2)}  # gates; vector; with bias
 
 
 def _recurrent(node: Node) -> Count | None:
     """Per element of the batch, step and direction: gates·H·(I + H) multiply-adds."""
     gates, vector, bias = _GATES[node.op]
-    inputs, weights, recurrent = ((*node.inputs, None, None, None)[place] for place in range(3))
-    if inputs is None or weights is None or recurrent is None or len(inputs) != 3:
+    x = shape_of(node, 0)
+    weight = shape_of(node, 1)
+    recurrent = shape_of(node, 2)
+    if len(x) != 3 or len(weight) != 3 or len(recurrent) != 3:
         return None
-    directions, hidden = recurrent[0], recurrent[2]
-    cells = directions * inputs[0] * inputs[1]
-    per_cell = vector + (bias if has(node, 3) else 0) + (6 if has(node, 7) else 0)
-    return 2 * cells * gates * hidden * (weights[2] + hidden), cells * hidden * per_cell
+    directions, _, hidden = recurrent
+    cells = directions * x[0] * x[1]
+    per_cell = vector + (bias if has(node, 3) else 0) + (_PEEPHOLES if has(node, 7) else 0)
+    return 2 * cells * gates * hidden * (weight[2] + hidden), cells * hidden * per_cell
 
 
 def _attention(node: Node) -> Count | None:
     """The two products; per score 5 of softmax and 1 of scale, 1 where a mask is given."""
-    query, key, value = (*node.inputs, None, None, None)[:3]
-    if query is None or key is None or value is None:
+    query, key, value = (shape_of(node, place) for place in range(3))
+    if not query or not key or not value:
         return None
     if len(query) == 4:
         batch, heads, length, width = query
-        past = (node.inputs[4] or (0, 0, 0, 0))[2] if has(node, 4) else 0
-        keys, out_width = key[2] + past, value[3]
+        past = shape_of(node, 4)
+        keys = key[2] + (past[2] if past else 0)
+        out_width = value[3]
     else:
         heads = int(node.attributes.get("q_num_heads", 0))
         kv_heads = int(node.attributes.get("kv_num_heads", heads))
-        if not heads or not kv_heads or has(node, 4):
+        if len(query) != 3 or not heads or not kv_heads or has(node, 4):
             return None
-        batch, length, width = query[0], query[1], query[2] // heads
-        keys, out_width = key[1], value[2] // kv_heads
+        batch, length, all_widths = query
+        width = all_widths // heads
+        keys = key[1]
+        out_width = value[2] // kv_heads
     scores = batch * heads * length * keys
     return 2 * scores * (width + out_width), scores * (6 + int(has(node, 3)))
 
@@ -238,11 +244,16 @@ def _pool(node: Node) -> Count:
     return 0, prod(node.attributes.get("kernel_shape", ())) * size(node.outputs, 0)
 
 
+_INTERPOLATION = {  # FLOPs per output by mode and axes: a lerp is 3, of two axes three lerps
+    ("linear", 1): 3, ("linear", 2): 9, ("linear", 3): 21, ("cubic", 2): 35,
+}  # fmt: skip
+
+
 def _resize(node: Node) -> Count | None:
     """Nearest 0; linear 3, 9, 21 by the number of axes; cubic, of two, 35 per output."""
     mode = node.attributes.get("mode", "nearest")
     axes = len(node.inputs[0] or ()) - 2
-    per_output = {"linear": {1: 3, 2: 9, 3: 21}, "cubic": {2: 35}}.get(str(mode), {}).get(axes)
+    per_output = _INTERPOLATION.get((str(mode), axes))
     if mode == "nearest":
         per_output = 0
     return None if per_output is None else (0, per_output * size(node.outputs, 0))
@@ -254,7 +265,8 @@ def _dft(node: Node) -> Count | None:
     axis = node.attributes.get("axis", 1 if len(node.inputs) < 3 else None)
     if axis is None or len(shape) < 2:
         return None
-    numbers, length = prod(shape[:-1]), shape[int(axis)]
+    numbers = prod(shape[:-1])
+    length = shape[int(axis)]
     full = 5 * numbers * log2(length) if length else 0.0
     is_half = shape[-1] == 1 or node.attributes.get("onesided", 0)
     return 0, int(full / 2 if is_half else full)
@@ -262,7 +274,8 @@ def _dft(node: Node) -> Count | None:
 
 def _stft(node: Node) -> Count | None:
     """Per frame: the window's products, and 5·N·log₂ N, of a real signal half of it."""
-    signal, frames = shape_of(node, 0), node.outputs[0] or ()
+    signal = shape_of(node, 0)
+    frames = node.outputs[0] or ()
     length = node.attributes.get("frame_length") or size(node.inputs, 2)
     if len(frames) != 4 or not length:
         return None
@@ -272,10 +285,7 @@ def _stft(node: Node) -> Count | None:
     return 0, int(frames[0] * frames[1] * (window + transform))
 
 
-_TAPS = {  # FLOPs per output by mode and axes; spelled as of opset 20, and before
-    ("linear", 2): 9, ("bilinear", 2): 9, ("linear", 3): 21, ("bilinear", 3): 21,
-    ("cubic", 2): 35, ("bicubic", 2): 35,
-}  # fmt: skip
+_MODES_BEFORE_20 = {"bilinear": "linear", "bicubic": "cubic"}  # opset 20 spells them as Resize
 
 
 def _grid_sample(node: Node) -> Count | None:
@@ -283,7 +293,8 @@ def _grid_sample(node: Node) -> Count | None:
     grid = shape_of(node, 1)
     mode = str(node.attributes.get("mode", "linear"))
     axes = len(grid) - 2
-    per_output = 0 if mode == "nearest" else _TAPS.get((mode, axes))
+    mode = _MODES_BEFORE_20.get(mode, mode)
+    per_output = 0 if mode == "nearest" else _INTERPOLATION.get((mode, axes))
     if per_output is None:
         return None
     aligned = node.attributes.get("align_corners", 0)
@@ -303,7 +314,8 @@ def _deformed(node: Node) -> Count:
 
 def _roi_align(node: Node) -> Work | None:
     """10 per sample: bilinear, and its part in the mean. Without a sampling ratio boxes decide."""
-    x, boxes = shape_of(node, 0), shape_of(node, 1)
+    x = shape_of(node, 0)
+    boxes = shape_of(node, 1)
     grid = [int(node.attributes.get(f"output_{side}", 1)) for side in ("height", "width")]
     ratio = int(node.attributes.get("sampling_ratio", 0))
     if len(x) != 4 or not boxes:

@@ -169,9 +169,8 @@ def _product(call: ModuleCall, *, per_element: str) -> Work:
     else:
         multiply_adds = out.numel() * (layer.in_channels // layer.groups) * prod(layer.kernel_size)
     parts = 2 if out.is_complex() else 1  # a complex multiply-add is 8 FLOPs, an add 2
-    bias = (
-        layer.bias() if callable(layer.bias) else layer.bias
-    )  # packed with the weight: a method unpacks it
+    # Of a quantised layer the bias is packed with the weight, and a method unpacks it.
+    bias = layer.bias() if callable(layer.bias) else layer.bias
     each = _sum(layer, per_element)
     if bias is not None:
         each += 1
@@ -436,9 +435,8 @@ def triplet_margin_loss(call: ModuleCall) -> Work | None:
         return None
     distances = 3 if layer.swap else 2
     of_distances = distances * 4 * _input(call).numel() if function is None else 0
-    return Work(
-        vector_flops=of_distances + (1 + distances + _sum(layer, "reduction")) * _rows(call)
-    )
+    per_row = 1 + distances + _sum(layer, "reduction")
+    return Work(vector_flops=of_distances + per_row * _rows(call))
 
 
 @layer_formula("GaussianNLLLoss")

@@ -57,8 +57,12 @@ def net_bounds(
     for row in rows[::-1].tolist():  # children come behind their parents
         inside = below.pop(row, None) or _Below()
         if counted[row]:
-            exact = float(matmul[row]), float(vector[row])
-            inside = _Below(*exact, sum(exact), bool(by_formula[row]))
+            inside = _Below(
+                matmul=float(matmul[row]),
+                vector=float(vector[row]),
+                at_most=float(matmul[row]) + float(vector[row]),
+                has_formula=bool(by_formula[row]),
+            )
         elif bounded[row]:
             bounds = (float(net[name][row]) for name in BOUNDS)
             settled[row] = glue[row] and _is_settled(inside, *bounds)

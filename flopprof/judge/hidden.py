@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +14,15 @@ from flopprof.judge.reasons import Reason, because
 from flopprof.judge.spread import TracedCall, spread
 from flopprof.units import duration, percent, shorten
 
-GRAPH_KERNELS = 5  # named of a replayed graph
+# A gap between ops is hidden work where it is longer than each of these three.
 HIDDEN_GAP_FACTOR = 20  # × the run's median gap: ordinary Python between ops stays below it
 HIDDEN_GAP_FRAC = 0.01  # of the run: what is shorter cannot matter
+HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
+
 TURN_US = 10_000.0  # others rarely keep a core for longer at once; beyond it, it is ours
 _ANYWHERE = "(any op)"  # before which a gap of code that computes past PyTorch lies
-HIDDEN_GAP_US = 1000.0  # what is shorter, a tiny model's call has anyway: imports, first use
+GRAPH_KERNELS = 5  # named in a reason, those of most time
+_NAME_WIDTH = 60  # columns of a kernel's name in a reason
 
 
 def hidden_gaps(call: TracedCall) -> pd.DataFrame:
@@ -99,9 +103,16 @@ def gap_sums(call: TracedCall) -> list[GapSum]:
     for (path, before), group in places:
         times_us = group["duration_us"]
         reason = _gap_reason(group, str(before), limits)
-        size = len(group)
-        whole = (size, float(times_us.sum()), float(times_us.max()))
-        sums.append(GapSum(str(path), str(before), *whole, reason))
+        sums.append(
+            GapSum(
+                module_path=str(path),
+                before_op=str(before),
+                calls=len(group),
+                time_us=float(times_us.sum()),
+                longest_us=float(times_us.max()),
+                reason=reason,
+            )
+        )
     return sums
 
 
@@ -114,25 +125,26 @@ def gap_rows(calls: Sequence[Sequence[GapSum]], types: dict[str, str]) -> list[d
         calls: The gaps of each traced call.
         types: Path of a module → its class.
     """
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
+    times_of: dict[tuple[str, str], list[float]] = defaultdict(list)
     first_of: dict[tuple[str, str], GapSum] = {}
-    for gap in (gap for gaps in calls for gap in gaps):
+    for gap in chain.from_iterable(calls):
         place = (gap.module_path, gap.before_op)
-        times[place].append(gap.time_us)
+        times_of[place].append(gap.time_us)
         first_of.setdefault(place, gap)
     rows = []
-    for place, times_us in times.items():
+    for place, times_us in times_of.items():
         if len(times_us) <= len(calls) / 2:
             continue
         first = first_of[place]
         reason = first.reason
-        whole = {name: values[0] for name, values in spread(np.array([times_us])).items()}
+        times = {name: values[0] for name, values in spread(np.array([times_us])).items()}
         if len(calls) > 1:
             text = f"{reason.text}; in {len(times_us)} of {len(calls)} traced calls"
             reason = reason._replace(text=text)
-        where = {"module_path": place[0], "module_type": types.get(place[0], "")}
-        row = _hidden_row("(gap)", first.calls, whole["time_us"], reason)
-        rows.append(row | whole | where)
+        path = first.module_path
+        where = {"module_path": path, "module_type": types.get(path, "")}
+        row = _hidden_row("(gap)", first.calls, times["time_us"], reason)
+        rows.append(row | times | where)
     return rows
 
 
@@ -163,16 +175,17 @@ def kernel_rows(calls: Sequence[pd.DataFrame]) -> list[dict[str, Any]]:
     rows = []
     for place, group in orphans.groupby("place", sort=False):
         launches = int(group["calls"].sum())
+        graph = group["graph_id"].iloc[0]
         reason = because("no_launch")
-        if (graph := group["graph_id"].iloc[0]) != -1:
+        if graph != -1:
             reason = because("graph_replay", graph=graph, kernels=_most_time(group))
         time_us = group["time_us"].sum()
         samples = np.array([[time_us, *(other.get(place, math.nan) for other in sums)]])
-        whole = {name: values[0] for name, values in spread(samples).items()}
+        times = {name: values[0] for name, values in spread(samples).items()}
         row = _hidden_row("(kernels)", launches, time_us, reason) | {"input_shapes": str(place)}
         if graph == -1:
             row |= _by_formula(str(place), launches)
-        rows.append(row | whole)
+        rows.append(row | times)
     return rows
 
 
@@ -246,7 +259,9 @@ def _most_time(kernels: pd.DataFrame) -> str:
     """Return the names of the kernels that took most of the time of these, with their shares."""
     times = kernels.groupby("kernel", observed=True)["time_us"].sum().nlargest(GRAPH_KERNELS)
     whole = kernels["time_us"].sum() or math.nan
-    names = [f"{shorten(str(name), 60)} {percent(us / whole)}" for name, us in times.items()]
+    names = []
+    for name, time_us in times.items():
+        names.append(f"{shorten(str(name), _NAME_WIDTH)} {percent(time_us / whole)}")
     return f"most time: {'; '.join(names)}"
 
 

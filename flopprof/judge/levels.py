@@ -61,7 +61,7 @@ def working_set_bytes(sites: Mapping[str, Any]) -> np.ndarray:
     again_bytes = np.zeros(len(call_bytes))
     columns = zip(*(sites[name] for name in ("op", "kind", "input_shapes", "dtype")), strict=True)
     for row, (op, kind, shapes, dtype) in enumerate(columns):
-        itemsize = dtypes.itemsize(str(dtype)) or 4
+        itemsize = dtypes.itemsize(str(dtype)) or 4  # of a type without a size: as float32
         place = _CONVOLUTION_WEIGHTS if kind == "convolution" else _WEIGHTS.get(str(op))
         if place is not None:
             weight_bytes[row] = itemsize * _elements(str(shapes), place)
@@ -76,6 +76,10 @@ def working_set_bytes(sites: Mapping[str, Any]) -> np.ndarray:
 
 def _elements(shapes: str, place: int) -> int:
     """Return the elements of the argument at this place; 0 where its shape is not known."""
-    sizes = shapes.split(", ")[place : place + 1]
-    numbers = sizes[0].split("x") if sizes else [""]
-    return math.prod(map(int, numbers)) if all(map(str.isdigit, numbers)) else 0
+    arguments = shapes.split(", ")
+    if place >= len(arguments):
+        return 0
+    sizes = arguments[place].split("x")
+    if not all(size.isdigit() for size in sizes):
+        return 0
+    return math.prod(map(int, sizes))

@@ -413,19 +413,19 @@ def _by_class(
     none of a class, ops of this class alone were added, too.
     """
     outcomes: dict[int, dict[str, str]] = {index: {} for index in indices}
-    for number, class_ in enumerate(("matmul", "vector")):
-        counts = [getattr(op, f"{class_}_flops") for op in ops]
-        own = [count for count in counts if count == hook[number] > 0]
+    for of_class, hook_count, total in zip(("matmul", "vector"), hook, sums, strict=True):
+        counts = [getattr(op, f"{of_class}_flops") for op in ops]
+        has_own = len([count for count in counts if count == hook_count > 0]) == 1
         for index, op, count in zip(indices, ops, counts, strict=True):
-            alone = not (op.matmul_flops and op.vector_flops)
             if not count:
                 continue
-            if sums[number] == hook[number] or (len(own) == 1 and count == hook[number]):
-                outcomes[index][class_] = "agrees"
-            elif alone and (len(own) == 1 or not hook[number]):
-                outcomes[index][class_] = "added"
+            is_of_both = op.matmul_flops and op.vector_flops
+            if total == hook_count or (has_own and count == hook_count):
+                outcomes[index][of_class] = "agrees"
+            elif not is_of_both and (has_own or not hook_count):
+                outcomes[index][of_class] = "added"
             else:
-                outcomes[index][class_] = "differs"
+                outcomes[index][of_class] = "differs"
     return outcomes
 
 

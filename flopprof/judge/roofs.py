@@ -169,10 +169,10 @@ def above_roof(sites: pd.DataFrame) -> pd.DataFrame:
 
 def roof_doubts(sites: pd.DataFrame) -> list[str]:
     """Return a warning where sites compute faster than the device can: a ceiling is too low."""
-    above = is_above(sites["efficiency_frac"].to_numpy())
-    if not above.any():
+    is_faster = is_above(sites["efficiency_frac"].to_numpy())
+    if not is_faster.any():
         return []
-    above = sites[above & (sites["bound"] == "compute").to_numpy()]
+    above = sites[is_faster & (sites["bound"] == "compute").to_numpy()]
     if not len(above):
         return []
     first = above.iloc[0]
@@ -215,8 +215,14 @@ def apply_rooflines(
 ) -> None:
     """Fill unit, attainable rate, efficiency, bound and `flops_at_most` from the ceilings.
 
-    `cache_bytes` is the size of the device's largest cache; NaN where it is not known. `own_frac`
-    is the share of the time in which the process had the processor.
+    Args:
+        sites: Columns of SITES, which are filled in place.
+        rooflines: The table ROOFLINES.
+        dtype: The run's element type, whose matmul ceiling bounds what is unknown.
+        by_kernel: What each site's kernels are: "vector", "fast" or "".
+        on_device: Whether times are a device's.
+        cache_bytes: Size of the device's largest cache; NaN where it is not known.
+        own_frac: Share of the time in which the process had the processor.
     """
     by_class = main_units(sites["matmul_flops"], sites["vector_flops"])
     sites["unit"] = np.where(by_kernel == "vector", "vector", by_class).astype(object)

@@ -19,11 +19,16 @@ P95 = 95
 
 
 class TracedCall(NamedTuple):
-    """One traced call of the model: tables OPS, GAPS and KERNELS.
+    """One traced call of the model.
 
-    `waited_us` is how long its thread was ready and the machine gave it no core; `foreign` are the
-    paths of modules whose own code computes past PyTorch; `closed` has the paths inside TorchScript
-    and exported programs, with the type of what hooks see around them.
+    Attributes:
+        ops: Table OPS.
+        gaps: Table GAPS.
+        kernels: Table KERNELS.
+        waited_us: How long its thread was ready and the machine gave it no core.
+        foreign: Paths of modules whose own code computes past PyTorch.
+        closed: Paths inside TorchScript and exported programs, each with the type of the module
+            around it that hooks see.
     """
 
     ops: pd.DataFrame

@@ -26,16 +26,12 @@ MEANINGS = {row["verdict"]: row["meaning"] for row in _ROWS}
 ADVICE = {row["verdict"]: row["advice"] for row in _ROWS if row["advice"]}
 """What to do about those that are not good news."""
 
-OWN_NAMESPACES = frozenset(
-    (
-        *("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "stored"),
-        "torch_nn",
-        "onnx",
-        *("autograd", "c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd"),
-        *("_dtensor", "fsdp", "symm_mem"),
-    )
-)
-"""Namespaces of PyTorch's own ops; an op from any other is an `extension`."""
+_OF_COMPUTING = ("aten", "prim", "prims", "quantized", "mkldnn", "onednn", "inductor", "torch_nn")
+_OF_SENDING = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
+_OF_TRAINING = ("autograd", "_dtensor", "fsdp", "symm_mem")
+_OF_FLOPPROF = ("stored", "onnx")  # our names: work on stored elements alone, nodes of a graph
+OWN_NAMESPACES = frozenset((*_OF_COMPUTING, *_OF_SENDING, *_OF_TRAINING, *_OF_FLOPPROF))
+"""Namespaces of PyTorch's own ops, and ours; an op from any other is an `extension`."""
 
 FUSED_OPS = frozenset(
     {

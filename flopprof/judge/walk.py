@@ -26,9 +26,11 @@ _BOUNDS = ("profiler_flops", "flops_at_most", "matmul_flops_at_least", "vector_f
 class OpFacts(NamedTuple):
     """What decides an op's verdict: columns of OPS, and three facts of the tree.
 
-    `profiler_differs` says whether profiler and formula differ; `outer_flops` are those of the op
-    around it that is the same work in other shapes, NaN where there is none. It `scales` where it
-    is the factor of an `addmm` that was taken apart, as vmap does: by definition there is none.
+    Attributes:
+        profiler_differs: Whether the profiler's count and the formula's differ.
+        outer_flops: Of the op around it that is the same work in other shapes; NaN without one.
+        scales: Whether it is the factor of an `addmm` that was taken apart, as vmap does; the
+            formula of `addmm` has no such product.
     """
 
     op: str
@@ -144,10 +146,8 @@ def walk_ops(ops: pd.DataFrame) -> tuple[Walked, np.ndarray]:
     walked.columns["settled"] = np.zeros(len(rows), dtype=bool)
     if not np.isnan(walked["flops_at_most"]).all():
         glue = walked.rows_whose("op", _only_calls_others) | ~np.isnan(walked["matmul_flops"])
-        stored = walked.rows_whose(
-            "op", lambda op: op.startswith("stored::")
-        )  # of a sparse operand
-        glue |= walked["passes_on"] | _around(stored, parents)
+        of_sparse_operand = walked.rows_whose("op", lambda op: op.startswith("stored::"))
+        glue |= walked["passes_on"] | _around(of_sparse_operand, parents)
         by_formula = walked["counted"] & walked.rows_whose("op", OP_FORMULAS.__contains__)
         walked.columns |= net_bounds(walked.columns, parents, glue=glue, by_formula=by_formula)
     return walked, owner
@@ -297,10 +297,16 @@ def _summed(
     sums = flops.tolist()
     any_differs = differs.tolist()
     for op in range(len(parents) - 1, -1, -1):
-        if (parent := parents[op]) >= 0:
-            any_differs[parent] = any_differs[parent] or any_differs[op]
-            if not math.isnan(sums[op]):
-                sums[parent] = sums[op] + (0 if math.isnan(sums[parent]) else sums[parent])
+        parent = parents[op]
+        if parent < 0:
+            continue
+        any_differs[parent] = any_differs[parent] or any_differs[op]
+        if math.isnan(sums[op]):
+            continue
+        if math.isnan(sums[parent]):
+            sums[parent] = sums[op]
+        else:
+            sums[parent] += sums[op]
     return np.array(sums), np.array(any_differs)
 
 
@@ -310,8 +316,10 @@ def owners(ops: pd.DataFrame) -> np.ndarray:
     counted = ops["counted"].to_numpy()
     itself = np.arange(len(ops), dtype=parents.dtype)
     up = np.where(counted | (parents < 0), itself, parents)
-    while len(up) and not np.array_equal(further := up[up], up):
+    further = up[up]
+    while not np.array_equal(further, up):
         up = further
+        further = up[up]
     return np.where(counted[up], up, itself)
 
 
