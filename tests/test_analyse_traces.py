@@ -462,6 +462,16 @@ def test_an_annotated_trace_that_cannot_be_written_is_a_usage_error(tmp_path):
     assert list(Path.cwd().iterdir()) == []
 
 
+def test_a_pattern_that_means_several_traces_is_not_annotated_as_one(tmp_path, capsys):
+    for name in ("rank0.json", "rank1.json"):
+        small(tmp_path, name=name)
+
+    assert main(["trace", str(tmp_path / "rank*.json"), "--annotate", "out.json"]) == 2
+
+    assert "--annotate writes one trace" in capsys.readouterr().err
+    assert list(Path.cwd().iterdir()) == []
+
+
 def test_the_first_events_of_a_damaged_trace_are_not_taken_for_all(tmp_path):
     path = tmp_path / "cut.json"
     path.write_text(small(tmp_path).read_text()[:-40])

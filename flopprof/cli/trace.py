@@ -34,7 +34,6 @@ def trace(parser: ArgumentParser) -> Handler:
         from flopprof.report.perfetto import annotate_trace
         from flopprof.trace.remote import base_name, expanded
 
-        _refuse_nonsense(args)
         view = view_of(args)
         args.files = expanded(args.files)
         if args.annotate:
@@ -131,23 +130,19 @@ def _workers(args: Namespace) -> "Workers":
     return Workers(processes=processes, dask=args.dask)
 
 
-def _refuse_nonsense(args: Namespace) -> None:
-    from flopprof.errors import UsageError
-
-    if args.annotate and len(args.files) > 1:
-        raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
-
-
 def _check_annotated(args: Namespace) -> None:
-    """Raise `UsageError` unless --annotate names a file that may be written."""
+    """Raise `UsageError` unless there is one trace, and --annotate names a file to write."""
     from flopprof.errors import UsageError
     from flopprof.files import explain_os_errors, real_path
 
+    if len(args.files) > 1:
+        raise UsageError("--annotate writes one trace", remedy="give it one FILE at a time")
     target = Path(args.annotate)
     with explain_os_errors(target):
         if target.is_file() and not args.force:
             raise UsageError(f"{target} exists", remedy="name another file, or add --force")
-        if not (folder := real_path(target).parent).is_dir():
+        folder = real_path(target).parent
+        if not folder.is_dir():
             raise UsageError(f"there is no folder {folder}", remedy="make it first")
         if real_path(target) == real_path(args.files[0]):
             raise UsageError("--annotate would replace the trace itself", remedy="another name")
