@@ -102,6 +102,11 @@ CASES = {
         node("GridSample", ["x", "g"], mode="linear"),
         [IMAGE, info("g", 2, 4, 4, 2)], [], (0, 9 * 96 + 4 * 64),
     ),
+    # along one axis a lerp, 3, for each of 2·3·4 outputs; 4 for each of 2·4 coordinates
+    "grid_sample_of_one_axis": (
+        node("GridSample", ["x", "g"], mode="linear"),
+        [info("x", 2, 3, 8), info("g", 2, 4, 1)], [], (0, 3 * 24 + 4 * 8),
+    ),
     # 2·5·6·6 outputs of 3·9; 2·3·9·36 samples of 9; 2·18·36 offsets added
     "deformed": (
         node("DeformConv", ["x", "w", "o"]),
