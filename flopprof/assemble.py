@@ -259,7 +259,8 @@ def _before(sizes: list[int]) -> list[int]:
 
 def _moved(frame: pd.DataFrame, by: int, *names: str) -> pd.DataFrame:
     """Return a table with so much added to its ids; -1 stays."""
-    return frame.assign(**{n: frame[n].where(frame[n] < 0, frame[n] + by) for n in names})
+    moved = {name: frame[name].where(frame[name] < 0, frame[name] + by) for name in names}
+    return frame.assign(**moved)
 
 
 def _stacked(table: Table, frames: list[pd.DataFrame]) -> pd.DataFrame:

@@ -184,7 +184,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 def _umask() -> int:
-    os.umask(mask := os.umask(0))
+    """Return the process's mask, which can only be read by setting another."""
+    mask = os.umask(0)
+    os.umask(mask)
     return mask
 
 

@@ -32,7 +32,8 @@ def _with_escapes(value: Any) -> Any:
         return [_with_escapes(inner) for inner in value]
     if not isinstance(value, str):
         return value
-    return "".join(clean_text(c) if "\ud800" <= c <= "\udfff" else c for c in value)
+    letters = [clean_text(one) if "\ud800" <= one <= "\udfff" else one for one in value]
+    return "".join(letters)
 
 
 def decode(text: bytes) -> AnyProvenance:

@@ -180,7 +180,8 @@ class Run:
     def _table(self, name: str) -> pd.DataFrame:
         table = self._tables[name]
         if callable(table):
-            table = self._tables[name] = table()
+            table = table()
+            self._tables[name] = table
         return table
 
     @property
@@ -308,8 +309,10 @@ class Run:
         trace = regular_file(folder / "trace.json.gz")
         parts["trace"] = trace if trace.exists() else None
         run = cls(**parts, provenance=provenance)
-        before = provenance.totals
-        if before and any(getattr(before, n) != getattr(run.totals, n) for n in _COUNTED):
+        saved_totals = provenance.totals
+        if saved_totals and any(
+            getattr(saved_totals, name) != getattr(run.totals, name) for name in _COUNTED
+        ):
             fact = "its sites.csv adds up to other FLOPs than its meta.json"
             raise LoadError(
                 f"{safe_text(folder)} is damaged: {fact}",

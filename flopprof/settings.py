@@ -186,8 +186,8 @@ class Settings:
         """Refuse a way of sharing that there is not, and what does not go with several ranks."""
         if self.distributed is None:
             return
-        known = self.distributed in STRATEGIES or callable(self.distributed)
-        if not known and ".py:" not in str(self.distributed):
+        is_known = self.distributed in STRATEGIES or callable(self.distributed)
+        if not is_known and ".py:" not in str(self.distributed):
             fact = f"--distributed knows no {self.distributed!r}"
             raise UsageError(fact, remedy="give ddp, fsdp, tp, or FILE.py:FUNCTION")
         for name in ("prompt_len", "compile"):

@@ -28,10 +28,15 @@ DTYPES = {"int": "int64", "float": "float64", "str": "str", "bool": "bool"}
 LOSS = "(loss)"
 """The module path of a training step's loss, which is outside the model."""
 
+# Ranges that a trace holds where our passes note something.
 STOPPED = "flopprof-stopped"
-CALLED = "flopprof-called"  # where an operator of functions is called, such as torch.cond
-KEPT = "flopprof-kept"  # in an op whose result a selective checkpoint had kept
-"""What a trace holds inside an op at which activation checkpointing ended a recomputation."""
+"""Inside an op at which activation checkpointing ended a recomputation."""
+
+CALLED = "flopprof-called"
+"""Around the call of an operator of functions, such as torch.cond."""
+
+KEPT = "flopprof-kept"
+"""Inside an op whose result a selective checkpoint had kept."""
 
 AHEAD_OF_TIME = "inductor::aot_compiled"
 """The op that is a call of a program by AOTInductor, whose own ops no profiler sees."""
@@ -83,8 +88,12 @@ class Table:
 
     def from_rows(self, rows: list[dict[str, Any]]) -> pd.DataFrame:
         """Return `rows` as a frame of this table; what is missing is blank."""
-        columns = (c for c in self.columns if not c.rare or any(c.name in row for row in rows))
-        return self.frame({c.name: [row.get(c.name, c.blank) for row in rows] for c in columns})
+        values: dict[str, list[Any]] = {}
+        for column in self.columns:
+            name = column.name
+            if not column.rare or any(name in row for row in rows):
+                values[name] = [row.get(name, column.blank) for row in rows]
+        return self.frame(values)
 
     def empty(self) -> pd.DataFrame:
         """Return a frame of this table without rows."""
@@ -265,9 +274,12 @@ def codes(column: pd.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def tuples(frame: pd.DataFrame, names: Iterable[str]) -> Iterator[tuple[Any, ...]]:
     """Return the rows of some columns; pandas takes long over its own texts one by one."""
-    columns = (frame[name] for name in names)
-    plain = (c.to_numpy(object) if isinstance(c.dtype, pd.StringDtype) else c for c in columns)
-    return zip(*(column.tolist() for column in plain), strict=True)
+    lists = []
+    for name in names:
+        column = frame[name]
+        is_text = isinstance(column.dtype, pd.StringDtype)
+        lists.append((column.to_numpy(object) if is_text else column).tolist())
+    return zip(*lists, strict=True)
 
 
 def _cast(values: Any, column: Column) -> Any:
@@ -300,14 +312,26 @@ def _declared() -> dict[str, Table]:
     with Path(__file__).with_name("columns.csv").open(encoding="utf-8", newline="") as file:
         for name, column, kind, meaning in list(csv.reader(file))[1:]:
             before = tables.get(name, Table(name, meaning, ()))
-            type_ = cast(ColumnType, kind.rstrip("?"))
-            optional = kind.endswith("?")
-            added = Column(column, type_, meaning, optional, kind.endswith("??"))
+            added = Column(
+                name=column,
+                type=cast(ColumnType, kind.rstrip("?")),
+                doc=meaning,
+                optional=kind.endswith("?"),
+                rare=kind.endswith("??"),
+            )
             columns = (*before.columns, added) if column else before.columns
             tables[name] = Table(name, before.doc, columns)
     return tables
 
 
 TABLES = _declared()
-MODULE_CALLS, OPS, GAPS, KERNELS, ROOFLINES, SITES, LAUNCHES, *_SUMS = TABLES.values()
-OP_SUMS, KERNEL_SUMS, COLLECTIVES = _SUMS
+MODULE_CALLS = TABLES["module_calls"]
+OPS = TABLES["ops"]
+GAPS = TABLES["gaps"]
+KERNELS = TABLES["kernels"]
+ROOFLINES = TABLES["rooflines"]
+SITES = TABLES["sites"]
+LAUNCHES = TABLES["launches"]
+OP_SUMS = TABLES["op_sums"]
+KERNEL_SUMS = TABLES["kernel_sums"]
+COLLECTIVES = TABLES["collectives"]

@@ -52,12 +52,10 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
     time_us = sites["time_us"].to_numpy()
     calls = sites["calls"].to_numpy()
     is_known = ~np.isnan(flops)
-    sums = []
-    at_least = []
-    for name in ("matmul_flops", "vector_flops"):
-        sums.append(sum(map(int, sites[name].to_numpy()[is_known])))
-        at_least.append(int(np.nansum(sites[f"{name}_at_least"].to_numpy())))
-    matmul, vector = (exact + least for exact, least in zip(sums, at_least, strict=True))
+    exact_matmul = _exact_sum(sites["matmul_flops"], is_known)
+    exact_vector = _exact_sum(sites["vector_flops"], is_known)
+    matmul = exact_matmul + int(np.nansum(sites["matmul_flops_at_least"].to_numpy()))
+    vector = exact_vector + int(np.nansum(sites["vector_flops_at_least"].to_numpy()))
     extra = float(sites["flops_at_most"].to_numpy()[~is_known].sum())
     has_time = ~np.isnan(time_us)
     spent_us = float(time_us[has_time].sum())
@@ -73,12 +71,17 @@ def add_up(sites: pd.DataFrame, wall_us: float) -> Totals:
         matmul_flops=matmul,
         vector_flops=vector,
         flops=total,
-        flops_at_most=sum(sums) + extra,
+        flops_at_most=exact_matmul + exact_vector + extra,
         coverage_frac=covered_us / spent_us * there_frac if spent_us > 0 else math.nan,
         coverage_calls_frac=calls[is_known].sum() / called if called else math.nan,
         wall_us=wall_us,
         untimed_flops=int(flops[is_known & (time_us == 0)].sum()),
     )
+
+
+def _exact_sum(counts: pd.Series, is_known: np.ndarray) -> int:
+    """Return the sum of the counts that are known, as integers: floats would round it."""
+    return sum(map(int, counts.to_numpy()[is_known]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +137,15 @@ def executed_inside(sites: pd.DataFrame, paths: list[str]) -> dict[str, list[flo
         own = dict(zip(sums.index.astype(str), sums[name], strict=True))
         column = []
         for path in paths:
-            parts = [v for p, v in own.items() if not path or p == path or p.startswith(path + ".")]
+            parts = [value for inner, value in own.items() if _is_inside(inner, path)]
             column.append(pd.Series(parts, dtype=float).sum(min_count=1))
         inside[name] = column
     return inside
+
+
+def _is_inside(path: str, around: str) -> bool:
+    """Return whether a module is another one or lies in it; all lie in the model, ""."""
+    return not around or path == around or path.startswith(f"{around}.")
 
 
 _FLOPS = ["matmul_flops", "vector_flops", "flops"]
@@ -271,9 +279,8 @@ def op_sums(ops: pd.DataFrame, *, on_device: bool) -> pd.DataFrame:
     counted = ops["counted"].to_numpy()[rows]
     sums["counted_calls"] = np.bincount(number, weights=counted, minlength=size).astype(np.int64)
     for column in ("matmul_flops", "vector_flops"):
-        sums[column] = np.bincount(
-            number, ops[column].to_numpy()[rows]
-        )  # NaN where one is not known
+        # NaN where one of a group is not known.
+        sums[column] = np.bincount(number, ops[column].to_numpy()[rows])
     time_us = ops["device_us" if on_device else "cpu_us"].to_numpy()[rows]
     for column, values in (
         ("flops_at_most", ops["flops_at_most"].to_numpy()[rows]),

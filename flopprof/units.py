@@ -8,8 +8,9 @@ from typing import Any
 from unicodedata import east_asian_width
 
 _PREFIXES = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_TIMES = ((1e6, "s"), (1e3, "ms"), (1.0, "µs"))  # of microseconds
 UNKNOWN = "–"
-ELSEWHERE = 120  # columns
+ELSEWHERE = 120  # columns, where stdout is no terminal
 NARROWEST = 80  # columns; below it the numbers alone do not fit
 _COUNTS = ("", "FLOPs", "MACs", "B")  # whole numbers of these have no decimals
 
@@ -23,8 +24,16 @@ def si(value: float, unit: str) -> str:
     if abs(value) < 1000 and value == int(value) and unit in _COUNTS:
         return f"{int(value)} {unit}".rstrip()
     magnitude = float(f"{abs(value):.3g}")
-    scale, prefix = next(((s, p) for s, p in _PREFIXES if magnitude >= s), (1.0, ""))
+    scale, prefix = _largest_below(magnitude, _PREFIXES)
     return f"{three_digits(value / scale)} {prefix}{unit}".rstrip()
+
+
+def _largest_below(magnitude: float, scales: Sequence[tuple[float, str]]) -> tuple[float, str]:
+    """Return the first scale, of those from large to small, that is not above; else the last."""
+    for scale, name in scales:
+        if magnitude >= scale:
+            return scale, name
+    return scales[-1]
 
 
 def three_digits(value: float) -> str:
@@ -41,9 +50,10 @@ def percent(frac: float) -> str:
     """Return a fraction as a percentage: 0.9987 is "99.9 %"; NaN is "–"."""
     if math.isnan(frac):
         return UNKNOWN
-    shown = 100 * frac
-    # 99.97 % of something is not all of it: never round up to 100.
-    return f"{min(shown, 99.9) if 99.9 <= shown < 100 else shown:.1f} %"
+    hundredths = 100 * frac
+    if 99.9 <= hundredths < 100:  # 99.97 % of something is not all of it: never round up to 100
+        hundredths = 99.9
+    return f"{hundredths:.1f} %"
 
 
 def duration(microseconds: float) -> str:
@@ -51,7 +61,7 @@ def duration(microseconds: float) -> str:
     if math.isnan(microseconds):
         return UNKNOWN
     magnitude = float(f"{abs(microseconds):.3g}")
-    scale, unit = next((s for s in ((1e6, "s"), (1e3, "ms")) if magnitude >= s[0]), (1.0, "µs"))
+    scale, unit = _largest_below(magnitude, _TIMES)
     return f"{three_digits(microseconds / scale)} {unit}"
 
 
@@ -107,6 +117,7 @@ def shorten(text: str, width: int) -> str:
 
 _SHORTEST_PATH = 6  # columns: less tells no layer from another
 _SHORTEST_SHAPES = 4
+_SHORTEST_NAME = 5  # of a module, beside what is left of its path
 
 
 def shorten_path(path: str, width: int) -> str:
@@ -124,7 +135,7 @@ def shorten_path(path: str, width: int) -> str:
             parts[number] = part[:1] + "…"
     before = _joined([*parts[:-1], ""])
     room = width - columns(before)
-    if columns(parts[-1]) <= room or room >= 5:
+    if columns(parts[-1]) <= room or room >= _SHORTEST_NAME:
         return before + shorten(parts[-1], room)
     return shorten(before + parts[-1], width)
 
@@ -178,8 +189,8 @@ def clean_text(text: object) -> str:
 
 def safe_text(text: object, width: int = 300) -> str:
     """Return `text`, which a file may have chosen, cleaned (`clean_text`) and not too long."""
-    shown = clean_text(str(text)[: width + 1])
-    return shown if len(shown) <= width else shown[: width - 1] + "…"
+    clean = clean_text(str(text)[: width + 1])
+    return clean if len(clean) <= width else clean[: width - 1] + "…"
 
 
 def file_text(path: object, width: int = 300) -> str:

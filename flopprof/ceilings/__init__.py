@@ -53,15 +53,18 @@ def find_ceilings(
     if on_cpu or refresh:
         from flopprof.ceilings.measure import keys_to_measure, measure_ceilings
 
-        have = user.resolved.keys() | (set() if refresh else cached.resolved.keys())
+        known_keys = set(user.resolved)
+        if not refresh:
+            known_keys |= set(cached.resolved)
         caches = {} if MAIN in user.resolved else device.caches()
         keys = keys_to_measure(described, caches, dtypes)
-        missing = [key for key in keys if key not in have]
+        missing = [key for key in keys if key not in known_keys]
         measured = measure_ceilings(device, missing, notes=notes, progress=progress)
     valid = tuple(entry for entry in measured if entry.valid)
     doubtful = [entry for entry in measured if not entry.valid]
     if valid:
-        cached = Ceilings(described, tuple(Ceilings({}, valid + cached.entries).resolved.values()))
+        newest = Ceilings({}, valid + cached.entries).resolved
+        cached = Ceilings(described, tuple(newest.values()))
         _write_cache(torch.__version__, cached, notes)
     for entry in doubtful:
         name = f"{entry.name} {entry.unit.replace('tensor', 'matmul')}"

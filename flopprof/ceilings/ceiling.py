@@ -137,7 +137,7 @@ def _roofline(peak: Ceiling, memory: Ceiling) -> dict[str, Any]:
 
 def by_precedence(entries: Iterable[Ceiling]) -> tuple[Ceiling, ...]:
     """Return the entries sorted: user, valid measurement, datasheet, formula, doubtful ones."""
-    return tuple(sorted(entries, key=lambda e: (not e.valid, KINDS.index(e.kind))))
+    return tuple(sorted(entries, key=lambda entry: (not entry.valid, KINDS.index(entry.kind))))
 
 
 def save_ceilings(path: str | Path, ceilings: Ceilings) -> None:

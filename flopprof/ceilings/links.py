@@ -13,19 +13,18 @@ from flopprof.jobfacts import Link
 
 
 @cache
-def _rows() -> tuple[tuple[re.Pattern[str], Link], ...]:
+def _links() -> tuple[tuple[re.Pattern[str], Link], ...]:
     with Path(__file__).with_name("links.csv").open(encoding="utf-8", newline="") as file:
-        return tuple(
-            (
-                re.compile(row["torch_name_regex"]),
-                Link(
-                    name=row["link"],
-                    peak_bytes_per_s=float(row["peak_gbs"]) * 1e9,
-                    source=row["source"],
-                ),
-            )
-            for row in csv.DictReader(file)
+        rows = list(csv.DictReader(file))
+    links = []
+    for row in rows:
+        link = Link(
+            name=row["link"],
+            peak_bytes_per_s=float(row["peak_gbs"]) * 1e9,
+            source=row["source"],
         )
+        links.append((re.compile(row["torch_name_regex"]), link))
+    return tuple(links)
 
 
 def link_of(gpu: str) -> Link | None:
@@ -34,4 +33,4 @@ def link_of(gpu: str) -> Link | None:
     Args:
         gpu: Its name as traces have it, "NVIDIA H100 80GB HBM3".
     """
-    return next((link for pattern, link in _rows() if pattern.search(gpu)), None)
+    return next((link for pattern, link in _links() if pattern.search(gpu)), None)

@@ -43,6 +43,11 @@ SHAPES = ((1, 1, 1), (2, 2, 1), (4, 1, 1), (8, 2, 1), (8, 4, 1), (8, 1, 2), (2, 
 CHANNELS = (64, 128, 256)
 """In and out of the convolutions tried: which is fastest differs by the units' width and caches."""
 UNKNOWN_FREE_BYTES = 2**33  # where the system does not say
+PROBE_TURNS = 5  # of tiny products that tell whether a dtype has any hardware
+PROBE_SIZE = 128  # of their rows, columns and depth
+# Elements of the arrays that vector ops are tried on: below the first a call is mostly overhead.
+LEAST_ELEMENTS = 2**15
+MOST_ELEMENTS = 2.0**28
 
 
 def keys_to_measure(
@@ -168,14 +173,20 @@ def memory_budget(device: Device) -> int:
 def why_not_matmul(dtype: str, device: str, synchronize: Wait) -> str:
     """Return why products of `dtype` are not worth measuring, from tiny ones; "" if they are."""
     try:
-        probes = [_matmul(name, device, 128, 128, 128) for name in (dtype, "float32")]
-        turns = [[max(take_turn(probe, synchronize))[0] for probe in probes] for _ in range(5)]
+        sizes = (PROBE_SIZE, PROBE_SIZE, PROBE_SIZE)
+        probes = [_matmul(name, device, *sizes) for name in (dtype, "float32")]
+        turns = [_best_rates(probes, synchronize) for _ in range(PROBE_TURNS)]
     except (RuntimeError, TypeError, AttributeError, ValueError) as error:
         return f"no ceiling for {dtype} products: {str(error).splitlines()[0]}"
     rate, usual = np.max(turns, axis=0)
     if rate < PATHOLOGICAL_FRAC * usual:
         return f"no ceiling for {dtype} products: they run at {rate / usual:.0%} of float32's rate"
     return ""
+
+
+def _best_rates(probes: list[Candidate], synchronize: Wait) -> list[float]:
+    """Return the best rate of each in one turn."""
+    return [max(take_turn(probe, synchronize))[0] for probe in probes]
 
 
 def matmul_candidates(
@@ -223,26 +234,27 @@ def vector_candidates(
     from torch.nn.functional import group_norm, interpolate
 
     kind = getattr(torch, dtype)
-    ones_32 = torch.ones(32, dtype=kind, device=device)
-    zero = torch.zeros(32, dtype=kind, device=device)
+    scale = torch.ones(32, dtype=kind, device=device)
+    shift = torch.zeros(32, dtype=kind, device=device)
 
     def bilinear(x: torch.Tensor) -> torch.Tensor:
         return interpolate(x.movedim(3, 1), scale_factor=2, mode="bilinear")
 
+    # FLOPs per element, elements returned per element, the op.
     ops: dict[str, tuple[int, int, Callable[[torch.Tensor], torch.Tensor]]] = {
         "sum": (1, 1, torch.sum),
-        "group_norm": (7, 1, lambda x: group_norm(x, 8, ones_32, zero)),
+        "group_norm": (7, 1, lambda x: group_norm(x, 8, scale, shift)),
         "bilinear": (36, 4, bilinear),
-    }  # FLOPs per element, elements returned per element, the op
+    }
     most = most_bytes / 2 / kind.itemsize
     sizes: list[tuple[str, int]] = []
     for op, (flops, returned, _) in ops.items():
         for seconds in CALLS_S:
-            enough = min(rate * seconds / flops, 2.0**28)
+            enough = min(rate * seconds / flops, MOST_ELEMENTS)
             exponent = round(math.log2(enough))
             if 2**exponent * returned > most:
                 exponent = math.floor(math.log2(most / returned))
-            sizes.append((op, 2 ** max(exponent, 15)))
+            sizes.append((op, max(2**exponent, LEAST_ELEMENTS)))
     source = torch.ones(max(size for _, size in sizes), dtype=kind, device=device)
     candidates = []
     for op, size in dict.fromkeys(sizes):
@@ -282,20 +294,19 @@ def _convolution(dtype: str, channels: int, work: float) -> Candidate:
     filter_size = 3
     size = max(1, round((work / 2 / (channels * filter_size) ** 2) ** 0.5))  # of the output
     generator = torch.Generator().manual_seed(0)
-    x, filters = (
-        torch.randn(shape, generator=generator)
-        .to(getattr(torch, dtype))
-        .to(memory_format=torch.channels_last)
-        for shape in (
-            (1, channels, size + 2, size + 2),
-            (channels, channels, filter_size, filter_size),
-        )
-    )
+
+    def channels_last(*sizes: int) -> torch.Tensor:
+        values = torch.randn(sizes, generator=generator).to(getattr(torch, dtype))
+        return values.to(memory_format=torch.channels_last)
+
+    x = channels_last(1, channels, size + 2, size + 2)
+    filters = channels_last(channels, channels, filter_size, filter_size)
     flops = 2.0 * (size * channels * filter_size) ** 2
     label = f"conv2d 3x3 of 1x{channels}x{size + 2}x{size + 2}"
     return Candidate(label, flops, partial(torch.conv2d, x, filters))
 
 
 def _rounded(size: float) -> int:
+    """Return the nearest multiple of what units work on: 64, and 16 of a small size."""
     step = 64 if size >= 128 else 16
     return max(step, step * round(size / step))

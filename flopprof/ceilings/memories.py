@@ -17,6 +17,7 @@ MEMORY_FRAC = 0.1  # of what is free: others, and the model itself, use this mac
 
 CACHES = ("L1", "L2", "L3")
 APART = 4  # × the cache before it: a cache that is not larger by so much is hard to tell from it
+UNKNOWN_MEMORY_BYTES = 2**33  # where the device does not say
 AGAIN_BYTES = 2**22  # that each thread reads in one call: 20 µs and more, of which torch takes one
 
 
@@ -49,7 +50,8 @@ def memory_levels(
     """
     known_bytes = (described.get("l2_bytes") or 0, described.get("l3_bytes") or 0)
     least_bytes = CPU_ARRAY_BYTES if described["kind"] == "cpu" else GPU_ARRAY_BYTES
-    most_bytes = min((described.get("memory_bytes") or 2**33) // 8, budget_bytes / 3)
+    memory_bytes = described.get("memory_bytes") or UNKNOWN_MEMORY_BYTES
+    most_bytes = min(memory_bytes // 8, budget_bytes / 3)  # three arrays: 3/8 of the memory
     main_bytes = max(4 * max(known_bytes), least_bytes)
     levels = {MAIN[0]: Level(int(min(main_bytes, most_bytes)))}
     threads = described.get("threads") or 1
@@ -61,7 +63,7 @@ def memory_levels(
             if name == "L1":
                 levels[name] = Level(0, its_share, holds_bytes)
             elif name == "L2":
-                levels[name] = Level(holds_bytes // 6, its_share, holds_bytes)
+                levels[name] = Level(holds_bytes // 6, its_share, holds_bytes)  # three: its half
             else:  # three arrays, between L2 and L3
                 levels[name] = Level(_between(before_bytes, holds_bytes) // 3, 0, holds_bytes)
         before_bytes = max(before_bytes, holds_bytes)

@@ -15,6 +15,7 @@ MINIMUM_S = 2.0  # … but give a disturbance that starts with the search time t
 LIMIT_S = 4.5  # of one search
 GAIN = 1.01
 FIRST_RATE = 2e10  # candidates are first sized for this; the search doubles it as needed
+LEAST_ACTIVE = 4  # candidates that are kept to the end: their rates are close
 BUSY_BELOW = 0.9  # CPU time over threads × wall time; less means that others had the cores
 
 Clock = Callable[[], float]
@@ -80,8 +81,8 @@ def search(
             active = []  # the old ones' memory is free before the new ones are made
             active = candidates_for(rate)
         else:  # only what may still win is worth more turns
-            active = sorted(active, key=lambda c: max(calls[c.label]), reverse=True)
-            active = active[: max(4, len(active) // 2)]
+            best_first = sorted(active, key=lambda one: max(calls[one.label]), reverse=True)
+            active = best_first[: max(LEAST_ACTIVE, len(active) // 2)]
     return _details(best, calls[best.label], now - start, threads)
 
 

@@ -144,10 +144,13 @@ def main(arguments: Sequence[str]) -> int:
             signal.signal(signal.SIGTERM, _interrupt)
             return _run(arguments)
         except FlopprofError as error:
-            fact = error.problem
-            remedy = error.remedy
-            details = error.details
-            return _fail(fact, remedy, error.exit_code, as_json=as_json, details=details)
+            return _fail(
+                error.problem,
+                error.remedy,
+                error.exit_code,
+                as_json=as_json,
+                details=error.details,
+            )
         except KeyboardInterrupt:
             return _fail(
                 "interrupted", "nothing half-written is left", INTERRUPTED, as_json=as_json
@@ -182,7 +185,10 @@ def _run(arguments: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError):
             raise
         if error.filename is not None:
-            raise _refusal(error) or error from error
+            refusal = _refusal(error)
+            if refusal is None:
+                raise
+            raise refusal from error
         _discard_output()
         raise UsageError(
             f"stdout cannot be written: {str(error.strerror).lower()}",

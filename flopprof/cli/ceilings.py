@@ -81,7 +81,7 @@ def _find(args: Namespace) -> "Ceilings":
     all_ceilings = _of_device(args, dtypes) if args.gpu is None else _of_gpu(args.gpu)
     entries = all_ceilings.entries
     if dtypes:
-        entries = tuple(e for e in entries if e.unit == "memory" or e.name in dtypes)
+        entries = tuple(one for one in entries if one.unit == "memory" or one.name in dtypes)
     return Ceilings(all_ceilings.device, entries, all_ceilings.clocks, all_ceilings.warnings)
 
 
@@ -117,7 +117,9 @@ def _dtype(name: str) -> str:
     """Return a dtype's name from it or its usual short one: fp32, bf16, tf32, fp8."""
     from flopprof.ceilings.measure import PRODUCTS
 
-    full = re.sub(r"^fp(?=\d)", "float", re.sub(r"^(b|t)f(?=\d)", r"\1float", name.lower()))
+    full = name.lower()
+    full = re.sub(r"^(b|t)f(?=\d)", r"\1float", full)  # bf16, tf32
+    full = re.sub(r"^fp(?=\d)", "float", full)  # fp32
     for dtype in PRODUCTS:
         if full in (dtype, dtype.partition("_")[0]):
             return dtype

@@ -42,7 +42,7 @@ def formulas(parser: ArgumentParser) -> Handler:
                 print(f"{entry['name']} ({entry['kind']}, {entry['source']})\n{entry['doc']}")
         else:
             for entry in matching:
-                print(f"{entry['name']:40} {entry['doc'].partition(chr(10))[0]}")
+                print(f"{entry['name']:40} {entry['doc'].splitlines()[0]}")
         return 0
 
     return handle
@@ -76,13 +76,10 @@ def _definition(function: Any) -> str:
     """Return what the function's docstring says, with the figures of its row in a data file."""
     import inspect
 
-    keywords = dict(getattr(function, "keywords", {}))
-    figures_of = keywords.pop("row", None)
-    if figures_of is None:
-        figures_of = keywords
-    else:
-        figures_of = {key: value for key, value in figures_of.items() if key != "kind"}
-    row = {key: str(value) for key, value in figures_of.items() if value}
+    fields = dict(getattr(function, "keywords", {}))
+    if "row" in fields:  # of a table of ops, where `kind` is that of the op and no figure
+        fields = {key: value for key, value in fields["row"].items() if key != "kind"}
+    row = {key: str(value) for key, value in fields.items() if value}
     text = inspect.getdoc(getattr(function, "func", function)) or "It says nothing of itself."
     if "reason" in row:
         return f"0 FLOPs: {row['reason']}"

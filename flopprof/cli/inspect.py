@@ -6,8 +6,8 @@ from typing import Any
 
 from flopprof.cli import Handler, command, print_json
 
-GLOBALS = 8  # named in the text, and tensors and files
-LABEL = 10  # columns
+MOST_LISTED = 8  # globals, tensors and files of code, each; --json has all
+LABEL_WIDTH = 10  # columns
 
 
 @command("inspect")
@@ -42,11 +42,11 @@ def _wrapped(label: str, text: str) -> str:
 
     from flopprof.units import text_width
 
-    indent = " " * LABEL
+    indent = " " * LABEL_WIDTH
     return textwrap.fill(
         text,
         text_width(),
-        initial_indent=f"{label:{LABEL}}",
+        initial_indent=f"{label:{LABEL_WIDTH}}",
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,
@@ -77,13 +77,13 @@ def _lines_of_inside(inside: dict[str, Any]) -> list[tuple[str, str]]:
     lines = []
     for label, kind in (("Input", "inputs"), ("Output", "outputs"), ("Tensor", "tensors")):
         tensors = inside[kind]
-        lines += [(label, _tensor_text(tensor)) for tensor in tensors[:GLOBALS]]
-        if len(tensors) > GLOBALS:
-            lines.append(("", f"and {len(tensors) - GLOBALS} more: --json has all"))
+        lines += [(label, _tensor_text(tensor)) for tensor in tensors[:MOST_LISTED]]
+        if len(tensors) > MOST_LISTED:
+            lines.append(("", f"and {len(tensors) - MOST_LISTED} more: --json has all"))
     files = inside["code_files"]
-    lines += [("Code", name) for name in files[:GLOBALS]]
-    if len(files) > GLOBALS:
-        lines.append(("", f"and {len(files) - GLOBALS} more files of code"))
+    lines += [("Code", name) for name in files[:MOST_LISTED]]
+    if len(files) > MOST_LISTED:
+        lines.append(("", f"and {len(files) - MOST_LISTED} more files of code"))
     return [*lines, *(("Note", note) for note in inside["notes"])]
 
 
@@ -109,8 +109,8 @@ def _lines_of_contents(facts: dict[str, Any]) -> list[tuple[str, str]]:
     lines += [("Metadata", f"{key} = {value}") for key, value in facts["metadata"].items()]
     names = facts["globals"]
     if names:
-        more = f" and {len(names) - GLOBALS} more" if len(names) > GLOBALS else ""
-        lines.append(("Globals", ", ".join(names[:GLOBALS]) + more))
+        more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+        lines.append(("Globals", ", ".join(names[:MOST_LISTED]) + more))
     if facts["dangerous"]:
         lines.append(("DANGEROUS", ", ".join(facts["dangerous"])))
     if facts["runs_code"]:

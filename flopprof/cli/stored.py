@@ -1,6 +1,7 @@
 """Print what a file's weights say alone: products by group, and what is apart from them."""
 
 import re
+from collections import Counter
 from typing import Any
 
 from flopprof.units import UNKNOWN
@@ -8,6 +9,8 @@ from flopprof.units import UNKNOWN
 ROWS = 24  # of groups; where there are more, they are added up by the beginning of their paths
 CONFIG_LINES = 12
 _NAME_WIDTH = 46
+_MOST_LETTERS = 2000  # of a line: a file chooses its names
+_CONFIG_WIDTH = 150  # letters of a name and its value
 
 
 def print_weights(weights: dict[str, Any]) -> None:
@@ -15,7 +18,7 @@ def print_weights(weights: dict[str, Any]) -> None:
     from flopprof.units import safe_text
 
     for line in weight_lines(weights):
-        print(safe_text(line, 2000))
+        print(safe_text(line, _MOST_LETTERS))
 
 
 def weight_lines(weights: dict[str, Any]) -> list[str]:
@@ -113,13 +116,12 @@ def _table(groups: list[dict[str, Any]]) -> list[str]:
     lines = _aligned(rows) if rows else []
     if is_added_up:
         lines.append(f"{len(products)} groups are added up here; --json has each")
-    apart = [group for group in groups if not group["per"] and group["kind"] != "unknown"]
-    kinds = dict.fromkeys(group["kind"] for group in apart)
-    parts = [
-        f"{kind} {si(float(sum(g['parameters'] for g in apart if g['kind'] == kind)), '')}"
-        for kind in kinds
-    ]
-    if parts:
+    apart: Counter[str] = Counter()
+    for group in groups:
+        if not group["per"] and group["kind"] != "unknown":
+            apart[group["kind"]] += group["parameters"]
+    if apart:
+        parts = [f"{kind} {si(float(parameters), '')}" for kind, parameters in apart.items()]
         lines.append(f"apart, no products: {', '.join(parts)} parameters")
     return lines
 
@@ -135,7 +137,7 @@ def _aligned(rows: list[dict[str, Any]]) -> list[str]:
         size = si(float(row["parameters"]), "")
         shown = UNKNOWN if flops is None else f"{flops:,}"
         table.append((path, row["kind"], row["shape"], size, shown))
-    widths = [max(columns(line[place]) for line in table) for place in range(5)]
+    widths = [max(map(columns, cells)) for cells in zip(*table, strict=True)]
     lines = []
     for line in table:
         texts = [
@@ -196,7 +198,9 @@ def _configuration(values: dict[str, Any]) -> list[str]:
             pending += [(f"{name}.{key}", inner) for key, inner in reversed(value.items())]
         else:
             leaves.append((name, value))
-    lines = [_field("Config", f"{name} = {value}"[:150]) for name, value in leaves[:CONFIG_LINES]]
+    lines = []
+    for name, value in leaves[:CONFIG_LINES]:
+        lines.append(_field("Config", f"{name} = {value}"[:_CONFIG_WIDTH]))
     if len(leaves) > CONFIG_LINES:
         lines.append(_field("", f"… and {len(leaves) - CONFIG_LINES} more values (--json)"))
     return lines

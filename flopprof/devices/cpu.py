@@ -201,15 +201,15 @@ def _cache_instances(root: Path) -> dict[int, list[int]]:
     sizes: dict[tuple[int, str], int] = {}
     for index in root.glob("cpu[0-9]*/cache/index*"):
         try:
-            kind, level, size, sharers = (
-                (index / name).read_text().strip()
-                for name in ("type", "level", "size", "shared_cpu_list")
-            )
+            kind = (index / "type").read_text().strip()
+            level = int((index / "level").read_text())
+            size = (index / "size").read_text().strip()
+            sharers = (index / "shared_cpu_list").read_text().strip()
         except OSError:
             continue  # a container may hide it: then the size is unknown
         if kind != "Instruction":
-            sizes[int(level), sharers] = int(size.removesuffix("K")) * 1024  # Linux prints "%uK"
+            sizes[level, sharers] = int(size.removesuffix("K")) * 1024  # Linux prints "%uK"
     levels: dict[int, list[int]] = defaultdict(list)
-    for (number, _), n_bytes in sizes.items():
-        levels[number].append(n_bytes)
+    for (level, _), n_bytes in sizes.items():
+        levels[level].append(n_bytes)
     return dict(levels)

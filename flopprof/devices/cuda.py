@@ -115,8 +115,8 @@ class CudaDevice:
         import torch
 
         properties = torch.cuda.get_device_properties(self.index)
-        names = ("L2_cache_size", "memory_bus_width", "clock_rate", "memory_clock_rate")
-        l2, bus, clock_khz, memory_khz = (getattr(properties, name, None) for name in names)
+        clock_khz = getattr(properties, "clock_rate", None)
+        memory_khz = getattr(properties, "memory_clock_rate", None)
         rocm = torch.version.hip is not None
         return {
             "name": properties.name,
@@ -127,8 +127,8 @@ class CudaDevice:
             "capability": f"{properties.major}.{properties.minor}",
             "arch": properties.gcnArchName.split(":")[0] if rocm else None,
             "memory_bytes": properties.total_memory,
-            "l2_bytes": l2,
-            "bus_bits": bus,
+            "l2_bytes": getattr(properties, "L2_cache_size", None),
+            "bus_bits": getattr(properties, "memory_bus_width", None),
             "clock_mhz": clock_khz and clock_khz / 1e3,
             "memory_clock_mhz": memory_khz and memory_khz / 1e3,
             "driver": None if rocm else driver_version(),
