@@ -13,12 +13,15 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-ROWS, TOKENS, WORDS = 8, 64, 1000
+ROWS = 8  # of a batch
+TOKENS = 64  # of a row
+WORDS = 1000  # of the vocabulary
 
 
 class Loop:
@@ -57,20 +60,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--width", type=int, default=384)
     args = parser.parse_args()
-    trained: Callable[..., Loop] = {"transformers": by_trainer, "lightning": by_lightning}[
-        args.what
-    ]
+    trained: Callable[..., Loop] = by_trainer if args.what == "transformers" else by_lightning
     with tempfile.TemporaryDirectory() as folder:
         trained(folder, steps=2, width=args.width, has_callback=True)  # imports, ceilings
         ratios = []
         for number in range(args.pairs):
-            loops = {
-                has_callback: trained(
-                    folder, steps=args.steps, width=args.width, has_callback=has_callback
-                )
-                for has_callback in ((False, True), (True, False))[number % 2]  # in turn first
-            }
-            plain, watched = loops[False], loops[True]
+            train = partial(trained, folder, steps=args.steps, width=args.width)
+            if number % 2 == 0:  # which of the two comes first, alternates
+                plain = train(has_callback=False)
+                watched = train(has_callback=True)
+            else:
+                watched = train(has_callback=True)
+                plain = train(has_callback=False)
             ratios.append(watched.cpu_s / plain.cpu_s)
             print(
                 f"{plain.wall_s:6.2f} s plain, {watched.wall_s:6.2f} s with the callback; ratio of "
@@ -151,8 +152,8 @@ def by_lightning(folder: str, *, steps: int, width: int, has_callback: bool) -> 
             self.head = nn.Linear(width, WORDS)
 
         def training_step(self, batch: torch.Tensor, _number: int) -> torch.Tensor:
-            found = self.head(self.layers(self.words(batch)))
-            return nn.functional.cross_entropy(found.flatten(0, 1), batch.flatten())
+            scores = self.head(self.layers(self.words(batch)))
+            return nn.functional.cross_entropy(scores.flatten(0, 1), batch.flatten())
 
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.AdamW(self.parameters())

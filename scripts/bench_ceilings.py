@@ -21,10 +21,12 @@ from flopprof.devices import find_device
 
 SIZES = (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 QUICK_SIZES = (64, 128, 256, 512, 1024, 2048)
-LEAST_FLOPS, MOST_FLOPS = 1e6, 4e9  # under a tenth of a second a call at 50 GFLOP/s
+LEAST_FLOPS = 1e6
+MOST_FLOPS = 4e9  # under a tenth of a second a call at 50 GFLOP/s
 SCAN_S = 0.03  # a shape's time in the first round
 FINAL_S = 0.2  # … and a finalist's in each of the last rounds
-FINALISTS, ROUNDS = 8, 5
+FINALISTS = 8
+ROUNDS = 5
 LEAST_SHARE = 0.95  # of the best rate found, that a ceiling must reach
 
 
@@ -38,28 +40,31 @@ def main() -> int:
     torch.set_num_threads(args.threads)
     cpu = find_device("cpu")
     sizes = QUICK_SIZES if args.quick else SIZES
-    shapes = [
-        s for s in itertools.product(sizes, repeat=3) if LEAST_FLOPS <= flops(s) <= MOST_FLOPS
-    ]
+    all_shapes = itertools.product(sizes, repeat=3)
+    shapes = [shape for shape in all_shapes if LEAST_FLOPS <= flops(shape) <= MOST_FLOPS]
     print(f"{cpu.describe()['name']}, torch {torch.__version__}, {args.threads} threads")
     print(f"{len(shapes)} shapes m x k x n; GFLOP/s: best, median (p5–p95), calls")
     too_low = []
     for dtype in args.dtypes:
         notes: list[str] = []
-        found = measure_ceilings(
+        ceilings = measure_ceilings(
             cpu, [(dtype, "tensor")], notes=notes, progress=lambda _stage: None
         )
-        if not found:
+        if not ceilings:
             print(f"\n{dtype}: {'; '.join(notes)}")
             continue
-        ceiling = found[0]
+        ceiling = ceilings[0]
         busy = "" if ceiling.valid else ", NOT VALID: the machine is busy"
-        shape, *numbers = (
-            ceiling.measurement[field]
-            for field in ("shape", "best_per_s", "median_per_s", "p5_per_s", "p95_per_s", "calls")
-        )
         print(f"\n{dtype}: ceiling{busy}, then the fastest shapes found")
-        print_row(shape, *numbers)
+        measurement = ceiling.measurement
+        print_row(
+            measurement["shape"],
+            best=measurement["best_per_s"],
+            median=measurement["median_per_s"],
+            p5=measurement["p5_per_s"],
+            p95=measurement["p95_per_s"],
+            calls=measurement["calls"],
+        )
         best = brute_force(getattr(torch, dtype), shapes)
         ratio = best / ceiling.per_s
         print(f"{dtype}: best found / ceiling = {ratio:.3f} (at most {1 / LEAST_SHARE:.3f})")
@@ -78,12 +83,18 @@ def brute_force(dtype: torch.dtype, shapes: list[tuple[int, ...]]) -> float:
         timed[shape] += rates(shape, dtype, FINAL_S)
     for shape, values in sorted(timed.items(), key=lambda item: -max(item[1])):
         steps = statistics.quantiles(values, n=20, method="inclusive")
-        label, median = " x ".join(map(str, shape)), statistics.median(values)
-        print_row(label, max(values), median, steps[0], steps[-1], len(values))
+        print_row(
+            " x ".join(map(str, shape)),
+            best=max(values),
+            median=statistics.median(values),
+            p5=steps[0],
+            p95=steps[-1],
+            calls=len(values),
+        )
     return max(map(max, timed.values()))
 
 
-def print_row(label: str, best: float, median: float, p5: float, p95: float, calls: int) -> None:
+def print_row(label: str, *, best: float, median: float, p5: float, p95: float, calls: int) -> None:
     """Print rates in GFLOP/s."""
     spread = f"({p5 / 1e9:.1f}–{p95 / 1e9:.1f})"
     print(f"  {label:22} {best / 1e9:8.1f} {median / 1e9:8.1f} {spread:16} {calls:6}")
@@ -92,17 +103,19 @@ def print_row(label: str, best: float, median: float, p5: float, p95: float, cal
 def rates(shape: tuple[int, ...], dtype: torch.dtype, seconds: float) -> list[float]:
     """Return FLOP/s of each call of one product, for so long and at least three calls."""
     m, k, n = shape
-    a, b = (torch.randn(m, k) * 30).to(dtype), (torch.randn(k, n) * 30).to(dtype)
+    # 30 times: most values then differ from zero as int8, too.
+    a = (torch.randn(m, k) * 30).to(dtype)
+    b = (torch.randn(k, n) * 30).to(dtype)
     call = partial(torch.mm, a, b, out=a @ b)
     if dtype == torch.int8:  # widens to int32, which torch.mm does not
         call = partial(torch._int_mm, a, b)
-    found: list[float] = []
+    per_s: list[float] = []
     deadline = time.perf_counter() + seconds
-    while len(found) < 3 or time.perf_counter() < deadline:
+    while len(per_s) < 3 or time.perf_counter() < deadline:
         start = time.perf_counter()
         call()
-        found.append(flops(shape) / (time.perf_counter() - start))
-    return found
+        per_s.append(flops(shape) / (time.perf_counter() - start))
+    return per_s
 
 
 def flops(shape: tuple[int, ...]) -> float:

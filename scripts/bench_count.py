@@ -73,19 +73,30 @@ def timed(
 ) -> list[tuple[list[float], int]]:
     """Return times in ms of the three and two ratios, each with the decimals to show."""
     ours = partial(flopprof.count_flops, model, inputs)
-    times: list[list[float]] = [[], [], []]
-    for _ in range(repeats + 1):
-        times[0].append(milliseconds(ours))
-        times[2].append(milliseconds(partial(by_torch, model, inputs)))
+    theirs = partial(by_torch, model, inputs)
+    milliseconds(ours)  # imports, and fills caches
+    milliseconds(theirs)
+    ours_ms: list[float] = []
+    forgetful_ms: list[float] = []
+    theirs_ms: list[float] = []
+    for _ in range(repeats):
+        ours_ms.append(milliseconds(ours))
+        theirs_ms.append(milliseconds(theirs))
         shapes._KNOWN.clear()
         forget_signatures()
-        times[1].append(milliseconds(ours))
-    counted, forgetful, theirs = (each[1:] for each in times)  # the first imports, fills caches
-    ratios = [
-        [mine / other for mine, other in zip(each, theirs, strict=True)]
-        for each in (counted, forgetful)
+        forgetful_ms.append(milliseconds(ours))
+    return [
+        (ours_ms, 1),
+        (forgetful_ms, 1),
+        (theirs_ms, 1),
+        (ratios(ours_ms, theirs_ms), 2),
+        (ratios(forgetful_ms, theirs_ms), 2),
     ]
-    return [*((each, 1) for each in (counted, forgetful, theirs)), *((r, 2) for r in ratios)]
+
+
+def ratios(mine: list[float], theirs: list[float]) -> list[float]:
+    """Return the ratios turn by turn."""
+    return [one / other for one, other in zip(mine, theirs, strict=True)]
 
 
 def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Module, Any]]]:
@@ -94,10 +105,10 @@ def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Modul
 
     image = (torch.zeros(1, 3, 224, 224, device=device),)
     ids = (torch.zeros(1, 128, dtype=torch.long, device=device),)
-    made: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
+    builders: dict[str, tuple[Callable[[], nn.Module], tuple[torch.Tensor, ...]]] = {
         name: (partial(torchvision.models.get_model, name), image) for name in CLASSIFIERS
     }
-    made |= {
+    builders |= {
         "gpt2": (partial(language_model, transformers.GPT2Config()), ids),
         "llama x 12": (partial(language_model, transformers.LlamaConfig(**LLAMA)), ids),
         "lstm": (
@@ -105,8 +116,8 @@ def models(device: str, wanted: list[str]) -> Iterator[tuple[str, tuple[nn.Modul
             (torch.zeros(4, 50, 64, device=device),),
         ),
     }
-    for name in wanted or made:
-        make, inputs = made[name]
+    for name in wanted or builders:
+        make, inputs = builders[name]
         with torch.device(device):
             yield name, (make().eval(), inputs)
 
@@ -135,10 +146,8 @@ def milliseconds(call: Callable[[], object]) -> float:
 
 def spread(values: list[float], decimals: int) -> str:
     """Return median and range as text."""
-    middle, least, most = (
-        f"{value:.{decimals}f}" for value in (statistics.median(values), min(values), max(values))
-    )
-    return f"{middle} ({least}-{most})"
+    middle = statistics.median(values)
+    return f"{middle:.{decimals}f} ({min(values):.{decimals}f}-{max(values):.{decimals}f})"
 
 
 if __name__ == "__main__":

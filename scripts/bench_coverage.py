@@ -9,6 +9,7 @@ source the ops, how many are unknown, and which. Needs the packages it is asked 
 
 import argparse
 import csv
+import math
 import sys
 import warnings
 from collections import Counter, defaultdict
@@ -34,12 +35,12 @@ def main() -> None:
     warnings.simplefilter("ignore")
     rows = []
     for source in args.sources:
-        found = Coverage(source)
+        coverage = Coverage(source)
         for name, model, inputs, kwargs in SOURCES[source]():
-            found.add(name, model, inputs, kwargs)
-        rows.append(found.row())
+            coverage.add(name, model, inputs, kwargs)
+        rows.append(coverage.row())
         print("  ".join(f"{key}: {value}" for key, value in rows[-1].items()))
-        for fault in found.faults:
+        for fault in coverage.faults:
             print(f"  not counted: {fault}")
     if args.output:
         with args.output.open("w", newline="") as file:
@@ -73,7 +74,7 @@ class Coverage:
         self.ops |= set(run.sites["op"])
         for site in run.sites.itertuples(index=False):
             self.sites[site.verdict] += site.calls
-            if site.flops != site.flops and site.flops_at_most != site.flops_at_most:
+            if math.isnan(site.flops) and math.isnan(site.flops_at_most):
                 self.unknown[site.op].add(name)
             if site.verdict == "disagrees":
                 self.disagree.add(f"{name}:{site.module_path}:{site.op}")
@@ -124,6 +125,9 @@ def torchvision_models() -> Iterator[Model]:
             yield name, model, (1, 3, size, size), {}
 
 
+MOST_OF_A_FAMILY = 20  # models
+
+
 def timm_models(count: int = 150) -> Iterator[Model]:
     """Yield models of every timm family, evenly, at most `count`."""
     import timm
@@ -133,7 +137,7 @@ def timm_models(count: int = 150) -> Iterator[Model]:
         families[timm.models.model_entrypoint(name).__module__].append(name)
     chosen: list[str] = []
     depth = 0
-    while len(chosen) < count and depth < 20:
+    while len(chosen) < count and depth < MOST_OF_A_FAMILY:
         for names in families.values():
             if depth < len(names) and len(chosen) < count:
                 chosen.append(sorted(names, key=len)[depth])
@@ -159,10 +163,8 @@ def transformers_models() -> Iterator[Model]:
     ids = torch.randint(0, 99, (2, 16))
     image = torch.rand(1, 3, 32, 32)
     inner = TEXT | {"intermediate_size": 64}
-    vision = {k: v for k, v in inner.items() if k != "vocab_size"} | {
-        "image_size": 32,
-        "patch_size": 8,
-    }
+    vision = {name: size for name, size in inner.items() if name != "vocab_size"}
+    vision |= {"image_size": 32, "patch_size": 8}
     key_values = inner | {"num_key_value_heads": 2}
     yield "bert", t.BertModel(t.BertConfig(**inner)).eval(), ids, {}
     yield "roberta", t.RobertaModel(t.RobertaConfig(**inner)).eval(), ids, {}
@@ -233,11 +235,15 @@ class Sample(nn.Module):
 
     def __init__(self, op: Any, sample: Any) -> None:
         super().__init__()
-        self.op, self.sample = op, sample
+        self.op = op
+        self.sample = sample
 
     def forward(self) -> Any:
         """Call the op."""
         return self.op(self.sample.input, *self.sample.args, **self.sample.kwargs)
+
+
+SAMPLES = 5  # of an op, at most
 
 
 def op_samples() -> Iterator[Model]:
@@ -247,7 +253,7 @@ def op_samples() -> Iterator[Model]:
     for op in op_db:
         if torch.float32 in op.dtypes:
             try:
-                samples = list(op.sample_inputs("cpu", torch.float32))[:5]
+                samples = list(op.sample_inputs("cpu", torch.float32))[:SAMPLES]
             except Exception:
                 continue
             for sample in samples:

@@ -85,9 +85,10 @@ def cost(command: list[str], folder: str, cache: str) -> tuple[float, float]:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     subprocess.run(command, cwd=folder, env=environment, check=True, capture_output=True)
-    wall = time.perf_counter() - start
+    wall_s = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, wall
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return cpu_s, wall_s
 
 
 def measure_ranges(repeats: int, threads: int) -> None:
@@ -110,9 +111,13 @@ def measure_ranges(repeats: int, threads: int) -> None:
     for name, (model, x) in models.items():
         bare = [traced_ms(model, x, ranges=False)]
         ranged = [traced_ms(model, x, ranges=True)]
-        for number in range(repeats):  # which of the two comes first, alternates
-            for with_ranges in (number % 2 == 0, number % 2 == 1):
-                (ranged if with_ranges else bare).append(traced_ms(model, x, ranges=with_ranges))
+        for number in range(repeats):
+            if number % 2 == 0:  # which of the two comes first, alternates
+                ranged.append(traced_ms(model, x, ranges=True))
+                bare.append(traced_ms(model, x, ranges=False))
+            else:
+                bare.append(traced_ms(model, x, ranges=False))
+                ranged.append(traced_ms(model, x, ranges=True))
         for index, kind in enumerate(("CPU", "wall")):
             mine = [times[index] for times in ranged[1:]]
             theirs = [times[index] for times in bare[1:]]
@@ -143,10 +148,12 @@ def traced_ms(model: Any, x: Any, *, ranges: bool) -> tuple[float, float]:
         else:
             activities = [ProfilerActivity.CPU]
             stack.enter_context(profile(activities=activities, record_shapes=True, with_flops=True))
-        cpu_s = time.process_time()
-        wall_s = time.perf_counter()
+        cpu_start_s = time.process_time()
+        wall_start_s = time.perf_counter()
         model(x)
-        return (time.process_time() - cpu_s) * 1e3, (time.perf_counter() - wall_s) * 1e3
+        cpu_s = time.process_time() - cpu_start_s
+        wall_s = time.perf_counter() - wall_start_s
+    return cpu_s * 1e3, wall_s * 1e3
 
 
 def spread(values: list[float]) -> str:

@@ -48,14 +48,14 @@ def main() -> None:
     before = {}
     if args.update:
         with TARGET.open(newline="") as file:
-            before = {r["model"]: r for r in csv.DictReader(file)}
+            before = {each["model"]: each for each in csv.DictReader(file)}
     for number, entry in enumerate(entries):
         print(f"\r\x1b[K{number}/{len(entries)} {entry.name}", end="", file=sys.stderr, flush=True)
         built = number % args.every == 0 or entry.name.startswith("torchvision:")
         rows.append(row(entry, before.get(entry.name), built=built))
     print("\r\x1b[K", end="", file=sys.stderr)
     for way in COLUMNS[1:]:
-        outcomes = [r[way] for r in rows if r[way]]
+        outcomes = [each[way] for each in rows if each[way]]
         counts = {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
         print(f"{way:10} {len(outcomes)} models: {counts}")
     with TARGET.open("w", newline="") as file:
@@ -74,7 +74,7 @@ def row(entry: Entry, before: dict[str, str] | None, *, built: bool) -> dict[str
         return dict.fromkeys(COLUMNS, "") | {"model": entry.name, "bare": f"fault: {error!r:.60}"}
     shapes = {key: info.shape for key, info in tensors_of(model).items()}
     wrapped = {f"model.{key}": shape for key, shape in shapes.items()}
-    found = dict.fromkeys(COLUMNS, "") | {
+    outcomes = dict.fromkeys(COLUMNS, "") | {
         "model": entry.name,
         "bare": looked_up(entry, shapes),
         "module": looked_up(entry, {f"module.{key}": shape for key, shape in shapes.items()}),
@@ -82,9 +82,9 @@ def row(entry: Entry, before: dict[str, str] | None, *, built: bool) -> dict[str
         "named": looked_up(entry, shapes, f"{entry.name.partition(':')[2]}-1a2b3c4d.pth"),
     }
     if built:
-        found["head_of_7"] = with_head(entry)
-        found["left_out"] = left_out(entry, model)
-    return found
+        outcomes["head_of_7"] = with_head(entry)
+        outcomes["left_out"] = left_out(entry, model)
+    return outcomes
 
 
 def looked_up(entry: Entry, shapes: Shapes, file: str = "weights.pth") -> str:
@@ -117,9 +117,10 @@ def with_head(entry: Entry) -> str:
 def left_out(entry: Entry, model: nn.Module) -> str:
     """Return what is said of the model when the index knows nothing of its fingerprint."""
     entries, sketches = index._index()
-    kept = [i for i, e in enumerate(entries) if e.fingerprint != entry.fingerprint]
+    kept = [place for place, other in enumerate(entries) if other.fingerprint != entry.fingerprint]
+    kept_entries = [entries[place] for place in kept]
     real = index._index
-    index._index = lambda: ([entries[i] for i in kept], sketches[kept])  # type: ignore[assignment]
+    index._index = lambda: (kept_entries, sketches[kept])  # type: ignore[assignment]
     try:
         said = tried(entry, model)
     finally:
@@ -131,16 +132,16 @@ def tried(entry: Entry, model: nn.Module) -> str:
     """Return what loading a file with this model's weights says."""
     contents = Contents(Path("weights.pth"), "state_dict", tensors_of(model))
     try:
-        found, fitted, others = recognise_weights(Request(contents, None, trust=False, meta=True))
+        built, fitted, others = recognise_weights(Request(contents, None, trust=False, meta=True))
     except FlopprofError:
         return "not recognised"
     if fitted.architecture.text == entry.name:
         return "right"
-    hint = input_hint(fitted.architecture, found, fitted.overrides)
+    hint = input_hint(fitted.architecture, built, fitted.overrides)
     with suppress(FlopprofError):  # a detector cannot run without values
-        if hint and entry.input and counted(found, hint) == counted(model, entry.input):
+        if hint and entry.input and counted(built, hint) == counted(model, entry.input):
             return "right: equal FLOPs"
-        if hint and entry.input and counted(found, entry.input) == counted(model, entry.input):
+        if hint and entry.input and counted(built, entry.input) == counted(model, entry.input):
             return "the same network, another input size"  # another library's port of it
     return "named as an alternative" if entry in others else "WRONG"
 

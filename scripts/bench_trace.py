@@ -14,12 +14,14 @@ lowest and the highest, and the median of ratios within one turn: the machine ma
 import argparse
 import gzip
 import json
+import math
 import os
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -30,8 +32,8 @@ print(usage.ru_utime + usage.ru_stime - before, usage.ru_maxrss / 1024)
 """
 START = "now = resource.getrusage(resource.RUSAGE_SELF); before = now.ru_utime + now.ru_stime\n"
 READERS = {
-    "json.load": "import json\n" + START + "found = json.load(open(path))",
-    "orjson": "import orjson\n" + START + "found = orjson.loads(open(path, 'rb').read())",
+    "json.load": "import json\n" + START + "trace = json.load(open(path))",
+    "orjson": "import orjson\n" + START + "trace = orjson.loads(open(path, 'rb').read())",
     "flopprof": "from flopprof.trace.read import read_trace\n"
     "from flopprof.assemble import as_call\n"
     "from flopprof.judge.reconcile import reconcile\n"
@@ -50,6 +52,13 @@ READERS["HTA"] = (
     + "TraceAnalysis(trace_files={0: path})"
 )
 IDS = ("correlation", "External id", "external id")
+BETWEEN_US = 1000  # one copy of a trace and the next
+
+
+def ids_of(event: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return under which keys of its arguments an event has an id, each with the arguments."""
+    args = event.get("args") or {}
+    return [(key, args) for key in IDS if type(args.get(key)) is int]
 
 
 def replicate(source: Path, target: Path, wanted: int) -> int:
@@ -57,19 +66,21 @@ def replicate(source: Path, target: Path, wanted: int) -> int:
     packed = source.read_bytes()
     trace = orjson.loads(gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed)
     events = trace.pop("traceEvents")
-    timed = [e for e in events if e.get("ph") == "X"]
-    start, end = min(e["ts"] for e in timed), max(e["ts"] + e.get("dur", 0) for e in timed)
-    ids = [e["args"][k] for e in timed for k in IDS if isinstance(e.get("args", {}).get(k), int)]
-    step, copies = max(ids) + 1, -(-wanted // len(events))
+    timed = [event for event in events if event.get("ph") == "X"]
+    start_us = min(event["ts"] for event in timed)
+    end_us = max(event["ts"] + event.get("dur", 0) for event in timed)
+    ids = [args[key] for event in timed for key, args in ids_of(event)]
+    step = max(ids) + 1
+    copies = math.ceil(wanted / len(events))
     with target.open("w") as file:
         file.write(json.dumps(trace)[:-1] + ', "traceEvents": [')
         for copy in range(copies):
             for number, event in enumerate(events):
                 args = event.get("args") or {}
-                moved = {k: args[k] + copy * step for k in IDS if type(args.get(k)) is int}
+                moved = {key: args[key] + copy * step for key, args in ids_of(event)}
                 later = dict(event)
                 if "ts" in event:
-                    later["ts"] = event["ts"] + copy * (end - start + 1000)
+                    later["ts"] = event["ts"] + copy * (end_us - start_us + BETWEEN_US)
                 if moved:
                     later["args"] = {**args, **moved}
                 file.write((",\n" if copy or number else "") + json.dumps(later))
@@ -80,8 +91,8 @@ def replicate(source: Path, target: Path, wanted: int) -> int:
 def cost(reader: str, path: Path, peers: Path | None) -> tuple[float, float]:
     """Return CPU seconds and peak memory in MB of one reading."""
     command = [sys.executable, "-c", PRELUDE + READERS[reader] + REPORT, str(path)]
-    found = {**os.environ, "PYTHONPATH": str(peers)} if reader == "HTA" else None
-    done = subprocess.run(command, check=True, capture_output=True, text=True, env=found)
+    environment = {**os.environ, "PYTHONPATH": str(peers)} if reader == "HTA" else None
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     cpu_s, peak_mb = map(float, done.stdout.split()[-2:])  # behind what the command prints
     return cpu_s, peak_mb
 

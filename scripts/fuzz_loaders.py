@@ -45,20 +45,22 @@ def main() -> int:
     args = parser.parse_args()
     signal.signal(signal.SIGVTALRM, _hangs)
     outcomes: Counter[str] = Counter()
-    slowest, began = (0.0, -1), time.monotonic()
-    before = 0.0
+    slowest = (0.0, -1)  # seconds, and which mutation
+    began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         files = originals(CORPUS, folder)
         for path in folder.iterdir():  # what writing the corpus left behind
-            path.unlink() if not path.is_dir() else None
+            if not path.is_dir():
+                path.unlink()
         os.chdir(folder)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         for number in range(args.count):
             random = np.random.default_rng([args.seed, number])
             which = list(files)[int(random.integers(0, len(files)))]
             path = folder / "mutated"
-            path.write_bytes((mutate, mutate_inside)[number % 2](files[which], random))
+            change = mutate if number % 2 == 0 else mutate_inside
+            path.write_bytes(change(files[which], random))
             start = time.process_time()
             signal.setitimer(signal.ITIMER_VIRTUAL, LIMIT_S)
             try:
@@ -71,8 +73,8 @@ def main() -> int:
             finally:
                 signal.setitimer(signal.ITIMER_VIRTUAL, 0)
             slowest = max(slowest, (time.process_time() - start, number))
-            if left := [p.name for p in folder.iterdir() if p.name == MARKER]:
-                print(f"{which}, mutation {number} was executed: {left}")
+            if (folder / MARKER).exists():
+                print(f"{which}, mutation {number} was executed: {MARKER} is there")
                 return 1
             if time.monotonic() - began > args.seconds:
                 break

@@ -32,8 +32,8 @@ from flopprof.report.perfetto import annotate_trace  # noqa: E402
 from flopprof.trace.read import read_trace  # noqa: E402
 from tests.trace.mutations import mutated, originals  # noqa: E402
 
-LIMIT_S = 20
-LIMIT_BYTES = 1 << 30
+LIMIT_S = 20  # of one trace
+LIMIT_BYTES = 1 << 30  # of address space beyond what is mapped at the start
 ANALYSED = 4  # every so many traces are not only read, but made a run of
 REPORTED = 20  # every so many are reported and annotated, too
 PART = 300  # events of a trace that is given
@@ -51,7 +51,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_AS, (_address_space() + LIMIT_BYTES, resource.RLIM_INFINITY))
     sources = [*originals(), *map(part_of, args.traces)]
     outcomes: Counter[str] = Counter()
-    slowest = (0.0, -1)
+    slowest = (0.0, -1)  # seconds, and which mutation
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         path = Path(name) / "mutated.json"

@@ -147,13 +147,13 @@ def measure(rule: str, before: Side, after: Side) -> dict[str, Any]:
     """Return a row: the advice that was given, and the time of a sample before and after."""
     first = _profiled(before)
     second = _profiled(after)
-    given = {each.rule: each for each in advice(first)}
-    evidence = given[rule].evidence if rule in given else ""
+    pieces = {each.rule: each for each in advice(first)}
+    evidence = pieces[rule].evidence if rule in pieces else ""
     before_us = first.provenance.wall_us / len(before.inputs)
     after_us = second.provenance.wall_us / len(after.inputs)
     return {
         "rule": rule,
-        "given": "yes" if rule in given else "no",
+        "given": "yes" if rule in pieces else "no",
         "evidence": evidence,
         "before_us_per_sample": f"{before_us:.4g}",
         "after_us_per_sample": f"{after_us:.4g}",

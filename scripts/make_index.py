@@ -72,24 +72,29 @@ def row(library: str, name: str) -> dict[str, Any]:
     """Return one model's row."""
     architecture = find_architecture(f"{library}:{name}")
     model = build(architecture, meta=True).eval()
-    spec, cls = input_hint(architecture, model, {}) or "", type(model)
+    cls = type(model)
+    spec = input_hint(architecture, model, {}) or ""
+    shapes = shapes_of(model)
     return {
         "library": library,
         "name": name,
         "class": f"{cls.__module__}.{cls.__qualname__}",
         "input": spec,
         "gflops": gflops(model, spec) if spec else "",
-        "fingerprint": fingerprint(shapes_of(model)),
-        "sketch": sketch(shapes_of(model)).hex(),
-        "order": order_mark(shapes_of(model)),
-        "steps": steps_sketch(shapes_of(model)).hex(),
+        "fingerprint": fingerprint(shapes),
+        "sketch": sketch(shapes).hex(),
+        "order": order_mark(shapes),
+        "steps": steps_sketch(shapes).hex(),
     }
 
 
 def shapes_of(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """Return the shapes in the model's state_dict, by key."""
-    state = model.state_dict()
-    return {k: tuple(v.shape) for k, v in state.items() if isinstance(v, torch.Tensor)}
+    shapes = {}
+    for key, value in model.state_dict().items():
+        if isinstance(value, torch.Tensor):
+            shapes[key] = tuple(value.shape)
+    return shapes
 
 
 def gflops(model: nn.Module, spec: str) -> str:

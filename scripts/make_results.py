@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import flopprof
 from flopprof.cli import main as flopprof_main
 from flopprof.errors import FlopprofError
+from flopprof.judge.roofs import above_roof
 from flopprof.metafile import encode
 from flopprof.provenance import CallProvenance
 
@@ -60,16 +61,19 @@ class Residual(nn.Module):
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(32, channels), nn.GroupNorm(32, out)
+        self.norm1 = nn.GroupNorm(32, channels)
+        self.norm2 = nn.GroupNorm(32, out)
         self.conv1 = nn.Conv2d(channels, out, 3, padding=1)
         self.conv2 = nn.Conv2d(out, out, 3, padding=1)
-        self.time, self.act = nn.Linear(512, out), nn.SiLU()
+        self.time = nn.Linear(512, out)
+        self.act = nn.SiLU()
         self.skip = nn.Conv2d(channels, out, 1)
 
     def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Return the block's output."""
-        h = self.conv1(self.act(self.norm1(x))) + self.time(self.act(step))[:, :, None, None]
-        return self.conv2(self.act(self.norm2(h))) + self.skip(x)
+        shift = self.time(self.act(step))[:, :, None, None]
+        inner = self.conv1(self.act(self.norm1(x))) + shift
+        return self.conv2(self.act(self.norm2(inner))) + self.skip(x)
 
 
 class UNetBlock(nn.Module):
@@ -78,21 +82,24 @@ class UNetBlock(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(128, 512), nn.SiLU(), nn.Linear(512, 512))
-        self.enter, self.down = nn.Conv2d(4, 128, 3, padding=1), Residual(128, 256)
-        self.pool, self.norm = nn.Conv2d(256, 256, 3, stride=2, padding=1), nn.GroupNorm(32, 256)
+        self.enter = nn.Conv2d(4, 128, 3, padding=1)
+        self.down = Residual(128, 256)
+        self.pool = nn.Conv2d(256, 256, 3, stride=2, padding=1)
+        self.norm = nn.GroupNorm(32, 256)
         self.attention = nn.MultiheadAttention(256, 8, batch_first=True)
-        self.up, self.leave = nn.Upsample(scale_factor=2), nn.Conv2d(128, 4, 3, padding=1)
+        self.up = nn.Upsample(scale_factor=2)
+        self.leave = nn.Conv2d(128, 4, 3, padding=1)
         self.merge = Residual(512, 128)
 
     def forward(self, x: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         """Return the noise in `x` at that step."""
         step = self.embed(step)
         skip = self.down(self.enter(x), step)
-        h = self.pool(skip)
-        pixels = self.norm(h).flatten(2).transpose(1, 2)
-        seen, _ = self.attention(pixels, pixels, pixels, need_weights=False)
-        h = h + seen.transpose(1, 2).reshape(h.shape)
-        return self.leave(self.merge(torch.cat([self.up(h), skip], dim=1), step))
+        low = self.pool(skip)
+        pixels = self.norm(low).flatten(2).transpose(1, 2)
+        attended, _ = self.attention(pixels, pixels, pixels, need_weights=False)
+        low = low + attended.transpose(1, 2).reshape(low.shape)
+        return self.leave(self.merge(torch.cat([self.up(low), skip], dim=1), step))
 
 
 def _torchvision(name: str) -> Callable[[], tuple[nn.Module, Any]]:
@@ -107,8 +114,14 @@ def _transformer(name: str, length: int = 128, **options: Any) -> tuple[nn.Modul
     return model, torch.randint(config.vocab_size, (1, length))
 
 
-LLAMA = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8}
-LLAMA |= {"num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 16000}
+LLAMA = {
+    "hidden_size": 512,
+    "intermediate_size": 1408,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "vocab_size": 16000,
+}
 MOE = LLAMA | {"num_hidden_layers": 4, "num_local_experts": 8, "num_experts_per_tok": 2}
 
 
@@ -247,16 +260,19 @@ def _slug(device: str, name: str) -> str:
 def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:
     """Return one model's row: every count there is of it, and what flopprof says of its own."""
     model, inputs = build(name.removesuffix("_compiled"))
-    given = inputs if isinstance(inputs, tuple) and inputs is not IMAGE else (inputs,)
-    given = tuple(torch.zeros(one) if one is IMAGE else one for one in given)
+    if inputs is IMAGE:  # a size, of which FlopCounterMode needs a tensor
+        tensors: tuple[Any, ...] = (torch.zeros(IMAGE),)
+    else:
+        tensors = inputs if isinstance(inputs, tuple) else (inputs,)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(*given)
+        model(*tensors)
     counted = flopprof.count_flops(model, inputs)
     published = math.nan
     with contextlib.suppress(ValueError):  # not one of torchvision's
         weights = torchvision.models.get_model_weights(name.removesuffix("_compiled")).DEFAULT
         published = weights.meta["_ops"]
-    totals, sites = run.totals, run.sites
+    totals = run.totals
+    sites = run.sites
     assert isinstance(run.provenance, CallProvenance)
     return {
         "model": name,
@@ -271,7 +287,7 @@ def _accuracy(name: str, run: flopprof.Run) -> dict[str, object]:
         "sites": len(sites),
         "disagrees": int((sites["verdict"] == "disagrees").sum()),
         "unknown": int(sites["verdict"].isin(("unknown", "hidden")).sum()),
-        "above_roof": int((sites["efficiency_frac"] > 1.05).sum()),
+        "above_roof": len(above_roof(sites)),
         "coverage_frac": round(totals.coverage_frac, 5),
         "wall_ms": round(totals.wall_us / 1e3, 2),
         "gflops_per_s": round(totals.flops_per_s / 1e9, 1),

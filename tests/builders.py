@@ -60,6 +60,7 @@ def make_run(sites: list[dict[str, Any]] | None = None, **facts: Any) -> Run:
     if sites is None:
         sites = [
             {
+                "site_id": 0,
                 "op": "aten::linear",
                 "module_path": "fc",
                 "module_type": "torch.nn.Linear",
@@ -100,7 +101,6 @@ def make_run(sites: list[dict[str, Any]] | None = None, **facts: Any) -> Run:
                 "reason": 'no formula, with a comma, and a "quote"',
             },
         ]
-        sites[0]["site_id"] = 0
     return Run(
         module_calls=MODULE_CALLS.empty(),
         ops=OPS.empty(),

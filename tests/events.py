@@ -25,10 +25,8 @@ def launch(correlation: int, ts: float, tid: Any = 1) -> dict[str, Any]:
 def kernel(
     correlation: int, ts: float, dur: float, name: str = "gemm", cat: str = "kernel"
 ) -> dict[str, Any]:
-    return op(name, ts, dur, 7, correlation=correlation, stream=7, device=0) | {
-        "cat": cat,
-        "pid": 0,
-    }
+    event = op(name, ts, dur, 7, correlation=correlation, stream=7, device=0)
+    return event | {"cat": cat, "pid": 0}
 
 
 def write_trace(path: Path, *events: Any, **header: Any) -> Path:

@@ -89,10 +89,11 @@ class Square(torch.autograd.Function):
 
 
 def _numpy(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    a, until = np.ones((300, 300)), time.perf_counter() + WORKED_S
+    matrix = np.ones((300, 300))
+    until = time.perf_counter() + WORKED_S
     while time.perf_counter() < until:
-        a = a @ a * 1e-3
-    return x + float(a[0, 0])
+        matrix = matrix @ matrix * 1e-3
+    return x + float(matrix[0, 0])
 
 
 def _hashing(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -126,7 +127,9 @@ def _waiting(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 def functional() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
-    x, q, image = ones(8, 8), ones(1, 2, 4, 8), ones(1, 2, 8, 8)
+    x = ones(8, 8)
+    q = ones(1, 2, 4, 8)
+    image = ones(1, 2, 8, 8)
     return {
         "conv2d": (_weighted(lambda m, x: F.conv2d(x, m.weight), 4, 2, 3, 3), (image,)),
         "conv1d": (_weighted(lambda m, x: F.conv1d(x, m.weight), 4, 8, 3), (ones(1, 8, 8),)),
@@ -188,7 +191,8 @@ def fused() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
 
 
 def opaque() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
-    x, image = ones(2, 8), ones(1, 2, 8, 8)
+    x = ones(2, 8)
+    image = ones(1, 2, 8, 8)
     net = nn.Sequential(nn.Linear(8, 4), nn.ReLU()).eval()
     vision = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)).eval()
     with warnings.catch_warnings():
@@ -205,7 +209,8 @@ def opaque() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
 
 def extension() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
     ops = torchvision.ops
-    x, image = ones(2, 8), ones(1, 2, 8, 8)
+    x = ones(2, 8)
+    image = ones(1, 2, 8, 8)
     boxes = torch.tensor([[0.0, 1.0, 1.0, 4.0, 4.0]])
     return {
         "custom_op": (Calls(lambda m, x: cube(x)), (x,)),
@@ -229,7 +234,8 @@ class Skips(nn.Module):
 
     def __init__(self, forward: Callable[..., Any]) -> None:
         super().__init__()
-        self.function, self.kept = forward, torch.ones(2, 8)
+        self.function = forward
+        self.kept = torch.ones(2, 8)
 
     def forward(self, x):
         return self.function(self, x)
@@ -275,7 +281,8 @@ def _altered(module: nn.Module, **attributes: Any) -> nn.Module:
 
 def disagrees() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
     """Modules whose attributes say otherwise than their weights, and a wrong formula."""
-    x, image = ones(2, 8), ones(1, 2, 8, 8)
+    x = ones(2, 8)
+    image = ones(1, 2, 8, 8)
     return {
         "features": (_altered(nn.Linear(8, 4), in_features=16), (x,)),
         "kernel": (_altered(nn.Conv2d(2, 4, 3), kernel_size=(5, 5)), (image,)),
@@ -299,7 +306,10 @@ def unknown() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
 
 
 def clean() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
-    x, row, image, volume = ones(2, 8), ones(2, 4, 8), ones(1, 4, 8, 8), ones(1, 2, 4, 4, 4)
+    x = ones(2, 8)
+    row = ones(2, 4, 8)
+    image = ones(1, 4, 8, 8)
+    volume = ones(1, 2, 4, 4, 4)
     ids = torch.zeros(2, 4, dtype=torch.int64)
     flat = [nn.Linear(8, 4), nn.Linear(8, 4, bias=False), nn.ReLU(), nn.GELU(), nn.SiLU(),
             nn.Sigmoid(), nn.Tanh(), nn.ELU(), nn.LeakyReLU(), nn.Hardswish(), nn.Mish(),
@@ -340,10 +350,9 @@ def clean() -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
         "shared_child": (nn.Sequential(*[nn.Linear(8, 8)] * 3), (x,)),
         "child_in_thread": (Calls(_child_in_thread, child=nn.Linear(8, 8)), (x,)),
     }  # fmt: skip
-    for modules, given in ((flat, x), (images, image), (sequences, row), (volumes, volume)):
-        parts |= {
-            f"{type(m).__name__}_{len(parts) + n}": (m, (given,)) for n, m in enumerate(modules)
-        }
+    for modules, x_of_these in ((flat, x), (images, image), (sequences, row), (volumes, volume)):
+        for module in modules:
+            parts[f"{type(module).__name__}_{len(parts)}"] = (module, (x_of_these,))
     return parts
 
 

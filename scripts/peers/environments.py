@@ -1,5 +1,6 @@
 """An environment for each package, beside ours: its own packages, and torch from here."""
 
+import os
 import subprocess
 import sys
 import sysconfig
@@ -43,8 +44,6 @@ def make(package: str, folder: Path) -> Path:
 
 def environment(**more: str) -> dict[str, str]:
     """Return the variables that installing and counting see."""
-    import os
-
     fixed = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "DS_BUILD_OPS": "0"}
     return {**os.environ, **fixed, "HF_HUB_OFFLINE": "1", **more}
 

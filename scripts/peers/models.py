@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,7 @@ def find_case(name: str) -> Case:
         KeyError: There is none.
     """
     if name.startswith("meta:"):
-        from dataclasses import replace
-
-        return replace(find_case(name[5:]), name=name, device="meta")
+        return replace(find_case(name.removeprefix("meta:")), name=name, device="meta")
     source, _, model = name.partition(":")
     if source == "torchvision" and model:
         return torchvision_case(model)
@@ -83,7 +82,7 @@ def too_large(name: str) -> bool:
 
 
 def timm_names() -> list[str]:
-    """Return 400 of the timm models with a published figure, evenly."""
+    """Return `TIMM_MODELS` of the timm models with a published figure, evenly."""
     names = list(timm_figures())
     return [
         name for place, name in enumerate(names) if place * TIMM_MODELS % len(names) < TIMM_MODELS
@@ -176,5 +175,4 @@ def sizes_matter(name: str) -> bool:
     """Return whether the model is built for one size of image."""
     import timm
 
-    cfg = timm.get_pretrained_cfg(name)
-    return bool(cfg.fixed_input_size)
+    return bool(timm.get_pretrained_cfg(name).fixed_input_size)

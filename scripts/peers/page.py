@@ -92,7 +92,7 @@ def table_of_families(rows: list[Row]) -> str:
     families = [family for family in FAMILIES if totals[family]]
     lines = [["tool", *(f"{family} ({totals[family]})" for family in families)]]
     for tool in tools_of(rows):
-        exact = Counter(r.family for r in rows if r.tool == tool and r.verdict == "exact")
+        exact = Counter(row.family for row in rows if row.tool == tool and row.verdict == "exact")
         lines.append([tool, *(str(exact[family] or "–") for family in families)])
     return markdown(lines)
 
@@ -118,11 +118,8 @@ def published(rows: list[Row]) -> Iterable[str]:
 
 def time_of(rows: list[Row], tool: str) -> str:
     """Return the median of a tool's times over one call, of convolutional and attention models."""
-    ratios = [
-        float(r.count_over_forward)
-        for r in rows
-        if r.tool == tool and r.count_over_forward and r.verdict != "crash"
-    ]
+    timed = [row for row in rows if row.tool == tool and row.verdict != "crash"]
+    ratios = [float(row.count_over_forward) for row in timed if row.count_over_forward]
     return f"{statistics.median(ratios):.1f} ({len(ratios)})" if ratios else "–"
 
 
@@ -155,16 +152,16 @@ def reason_of(row: Row) -> str:
     """Return why a tool differs on a case: the first line of faults.csv that fits."""
     needs = find_case(row.case).needs
     for fault in faults():
-        fits = (
-            row.tool in fault["tools"].split(";") or fault["tools"] == "*",
-            needs in fault["needs"].split(";")
-            or row.case in fault["needs"].split(";")
-            or fault["needs"] == "*",
-            row.verdict in fault["verdicts"].split(";") or fault["verdicts"] == "*",
-        )
-        if all(fits):
+        fits_tool = _has(fault["tools"], row.tool)
+        fits_case = _has(fault["needs"], needs) or _has(fault["needs"], row.case)
+        if fits_tool and fits_case and _has(fault["verdicts"], row.verdict):
             return fault["why"]
     return f"not explained: {needs}"
+
+
+def _has(texts: str, text: str) -> bool:
+    """Return whether a text is among those of a cell, "a;b"; all are in "*"."""
+    return texts == "*" or text in texts.split(";")
 
 
 def faults() -> list[dict[str, str]]:

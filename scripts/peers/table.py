@@ -54,16 +54,26 @@ def rows_of(work: dict[str, list[str]], journal: Journal) -> list[Row]:
 def row_of(case: Case, tool: str, answer: dict[str, Any]) -> Row:
     """Return one row."""
     flops = figure_of(case, tool, answer)
-    times = (answer.get("count_s"), answer.get("forward_s"))
+    count_s = answer.get("count_s")
+    forward_s = answer.get("forward_s")
     ratio = None if flops is None or not case.flops else flops / case.flops
     said = answer.get("error") or answer.get("refused") or "; ".join(answer.get("left_out", ()))
-    over = times[0] / times[1] if times[0] and times[1] else None
+    over = count_s / forward_s if count_s and forward_s else None
     return Row(
-        case.family, case.name, tool, answer.get("version", ""), case.device, str(case.flops),
-        "" if flops is None else f"{flops:.0f}", "" if ratio is None else f"{ratio:.4g}",
-        judge(case, answer, mixes=TOOLS[tool].mixes), " ".join(said.split())[:SAID_CHARACTERS],
-        milliseconds(times[0]), milliseconds(times[1]), "" if over is None else f"{over:.3g}",
-    )  # fmt: skip
+        family=case.family,
+        case=case.name,
+        tool=tool,
+        version=answer.get("version", ""),
+        device=case.device,
+        right_flops=str(case.flops),
+        flops="" if flops is None else f"{flops:.0f}",
+        ratio="" if ratio is None else f"{ratio:.4g}",
+        verdict=judge(case, answer, mixes=TOOLS[tool].mixes),
+        said=" ".join(said.split())[:SAID_CHARACTERS],
+        count_cpu_ms=milliseconds(count_s),
+        forward_cpu_ms=milliseconds(forward_s),
+        count_over_forward="" if over is None else f"{over:.3g}",
+    )
 
 
 def figure_of(case: Case, tool: str, answer: dict[str, Any]) -> float | None:

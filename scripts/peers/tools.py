@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -108,9 +109,9 @@ def by_profiler(subject: Subject) -> Answer:
     """Use `torch.profiler` with `with_flops=True`, and add up its products."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True, with_flops=True) as traced:
         call(subject)
-    events = found.key_averages()
+    events = traced.key_averages()
     return Answer(sum(event.flops or 0 for event in events if event.key in PRODUCTS))
 
 
@@ -142,7 +143,8 @@ def by_fvcore(subject: Subject) -> Answer:
         module = ByPosition(module, list(subject.kwargs), len(args))
         args = (*args, *subject.kwargs.values())
     analysis = FlopCountAnalysis(module, args)
-    macs = sum(n for op, n in analysis.by_operator().items() if not MINOR_OPS.fullmatch(op))
+    counts = analysis.by_operator()
+    macs = sum(count for op, count in counts.items() if not MINOR_OPS.fullmatch(op))
     left_out = [op for op in analysis.unsupported_ops() if not MINOR_OPS.fullmatch(op)]
     left_out += [f"module {name}" for name in analysis.uncalled_modules() if name]
     return Answer(2 * macs, left_out)
@@ -163,7 +165,7 @@ class ByPosition(nn.Module):
         return self.inner(*args[: self.before], **named)
 
 
-def by_ptflops(subject: Subject, backend: str) -> Answer:
+def by_ptflops(subject: Subject, *, backend: str) -> Answer:
     """Use get_model_complexity_info; elementwise modules are left out by its own option."""
     from ptflops import get_model_complexity_info
 
@@ -188,7 +190,7 @@ def by_ptflops(subject: Subject, backend: str) -> Answer:
     if backend == "aten":
         return Answer(2 * macs, [name for name in names if MAJOR_OPS.search(name)])
     containers = {type(each).__name__ for each in module.modules() if any(each.children())}
-    left_out = [n for n in names if n not in containers and not MINOR_MODULES.search(n)]
+    left_out = [name for name in names if name not in containers and not MINOR_MODULES.search(name)]
     return Answer(2 * macs, left_out)
 
 
@@ -267,12 +269,12 @@ def by_torchinfo(subject: Subject) -> Answer:
     """Use summary, and take its mult-adds."""
     from torchinfo import summary
 
-    found = summary(
+    summed = summary(
         as_module(subject), input_data=list(subject.args) or subject.kwargs, verbose=0,
         mode="eval" if subject.step is None else "train", device=torch.device(home(subject)),
         **(subject.kwargs if subject.args else {}),
     )  # fmt: skip
-    return Answer(2 * found.total_mult_adds)
+    return Answer(2 * summed.total_mult_adds)
 
 
 def home(subject: Subject) -> str:
@@ -287,17 +289,16 @@ def by_torchlens(subject: Subject) -> Answer:
 
     # It refuses to work in forked processes, since several might capture at once. Ours is alone.
     display._WARN_PARALLEL_IMPORT_PID = os.getpid()
-    found = torchlens.trace(as_module(subject), list(subject.args), dict(subject.kwargs), save=None)
-    left_out = [f"{name}" for name in unknown_of(found)]
-    macs = int(found.total_macs_forward or 0) + int(found.total_macs_backward or 0)
-    return Answer(2 * macs, left_out)
+    log = torchlens.trace(as_module(subject), list(subject.args), dict(subject.kwargs), save=None)
+    macs = int(log.total_macs_forward or 0) + int(log.total_macs_backward or 0)
+    return Answer(2 * macs, unknown_of(log))
 
 
-def unknown_of(found: Any) -> list[str]:
+def unknown_of(log: Any) -> list[str]:
     """Return the ops whose FLOPs or multiply-adds torchlens says it does not know."""
     names: list[str] = []
     for attribute in ("unknown_flop_ops", "macs_unknown_split_ops"):
-        value = getattr(found, attribute, None)
+        value = getattr(log, attribute, None)
         if isinstance(value, int) and value:
             names.append(f"{value} {attribute}")
         elif value and not isinstance(value, int):
@@ -323,10 +324,10 @@ TOOLS = {
              "FLOPs of conv2d, mm, addmm, bmm, baddbmm under `torch.profiler`", needs_values=True),
         Tool("fvcore", by_fvcore, "fvcore", "fvcore.nn",
              "multiply-adds, doubled, without its norms, pooling and interpolation"),
-        Tool("ptflops", lambda s: by_ptflops(s, "pytorch"), "ptflops", "ptflops",
+        Tool("ptflops", partial(by_ptflops, backend="pytorch"), "ptflops", "ptflops",
              "multiply-adds, doubled; norms, activations and pooling left out by `ignore_modules`",
              mixes=True),
-        Tool("ptflops aten", lambda s: by_ptflops(s, "aten"), "ptflops", "ptflops",
+        Tool("ptflops aten", partial(by_ptflops, backend="aten"), "ptflops", "ptflops",
              "multiply-adds of its second backend, doubled", mixes=True),
         Tool("thop", by_thop, "thop", "thop", "multiply-adds, doubled", mixes=True),
         Tool("calflops", by_calflops, "calflops", "calflops",

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,10 @@ from peers.case import Case, Subject, calling
 from peers.models import find_case
 from peers.tools import TOOLS, Tool, call, import_tool, silence
 
-WALL_OVER_CPU = (
-    10  # a busy machine gives a process a tenth of its time; one that waits gets no more
-)
+WALL_OVER_CPU = 10  # a busy machine gives a process a tenth of its time; one that waits no more
+MOST_LEFT_OUT = 6  # names of what a tool says that it left out
+LONGEST_ERROR = 240  # letters
+QUICK_S = 0.1  # calls of a case are repeated until they took so long together
 MEMORY_BYTES = 6 << 30  # more than the largest model of the comparison takes, beyond what is mapped
 SEED = 0
 COMPILED_FIRST = ("compiled code", "higher-order op")
@@ -98,9 +100,10 @@ def serve(work: Any, writing: int, limit_s: float) -> int:
     used_s = int(time.process_time())
     seconds = used_s + int(limit_s)
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-    held = resource.getrlimit(resource.RLIMIT_AS)[1]
-    mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()  # noqa: PTH123, SIM115
-    resource.setrlimit(resource.RLIMIT_AS, (mapped + MEMORY_BYTES, held))
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    mapped_bytes = pages * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped_bytes + MEMORY_BYTES, hard_limit))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         with silence():
@@ -138,7 +141,7 @@ def count(case: Case, tool: Tool) -> dict[str, Any]:
         return {"refused" if refused else "error": describe(error), "forward_s": forward_s}
     return {
         "flops": None if answer.flops is None or answer.flops != answer.flops else answer.flops,
-        "left_out": answer.left_out[:6],
+        "left_out": answer.left_out[:MOST_LEFT_OUT],
         "with_elementwise": answer.with_elementwise,
         "count_s": time.process_time() - started,
         "forward_s": forward_s,
@@ -166,7 +169,7 @@ def forward_time(subject: Subject) -> float:
         except Exception as error:
             raise RuntimeError(f"the case does not run: {describe(error)}") from error
         times.append(time.process_time() - started)
-        if sum(times) > 0.1:
+        if sum(times) > QUICK_S:
             break
     return sorted(times)[len(times) // 2]
 
@@ -174,7 +177,7 @@ def forward_time(subject: Subject) -> float:
 def describe(error: BaseException) -> str:
     """Return an error on one line."""
     text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:240]}".rstrip(": ")
+    return f"{type(error).__name__}: {text[:LONGEST_ERROR]}".rstrip(": ")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Every case, by name. Each file is a family."""
 
+from dataclasses import replace
 from importlib import import_module
 
 from peers.case import Case
@@ -23,8 +24,6 @@ def all_cases() -> dict[str, Case]:
     Raises:
         ValueError: Two have one name.
     """
-    from dataclasses import replace
-
     cases: dict[str, Case] = {}
     for family in FAMILIES:
         for case in import_module(f"peers.cases.{family}").CASES:

@@ -18,6 +18,7 @@ SOFTMAX = 7 * 2 * 2 * 6 * 6  # scale, mask and softmax
 LAYER = 2 * 6 * 16 * 30  # norms, residuals, biases and activation of a layer
 CAUSAL = 2 * 2 * (2 * 2 * 21 * 8)  # 21 of 36 pairs
 HALF = BOTH // 2
+PADDING = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])  # the second sequence has four
 
 
 def heads(*size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,8 +108,7 @@ def encoder_layer(**options: object) -> nn.TransformerEncoderLayer:
 def padded_encoder() -> Subject:
     """Return an encoder whose second sequence is padded."""
     encoder = nn.TransformerEncoder(encoder_layer(), 2)
-    padding = torch.tensor([[False] * 6, [False] * 4 + [True] * 2])
-    model = Calls(lambda m, x: m.encoder(x, src_key_padding_mask=padding), encoder=encoder)
+    model = Calls(lambda m, x: m.encoder(x, src_key_padding_mask=PADDING), encoder=encoder)
     return calling(model, randn(2, 6, 16))
 
 
@@ -184,9 +184,7 @@ CASES = [
          needs="fast path of attention", vector_flops=2 * SOFTMAX + 4 * 12 * 16, build=multihead),
     Case("mha_padding", PROJECTIONS + BOTH, "as without: no credit for padding",
          needs="fast path of attention", vector_flops=SOFTMAX + 4 * 12 * 16,
-         build=lambda: multihead(need_weights=False,
-                                 key_padding_mask=torch.tensor([[False] * 6,
-                                     [False] * 4 + [True] * 2]))),
+         build=lambda: multihead(need_weights=False, key_padding_mask=PADDING)),
     Case("mha_cross",
         2 * 2 * (4 * 16 * 16 + 6 * 12 * 16 + 6 * 10 * 16 + 4 * 16 * 16 + 2 * 4 * 6 * 16),
          "per sequence: queries 4·16·16, keys 6·12·16, values 6·10·16, output 4·16·16, "

@@ -122,9 +122,9 @@ CASES = [
                                randn(1, 1, 4, 4, 4))),
     Case("f_conv_transpose2d", 2 * 64 * 2 * 4 * 9, "8·8 inputs × 2 × 4·3·3",
          needs="functional transposed convolution",
-         build=lambda: calling(with_weight(lambda m, x: F.conv_transpose2d(x, m.weight), 2, 4,
-             3, 3),
-                               randn(1, 2, 8, 8))),
+         build=lambda: calling(
+             with_weight(lambda m, x: F.conv_transpose2d(x, m.weight), 2, 4, 3, 3),
+             randn(1, 2, 8, 8))),
     Case("f_bilinear", 2 * 3 * 5 * (8 * 6 + 6), "3 rows × 5 outputs × (8·6, then 6)",
          needs="bilinear",
          build=lambda: calling(with_weight(lambda m, x, y: F.bilinear(x, y, m.weight), 5, 8, 6),

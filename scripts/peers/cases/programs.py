@@ -27,7 +27,7 @@ def mlp() -> nn.Sequential:
     return nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(), nn.Linear(32, 8, bias=False))
 
 
-def x() -> torch.Tensor:
+def four_rows() -> torch.Tensor:
     """Return the input: 4 rows of 16."""
     return randn(4, 16)
 
@@ -41,7 +41,7 @@ def quietly(make: object, *args: object, **options: object) -> nn.Module:
 
 def compiled(backend: str) -> Subject:
     """Return the model as torch.compile makes it."""
-    return calling(torch.compile(mlp().eval(), backend=backend), x())
+    return calling(torch.compile(mlp().eval(), backend=backend), four_rows())
 
 
 def compiled_attention() -> Subject:
@@ -52,8 +52,8 @@ def compiled_attention() -> Subject:
 
 def exported() -> Subject:
     """Return the module of an exported program."""
-    program = torch.export.export(mlp().eval(), (x(),))
-    return Subject(program.module(), (x(),))
+    program = torch.export.export(mlp().eval(), (four_rows(),))
+    return Subject(program.module(), (four_rows(),))
 
 
 @torch.library.custom_op("peers::scaled_product", mutates_args=())
@@ -82,7 +82,7 @@ def extension(name: str) -> Subject:
         raise RuntimeError(f"{EXTENSION} names no library")
     torch.ops.load_library(library)
     op = getattr(torch.ops.peers_extension, name)
-    return calling(Calls(lambda m, x: op(x, m.weight), weight=weight(16, 32)), x())
+    return calling(Calls(lambda m, x: op(x, m.weight), weight=weight(16, 32)), four_rows())
 
 
 def by_numpy(m: nn.Module, x: torch.Tensor) -> torch.Tensor:
@@ -153,48 +153,48 @@ CASES = [
              nn.Sequential(
                  torch.compile(nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(),
                                              nn.Linear(32, 16, bias=False)), backend="aot_eager"),
-                 nn.Linear(16, 8, bias=False)), x())),
+                 nn.Linear(16, 8, bias=False)), four_rows())),
     Case("compiled_attention", 2 * 2 * (2 * 2 * 6 * 6 * 8), "two products of 2·2·6·6·8",
          needs="compiled code", vector_flops=7 * 144, build=compiled_attention),
     Case("scripted", MLP, WORDS, needs="TorchScript", vector_flops=RELU,
-         build=lambda: calling(quietly(torch.jit.script, mlp().eval()), x())),
+         build=lambda: calling(quietly(torch.jit.script, mlp().eval()), four_rows())),
     Case("traced", MLP, WORDS, needs="TorchScript", vector_flops=RELU,
-         build=lambda: calling(quietly(torch.jit.trace, mlp().eval(), x()), x())),
+         build=lambda: calling(quietly(torch.jit.trace, mlp().eval(), four_rows()), four_rows())),
     Case("frozen_script", MLP, WORDS, needs="TorchScript", vector_flops=RELU,
          build=lambda: calling(
-             quietly(torch.jit.freeze, quietly(torch.jit.script, mlp().eval())), x())),
+             quietly(torch.jit.freeze, quietly(torch.jit.script, mlp().eval())), four_rows())),
     Case("exported", MLP, WORDS, needs="exported program", vector_flops=RELU, build=exported),
     Case("fx_graph", MLP, WORDS, needs="linear", vector_flops=RELU,
-         build=lambda: calling(torch.fx.symbolic_trace(mlp().eval()), x())),
+         build=lambda: calling(torch.fx.symbolic_trace(mlp().eval()), four_rows())),
     Case("custom_op", PRODUCT, "4·16·32 inside an op of one's own", needs="custom op",
          vector_flops=RELU,
-         build=lambda: calling(Calls(lambda m, x: scaled_product(x, m.weight),
-                  weight=weight(16, 32)),
-                               x())),
+         build=lambda: calling(
+             Calls(lambda m, x: scaled_product(x, m.weight), weight=weight(16, 32)), four_rows())),
     Case("custom_function", PRODUCT, "4·16·32 inside an autograd.Function",
          needs="products outside modules",
-         build=lambda: calling(Calls(lambda m, x: Product.apply(x, m.weight),
-                  weight=weight(16, 32)),
-                               x())),
+         build=lambda: calling(
+             Calls(lambda m, x: Product.apply(x, m.weight), weight=weight(16, 32)), four_rows())),
     Case("extension_calls_torch", PRODUCT, "4·16·32: the extension calls at::mm",
          needs="C++ extension", build=lambda: extension("by_torch")),
     Case("extension_own_loops", PRODUCT, "4·16·32 in loops of C++", needs="work past PyTorch",
          build=lambda: extension("by_hand")),
     Case("numpy_inside", PRODUCT, "4·16·32 in numpy", needs="work past PyTorch",
-         build=lambda: calling(Calls(by_numpy, weight=weight(16, 32)), x())),
+         build=lambda: calling(Calls(by_numpy, weight=weight(16, 32)), four_rows())),
     Case("thread", 2 * PRODUCT, "two layers of 4·16·32, one in a thread", needs="threads",
          vector_flops=RELU,
          build=lambda: calling(Calls(in_thread, first=nn.Linear(16, 32, bias=False),
-                                     second=nn.Linear(16, 32, bias=False)), x())),
+                                     second=nn.Linear(16, 32, bias=False)), four_rows())),
     Case("checkpoint_at_inference", MLP, WORDS, needs="linear", vector_flops=RELU,
          build=lambda: calling(
-             Calls(lambda m, x: checkpoint(m.net, x, use_reentrant=False), net=mlp()), x())),
+             Calls(lambda m, x: checkpoint(m.net, x, use_reentrant=False), net=mlp()),
+             four_rows())),
     Case("cond", PRODUCT, "one branch of 4·16·32 is taken", needs="higher-order op",
-         vector_flops=RELU + 64, build=lambda: calling(Calls(chosen, weight=weight(16, 32)), x())),
+         vector_flops=RELU + 64,
+         build=lambda: calling(Calls(chosen, weight=weight(16, 32)), four_rows())),
     Case("map", PRODUCT, "4 rows × 16 × 32", needs="higher-order op",
-         build=lambda: calling(Calls(mapped, weight=weight(16, 32)), x())),
+         build=lambda: calling(Calls(mapped, weight=weight(16, 32)), four_rows())),
     Case("while_loop", 2 * 3 * 4 * 16 * 16, "three times 4·16·16", needs="higher-order op",
-         build=lambda: calling(Calls(looped, weight=weight(16, 16)), x())),
+         build=lambda: calling(Calls(looped, weight=weight(16, 16)), four_rows())),
     Case("scan", 2 * 5 * 4 * 16 * 16, "five times 4·16·16", needs="higher-order op",
          vector_flops=5 * 64,
          build=lambda: calling(Calls(scanned, weight=weight(16, 16)), randn(5, 4, 16))),

@@ -242,9 +242,9 @@ CASES = [
          build=lambda: training(mlp(), randn(4, 16), step=under_autocast)),
     Case("autograd_function", 2 * 3 * FIRST, "forward, and both products of its own backward",
          needs="backward outside modules", vector_flops=ELEMENTWISE,
-         build=lambda: training(Calls(lambda m, x: Product.apply(x, m.weight),
-                  weight=weight(16, 32)),
-                                randn(4, 16))),
+         build=lambda: training(
+             Calls(lambda m, x: Product.apply(x, m.weight), weight=weight(16, 32)),
+             randn(4, 16))),
     Case("forces", 2 * 2 * (4 * 3 * 16 + 4 * 16 * 1),
          "forward, and back to the positions; weights are frozen", needs="backward in forward",
          vector_flops=10 * 4 * 16, build=forces),

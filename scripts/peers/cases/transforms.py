@@ -79,7 +79,7 @@ CASES = [
                                    randn(4, 5))),
     Case("per_example_gradients", 2 * 2 * 10 * ROW,
          "10 examples: forward 5·7, and an outer product of 7 and 5",
-             needs="torch.func's gradients",
+         needs="torch.func's gradients",
          vector_flops=4 * 10 * ROW, build=lambda: transformed(per_example, linear(), randn(10, 5))),
     Case("vjp", 2 * 2 * 4 * ROW, "forward and the input's gradient, 4·5·7",
          needs="torch.func's gradients",
@@ -92,9 +92,9 @@ CASES = [
          needs="torch.func's gradients",
          build=lambda: transformed(lambda layer, x: jacrev(layer)(x), linear(), randn(5))),
     Case("jacfwd", 2 * (ROW + ROW + 5 * ROW),
-         "forward, a tangent for each of 5 inputs, and the weight's, "
-         "which PyTorch multiplies though "
-         "it is zero; without that one is as good", needs="forward mode", also=(2 * 6 * ROW,),
+         "forward, a tangent for each of 5 inputs, and the weight's, which PyTorch multiplies "
+         "though it is zero; without that one is as good",
+         needs="forward mode", also=(2 * 6 * ROW,),
          build=lambda: transformed(lambda layer, x: jacfwd(layer)(x), linear(), randn(5))),
     Case("hessian", 2 * 2 * (ROW + ROW + 5 * ROW),
          "w·x and back, each with tangents for 5 inputs, and w's, which is zero; "
