@@ -29,11 +29,11 @@ with Path(__file__).with_name("advice.csv").open(encoding="utf-8", newline="") a
 SMALL_KERNEL_US = 10.0  # launching a kernel takes about 5 µs of the host: shorter ones wait for it
 BETTER_CEILING = 1.5  # × the ceiling in use: from here on another type is worth a trial
 TILE = 8  # elements of 16 bits: 16 bytes, what matrix units and vectorised loads want
+BIG_FLOPS = 30e6  # of a product: smaller ones ran slower in bfloat16 on a CPU with AMX
+CONVERTED = 1.5  # × a product's bytes: float32 is read, and half as many are written
 _SMALL_KINDS = ("elementwise", "normalisation", "reduction", "other")
 _PRODUCTS = ("matmul", "convolution", "attention", "recurrent")
 _LAYOUT_KERNEL = re.compile(r"nchwToNhwc|nhwcToNchw|convertTensor_kernel|batched_transpose", re.I)
-BIG_FLOPS = 30e6  # of a product: smaller ones ran slower in bfloat16 on a CPU with AMX
-CONVERTED = 1.5  # × a product's bytes: float32 is read, and half as many are written
 
 SHOWN: ContextVar[bool] = ContextVar("advice", default=True)
 """Whether advice is given: the command line's --no-advice."""
@@ -166,10 +166,9 @@ def _attention(run: Run) -> Finding | None:
     modules = set(softmax["module_path"]) & set(products["module_path"])
     if not modules:
         return None
-    mine = forward["module_path"].isin(modules) & (
-        forward.index.isin(softmax.index) | forward.index.isin(products.index)
-    )
-    chosen = run.sites.index.isin(forward.index[mine])
+    parts = pd.concat([softmax, products])
+    of_attention = parts.index[parts["module_path"].isin(modules)]
+    chosen = run.sites.index.isin(of_attention)
     share = _share(run, pd.Series(chosen, index=run.sites.index))
     where = safe_text(min(modules) or "the model itself", 60)
     return Finding(share, f"softmax between products in {where}, {percent(share)} of the time")
@@ -247,9 +246,9 @@ def _other_type(run: Run, dtype: str, *, converts: bool) -> Finding | None:
     that is held by arithmetic; each product's operands and result are converted, read in float32
     and written in 16 bits.
     """
-    now = _peak(run, "float32")
+    now = _peak(run, "float32")  # FLOP/s
     ratio = _peak(run, dtype) / now if now > 0 else math.nan
-    if not ratio >= BETTER_CEILING:
+    if math.isnan(ratio) or ratio < BETTER_CEILING:
         return None
     sites = run.sites[_kinds(run, *_PRODUCTS) & (run.sites["dtype"] == "float32")]
     flops = sites["matmul_flops"].fillna(0.0)
@@ -259,9 +258,13 @@ def _other_type(run: Run, dtype: str, *, converts: bool) -> Finding | None:
         bandwidth = peak_bytes_per_s(run)
         saved_us -= CONVERTED * sites["min_bytes"].fillna(0.0) / bandwidth * 1e6
     share = float(saved_us.sum() / run.sites["time_us"].sum())
-    evidence = f"the ceiling of {dtype} is {three_digits(ratio)} times as high; at it, "
-    evidence += f"{counted(int(gains.sum()), 'large product')} would save {percent(share)} of the "
-    return Finding(share, evidence + ("time, conversions included" if converts else "time"))
+    included = ", conversions included" if converts else ""
+    return Finding(
+        share,
+        f"the ceiling of {dtype} is {three_digits(ratio)} times as high; at it, "
+        f"{counted(int(gains.sum()), 'large product')} would save {percent(share)} of the "
+        f"time{included}",
+    )
 
 
 @RULES.register("graphs")

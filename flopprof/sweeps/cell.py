@@ -1,4 +1,4 @@
-"""What a cell's own process does: profile the model, save the run, and answer in a file.
+"""Do what a cell's own process does: profile the model, save the run, and answer in a file.
 
 usage: python -m flopprof.sweeps.cell ASKED.json ANSWER.json
 """

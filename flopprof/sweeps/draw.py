@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 INCHES = (11.0, 8.0)
 DOTS_PER_INCH = 160
+_FRONT = "#D55E00"  # of the cells that none beats
+_MUTED = "#999999"
 _NUMBERED = ("batch", "input_size", "threads")  # an axis to draw along, the first that varies
+_LEAST_INTENSITY = 1e-3  # FLOP/byte, at the panel's left edge
 _MOST_SERIES = 12  # named in the legend
 
 
@@ -60,7 +63,10 @@ def draw_sweep(sweep: Sweep, path: Path) -> None:
 def axis_along(sweep: Sweep) -> str:
     """Return the axis that figures are drawn along: the first of numbers that varies."""
     varying = [axis for axis in sweep.axes if sweep.done[axis].nunique() > 1]
-    return next((axis for axis in _NUMBERED if axis in varying), [*varying, *sweep.axes][0])
+    for axis in _NUMBERED:
+        if axis in varying:
+            return axis
+    return varying[0] if varying else sweep.axes[0]
 
 
 def series_of(sweep: Sweep, along: str) -> Iterator[tuple[str, pd.DataFrame]]:
@@ -114,9 +120,9 @@ def _draw_front(axes: "Axes", sweep: Sweep) -> None:
     """Draw throughput against latency, and the cells that none beats as a line."""
     measured = sweep.done
     front = sweep.pareto
-    axes.scatter(measured["latency_p50_us"] / 1e3, measured["samples_per_s"], color="#999999", s=28)
+    axes.scatter(measured["latency_p50_us"] / 1e3, measured["samples_per_s"], color=_MUTED, s=28)
     axes.step(
-        front["latency_p50_us"] / 1e3, front["samples_per_s"], where="post", color="#D55E00",
+        front["latency_p50_us"] / 1e3, front["samples_per_s"], where="post", color=_FRONT,
         marker="o", label="none is better",
     )  # fmt: skip
     advised = sweep.recommendation
@@ -124,7 +130,7 @@ def _draw_front(axes: "Axes", sweep: Sweep) -> None:
         chosen = front[(front[list(sweep.axes)] == pd.Series(advised.cell)).all(axis=1)]
         axes.scatter(
             chosen["latency_p50_us"] / 1e3, chosen["samples_per_s"], marker="*", s=240,
-            color="#D55E00", edgecolor="#000000", zorder=3, label="recommended",
+            color=_FRONT, edgecolor="#000000", zorder=3, label="recommended",
         )  # fmt: skip
     axes.set_xlabel("latency (ms)")
     axes.set_ylabel("samples/s")
@@ -149,8 +155,8 @@ def _draw_roofline(axes: "Axes", sweep: Sweep) -> None:
             label=name,
         )  # fmt: skip
     low, high = axes.get_xlim()
-    low = max(low / 4, 1e-3)
-    high *= 16
+    low = max(low / 4, _LEAST_INTENSITY)
+    high *= 16  # room for the ceilings' values
     roofs = sweep.done[["peak_flops_per_s", "peak_bytes_per_s"]].dropna().drop_duplicates()
     for peak, bandwidth in roofs.itertuples(index=False):
         ridge = min(max(peak / bandwidth, low), high)

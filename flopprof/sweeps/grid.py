@@ -1,11 +1,13 @@
 """The grid of a sweep: which settings vary, and the cells that they make."""
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flopprof.errors import UsageError
+from flopprof.units import counted
 
 AXES = ("device", "dtype", "threads", "compile", "input_size", "batch")
 """What may vary, slowest first; the names are those of `Settings`."""
@@ -39,8 +41,8 @@ class Cell:
     def options(self) -> dict[str, Any]:
         """The cell as options of `flopprof.profile`."""
         options = dict(self.values)
-        if "compile" in options:
-            options["compile"] = False if options["compile"] == "none" else options["compile"]
+        if options.get("compile") == "none":
+            options["compile"] = False
         return options
 
 
@@ -51,7 +53,7 @@ def worded(axis: str, value: Any) -> str:
     if axis == "compile":
         return "eager" if value == "none" else f"compile {value}"
     if axis == "threads":
-        return f"{value} thread" + ("" if value == 1 else "s")
+        return counted(value, "thread")
     return f"{axis.replace('_', ' ')} {value}"
 
 
@@ -65,16 +67,17 @@ def cells_of(grid: Mapping[str, Sequence[Any]]) -> list[Cell]:
         UsageError: An axis is not known, or has no values, or there are too many cells.
     """
     if unknown := sorted(set(grid) - set(AXES)):
-        raise UsageError(f"a sweep has no axis {unknown[0]!r}", remedy=f"there are: {_listed()}")
+        raise UsageError(
+            f"a sweep has no axis {unknown[0]!r}", remedy=f"there are: {', '.join(AXES)}"
+        )
     axes = {axis: _values(axis, grid[axis]) for axis in AXES if axis in grid}
     if not axes:
         raise UsageError("nothing varies in this sweep", remedy="give --batch 1,2,4..64")
-    count = 1
-    for values in axes.values():
-        count *= len(values)
+    count = math.prod(len(values) for values in axes.values())
     if count > _MOST_CELLS:
         raise UsageError(f"the grid has {count} cells", remedy=f"at most {_MOST_CELLS}")
-    return [Cell(dict(zip(axes, each, strict=True))) for each in itertools.product(*axes.values())]
+    combinations = itertools.product(*axes.values())
+    return [Cell(dict(zip(axes, values, strict=True))) for values in combinations]
 
 
 def _values(axis: str, values: Any) -> list[Any]:
@@ -95,10 +98,6 @@ def _compile_mode(value: Any) -> str:
     if value is True:
         return "default"
     return str(value) if value else "none"
-
-
-def _listed() -> str:
-    return ", ".join(AXES)
 
 
 def parse_values(axis: str, text: str) -> list[Any]:

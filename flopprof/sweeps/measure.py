@@ -22,7 +22,7 @@ from flopprof.units import safe_text, si
 TIMED_OUT = "timed_out"
 CELL_TIME_LIMIT_S = 1800.0
 FREE_MEMORY_SHARE = 0.9  # of what is free when a sweep begins: the rest is for everybody else
-UNLIMITED = 2**62
+UNLIMITED = 2**62  # bytes
 _KILLED = (-9, 137)  # exit codes of what the system killed, mostly since memory ran out
 
 

@@ -38,6 +38,7 @@ FIGURES = (
 )
 """Columns of the table, after those of the axes."""
 
+_ENDINGS = ("us", "s", "flops", "most", "frac", "bytes", "j")  # of figures that are numbers
 NEARLY_BEST = 0.9
 """× the best throughput: from here on a shorter latency is worth more than the rest of it."""
 
@@ -79,7 +80,7 @@ class Sweep:
         columns = [*self.axes, *FIGURES]
         listed = [{name: row.get(name) for name in columns} for row in self.rows]
         table = pd.DataFrame(listed, columns=columns)
-        numbers = [name for name in FIGURES if name.rpartition("_")[2] in _UNITS]
+        numbers = [name for name in FIGURES if name.rpartition("_")[2] in _ENDINGS]
         table[numbers] = table[numbers].astype(float)
         return table
 
@@ -91,12 +92,12 @@ class Sweep:
     @property
     def pareto(self) -> pd.DataFrame:
         """The cells that no other beats in latency without losing throughput, fastest first."""
-        order = self.done.dropna(subset=["latency_p50_us", "samples_per_s"])
-        order = order.sort_values(
-            ["latency_p50_us", "samples_per_s"], ascending=[True, False], kind="stable"
+        columns = ["latency_p50_us", "samples_per_s"]
+        by_latency = self.done.dropna(subset=columns).sort_values(
+            columns, ascending=[True, False], kind="stable"
         )
-        best_before = order["samples_per_s"].cummax().shift(fill_value=-math.inf)
-        return order[order["samples_per_s"] > best_before]
+        best_before = by_latency["samples_per_s"].cummax().shift(fill_value=-math.inf)
+        return by_latency[by_latency["samples_per_s"] > best_before]
 
     @property
     def recommendation(self) -> Recommendation | None:
@@ -120,6 +121,14 @@ class Sweep:
     def to_object(self) -> dict[str, Any]:
         """Return the sweep as a JSON object: `cells`, `pareto`, `recommendation`; null: unknown."""
         advised = self.recommendation
+        recommended = None
+        if advised is not None:
+            recommended = {
+                "cell": advised.cell,
+                "throughput_frac": advised.throughput_frac,
+                "latency_frac": advised.latency_frac,
+                "text": advised.text,
+            }
         value: dict[str, Any] = to_json(
             {
                 "schema_version": SCHEMA_VERSION,
@@ -127,19 +136,10 @@ class Sweep:
                 "axes": list(self.axes),
                 "cells": list(self.rows),
                 "pareto": _records(self.pareto[[*self.axes, "latency_p50_us", "samples_per_s"]]),
-                "recommendation": advised
-                and {
-                    "cell": advised.cell,
-                    "throughput_frac": advised.throughput_frac,
-                    "latency_frac": advised.latency_frac,
-                    "text": advised.text,
-                },
+                "recommendation": recommended,
             }
         )
         return value
-
-
-_UNITS = ("us", "s", "flops", "most", "frac", "bytes", "j")
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, Any]]:

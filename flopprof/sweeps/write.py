@@ -33,7 +33,8 @@ def text_of(sweep: Sweep) -> str:
     """Return the table, the recommendation, and why cells have no figures."""
     header, rows = _cells(sweep)
     lines = aligned([header, *rows], right=set(header))
-    lines += [""] if len(rows) else []
+    if rows:
+        lines.append("")
     lines += [f"{label}: {reason}" for label, reason in _failures(sweep)]
     front = sweep.pareto
     lines.append(f"On the front of latency against throughput: {len(front)} of {len(sweep.done)}")
@@ -93,10 +94,16 @@ def write_sweep(sweep: Sweep, folder: Path) -> list[Path]:
 
     with explain_os_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{NAME}.{suffix}" for suffix in ("csv", "json", "md")]
-    write_atomically(files[0], for_people(sweep.table).to_csv(index=False))
-    write_atomically(files[1], json.dumps(sweep.to_object(), indent=1) + "\n")
-    write_atomically(files[2], markdown_of(sweep))
+    texts = {
+        "csv": for_people(sweep.table).to_csv(index=False),
+        "json": json.dumps(sweep.to_object(), indent=1) + "\n",
+        "md": markdown_of(sweep),
+    }
+    files = []
+    for suffix, text in texts.items():
+        path = folder / f"{NAME}.{suffix}"
+        write_atomically(path, text)
+        files.append(path)
     if spreadsheet := _write_spreadsheet(sweep, folder / f"{NAME}.xlsx"):
         files.append(spreadsheet)
     if len(sweep.done):

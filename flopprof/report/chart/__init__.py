@@ -91,9 +91,11 @@ def _select(runs: "Run | Mapping[str, Run]", select: dict[str, Any]) -> ChartDat
     Raises:
         UsageError: Measured bytes of several runs are asked for.
     """
-    if isinstance(runs, Mapping) and select.pop("measured", False):
+    if not isinstance(runs, Mapping):
+        return chart_data(runs, **select)
+    if select.pop("measured", False):
         raise UsageError("measured bytes are drawn of one run", remedy="name one DIR")
-    return compare_data(runs, **select) if isinstance(runs, Mapping) else chart_data(runs, **select)
+    return compare_data(runs, **select)
 
 
 def write_points(run: "Run | Mapping[str, Run]", path: str | Path, **select: Any) -> Path:
@@ -139,14 +141,10 @@ def plot_roofline(
         UsageError: The run has no times, an option or suffix is not known, or a file cannot be
             written.
     """
-    paths = [Path(output) for output in ([path] if isinstance(path, str | Path) else path)]
-    forms = [output.suffix.lower()[1:] for output in paths]
-    if not {*forms} <= {*_FORMATS, "csv"}:
-        problem = f"{', '.join(map(str, paths))}: no such picture format"
-        raise UsageError(problem, remedy="end it in .png, .svg, .pdf or .csv")
+    paths = _checked(path, (*_FORMATS, "csv"))
     figure = None
-    for output, form in zip(paths, forms, strict=True):
-        if form == "csv":
+    for output in paths:
+        if _form(output) == "csv":
             write_points(run, output, **select)
             continue
         figure = figure or draw_figure(run, title=title, size=size, dark=dark, **select)
@@ -154,9 +152,28 @@ def plot_roofline(
     return paths
 
 
+def _checked(path: str | Path | Iterable[str | Path], forms: Iterable[str]) -> list[Path]:
+    """Return the files that are asked for.
+
+    Raises:
+        UsageError: One ends in none of these formats.
+    """
+    paths = [Path(path)] if isinstance(path, str | Path) else [Path(output) for output in path]
+    if not {_form(output) for output in paths} <= {*forms}:
+        *first, last = (f".{form}" for form in forms)
+        problem = f"{', '.join(map(str, paths))}: no such picture format"
+        raise UsageError(problem, remedy=f"end it in {', '.join(first)} or {last}")
+    return paths
+
+
+def _form(path: Path) -> str:
+    """Return the format that a file's suffix names."""
+    return path.suffix.lower().removeprefix(".")
+
+
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a chart to a file, in the format that its suffix names: .png, .svg or .pdf."""
-    form = path.suffix.lower()[1:]
+    form = _form(path)
     with replacing(path) as unfinished, _settings():
         figure.savefig(
             unfinished,
@@ -186,17 +203,14 @@ def plot_paper(
         UsageError: The run has no times, an option or suffix is not known, the width is none, or a
             file cannot be written.
     """
-    paths = [Path(output) for output in ([path] if isinstance(path, str | Path) else path)]
-    forms = [output.suffix.lower()[1:] for output in paths]
-    if not {*forms} <= {*_FORMATS}:
-        problem = f"{', '.join(map(str, paths))}: no such picture format"
-        raise UsageError(problem, remedy="end it in .png, .svg or .pdf")
+    paths = _checked(path, _FORMATS)
     if not NARROWEST_INCHES <= width <= WIDEST_INCHES:
         problem = f"--width is {width:g} inches"
         raise UsageError(problem, remedy=f"give {NARROWEST_INCHES:g} to {WIDEST_INCHES:g}")
     with _settings():
         figure = draw_paper(_select(run, select), width=width)
-        for output, form in zip(paths, forms, strict=True):
+        for output in paths:
+            form = _form(output)
             with replacing(output) as unfinished:
                 figure.savefig(unfinished, format=form, dpi=DOTS_PER_INCH, metadata=_FORMATS[form])
     return paths

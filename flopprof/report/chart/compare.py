@@ -7,11 +7,13 @@ import pandas as pd
 
 from flopprof.errors import UsageError
 from flopprof.report.chart.data import ChartData, chart_data
-from flopprof.report.chart.sheet import SERIES
+from flopprof.report.chart.sheet import LETTERS, SERIES
 from flopprof.units import duration, si
 
 if TYPE_CHECKING:
     from flopprof.run import Run
+
+_LAST = "999"  # in the table: rows without a number
 
 
 def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> ChartData:
@@ -23,13 +25,14 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     if len(runs) > len(SERIES):
         problem = f"{len(runs)} runs are too many for one chart"
         raise UsageError(problem, remedy=f"draw at most {len(SERIES)} at once")
-    names = dict(zip("ABCDEF", runs, strict=False))
+    names = dict(zip(LETTERS, runs, strict=False))
     everything = pd.concat([chart_data(run, **select).points for run in runs.values()])
     shares = everything.groupby("key", sort=False)["share_frac"].sum()
     shares = shares.sort_values(ascending=False, kind="stable")[:top]
     numbers = {str(key): str(n) for n, key in enumerate(shares.index, start=1)}
     charts = {
-        letter: chart_data(runs[name], **select, numbers=numbers) for letter, name in names.items()
+        letter: chart_data(run, **select, numbers=numbers)
+        for letter, run in zip(LETTERS, runs.values(), strict=False)
     }
     frames: dict[str, pd.DataFrame] = {}
     for part in ("points", "merged", "table", "run", "roofs"):
@@ -39,7 +42,7 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     points = frames["points"]
     points["head"] = ~points.duplicated("key", keep="last")  # where the arrows end
     table = frames["table"]
-    order = table["label"].where(table["label"].str.isdigit(), "999").astype(int)
+    order = table["label"].where(table["label"].str.isdigit(), _LAST).astype(int)
     table = table.assign(label=table["label"] + table["series"], order=order)
     frames["table"] = table.sort_values(["order", "series"], kind="stable")
     frames["run"]["label"] += frames["run"]["series"]
@@ -52,10 +55,12 @@ def compare_data(runs: Mapping[str, "Run"], *, top: int = 8, **select: Any) -> C
     times = then.join(map(duration, frames["run"]["time_us"]))
     rates = then.join(map(_rate, frames["run"]["achieved_flops_per_s"]))
     finding = f"{then.join(names.values())}: {times}, {rates}"
-    covered = min(chart.coverage_frac for chart in charts.values())
-    measured = next(iter(charts.values())).measured  # of several runs none
     return ChartData(
-        **frames, finding=finding, coverage_frac=covered, names=names, measured=measured
+        **frames,
+        finding=finding,
+        coverage_frac=min(chart.coverage_frac for chart in charts.values()),
+        names=names,
+        measured=next(iter(charts.values())).measured,  # of several runs none
     )
 
 

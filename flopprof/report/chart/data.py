@@ -52,6 +52,7 @@ KNOWN_BY = (
 
 MANY = 40  # points drawn where more than half of the time would be merged into "other"
 SMALL_FRAC = 0.005  # of time: a smaller mark would be a speck; merged into "other"
+_BUSY = 10  # added to a ceiling's precedence: one of an idle machine goes before all others
 _PRECEDENCE = {"user": 0, "measured": 1, "datasheet": 2, "formula": 3}
 _SUMS = ["time_us", "share_frac", "flops", "min_bytes", "ideal_us", "calls", "sites"]
 _TEXTS = ["op", "phase", "kind", "dtype", "bound", "memory_level", "input_shapes", "kernel"]
@@ -83,9 +84,13 @@ def chart_data(
 ) -> ChartData:
     """Return what a chart of `run` shows; every site's time is in exactly one row.
 
-    `top` points get a number, or those whose key is in `numbers`; `group_by` is one of `GROUPS`;
-    `level` is the memory whose bandwidth bounds the rates, each site's own unless given. With
-    `measured`, points are also at the intensity of bytes that counters measured.
+    Args:
+        run: A run with times.
+        top: How many points get a number, those of most time.
+        group_by: One of `GROUPS`: what is one point.
+        level: The memory whose bandwidth bounds the rates; each site's own unless given.
+        numbers: The points that get a number in place of the first, by key.
+        measured: Whether points are also at the intensity of bytes that counters measured.
 
     Raises:
         UsageError: The run has no times, no measured bytes, or no such grouping or level.
@@ -107,7 +112,7 @@ def chart_data(
     sites = _with_places(sites)
     points, elsewhere = _divided(_named_groups(sites, group_by))
     if numbers is None:
-        numbers = {key: str(n) for n, key in enumerate(points["key"][:top], start=1)}
+        numbers = {key: str(number) for number, key in enumerate(points["key"][:top], start=1)}
     points["label"] = [numbers.get(key, "") for key in points["key"]]
     labelled = points["label"] != ""
     parts = _parts(pd.concat([points[~labelled].assign(place="rest"), elsewhere]))
@@ -173,9 +178,18 @@ def measured_points(points: pd.DataFrame) -> pd.DataFrame:
                 }
             )
         )
-    columns = ["label", "kind", "level", "intensity_flops_per_byte", "achieved_flops_per_s"]
-    empty = pd.DataFrame(columns=[*columns, "compulsory"])
-    return pd.concat(rows, ignore_index=True) if rows else empty
+    if rows:
+        return pd.concat(rows, ignore_index=True)
+    return pd.DataFrame(
+        columns=[
+            "label",
+            "kind",
+            "level",
+            "intensity_flops_per_byte",
+            "achieved_flops_per_s",
+            "compulsory",
+        ]
+    )
 
 
 def _with_places(sites: pd.DataFrame) -> pd.DataFrame:
@@ -294,9 +308,8 @@ def _wall(run: "Run") -> _Timing:
         return _Timing(provenance.wall_us * sharing_ranks(run))  # a rate of each device
     eager_us = provenance.timing.eager_wall_us.median
     if compiled_of(run) is not None:
-        return _Timing(
-            provenance.wall_us, " compiled", f"; compiled, eager took {duration(eager_us)}"
-        )
+        remark = f"; compiled, eager took {duration(eager_us)}"
+        return _Timing(provenance.wall_us, " compiled", remark)
     remark = f"; eager, compiled in {duration(provenance.wall_us)} of {duration(eager_us)}"
     return _Timing(eager_us, " eager", remark)
 
@@ -426,7 +439,7 @@ def _roofs(rooflines: pd.DataFrame, plotted: pd.DataFrame, level: str | None) ->
     solid = rows["valid"] & rows["kind"].isin(["user", "measured"])  # on this machine
     main = rows["memory_level"].isin(["DRAM", "HBM"])
     kind = rows["kind"].where(rows["valid"], rows["kind"] + ", busy machine")
-    rank = rows["kind"].map(_PRECEDENCE).astype(float) + np.where(rows["valid"], 0, 10)
+    rank = rows["kind"].map(_PRECEDENCE).astype(float) + np.where(rows["valid"], 0, _BUSY)
     rows = rows.assign(origin=kind, rank=rank, solid=solid)
     flat = rows.assign(
         name=rows["dtype"] + np.where(unit == "vector", " vector", ""),

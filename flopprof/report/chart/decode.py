@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from flopprof.provenance import Generation
 
 INCHES = (6.6, 3.3)
-_LETTERS = "DejaVu Sans Mono"  # those of a page, for which there must be room
+_FONT = "DejaVu Sans Mono"  # those of a page, for which there must be room
 _SMALL = 7.5  # points of type
 _GROUND, _INK, _MUTED, _GRID = LIGHT[:4]
 
 
 def growth_of(facts: "Generation") -> tuple[list[int], list[float], list[float]]:
-    """Return contexts, a token's matmul FLOPs at the first of them, and what each has beyond that.
+    """Return contexts; a token's matmul FLOPs at the first, for each; and what each has beyond it.
 
     What grows with the context is attention to the cache: everything else is of one token.
     """
@@ -44,7 +44,7 @@ def draw_decode(facts: "Generation") -> "Figure":
     figure = Figure(figsize=INCHES, layout="constrained", facecolor=_GROUND)
     FigureCanvasAgg(figure)
     with _settings():
-        matplotlib.rcParams["font.family"] = _LETTERS
+        matplotlib.rcParams["font.family"] = _FONT
         _draw(figure.subplots(), facts)
     return figure
 
@@ -92,7 +92,7 @@ def _dress(axes: "Axes", highest: float, longest: int) -> None:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: si(value, "")))
     axes.set_xlabel("tokens in the cache", fontsize=_SMALL, color=_INK)
     axes.set_ylabel("matmul FLOPs per token", fontsize=_SMALL, color=_INK)
-    axes.tick_params(labelsize=_SMALL, colors=_MUTED, labelfontfamily=_LETTERS)
+    axes.tick_params(labelsize=_SMALL, colors=_MUTED, labelfontfamily=_FONT)
     axes.grid(color=_GRID, linewidth=0.6)
     axes.set_axisbelow(True)
     for spine in axes.spines.values():

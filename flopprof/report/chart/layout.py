@@ -18,6 +18,9 @@ FONT = "DejaVu Sans Mono"  # comes with matplotlib; columns align, widths are kn
 LETTER = 0.61  # width of a letter over its size, rounded up
 
 TOGETHER = 32  # lines compared with discs at once: neighbours, which are near few of them
+_HIT_COST = 1e4  # of each disc that is touched: more than any distance
+_DIRECTIONS = 32  # around a mark, in which there may be room for its number
+_DISTANCES = 21  # in each of them, each 1.3 × the one before
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +32,9 @@ def _glyphs() -> frozenset[int]:
 
 def clean(text: str) -> str:
     """Return `text` with what the font cannot show as "?": names come from anywhere."""
-    return "".join(c if ord(c) in _glyphs() and c.isprintable() else "?" for c in text)
+    return "".join(
+        letter if ord(letter) in _glyphs() and letter.isprintable() else "?" for letter in text
+    )
 
 
 def spread(
@@ -86,14 +91,14 @@ def _count_near_hits(starts: Floats, ends: Floats, discs: Floats, reach: Floats)
 def place_text(
     text: str, size: float, centres: Floats, direction: Floats, costs: Floats, discs: Floats
 ) -> tuple[int, Floats]:
-    """Return which centre costs least, `1e4` for each disc touched, and the discs of a text there.
+    """Return which centre costs least, each disc touched the most, and the discs of a text there.
 
     `direction` is that of the text, a unit vector.
     """
     half = LETTER * size * (len(text) - 1) / 2 * direction
     radius = 0.65 * size  # reaches the corners of the first and the last letter
     hits = count_hits(centres - half, centres + half, discs, radius)
-    best = int((costs + 1e4 * hits).argmin())
+    best = int((costs + _HIT_COST * hits).argmin())
     return best, cover(centres[best] - half, centres[best] + half, radius)
 
 
@@ -121,9 +126,10 @@ def place_beside(
     It takes the cheapest place around the mark. Cost: distance, a leader line, being nearer to one
     of the `rivals`; most of all each disc or text it touches, or text that its leader does.
     """
-    turns = np.arange(32) * (math.tau / 32) - math.pi / 4  # upper right first: readers look there
-    ray = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (21, 1))
-    reach = np.repeat(1.5 * 1.3 ** np.arange(21), 32)
+    turns = np.arange(_DIRECTIONS) * (math.tau / _DIRECTIONS)
+    turns -= math.pi / 4  # upper right first: readers look there
+    ray = np.tile(np.stack([np.cos(turns), np.sin(turns)], axis=1), (_DISTANCES, 1))
+    reach = np.repeat(1.5 * 1.3 ** np.arange(_DISTANCES), _DIRECTIONS)
     width = LETTER * size * len(text)
     away = reach + mark[2] + 0.65 * size + np.abs(ray[:, 0]) * (width - LETTER * size) / 2
     centres = mark[:2] + away[:, None] * ray
@@ -133,7 +139,7 @@ def place_beside(
     half = np.array([width, size]) / 2 + 1
     starts = np.clip(mark[:2], centres - half, centres + half)
     crossed = count_hits(starts, np.broadcast_to(mark[:2], starts.shape), texts, 1.0)
-    costs = reach + 12.0 * unclear + 6.0 * leads + 1e4 * crossed
+    costs = reach + 12.0 * unclear + 6.0 * leads + _HIT_COST * crossed
     everything = np.vstack([discs, texts])
     best, its_discs = place_text(text, size, centres, np.array([1.0, 0.0]), costs, everything)
     return centres[best], its_discs, starts[best] if leads[best] else None

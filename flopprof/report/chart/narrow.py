@@ -7,6 +7,7 @@ without matplotlib, in milliseconds.
 import math
 from collections.abc import Iterator
 from html import escape
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,7 @@ _TOP = 20.0
 _BOTTOM = HEIGHT - 36
 _TEXT = 11.0  # pixels
 _AREA = 2400.0  # square pixels for all of the time
+_STAR_RADIUS = 6.0  # kept free around a run's mark
 _SMALLEST_AREA = 12.0
 _NAME = 44  # letters of a name in the list
 _GROUND = f"var(--c0, {LIGHT[0]})"
@@ -60,11 +62,10 @@ class _Panel:
         ys += [*self.flat["value"]]
         self.xs = decades(xs or [1.0])
         self.ys = decades(ys or [1e9])
-        corners = [(_LEFT, _TOP), (_RIGHT, _TOP), (_RIGHT, _BOTTOM), (_LEFT, _BOTTOM)]
-        self.in_the_way = [
-            layout.cover(np.array(corners[i]), np.array(corners[(i + 1) % 4]), 0.5)
-            for i in range(4)
-        ]
+        xs = [_LEFT, _RIGHT, _RIGHT, _LEFT, _LEFT]
+        ys = [_TOP, _TOP, _BOTTOM, _BOTTOM, _TOP]
+        frame = np.column_stack([xs, ys])
+        self.in_the_way = [layout.cover(start, end, 0.5) for start, end in pairwise(frame)]
 
     def at(self, x: float, y: float) -> Floats:
         """Return where a value lies, in pixels from the top left."""
@@ -92,11 +93,12 @@ class _Panel:
         highest = float(np.fmin(self.flat["value"].max(), high))
         fastest = float(self.memory["value"].max())
         for rank, row in enumerate(self.memory.itertuples()):
-            start = self.at(max(left, low / row.value), max(left, low / row.value) * row.value)
-            stop = min(right, highest / row.value)
-            if stop <= left:
+            first = max(left, low / row.value)
+            last = min(right, highest / row.value)
+            if last <= left:
                 continue
-            end = self.at(stop, stop * row.value)
+            start = self.at(first, first * row.value)
+            end = self.at(last, last * row.value)
             name = f"{row.name} {si(row.value, 'B/s')}" if rank == 0 else ""  # the list has all
             yield from self._roof(start, end, name)
         values = self.flat["value"].tolist()
@@ -141,7 +143,7 @@ class _Panel:
             )
         for row in self.chart.run[self.chart.run["intensity_flops_per_byte"] > 0].itertuples():
             x, y = self.at(row.intensity_flops_per_byte, row.achieved_flops_per_s)
-            discs.append([x, y, 6.0])
+            discs.append([x, y, _STAR_RADIUS])
             labels.append(row.label)
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2" fill="{_INK}"/>'
         marks = np.array(discs).reshape(-1, 3)

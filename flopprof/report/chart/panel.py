@@ -24,6 +24,9 @@ from flopprof.report.chart.sheet import (
 )
 from flopprof.units import percent, si, three_digits
 
+_LEAST_GAP = 4.0  # points between two marks, for an arrow
+_ARROW_HEAD = 6.0  # points
+
 
 def draw_panel(sheet: Sheet, top: float) -> float:
     """Draw the panel from `top` on, and return where it and what is below its axis end."""
@@ -132,14 +135,14 @@ def _draw_arrow(sheet: Sheet, start: Floats, end: Floats) -> None:
     across, down = way
     length = math.hypot(across, down)
     gap = length - start[2] - end[2]
-    if gap < 4:
+    if gap < _LEAST_GAP:
         return
     direction = way / length
     tail = start[:2] + start[2] * direction
     tip = end[:2] - (end[2] + 2) * direction
     sheet.line(*np.stack([tail, tip], axis=1), zorder=3.9, gid="arrow", linewidth=0.9)
     head = (3, 0, math.degrees(math.atan2(-down, across)) - 90)
-    size = min(6.0, gap)
+    size = min(_ARROW_HEAD, gap)
     sheet.line([tip[0]], [tip[1]], marker=head, markersize=size, linestyle="none", zorder=9)
     sheet.discs.append(layout.cover(tail, tip, 2.0))
 

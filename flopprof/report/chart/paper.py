@@ -24,6 +24,9 @@ _WIDE_INCHES = 5.0  # from here on the legend has room beside the panel
 _POINTS = 7.0  # of type, at every width: papers ask for it
 _AREA_PER_INCH = 90.0  # square points for all of the time, and inch of width
 _SMALLEST_AREA = 4.0
+_STAR_AREA_PER_INCH = 12.0
+_INK = "#111111"
+_ROOF = "#555555"
 _DECADE_ROOM = 4.0  # × beyond the outermost points
 
 
@@ -72,7 +75,7 @@ def _draw_points(axes: "Axes", chart: "ChartData", width: float) -> None:
             mine["achieved_flops_per_s"],
             s=np.maximum(mine["share_frac"] * whole, _SMALLEST_AREA),
             color=colour,
-            edgecolor="#111111",
+            edgecolor=_INK,
             linewidth=0.3,
             label=kind,
             zorder=2,
@@ -81,8 +84,8 @@ def _draw_points(axes: "Axes", chart: "ChartData", width: float) -> None:
         chart.run["intensity_flops_per_byte"],
         chart.run["achieved_flops_per_s"],
         marker="*",
-        s=width * 12,
-        color="#111111",
+        s=width * _STAR_AREA_PER_INCH,
+        color=_INK,
         label="whole run",
         zorder=3,
     )
@@ -101,13 +104,13 @@ def _draw_roofs(axes: "Axes", chart: "ChartData") -> None:
     for bandwidth in slopes["value"]:
         peak = float(flat["value"].max()) if len(flat) else top
         end = min(peak / bandwidth, high)
-        axes.plot([low, end], [low * bandwidth, end * bandwidth], color="#555555", linewidth=0.7)
+        axes.plot([low, end], [low * bandwidth, end * bandwidth], color=_ROOF, linewidth=0.7)
         text = f" {si(float(bandwidth), 'B/s')}"
         place = math.sqrt(low * end)  # in the middle of the slope, above it
         axes.text(place, place * bandwidth * 1.3, text, ha="right", fontsize=_POINTS - 1)
     for name, peak in flat[["name", "value"]].itertuples(index=False):
         start = peak / slopes["value"].iloc[0] if len(slopes) else low
-        axes.plot([start, high], [peak, peak], color="#555555", linewidth=0.7)
+        axes.plot([start, high], [peak, peak], color=_ROOF, linewidth=0.7)
         text = f"{name} {si(float(peak), 'FLOP/s')}"
         axes.text(high, peak, text, ha="right", va="bottom", fontsize=_POINTS - 1)
     axes.set_xlim(low, high)

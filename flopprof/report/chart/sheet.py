@@ -30,7 +30,8 @@ DARK = ("#14171b", "#f0f0f0", "#aaaaaa", "#353a41", "#1a222c", "#2a231b")
 OKABE_ITO = "#0072B2 #D55E00 #CC79A7 #009E73 #F0E442 #56B4E9 #E69F00 #000000"
 COLOURS = dict(zip(KINDS, OKABE_ITO.split(), strict=True))
 SERIES = ("#E69F00", "#0072B2", "#56B4E9", "#D55E00", "#009E73", "#000000")
-"""Colours of several runs on one chart, by letter."""
+"""Colours of several runs on one chart, in the order of LETTERS."""
+LETTERS = "ABCDEF"  # what several runs are called
 SHAPES = "ossv^"  # by the rank in KNOWN_BY of how the FLOPs are known
 UNCONFIRMED = 2  # from this rank on nothing confirms the FLOPs, and marks are hollow
 # So that all shapes of one size have equal areas.
@@ -41,6 +42,7 @@ SIZED = (0.01, 0.05)  # shares of time in the legend of areas, besides the large
 LEVEL_SHAPES = {"DRAM": "<", "L2": "d", "L1": "x"}
 """Marks of points at the intensity of measured bytes, by memory level."""
 LEVEL_AREA = 22.0  # square points of such a mark
+STAR_AREA = 62.0  # square points of a whole run's mark
 HATCHES = {"free": "////", "unknown": "xxxx", "no_bytes": "...."}
 
 
@@ -137,15 +139,15 @@ class Sheet:
 
     def run_colour(self, series: str) -> str:
         """Return the colour of one of several runs; "" where there is one."""
-        return SERIES["ABCDEF".index(series)] if series else ""
+        return SERIES[LETTERS.index(series)] if series else ""
 
     def look(self, row: Any, area: float | None = None) -> Look:
         """Return the mark of a row, its area the share of time unless given."""
         run_colour = self.run_colour(row.series)
         if row.place == "eager":
-            return Look("*", area or 62.0, self.muted, hollow=True)
+            return Look("*", area or STAR_AREA, self.muted, hollow=True)
         if row.place == "run":
-            return Look("*", area or 62.0, run_colour or self.ink)
+            return Look("*", area or STAR_AREA, run_colour or self.ink)
         is_point = row.place == "point"
         shape = SHAPES[row.known_by] if is_point else "D"
         kind_colour = self.kinds.get(row.kind, self.muted) if is_point else self.muted
