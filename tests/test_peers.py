@@ -56,7 +56,9 @@ def test_every_tool_has_a_row_on_every_case_derived_by_hand(peers, rows):
 
 
 def test_a_verdict_tells_silence_from_what_is_said(peers):
-    case = SimpleNamespace(flops=100, also=(50,), within=0.0, rounding_flops=0, vector_flops=8)
+    case = SimpleNamespace(
+        flops=100, also=(50,), within=0.0, rounding_flops=0, vector_flops=8, elementwise_frac=0.0
+    )
 
     def verdict(mixes=False, **answer):
         return peers.verdict.judge(case, {"left_out": [], **answer}, mixes=mixes)
@@ -69,6 +71,21 @@ def test_a_verdict_tells_silence_from_what_is_said(peers):
     assert verdict(flops=0, left_out=["aten::lstm"]) == verdict(flops=None) == "told"
     assert verdict(error="ValueError") == "crash"
     assert verdict(refused="NotImplementedError") == "refused"
+
+
+def test_a_published_figure_with_elementwise_work_lies_between_contractions_and_all(peers):
+    case = SimpleNamespace(
+        flops=1000, also=(), within=0.01, rounding_flops=0, vector_flops=0, elementwise_frac=0.2
+    )
+
+    def verdict(**answer):
+        return peers.verdict.judge(case, {"left_out": [], **answer}, mixes=False)
+
+    assert verdict(flops=800) == verdict(flops=1010) == "exact"  # contractions alone
+    assert verdict(flops=799) == verdict(flops=1011) == "off"
+    # 900 + 2·45 = 990, the table's figure but for rounding: elementwise work is doubled, too.
+    assert verdict(flops=900, all_work=945) == "exact"
+    assert verdict(flops=900, all_work=944) == "off"  # all work there is does not reach it
 
 
 NOT_HERE = ("extension_calls_torch", "extension_own_loops", "compiled_inductor", "sharded_linear")

@@ -44,6 +44,8 @@ class Case:
         family: The page's heading; the file's name.
         within: How far from `flops` a count may be, as a fraction: published figures are rounded.
         rounding_flops: And by how many FLOPs.
+        elementwise_frac: The most of a published figure that may be elementwise work, which its
+            source counted as well: a count of contractions may be as far below.
         library: What `build` imports beside torch.
         device: `cpu`, or `meta` where values would take minutes.
     """
@@ -58,6 +60,7 @@ class Case:
     family: str = ""
     within: float = 0.0
     rounding_flops: int = 0
+    elementwise_frac: float = 0.0
     library: str = ""
     device: str = "cpu"
 

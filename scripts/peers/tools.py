@@ -34,11 +34,13 @@ class Answer:
         left_out: What it said that it did not count.
         with_elementwise: Its figure that has elementwise work in it, where it gives both and some
             contractions are only in this one. It is right if either is.
+        all_work: Its figure for all work, elementwise too, where it tells the classes apart.
     """
 
     flops: float | None
     left_out: list[str] = field(default_factory=list)
     with_elementwise: float | None = None
+    all_work: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ def by_flopprof(subject: Subject) -> Answer:
     if count.flops_at_most != count.flops:
         sites = count.run.sites
         left_out = sorted(set(sites.loc[sites["flops"].isna(), "op"])) or ["work outside PyTorch"]
-    return Answer(count.matmul_flops, left_out)
+    return Answer(count.matmul_flops, left_out, all_work=count.flops)
 
 
 def by_counter_mode(subject: Subject) -> Answer:

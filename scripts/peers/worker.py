@@ -143,6 +143,7 @@ def count(case: Case, tool: Tool) -> dict[str, Any]:
         "flops": None if answer.flops is None or answer.flops != answer.flops else answer.flops,
         "left_out": answer.left_out[:MOST_LEFT_OUT],
         "with_elementwise": answer.with_elementwise,
+        "all_work": answer.all_work,
         "count_s": time.process_time() - started,
         "forward_s": forward_s,
     }
