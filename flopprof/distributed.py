@@ -27,7 +27,7 @@ from flopprof.trace.ranks import rank_of
 if TYPE_CHECKING:
     from flopprof.devices import Device
 
-COMMAND = "torchrun --nproc-per-node 2 -m flopprof run MODEL --distributed ddp"
+_COMMAND_TO_TYPE = "torchrun --nproc-per-node 2 -m flopprof run MODEL --distributed ddp"
 
 
 def run_job(
@@ -50,7 +50,7 @@ def run_job(
         UsageError: There is one process, or the model cannot be shared so.
         RankError: This rank failed, or another one did.
     """
-    with joined_peers(settings.device, COMMAND, leave=False) as peers:
+    with joined_peers(settings.device, _COMMAND_TO_TYPE, leave=False) as peers:
         return run_of_rank(what, inputs, kwargs, settings, peers, progress)
 
 
@@ -86,8 +86,9 @@ def run_of_rank(
     if peers.rank == 0:  # the others keep still, so that it is measured alone
         ceilings = ceilings_of(device, watched.trace, dtype, settings, user_ceilings, progress)
     ceilings = peers.agree(ceilings)
-    alone = replace(settings, memory=False)
-    run = run_of(replace(subject, model=shared.inner), device, watched, alone, ceilings, progress)
+    own = replace(subject, model=shared.inner)
+    without_memory = replace(settings, memory=False)
+    run = run_of(own, device, watched, without_memory, ceilings, progress)
     progress("gathering the ranks")
     runs = peers.gather(_part(run, shared, watched, peers))
     return gathered(runs) if runs else _part(run, shared, watched, peers)

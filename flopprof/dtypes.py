@@ -3,7 +3,7 @@
 from csv import DictReader
 from pathlib import Path
 
-# Trace spelling (kineto's scalar type names; FACTS of 2021 and ROCm files too) → (name, bytes).
+# Kineto's names of element types, as traces of any year and vendor have them → (ours, bytes).
 with Path(__file__).with_name("dtypes.csv").open(encoding="utf-8", newline="") as _file:
     _TRACE_DTYPES = {row["spelling"]: (row["name"], int(row["bytes"])) for row in DictReader(_file)}
 _SIZES: dict[str, int] = dict(_TRACE_DTYPES.values())

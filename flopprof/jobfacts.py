@@ -1,7 +1,7 @@
-"""Parts of the provenance that traces tell: ranks, steps, collectives, process groups."""
+"""What a part of the provenance is; those that traces tell: ranks, steps, collectives, groups."""
 
 import math
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
@@ -10,8 +10,43 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """A named part of the provenance; every field but the essential ones may be left out."""
 
 
+def known_facts(part: Part, prefix: str = "") -> dict[str, Any]:
+    """Return what is known in a part, flat: "wall_us median"; lists of parts are left out."""
+    facts: dict[str, Any] = {}
+    for name, value in msgspec.structs.asdict(part).items():
+        label = f"{prefix} {name}".strip()
+        if isinstance(value, Part):
+            facts |= known_facts(value, label)
+        elif isinstance(value, dict):
+            facts |= {f"{label} {key}": inner for key, inner in value.items()}
+        elif isinstance(value, tuple):
+            texts = [str(one) for one in value if not isinstance(one, Part)]
+            if texts:
+                facts[label] = ", ".join(texts)
+        elif _is_known(value):
+            facts[label] = value
+    return facts
+
+
+def _is_known(value: Any) -> bool:
+    """Return whether a field says something: it is neither None nor NaN nor an empty text."""
+    if isinstance(value, float):
+        return not math.isnan(value)
+    return value is not None and value != ""
+
+
 class KernelTimes(Part, frozen=True, kw_only=True):
-    """Sums over the kernels of a trace or a rank; times in µs, NaN without kernels."""
+    """Sums over the kernels of a trace or a rank; times in µs, NaN without kernels.
+
+    Attributes:
+        kernels: How many compute kernels.
+        kernel_time_us: Sum of their durations.
+        device_busy_us: Union of their intervals.
+        communication_us: Union of the intervals of collectives' kernels.
+        communication_frac: Collectives' time over that in which any kernel ran.
+        overlap_frac: Share of the collectives' time that lies behind computation; NaN without any.
+        span_us: From the first event to the end of the last.
+    """
 
     kernels: int = 0
     kernel_time_us: float = math.nan
@@ -47,11 +82,24 @@ class TraceFacts(KernelTimes, frozen=True, kw_only=True):
 
 
 class Rank(KernelTimes, frozen=True, kw_only=True):
-    """One rank's part of a job; `fault` says why one has no figures.
+    """One rank's part of a job.
 
     Of a rank on a CPU that sends to others, `device_busy_us` is the time in which its ops computed,
-    and `communication_us` that of gloo's collectives. `wall_us` is the median of its bare calls,
-    where they were timed here.
+    and `communication_us` that of gloo's collectives.
+
+    Attributes:
+        rank: Its number.
+        file: Its trace; "" where it was timed here.
+        host: The machine, where it was timed here.
+        wall_us: Median of its bare calls, where they were timed here.
+        gpu: Name of its GPU; None where its trace has none.
+        matmul_flops: FLOPs of contractions of its counted ops.
+        flops: FLOPs of both classes of its counted ops.
+        linked_kernels: Compute kernels that belong to an op.
+        linked_kernel_time_us: Sum of their durations.
+        all_kernels_us: Time in which a compute kernel or a collective ran.
+        overlapped_us: Time in which both ran.
+        fault: Why it has no figures; None where it has.
     """
 
     rank: int
@@ -85,7 +133,17 @@ class Parallel(Part, frozen=True, kw_only=True):
 
 
 class Step(Part, frozen=True, kw_only=True):
-    """One profiler step of one rank."""
+    """One profiler step of one rank.
+
+    Attributes:
+        rank: The rank.
+        step: Its number, as text: "3" of ProfilerStep#3.
+        start_us: From the trace's start.
+        duration_us: How long it took on the host.
+        matmul_flops: FLOPs of contractions of the counted ops that began in it.
+        flops: Their FLOPs of both classes.
+        kernel_time_us: Sum of the durations of their compute kernels; NaN without kernels.
+    """
 
     rank: int
     step: str

@@ -286,7 +286,10 @@ def prepare(
     from flopprof.ceilings import find_ceilings
     from flopprof.devices import find_device, keeping_random_states
 
-    where, dtype = ("cpu", None) if model is None else home(model)
+    where: str = "cpu"
+    dtype: str | None = None
+    if model is not None:
+        where, dtype = home(model)
     with region(name="preparation", device=where, ceilings=False, keep_trace=False):
         torch.ones(8, device=where).sum()
     if not ceilings:

@@ -40,7 +40,13 @@ class Warned(Part, frozen=True, kw_only=True):
 
 
 class Alternative(Part, frozen=True, kw_only=True):
-    """An architecture whose weights have the same keys and shapes as the one that was chosen."""
+    """An architecture whose weights have the same keys and shapes as the one that was chosen.
+
+    Attributes:
+        architecture: Its code, "timm:resnet18".
+        input: Its library's own input, "1x3x224x224".
+        gflops: Matmul FLOPs of one call with that, in 10⁹.
+    """
 
     architecture: str
     input: str | None = None
@@ -96,7 +102,17 @@ class Called(Part, frozen=True, kw_only=True):
 
 
 class DeviceFacts(Part, frozen=True, kw_only=True):
-    """The device that ran the model; a meta device runs nothing."""
+    """The device that ran the model; a meta device runs nothing.
+
+    Attributes:
+        kind: cpu, cuda, rocm, xpu, or a vendor's name; meta where nothing ran.
+        cores: Of a CPU: those that the process may use.
+        capability: Of a CPU its vector extension, of a GPU its compute capability.
+        features: Of a CPU: what it multiplies narrow types with.
+        l2_bytes: Of a CPU all instances together, as `l3_bytes`.
+        clock_mhz: The clock that the driver reports, as `memory_clock_mhz`.
+        runtime: Version of CUDA or ROCm that torch is built with.
+    """
 
     name: str = ""
     kind: str = ""
@@ -186,8 +202,17 @@ class Telemetry(Part, frozen=True, kw_only=True):
 
     Attributes:
         calls: How many calls the energy is of.
-        samples: How often NVML was asked.
+        uuid: The GPU's own.
+        sm_clock_mhz: Clock of the multiprocessors.
+        memory_clock_mhz: Clock of the memory.
+        power_w: Power of the board.
+        temperature_c: Temperature in °C.
+        maximum_sm_clock_mhz: The most that the first clock can be.
+        maximum_memory_clock_mhz: The most that the second can be.
+        power_limit_w: The power at which clocks are held.
         energy_j: Energy of these calls.
+        peak_memory_bytes: The most memory that torch gave to tensors.
+        samples: How often NVML was asked.
         throttle_reasons: Every reason seen for which clocks were held.
         unavailable: Field → why NVML does not give it.
     """
@@ -209,7 +234,14 @@ class Telemetry(Part, frozen=True, kw_only=True):
 
 
 class GeneratedKernel(Part, frozen=True, kw_only=True):
-    """A kernel that torch.compile generated, and the ops that its name lists."""
+    """A kernel that torch.compile generated.
+
+    Attributes:
+        kernel: Its name.
+        calls: How often it ran.
+        time_us: Sum of their times.
+        fuses: The ops that its name lists.
+    """
 
     kernel: str
     calls: int
@@ -222,6 +254,14 @@ class ProgramOp(Part, frozen=True, kw_only=True):
 
     Calls of one name, shapes and type are added up; FLOPs of a generated kernel are an estimate,
     and NaN where its trace tells no shapes, as on a CPU.
+
+    Attributes:
+        op: Name of the kernel or op.
+        kind: What it does, as the sites' column `kind`.
+        is_generated: Whether torch.compile generated it.
+        calls: How often it was called.
+        time_us: Sum of their times.
+        min_bytes: Compulsory traffic.
     """
 
     op: str
@@ -247,6 +287,7 @@ class Compiled(Part, frozen=True, kw_only=True):
         min_bytes: Inductor's own count of bytes moved.
         eager_min_bytes: Compulsory bytes of the eager ops.
         saved_bytes: The difference.
+        kernels: The kernels that were generated, most time first.
         extern_calls: Calls of library products beside the generated kernels.
         extern_matmul_flops: Their FLOPs.
         program: What the compiled program calls, most time first; empty in older runs.
@@ -444,23 +485,6 @@ AnyProvenance = CountProvenance | CallProvenance | TraceProvenance
 def warned(code: str, texts: Iterable[str]) -> list[Warned]:
     """Return each text as a warning of that code (`warning_codes.csv`)."""
     return [Warned(code=code, text=text) for text in texts]
-
-
-def known_facts(part: Part, prefix: str = "") -> dict[str, Any]:
-    """Return what is known in a part, flat: "wall_us median"; lists of parts are left out."""
-    facts: dict[str, Any] = {}
-    for name, value in msgspec.structs.asdict(part).items():
-        label = f"{prefix} {name}".strip()
-        if isinstance(value, Part):
-            facts |= known_facts(value, label)
-        elif isinstance(value, dict):
-            facts |= {f"{label} {key}": inner for key, inner in value.items()}
-        elif isinstance(value, tuple):
-            texts = [str(one) for one in value if not isinstance(one, Part)]
-            facts |= {label: ", ".join(texts)} if texts else {}
-        elif value is not None and value == value and value != "":  # known: neither None nor NaN
-            facts[label] = value
-    return facts
 
 
 def plain(part: Any) -> Any:

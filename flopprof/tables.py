@@ -71,17 +71,23 @@ class Table:
         """Return the columns' names in order, without those that few tables have."""
         return [column.name for column in self.columns if not column.rare]
 
-    def frame(self, data: Mapping[str, Any]) -> pd.DataFrame:
-        """Return `data` (column name → values) as a frame of this table, cast and checked."""
-        size = len(data[self.columns[0].name])
+    def frame(self, values_of: Mapping[str, Any]) -> pd.DataFrame:
+        """Return values by column name as a frame of this table, cast and checked.
+
+        A column that older runs or most runs lack may be missing; it is blank, or left out.
+        """
+        size = len(values_of[self.columns[0].name])
         columns = {}
         for column in self.columns:
-            values = data.get(column.name)
-            if values is None and column.rare:
+            if column.name in values_of:
+                values = values_of[column.name]
+            elif column.rare:
                 continue
-            if values is None and column.optional:
+            elif column.optional:
                 values = [column.blank] * size
-            columns[column.name] = _cast(data[column.name] if values is None else values, column)
+            else:
+                raise KeyError(column.name)
+            columns[column.name] = _cast(values, column)
         if size > LARGE_ROWS:
             columns = {name: narrowed(values) for name, values in columns.items()}
         return self.check(pd.DataFrame(columns, copy=False))
@@ -193,7 +199,7 @@ class Table:
             own = self.columns_of(frame)
             lacking = {c.name for c in own if c.optional} - {*frame.columns}
             if lacking and {*frame.columns} | lacking == {c.name for c in own}:
-                return self.frame(frame)
+                return self.frame(frame)  # saved before these columns were there
             return self.check(frame)
         except (OSError, ValueError, OverflowError) as error:
             raise LoadError(
@@ -215,7 +221,9 @@ def _csv_fields(column: pd.Series, kind: ColumnType) -> list[bytes]:
         return [b"" if value != value else repr(value).encode() for value in values.tolist()]
     packed = orjson.dumps(np.ascontiguousarray(values), option=orjson.OPT_SERIALIZE_NUMPY)
     fields = packed[1:-1].split(b",")
-    return [b"" if field == b"null" else field for field in fields] if kind == "float" else fields
+    if kind == "float":
+        return [b"" if field == b"null" else field for field in fields]
+    return fields
 
 
 def _csv_text(text: str) -> bytes:

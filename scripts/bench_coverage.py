@@ -82,13 +82,13 @@ class Coverage:
     def row(self) -> dict[str, Any]:
         """Return the row of the table."""
         print("\r\x1b[K", end="", file=sys.stderr)
-        known = 1 - len(self.unknown) / max(len(self.ops), 1)
+        unknown_frac = len(self.unknown) / max(len(self.ops), 1)
         return {
             "source": self.source,
             "models": self.models,
             "not_counted": len(self.faults),
             "ops": len(self.ops),
-            "known_ops_frac": round(known, 4),
+            "known_ops_frac": round(1 - unknown_frac, 4),
             "unknown": "; ".join(
                 f"{op} ({len(models)}: {sorted(models)[0]})"
                 for op, models in sorted(self.unknown.items())

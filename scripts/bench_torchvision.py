@@ -25,12 +25,12 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--size", type=int, help="of the picture (default: 224, or the model's)")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args(arguments)
-    known = models.list_models(module=models)
-    if unknown := sorted(set(args.names) - set(known)):
+    classifiers = models.list_models(module=models)
+    if unknown := sorted(set(args.names) - set(classifiers)):
         parser.error(f"torchvision has no classifier {unknown[0]!r}")
     timed = f"{'ms':>9}{'GFLOP/s':>9}{'coverage':>10}" if args.time else ""
     print(f"{'model':28}{'Mparams':>9}{'matmul GFLOPs':>15}{'all GFLOPs':>12}{timed}")
-    for name in args.names or known:
+    for name in args.names or classifiers:
         side = args.size or OWN_SIZES.get(name, 224)
         with torch.device("cpu" if args.time else "meta"):
             model = models.get_model(name, weights=None).eval()

@@ -351,14 +351,14 @@ def shapes_by_running(
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
     session = runtime.InferenceSession(model.SerializeToString(), options)
-    given = {}
+    ones = {}
     for value in session.get_inputs():
         spelled = sizes[value.name].split("x") if value.name in sizes else value.shape
         shape = [int(n) if str(n).isdecimal() else 1 for n in spelled]
         kind = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}.get(value.type, np.float32)
-        given[value.name] = np.ones(shape, kind)
+        ones[value.name] = np.ones(shape, kind)
     names = [value.name for value in session.get_outputs()]
-    results = dict(zip(names, session.run(names, given), strict=True)) | given
+    results = dict(zip(names, session.run(names, ones), strict=True)) | ones
     return weights | {name: tuple(value.shape) for name, value in results.items()}
 
 

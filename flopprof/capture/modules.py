@@ -140,7 +140,9 @@ def _describe(row: Row, call: ModuleCall, classes: _Classes, *, whatever_weights
     row["dtype"] = str(next(floating, "")).removeprefix("torch.")
     for name, some in (("input_shapes", went_in), ("output_shapes", came_out)):
         row[name] = shapes_text(tuple(t.shape) for t in some if not t.is_nested)
-    formula = find_module_formula(module, whatever_weights=whatever_weights, known=classes.formulas)
+    formula = find_module_formula(
+        module, whatever_weights=whatever_weights, formulas=classes.formulas
+    )
     is_nested = any(t.is_nested for t in tensors)
     if is_nested and isinstance(module, _BY_ROWS):
         args, kwargs, output = map(_packed_rows, (call.args, call.kwargs, output))

@@ -18,6 +18,7 @@ Row = dict[str, str]
 _ALIASES = {"numSms": "sm_count", "totalGlobalMem": "memory_bytes"}  # as in a trace's properties
 _MEMORY_TOLERANCE = 0.06  # of the board's memory: drivers and ECC keep some of it
 _BUS_TOLERANCE = 0.05  # HBM parts print 6016 or 6144 bits for one board; a cut bus loses an eighth
+_ARCH = "arch_key"  # column of flops_per_clk.csv; all others are numbers
 HBM_BITS = 2048  # wider than any GDDR bus
 
 
@@ -79,10 +80,11 @@ def peak_rows() -> tuple[Row, ...]:
 
 def flops_per_clk() -> dict[str, dict[str, float]]:
     """Return FLOPs per clock and SM: architecture → column → number."""
-    return {
-        row["arch_key"]: {k: float(v) for k, v in row.items() if v and k != "arch_key"}
-        for row in _read("flops_per_clk.csv")
-    }
+    architectures = {}
+    for row in _read("flops_per_clk.csv"):
+        numbers = {column: float(text) for column, text in row.items() if text and column != _ARCH}
+        architectures[row[_ARCH]] = numbers
+    return architectures
 
 
 @functools.cache

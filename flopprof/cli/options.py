@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 
 
 def add_model_arguments(
-    parser: ArgumentParser, *, swept: bool = False, named: bool = False
+    parser: ArgumentParser, *, swept: bool = False, without_model: bool = False
 ) -> None:
     """Add the arguments that say which model and which input.
 
     Args:
         parser: The subcommand's.
         swept: Whether sizes and dtype are lists, which the subcommand adds itself.
-        named: Whether the subcommand names the model itself.
+        without_model: Whether the subcommand adds the argument MODEL itself.
     """
-    if not named:
+    if not without_model:
         parser.add_argument(
             "model",
             metavar="MODEL",

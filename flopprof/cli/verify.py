@@ -63,7 +63,7 @@ def verify(parser: ArgumentParser) -> Handler:
         "--annotate", metavar="OUT", help="of a trace: write it again, with what was executed in it"
     )
     parser.add_argument("--ranges", metavar="DIR", help=SUPPRESS)  # for itself, below a profiler
-    add_model_arguments(parser, named=True)
+    add_model_arguments(parser, without_model=True)
     add_measuring_arguments(parser)
     return run
 

@@ -177,8 +177,8 @@ def _left_of_group(folder: Path) -> list[int]:
 
 def cpu_name() -> str:
     """Return the processor's model name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(errors="replace").splitlines() if info.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return next(filter(None, names), "") or platform.processor() or platform.machine()
 

@@ -279,9 +279,9 @@ def _stft(node: Node) -> Count | None:
     length = node.attributes.get("frame_length") or size(node.inputs, 2)
     if len(frames) != 4 or not length:
         return None
-    is_real = len(signal) < 3 or signal[-1] == 1
-    transform = 5 * length * log2(length) / (2 if is_real else 1)
-    window = length * (1 if is_real else 2) if has(node, 2) else 0
+    parts = 1 if len(signal) < 3 or signal[-1] == 1 else 2  # of each number: real, imaginary
+    transform = 5 * length * log2(length) * parts / 2
+    window = length * parts if has(node, 2) else 0
     return 0, int(frames[0] * frames[1] * (window + transform))
 
 

@@ -40,7 +40,7 @@ def find_module_formula(
     module: nn.Module,
     *,
     whatever_weights: bool = False,
-    known: dict[type, ModuleFormula | None] | None = None,
+    formulas: dict[type, ModuleFormula | None] | None = None,
 ) -> ModuleFormula | None:
     """Return the formula of `module`'s class, or of the class whose forward it inherits.
 
@@ -50,7 +50,7 @@ def find_module_formula(
     Args:
         module: A module.
         whatever_weights: Whether how its weights come about does not matter.
-        known: Classes' formulas, found before: what is found is added.
+        formulas: Those of classes met before; this module's is added.
     """
     fields = vars(module)
     if "forward" in fields:
@@ -62,11 +62,11 @@ def find_module_formula(
         if "parametrizations" in fields.get("_modules", ()) and is_parametrized(module):
             return None
     cls = type(module)
-    if known is None:
+    if formulas is None:
         return _formula_of_class(cls)
-    if cls not in known:
-        known[cls] = _formula_of_class(cls)
-    return known[cls]
+    if cls not in formulas:
+        formulas[cls] = _formula_of_class(cls)
+    return formulas[cls]
 
 
 def _formula_of_class(cls: type) -> ModuleFormula | None:

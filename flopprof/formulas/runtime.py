@@ -42,7 +42,8 @@ def _gemm(node: Node) -> Count:
 
 def _packed_matmul(node: Node) -> Count | None:
     """2·rows·K·N; each weight is unpacked by a subtraction and a product, once; a bias is added."""
-    k, n = node.attributes.get("K"), node.attributes.get("N")
+    k = node.attributes.get("K")
+    n = node.attributes.get("N")
     if not isinstance(k, int) or not isinstance(n, int) or k < 1:
         return None
     outputs = size(node.inputs, 0) // k * n
@@ -97,9 +98,11 @@ def _multi_head_attention(node: Node) -> Count | None:
     added = past[2] if len(past) == 4 else 0
     if len(query) == 5:  # batch × length × heads × 3 × width
         batch, length, _, _, width = query
-        keys, out_width = length, width
+        keys = length
+        out_width = width
     else:
-        batch, length = query[0], query[1]
+        batch = query[0]
+        length = query[1]
         width = query[2] // heads
         keys, out_width = _keys(key, value, heads, width)
     if not keys:
@@ -128,7 +131,9 @@ def _grouped_attention(node: Node) -> Count | None:
     Present keys come out as the second output; without their shape, past and new ones are added.
     Rotary embedding is 3 per element of queries and keys.
     """
-    query, key, past = shape_of(node, 0), shape_of(node, 1), shape_of(node, 3)
+    query = shape_of(node, 0)
+    key = shape_of(node, 1)
+    past = shape_of(node, 3)
     heads = int(node.attributes.get("num_heads", 0))
     kv_heads = int(node.attributes.get("kv_num_heads", 0))
     if len(query) != 3 or not heads or not kv_heads:
@@ -136,7 +141,8 @@ def _grouped_attention(node: Node) -> Count | None:
     batch, length, total = query
     width = total // heads if key else total // (heads + 2 * kv_heads)
     present = node.outputs[1] if len(node.outputs) > 1 else None
-    keys = present[2] if present else length + (past[2] if len(past) == 4 else 0)
+    past_keys = past[2] if len(past) == 4 else 0
+    keys = present[2] if present else length + past_keys
     matmul, vector = _scores(batch, heads, length, keys, 2 * width, 0)
     if node.attributes.get("do_rotary"):
         vector += 3 * batch * length * (heads + kv_heads) * width
@@ -198,7 +204,7 @@ def _quantised_lstm(node: Node) -> Count | None:
     x, weight, recurrent = (shape_of(node, place) for place in range(3))
     if len(x) != 3 or len(weight) != 3 or len(recurrent) != 3:
         return None
-    directions, hidden = recurrent[0], recurrent[1]
+    directions, hidden, _ = recurrent
     cells = directions * x[0] * x[1]
     per_cell = (13 + (8 if has(node, 3) else 0) + (6 if has(node, 7) else 0)) * hidden
     per_cell += 4 * (x[2] + hidden) + 2 * 2 * 4 * hidden

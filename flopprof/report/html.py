@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
+from flopprof.jobfacts import known_facts
 from flopprof.judge.verdicts import GOOD, MEANINGS
-from flopprof.provenance import AnyProvenance, known_facts
+from flopprof.provenance import AnyProvenance
 from flopprof.report import report_format
 from flopprof.report.chart import Drawn, draw_chart
 from flopprof.report.chart.decode import draw_decode

@@ -163,8 +163,8 @@ class ByPosition(nn.Module):
 
     def forward(self, *args: Any) -> Any:
         """Call the inner module."""
-        named = dict(zip(self.names, args[self.before :], strict=True))
-        return self.inner(*args[: self.before], **named)
+        keywords = dict(zip(self.names, args[self.before :], strict=True))
+        return self.inner(*args[: self.before], **keywords)
 
 
 def by_ptflops(subject: Subject, *, backend: str) -> Answer:

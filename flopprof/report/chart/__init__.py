@@ -14,7 +14,8 @@ import pandas as pd
 from flopprof.collector import import_quickly
 from flopprof.errors import UsageError
 from flopprof.files import replacing
-from flopprof.provenance import CallProvenance, known_facts
+from flopprof.jobfacts import known_facts
+from flopprof.provenance import CallProvenance
 from flopprof.report.chart.compare import compare_data
 from flopprof.report.chart.data import KNOWN_BY, ChartData, chart_data
 from flopprof.report.chart.draw import draw
