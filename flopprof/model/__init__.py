@@ -69,6 +69,7 @@ CODE = re.compile(r"(.+?\.py|[A-Za-z_]\w*(\.\w+)*):[A-Za-z_][\w.-]*(\(.*\))?", r
 """A model that is no file but code, as `--arch` names it."""
 
 SHOWN = 6  # names that a refusal tells, the riskiest first
+_SHOWN_DANGERS = 4  # names of those that would do harm
 Loader = Callable[[Request], Loaded]
 LOADERS: Registry[Loader] = Registry("model format")
 
@@ -98,8 +99,8 @@ def load_model(
 
     `take` says how well weights and code must fit.
 
-    Code of the file's runs only with `trust`: True lets it run in this process, a `Trust` may name
-    the file's checksum and ask for the child process with limits.
+    The file's own code runs only with `trust`: True lets it run in this process; a `Trust` may name
+    the file's checksum, and ask for a child process with limits.
     """
     check_floating(dtype)
     if names_code(path):
@@ -111,18 +112,19 @@ def load_model(
             fact = "--arch-args is given, and nothing names the code that takes them"
             raise UsageError(fact, remedy="name it as well: --arch package.module:Class")
         arch = with_arguments(arch, arch_args) if arch else None
-        loaded = _from_file(Path(path), arch=arch, trust=_leave(trust), meta=meta, take=take)
+        loaded = _from_file(Path(path), arch=arch, trust=_as_trust(trust), meta=meta, take=take)
     import torch
 
     model = _in_eval_mode(loaded.model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     model.to(device="meta" if meta else device, dtype=getattr(torch, dtype) if dtype else None)
     tensors = [*model.parameters(), *model.buffers()]
-    own = next((t.dtype for t in tensors if t.is_floating_point()), torch.get_default_dtype())
+    floating_dtypes = (tensor.dtype for tensor in tensors if tensor.is_floating_point())
+    own_dtype = next(floating_dtypes, torch.get_default_dtype())
     return replace(
         loaded,
         parameters=parameters,
-        dtype=str(own).removeprefix("torch."),
+        dtype=str(own_dtype).removeprefix("torch."),
         weights="meta" if meta else loaded.weights,
     )
 
@@ -154,7 +156,7 @@ def model_name(model: str | Path) -> str:
     return Path(model).stem
 
 
-def _leave(trust: bool | Trust) -> Trust | None:
+def _as_trust(trust: bool | Trust) -> Trust | None:
     if isinstance(trust, Trust):
         return trust
     return Trust() if trust else None
@@ -187,8 +189,8 @@ def _no_model(kind: FileKind, contents: Contents) -> FlopprofError:
     if contents.tensors and not contents.dangerous:
         return _no_code(kind, contents)
     inside = f"; it holds {contents.top_class}" if contents.top_class else ", without weights"
-    more = "; ".join(["", *contents.notes])
-    fact = f"{safe_text(contents.path)} is {kind.what}{safe_text(inside)}{more}"
+    what = f"{safe_text(contents.path)} is {kind.what}{safe_text(inside)}"
+    fact = "; ".join([what, *contents.notes])
     if contents.dangerous:
         remedy = "do not load it; get the model from its author"
         return RefusedError(fact + _dangers(contents), remedy=remedy)
@@ -213,7 +215,7 @@ def _notes(contents: Contents) -> list[str]:
     """Return what a user should know of a file besides its model."""
     notes = list(contents.notes)
     if contents.dangerous:
-        shown = safe_text(", ".join(contents.dangerous[:4]))
+        shown = safe_text(", ".join(contents.dangerous[:_SHOWN_DANGERS]))
         notes.append(f"DANGEROUS: torch.load would call {shown}; nothing of the file was run")
     for place, count in contents.beside.items():
         where = ".".join(contents.wrapper_keys) or "the top"
@@ -245,7 +247,7 @@ def refuse_code(request: Request, description: str) -> None:
 
 
 def _dangers(contents: Contents) -> str:
-    names = ", ".join(contents.dangerous[:4])
+    names = ", ".join(contents.dangerous[:_SHOWN_DANGERS])
     return f"; DANGEROUS: {safe_text(names)}" if names else ""
 
 

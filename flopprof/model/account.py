@@ -1,4 +1,4 @@
-"""Add up what weights alone say of a model: parameters, bytes, FLOPs of each position."""
+"""Add up what weights alone say of a model: parameters, bytes, FLOPs per position."""
 
 import math
 import re
@@ -20,8 +20,8 @@ from flopprof.model.roles import (
 )
 from flopprof.stored import Experts, Group, Kind, Stored, Weight
 
-_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")
-_ACTIVE = (
+_NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a dotted path
+_ACTIVE_EXPERTS = (  # what configurations call the number of experts that run for a token
     "num_experts_per_tok",
     "num_experts_per_token",
     "experts_per_token",
@@ -29,9 +29,9 @@ _ACTIVE = (
     "top_k",
 )
 _AVERAGE = re.compile(r"(?:module\.)?(?:model_ema|ema_model|ema|averaged_model|swa_model)\.")
-_HEAD_ROWS = 1_000  # of a table that may be a decoder's head as well
-_MOST_DIGITS = 10  # of a layer's number
-_STREAM = 4  # matrices of a table's width that make it a transformer's
+_HEAD_ROWS = 1_000  # at least, of a table that may be a decoder's head as well: a vocabulary's
+_MAX_DIGITS = 10  # of a layer's number
+_LEAST_OF_WIDTH = 4  # matrices of a table's width: with fewer it is no transformer that reads it
 
 
 def account_of(contents: Contents) -> Stored:
@@ -39,7 +39,7 @@ def account_of(contents: Contents) -> Stored:
     stored = add_up(contents.tensors, contents.modules, contents.config, contents.adapter)
     stored.under = ".".join(contents.wrapper_keys) or None
     stored.configuration = contents.configuration
-    stored.others = {where: add_up(some) for where, some in contents.others.items()}
+    stored.others = {where: add_up(tensors) for where, tensors in contents.others.items()}
     if contents.copies:
         places = ", ".join(contents.copies)
         stored.notes.append(f"the same tensors lie under {places}, too: counted once")
@@ -59,7 +59,7 @@ def add_up(
     config: Mapping[str, Any] = {},
     adapter: Mapping[str, Any] = {},
 ) -> Stored:
-    """Return what these tensors say, by key, in the file's order, numbers in theirs.
+    """Return what these tensors say.
 
     Args:
         tensors: Shapes and dtypes.
@@ -85,14 +85,14 @@ def add_up(
 
 
 def _in_order(keys: Iterable[str]) -> list[str]:
-    """Return keys in their order, but for parts that are numbers: 2 before 10, where one stands."""
+    """Return the keys in the file's order; siblings that are numbers go in theirs, 2 before 10."""
     places: dict[str, list[tuple[int, int]]] = {}
     first_seen: dict[tuple[str, str], int] = {}
     for key in keys:
         place = []
         prefix = ""
         for part in key.split("."):
-            is_number = part.isascii() and part.isdigit() and len(part) < _MOST_DIGITS
+            is_number = part.isascii() and part.isdigit() and len(part) < _MAX_DIGITS
             sibling = "#" if is_number else part
             seen = first_seen.setdefault((prefix, sibling), len(first_seen))
             place.append((seen, int(part) if is_number else 0))
@@ -102,14 +102,15 @@ def _in_order(keys: Iterable[str]) -> list[str]:
 
 
 def _by_kind(weights: list[Weight]) -> dict[str, Kind]:
+    """Return sums by kind of weight; kinds that are multiplied with come first."""
     kinds = sorted({w.kind for w in weights}, key=lambda kind: (kind not in PRODUCTS, kind))
     sums = {kind: Kind() for kind in kinds}
     for weight in weights:
-        kind = sums[weight.kind]
-        kind.tensors += 1
-        kind.parameters += weight.parameters
-        kind.bytes += weight.bytes
-        kind.matmul_flops_per_position += weight.matmul_flops_per_position or 0
+        total = sums[weight.kind]
+        total.tensors += 1
+        total.parameters += weight.parameters
+        total.bytes += weight.bytes
+        total.matmul_flops_per_position += weight.matmul_flops_per_position or 0
     return sums
 
 
@@ -117,21 +118,24 @@ def _average(tensors: Mapping[str, TensorInfo]) -> set[str]:
     """Return the keys of a moving average of the other weights, which trainers keep beside them."""
     keys = {key for key in tensors if _AVERAGE.match(key)}
     shapes = Counter(info.shape for key, info in tensors.items() if key not in keys)
-    several = {key for key in keys if math.prod(tensors[key].shape) > 1}
-    averages = Counter(tensors[key].shape for key in several)
-    return keys if keys and averages <= shapes else set()
+    # A single number, such as the count of updates, is the average's own.
+    shapes_of_average = Counter(
+        tensors[key].shape for key in keys if math.prod(tensors[key].shape) > 1
+    )
+    return keys if shapes_of_average <= shapes else set()
 
 
 def _weights(tensors: Mapping[str, TensorInfo], roles: Mapping[str, Role]) -> list[Weight]:
-    placed: dict[tuple[Any, ...], str] = {}
+    """Return what each tensor is and costs; what two names share in memory is stored once."""
+    first_at: dict[tuple[Any, ...], str] = {}
     weights = []
     for key, info in tensors.items():
         role = roles[key]
         place = _place(info)
-        other = placed.setdefault(place, key) if place else key
+        other = first_at.setdefault(place, key) if place else key
         is_own = other == key
-        is_again = not is_own and roles[other].kind == role.kind  # a module under two names
-        flops = 2 * role.elements if role.kind in PRODUCTS and not is_again else 0
+        is_second_name = not is_own and roles[other].kind == role.kind  # of one module
+        flops = 2 * role.elements if role.kind in PRODUCTS and not is_second_name else 0
         is_learned = role.kind not in NO_PARAMETERS and is_own
         weights.append(
             Weight(
@@ -173,9 +177,9 @@ def _groups(weights: Iterable[Weight]) -> list[Group]:
     for weight in weights:
         modules.setdefault(place_of(weight.name)[0], []).append(weight)
     alike: dict[tuple[Any, ...], list[_Module]] = {}
-    for path, some in modules.items():
-        looks = tuple((place_of(w.name)[1], w.shape, w.dtype, w.kind) for w in some)
-        module = _Module(tuple(_NUMBER.findall(path)), some)
+    for path, inside in modules.items():
+        looks = tuple((place_of(w.name)[1], w.shape, w.dtype, w.kind) for w in inside)
+        module = _Module(tuple(_NUMBER.findall(path)), inside)
         alike.setdefault((_NUMBER.sub("#", path), looks), []).append(module)
     return [_group(pattern, members) for (pattern, _), members in alike.items()]
 
@@ -205,7 +209,8 @@ def _path(pattern: str, numbers: list[tuple[str, ...]]) -> str:
     path = parts[0]
     for place, part in enumerate(parts[1:]):
         values = sorted({int(member[place]) for member in numbers})
-        path += (str(values[0]) if len(values) == 1 else f"{{{_ranges(values)}}}") + part
+        shown = str(values[0]) if len(values) == 1 else f"{{{_ranges(values)}}}"
+        path += shown + part
     return path
 
 
@@ -217,7 +222,7 @@ def _ranges(values: list[int]) -> str:
             ranges[-1][1] = value
         else:
             ranges.append([value, value])
-    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
+    return ",".join(str(first) if first == last else f"{first}-{last}" for first, last in ranges)
 
 
 def _experts(weights: list[Weight], flops: int, config: Mapping[str, Any]) -> Experts | None:
@@ -228,33 +233,39 @@ def _experts(weights: list[Weight], flops: int, config: Mapping[str, Any]) -> Ex
         flops: Per position, of all of them.
         config: Which may say how many run.
     """
-    own = [w for w in weights if w.kind in PRODUCTS and is_expert(w.name)]
-    if not own:
+    of_experts = [w for w in weights if w.kind in PRODUCTS and is_expert(w.name)]
+    if not of_experts:
         return None
-    of_layer: dict[str, set[str]] = {}
-    for weight in own:
-        before, _, after = weight.name.partition("experts.")
+    numbers_of_layer: dict[str, set[str]] = {}
+    for weight in of_experts:
+        layer, _, after = weight.name.partition("experts.")
         number = after.partition(".")[0]
+        # Experts are modules with numbers, or lie one after the other in one tensor.
         numbers = {number} if number.isdecimal() else set(map(str, range(weight.shape[0])))
-        of_layer.setdefault(before, set()).update(numbers)
-    stored = max(map(len, of_layer.values()))
-    inner = config.get("text_config")
-    places = [config, inner if isinstance(inner, dict) else {}]
-    active_counts = [place[name] for place in places for name in _ACTIVE if name in place]
-    active = (
-        active_counts[0]
-        if active_counts and type(active_counts[0]) is int and 0 < active_counts[0] <= stored
-        else None
-    )
-    all_flops = sum(w.matmul_flops_per_position or 0 for w in own)
+        numbers_of_layer.setdefault(layer, set()).update(numbers)
+    stored = max(map(len, numbers_of_layer.values()))
+    active = _active_experts(config, stored)
+    expert_flops = sum(w.matmul_flops_per_position or 0 for w in of_experts)
+    active_flops = None
+    if active is not None:
+        active_flops = flops - expert_flops + expert_flops * active // stored
     return Experts(
         stored=stored,
         active=active,
-        matmul_flops_per_position=all_flops,
-        model_flops_per_position_active=(
-            flops - all_flops + all_flops * active // stored if active else None
-        ),
+        matmul_flops_per_position=expert_flops,
+        model_flops_per_position_active=active_flops,
     )
+
+
+def _active_experts(config: Mapping[str, Any], stored: int) -> int | None:
+    """Return how many of the stored experts run for a token; None where no sound number is said."""
+    inner = config.get("text_config")
+    for section in (config, inner if isinstance(inner, dict) else {}):
+        for name in _ACTIVE_EXPERTS:
+            if name in section:
+                active = section[name]
+                return active if type(active) is int and 0 < active <= stored else None
+    return None
 
 
 def _notes(
@@ -294,6 +305,6 @@ def _maybe_head(weights: list[Weight], config: Mapping[str, Any]) -> Weight | No
     table = max(tables, key=lambda w: w.shape[0])
     matrices = [w for w in weights if w.kind == "linear" and len(w.shape) == 2]
     of_its_width = [w for w in matrices if table.shape[1] in w.shape]
-    is_stream = len(of_its_width) >= _STREAM and 2 * len(of_its_width) > len(matrices)
+    is_transformer = len(of_its_width) >= _LEAST_OF_WIDTH and 2 * len(of_its_width) > len(matrices)
     has_head = any(table.shape[0] in w.shape for w in matrices)
-    return table if is_stream and not has_head else None
+    return table if is_transformer and not has_head else None

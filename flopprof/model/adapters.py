@@ -28,10 +28,10 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base_layer: nn.Linear, rank: int, scaling: float) -> None:
         super().__init__()
-        like = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
+        as_base = {"device": base_layer.weight.device, "dtype": base_layer.weight.dtype}
         self.base_layer = base_layer
-        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **like)
-        self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **like)
+        self.lora_A = nn.Linear(base_layer.in_features, rank, bias=False, **as_base)
+        self.lora_B = nn.Linear(rank, base_layer.out_features, bias=False, **as_base)
         self.scaling = scaling
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -57,8 +57,10 @@ def load_adapter(request: Request) -> Loaded:
         raise LoadError(f"{fact}: flopprof reads LoRA alone", remedy=remedy)
     base = _find_base(contents, base_name)
     if base is None:
-        remedy = f"download the base model to {contents.path.resolve().parent / 'base'} and write "
-        remedy += "that path into base_model_name_or_path of adapter_config.json"
+        remedy = (
+            f"download the base model to {contents.path.resolve().parent / 'base'} and write "
+            "that path into base_model_name_or_path of adapter_config.json"
+        )
         raise UnknownArchitectureError(f"{fact}, which is not on this machine", remedy=remedy)
     loaded = LOADERS.require(base.kind)(replace(request, contents=base))
     count = _adapt(loaded.model, request)
@@ -97,16 +99,16 @@ def _adapt(model: nn.Module, request: Request) -> int:
     for name, keys in layers.items():
         base = modules.get(name)
         rank, width = contents.tensors[keys["A"]].shape
-        out, rank_out = contents.tensors[keys["B"]].shape
+        out_width, rank_out = contents.tensors[keys["B"]].shape
         if not isinstance(base, nn.Linear):
             fact = f"{path} adapts {safe_text(name)}, which is no linear layer of its base"
             raise LoadError(fact, remedy="get the base that it was trained on")
-        if (width, out, rank_out) != (base.in_features, base.out_features, rank):
+        if (width, out_width, rank_out) != (base.in_features, base.out_features, rank):
             fact = (
                 f"{path}: {safe_text(name)} is {base.out_features}x{base.in_features} in its base"
             )
             raise LoadError(
-                f"{fact}, {out}x{width} in the adapter",
+                f"{fact}, {out_width}x{width} in the adapter",
                 remedy="get the base that it was trained on",
             )
         adapted = LoraLinear(base, rank, _scaling(contents.adapter, rank))
@@ -137,6 +139,9 @@ def _layers(tensors: Mapping[str, TensorInfo], path: str) -> dict[str, dict[str,
 
 
 def _scaling(adapter: Mapping[str, Any], rank: int) -> float:
+    """Return what the adapter's output is multiplied by: alpha ÷ rank, or ÷ √rank by rsLoRA."""
     alpha = adapter.get("lora_alpha")
-    alpha = float(alpha) if isinstance(alpha, int | float) else float(rank)
-    return alpha / (rank**0.5 if adapter.get("use_rslora") is True else rank)
+    if not isinstance(alpha, int | float):
+        alpha = rank
+    divisor = rank**0.5 if adapter.get("use_rslora") is True else rank
+    return float(alpha / divisor)

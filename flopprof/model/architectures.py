@@ -1,4 +1,4 @@
-"""Build the architecture that `--arch` names, and fit weights to it."""
+"""Find the architecture that `--arch` names, and build it."""
 
 import copy
 import inspect
@@ -22,12 +22,14 @@ from flopprof.model.spelling import CodeName, parse_code_name
 from flopprof.model.usercode import foreign_code, import_code
 from flopprof.units import safe_text
 
+_BUILT_ON_META = ("torchvision:", "timm:", "transformers:", "diffusers:")  # as they are tested to
+
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
     """Code that makes a model."""
 
-    text: str
+    text: str  # its name, "torchvision:resnet18", as `--arch` takes it
     make: Callable[..., Any]
     input: str | None = None  # its registry's own, "1x3x224x224"; several with spaces between
     adapts: bool = False  # takes overrides, such as num_classes
@@ -69,8 +71,12 @@ def _attribute(module: ModuleType, code: CodeName) -> Any:
         if name.startswith(inside) and callable(getattr(other, code.name, None)):
             fact = f"{code.place} has no {code.name!r}, and {name} has"
             raise UsageError(fact, remedy=f"--arch {name}:{code.name}")
-    own = [name for name, attribute in vars(module).items() if _makes_models(attribute, module)]
-    raise no_such(code.place, code.name, [name for name in own if not name.startswith("_")])
+    names = [
+        name
+        for name, value in vars(module).items()
+        if _makes_models(value, module) and not name.startswith("_")
+    ]
+    raise no_such(code.place, code.name, names)
 
 
 def _other_arguments(code: CodeName, make: Callable[..., Any], error: Exception) -> UsageError:
@@ -101,9 +107,6 @@ def _makes_models(value: Any, module: ModuleType) -> bool:
     is_own = str(getattr(value, "__module__", "")).startswith(module.__name__)
     is_class = isinstance(value, type) and issubclass(value, nn.Module)
     return is_own and (is_class or inspect.isfunction(value))
-
-
-_BUILT_ON_META = ("torchvision:", "timm:", "transformers:", "diffusers:")  # as they are tested to
 
 
 def build(architecture: Architecture, *, meta: bool = False, **overrides: Any) -> nn.Module:

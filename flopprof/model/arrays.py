@@ -10,10 +10,11 @@ from typing import Any, BinaryIO, NamedTuple
 
 from flopprof import dtypes
 from flopprof.model.detect import zip_members
-from flopprof.model.pickles import TensorInfo
+from flopprof.model.pickles import MAX_SIZE, TensorInfo
 
 _MAX_ARRAYS = 100_000
 _MAX_HEADER_BYTES = 10_000  # as numpy itself takes of a header that is not trusted
+_MAX_DIMS = 64  # as NumPy itself has
 _MAX_DEPTH = 64  # of nested maps
 _MAX_VALUES = 2_000_000  # of a msgpack
 _MAX_KEY_BYTES = 1_000
@@ -78,7 +79,7 @@ def _add_npy(arrays: Arrays, name: str, file: Any, size_bytes: int) -> None:
     if dtype.hasobject or dtype.kind not in "biufc":
         arrays.left_out.append(name)
         return
-    if any(size < 0 or size >= 1 << 48 for size in shape) or len(shape) > 64:
+    if any(not 0 <= size < MAX_SIZE for size in shape) or len(shape) > _MAX_DIMS:
         raise ValueError(f"the shape of {name!r} is no list of sizes")
     if math.prod(shape) * np.dtype(dtype).itemsize > size_bytes - file.tell():
         raise ValueError(f"the data of {name!r} is shorter than its shape: truncated")
@@ -112,7 +113,7 @@ class _Msgpack:
     def __init__(self, file: BinaryIO, file_bytes: int) -> None:
         self.file = file
         self.file_bytes = file_bytes
-        self.left = _MAX_VALUES
+        self.values_left = _MAX_VALUES
 
     def leaves(self) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Yield what is no map or list, with the keys to it."""
@@ -146,40 +147,58 @@ class _Msgpack:
             return self._array(length_bytes) if code == _NDARRAY else self._skip(length_bytes)
         return self._skip(size)
 
-    def _array(self, length_bytes: int) -> TensorInfo | None:
-        """Return shape and type of an extension's (shape, type, data); None where it is no such."""
+    def _array(self, length_bytes: int) -> TensorInfo:
+        """Return shape and type of an array, which Flax packs as a list of shape, type and data.
+
+        Raises:
+            ValueError: It is no such list, or the data does not fit the shape.
+        """
         end = self.file.tell() + length_bytes
         if end > self.file_bytes:
             raise ValueError("an array ends behind the file: truncated")
-        shape: list[int] = []
-        kind, count = self._head()
-        if kind == "list" and count == 3:
-            kind, count = self._head()
-            sizes = [self._head() for _ in range(count)] if kind == "list" and count <= 64 else []
-            shape = [size for size_kind, size in sizes if size_kind == "number"]
-            kind, count = self._head()
-        name = self._text(count) if kind == "text" else ""
+        if self._head() != ("list", 3):
+            raise ValueError(_MISFIT)
+        shape = self._shape()
+        kind, name_bytes = self._head()
+        name = self._text(name_bytes) if kind == "text" else ""
         dtype = name.removeprefix("<").removeprefix("|")
         itemsize = dtypes.itemsize(dtype)
-        kind, count = self._head() if itemsize else ("", 0)
-        is_whole = kind == "bytes" and math.prod(shape) * (itemsize or 0) == count
-        if not is_whole or any(type(n) is not int or not 0 <= n < 1 << 48 for n in shape):
-            raise ValueError("an array's data does not fit its shape")
+        if not itemsize or self._head() != ("bytes", math.prod(shape) * itemsize):
+            raise ValueError(_MISFIT)
         self.file.seek(end)
-        return TensorInfo(tuple(shape), dtype)
+        return TensorInfo(shape, dtype)
+
+    def _shape(self) -> tuple[int, ...]:
+        kind, dims = self._head()
+        if kind != "list" or dims > _MAX_DIMS:
+            raise ValueError(_MISFIT)
+        sizes = []
+        for _ in range(dims):
+            _, size = self._head()
+            if type(size) is not int or not 0 <= size < MAX_SIZE:
+                raise ValueError(_MISFIT)
+            sizes.append(size)
+        return tuple(sizes)
 
     def _head(self) -> tuple[str, Any]:
-        """Return the kind of the next value and its size; a number is its own size."""
-        self.left -= 1
-        if self.left < 0:
+        """Return the kind of the next value and its size; a number is its own size.
+
+        The first byte tells them, by https://github.com/msgpack/msgpack/blob/master/spec.md.
+        """
+        self.values_left -= 1
+        if self.values_left < 0:
             raise ValueError(f"it holds over {_MAX_VALUES} values")
         first = self._take(1)[0]
-        if first < 0x80 or first >= 0xE0:
-            return "number", first if first < 0x80 else first - 256
+        if first < 0x80:
+            return "number", first
+        if first < 0x90:
+            return "map", first & 0x0F
+        if first < 0xA0:
+            return "list", first & 0x0F
         if first < 0xC0:
-            if first >= 0xA0:
-                return "text", first & 31
-            return ("map" if first < 0x90 else "list"), first & 15
+            return "text", first & 0x1F
+        if first >= 0xE0:
+            return "number", first - 0x100
         entry = _HEADS.get(first)
         if entry is None:
             raise ValueError(f"it has a byte {first:#x}, which msgpack does not have")
@@ -189,7 +208,9 @@ class _Msgpack:
         if kind == "fixed":
             return "extension", (size_bytes, self._take(1)[0])
         (number,) = struct.unpack(">" + code, self._take(size_bytes))
-        return (kind, (number, self._take(1)[0])) if kind == "extension" else (kind, number)
+        if kind == "extension":
+            return kind, (number, self._take(1)[0])
+        return kind, number
 
     def _text(self, length_bytes: int) -> str:
         text_bytes = self._take(min(length_bytes, _MAX_KEY_BYTES))
@@ -208,6 +229,8 @@ class _Msgpack:
             raise ValueError("it ends too soon: truncated")
         self.file.seek(place)
 
+
+_MISFIT = "an array's data does not fit its shape"
 
 # By the first byte: kind, how its size or number is spelled in struct, and in how many bytes.
 _HEADS: Mapping[int, tuple[str, str, int]] = {

@@ -15,6 +15,7 @@ _LIBRARIES_NAME = re.compile(
     r"(-\d+-of-\d+)?\.(safetensors|bin)"
 )
 _KINDS = ("state_dict", "safetensors")
+_MAX_PARTS = 1000  # of one checkpoint
 
 
 def with_neighbours(contents: Contents) -> Contents:
@@ -36,11 +37,14 @@ def is_by_library(path: Path) -> bool:
 
 def _with_parts(contents: Contents) -> Contents:
     match = NUMBERED.fullmatch(contents.path.name)
-    if match is None or int(match[3]) < 2:
+    if match is None or int(match["total"]) < 2:
         return contents
-    width, count = len(match[2]), int(match[3])
-    names = [f"{match[1]}-{n:0{width}}-of-{match[3]}{match[4]}" for n in range(1, count + 1)]
-    parts = [contents.path.with_name(name) for name in names[:1000]]
+    count = int(match["total"])
+    width = len(match["number"])
+    parts = []
+    for number in range(1, min(count, _MAX_PARTS) + 1):
+        name = f"{match['stem']}-{number:0{width}}-of-{match['total']}{match['suffix']}"
+        parts.append(contents.path.with_name(name))
     absent = [part.name for part in parts if not part.is_file()]
     if absent or len(parts) < count:
         note = f"it is one of {count} parts, and {len(absent)} of them are not beside it"

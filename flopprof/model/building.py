@@ -1,4 +1,4 @@
-"""Build models without their memory, and no more of them than there can be."""
+"""Build models without memory for their parameters, and stop what makes too many modules."""
 
 import weakref
 from collections.abc import Iterator
@@ -49,7 +49,7 @@ def limited_modules(name: str) -> Iterator[None]:
     initialise = nn.Module.__init__
     count = 0
 
-    def counted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+    def initialise_counted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         nonlocal count
         count += 1
         if count > MAX_MODULES:
@@ -59,7 +59,7 @@ def limited_modules(name: str) -> Iterator[None]:
             )
         initialise(self, *args, **kwargs)
 
-    nn.Module.__init__ = counted  # type: ignore[method-assign]
+    nn.Module.__init__ = initialise_counted  # type: ignore[method-assign]
     try:
         yield
     finally:

@@ -1,5 +1,6 @@
 """Compare a model's keys and shapes with a file's, as torch would load them."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -15,8 +16,9 @@ from flopprof.model.recognise import PREFIXES
 from flopprof.model.torchload import Loads, has_hooks, old_spelling, what_torch_loads
 from flopprof.units import shape_text
 
-_PARTS = 6  # named in words
-_ENOUGH = 0.5  # of the model's parameters, or of the file's, that must belong together
+_SHOWN_PARTS = 6  # named in words
+_ENOUGH_FRAC = 0.5  # of the model's parameters, or of the file's, that must belong together
+_ANCHORS = 20  # of the model's keys that a prefix is looked for with
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,12 @@ def compare(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> Fit:
     fit = _by_name(expected, spelled, tensors, prefix)
     if not fit.missing and not fit.unexpected:
         return fit
-    for before in dict.fromkeys((prefix, _shared(spelled))) if has_hooks(model) else ():
-        hooked = _by_hooks(model, expected, spelled, tensors, before)
-        if hooked is not None and hooked.faults < fit.faults:
-            fit = hooked
-    if fit.load is not None:
-        return fit
-    if not fit.pairs:
+    if has_hooks(model):
+        for shared_prefix in dict.fromkeys((prefix, _shared(spelled))):
+            hooked = _by_hooks(model, expected, spelled, tensors, shared_prefix)
+            if hooked is not None and hooked.faults < fit.faults:
+                fit = hooked
+    if fit.load is None and not fit.pairs:
         return _as_part(model, expected, spelled, tensors) or fit
     return fit
 
@@ -81,21 +82,21 @@ def give_weights(fit: Fit, weights: Mapping[str, torch.Tensor] | None) -> None:
     converted = fit.load(weights) if fit.load is not None and weights is not None else {}
     for key, (tensor, info, name) in fit.pairs.items():  # as data: tied parameters stay one
         if weights is None:
-            tensor.data = torch.empty(info.shape, dtype=getattr(torch, info.dtype), device="meta")
+            tensor.data = _empty(info)
         else:
             tensor.data = (converted[key] if key in converted else weights[name]).detach()
 
 
 def belongs_together(fit: Fit, model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
     """Return whether most of the model is in the file, or most of the file in the model."""
-    fitting = sum(_size(info) for _, info, _ in fit.pairs.values())
+    fitting = sum(math.prod(info.shape) for _, info, _ in fit.pairs.values())
     of_model = sum(tensor.numel() for tensor in _expected(model).values())
-    of_file = sum(map(_size, tensors.values()))
-    return fitting >= _ENOUGH * min(of_model, of_file) and fitting > 0
+    of_file = sum(math.prod(info.shape) for info in tensors.values())
+    return fitting >= _ENOUGH_FRAC * min(of_model, of_file) and fitting > 0
 
 
 def whole_parts(model: nn.Module, fit: Fit) -> list[str]:
-    """Return the outermost modules all of whose tensors the file has; six at most."""
+    """Return the outermost modules all of whose tensors the file has; six at most, and "…"."""
     missing = fit.missing
     parts: list[str] = []
     for path, _ in model.named_modules():
@@ -105,19 +106,13 @@ def whole_parts(model: nn.Module, fit: Fit) -> list[str]:
         is_whole = has_tensors and not any(key.startswith(inside) for key in missing)
         if path and is_whole and not is_below:
             parts.append(path)
-    return parts[:_PARTS] + (["…"] if len(parts) > _PARTS else [])
-
-
-def _size(info: TensorInfo) -> int:
-    size = 1
-    for side in info.shape:
-        size *= side
-    return size
+    return parts[:_SHOWN_PARTS] + (["…"] if len(parts) > _SHOWN_PARTS else [])
 
 
 def _expected(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the model's tensors by key; extra state, of other types, is left out."""
     state = model.state_dict(keep_vars=True)
-    return {k: v for k, v in state.items() if isinstance(v, torch.Tensor)}
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _spelled(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, str]:
@@ -135,16 +130,17 @@ def _spelled(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> dict[str, s
 
 def _prefix(expected: Mapping[str, torch.Tensor], spelled: Mapping[str, str]) -> str:
     """Return what lies before the model's keys in the file: "module.", say."""
-    anchors = sorted(expected, key=len)[-20:]  # long keys: few of the file's end in them by chance
-    anchors = [*anchors, *map(old_spelling, anchors)]
-    prefixes = {k.removesuffix(a) for a in anchors for k in spelled if k.endswith("." + a)}
+    longest = sorted(expected, key=len)[-_ANCHORS:]  # few of the file's end in them by chance
+    prefixes: set[str] = set()
+    for anchor in (*longest, *map(old_spelling, longest)):
+        prefixes |= {key.removesuffix(anchor) for key in spelled if key.endswith(f".{anchor}")}
 
-    def common(prefix: str) -> int:
+    def count_common(prefix: str) -> int:
         return sum(
             prefix + key in spelled or prefix + old_spelling(key) in spelled for key in expected
         )
 
-    return max(["", *sorted(prefixes)], key=common)
+    return max(["", *sorted(prefixes)], key=count_common)
 
 
 def _shared(spelled: Mapping[str, str]) -> str:
@@ -152,10 +148,13 @@ def _shared(spelled: Mapping[str, str]) -> str:
     shared = ""
     while True:
         rests = {key.removeprefix(shared) for key in spelled}
-        first = {rest.partition(".")[0] for rest in rests}
-        if len(first) != 1 or f"{min(first)}." not in PREFIXES:
+        first_parts = {rest.partition(".")[0] for rest in rests}
+        if len(first_parts) != 1:
             return shared
-        shared += f"{min(first)}."
+        wrapper = f"{first_parts.pop()}."
+        if wrapper not in PREFIXES:
+            return shared
+        shared += wrapper
 
 
 def _by_name(

@@ -12,7 +12,8 @@ MAX_SIZE = 100_000_000  # elements of one dimension: the largest vocabularies ha
 MAX_MODULES = 300_000  # of one model; 60 µs and 3 kB each to build
 _REPEATED = re.compile("(?i)(^|_)n?(um)?_?(hidden_)?(layers?|blocks?|experts?|stages?|depths?)$")
 _SIZE = re.compile("(?i)size|dim|width|hidden|channels|d_model|d_ff|heads|features|position|embd")
-_TEXT_LENGTH = 128
+_TEXT_LENGTH = 128  # tokens of an example text
+_SAMPLES = 16_000  # a second of sound
 POSITIONS = ("max_position_embeddings", "max_encoder_position_embeddings", "n_positions")
 DECODER_POSITIONS = ("max_target_positions", "max_decoder_position_embeddings", *POSITIONS)
 _POSITIONS_AFTER_PADDING = (
@@ -20,7 +21,6 @@ _POSITIONS_AFTER_PADDING = (
     "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
 )  # fmt: skip
 """Models whose positions are counted from the one after the padding's."""
-_SAMPLES = 16_000  # a second of sound
 
 
 def check_config(config: Mapping[str, Any], path: str) -> None:
@@ -83,11 +83,16 @@ def image_size(config: Mapping[str, Any], default: int = 224) -> list[int]:
 
 
 def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
-    """Return the inputs that a model of transformers of this configuration takes, as specs."""
-    words_of = section(config, "text_config")
+    """Return the inputs that a model of transformers takes, as specs; None where not known.
+
+    Args:
+        main: Its `main_input_name`, such as "pixel_values".
+        config: Its config.json.
+    """
+    language = section(config, "text_config")
     vision = section(config, "vision_config")
-    last_word = number(words_of, "vocab_size", default=1000) - 1
-    ids = f"1x{_length(words_of, *POSITIONS)}:int64:0-{last_word}"
+    last_word = number(language, "vocab_size", default=1000) - 1
+    ids = f"1x{_length(language, *POSITIONS)}:int64:0-{last_word}"
     channels = number(vision, "num_channels", "in_channels", default=3)
     pixels = f"pixel_values=1x{channels}x{'x'.join(map(str, image_size(vision)))}"
     inputs = {
@@ -102,18 +107,17 @@ def model_inputs(main: str, config: Mapping[str, Any]) -> str | None:
             f"input_values=1x{frames}x{number(config, 'num_mel_bins', default=128)}"
         )
     specs = inputs.get(main)
-    if isinstance(config.get("text_config"), dict) and isinstance(
-        config.get("vision_config"), dict
-    ):
+    parts = (config.get("text_config"), config.get("vision_config"))
+    if all(isinstance(part, dict) for part in parts):
         specs = f"input_ids={ids} {pixels}"
     if specs and config.get("is_encoder_decoder") is True:
-        length = _length(words_of, *DECODER_POSITIONS)
+        length = _length(language, *DECODER_POSITIONS)
         specs += f" decoder_input_ids=1x{length}:int64:0-{last_word}"
     return specs
 
 
 def _length(config: Mapping[str, Any], *names: str) -> int:
-    """Return how many words to give: as many as the model has positions for, if those are few."""
+    """Return how many tokens to give: 128, or as many as the model has positions for if fewer."""
     longest = number(config, *names, default=_TEXT_LENGTH)
     if config.get("model_type") in _POSITIONS_AFTER_PADDING:
         longest -= number(config, "pad_token_id", default=1) + 1

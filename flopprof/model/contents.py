@@ -1,6 +1,5 @@
 """Say what a model file or folder holds; import, execute and load nothing of it."""
 
-import json
 import math
 import re
 from collections import deque
@@ -10,14 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from flopprof import dtypes
 from flopprof.errors import FlopprofError, LoadError
 from flopprof.model.detect import FileKind, damaged, detect
 from flopprof.model.folders import read_json, weight_files
 from flopprof.model.frameworks import KINDS as FOREIGN_KINDS
 from flopprof.model.frameworks import read_foreign
 from flopprof.model.pickles import (
-    MAX_BYTES,
     NAMES,
     PlacedTensor,
     Stub,
@@ -29,9 +26,9 @@ from flopprof.model.pickles import (
     entries,
     is_tuple,
     read_pickle,
-    sizes,
 )
 from flopprof.model.plainly import configuration
+from flopprof.model.safetensors import read_safetensors
 from flopprof.units import safe_text
 
 _MAX_PARTS = 500_000  # attributes of a module's modules
@@ -41,6 +38,12 @@ _MAX_CONTAINERS = 20_000  # of it, too
 _MAX_PIPELINE = 100  # entries of a pipeline's index
 _MODULE = 1_000_000  # tensors that a pickled module counts as where a file holds several things
 _STATE = re.compile("(?i)optim|sched|scaler|rng|grad|loops|callbacks")  # no weights of a model
+_COUNTERS = re.compile(r"(.*\.)?total_(ops|params)")  # that thop leaves behind in a model
+_MAX_HIDDEN = 100  # buffers of one module that its state_dict does not have
+_MAX_STATES = 1000  # entries of a checkpoint that are looked through for a trainer's state
+_MAX_METADATA = 50  # entries, no longer than is useful to read
+_MAX_METADATA_KEY = 100
+_MAX_METADATA_TEXT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +73,13 @@ class Contents:
     @property
     def texts(self) -> tuple[str, ...]:
         """Return what may name the model: the file's name, and the texts beside its weights."""
-        return (self.path.name, *(t for t in self.metadata.values() if isinstance(t, str)))
+        texts = [value for value in self.metadata.values() if isinstance(value, str)]
+        return (self.path.name, *texts)
 
     @property
     def beside(self) -> dict[str, int]:
         """Return how many tensors other weights have, by where they lie; one or two are none."""
-        return {place: len(some) for place, some in self.others.items() if len(some) > 2}
+        return {place: len(tensors) for place, tensors in self.others.items() if len(tensors) > 2}
 
     @property
     def dangerous(self) -> tuple[str, ...]:
@@ -230,19 +234,31 @@ def file_kind(path: Path) -> FileKind:
 
 
 def _read_pickled(path: Path, kind: str) -> Contents:
+    """Return what a pickle holds: a module, a state_dict, or an object that is neither.
+
+    Args:
+        path: The file.
+        kind: What `detect` calls it: "torchscript", "torch_zip", "torch_legacy" or "pickle".
+    """
     pickled = read_pickle(path, kind)
     root = pickled.root
-    chosen = _Choice(root, (), {}, (), "") if kind == "torchscript" else _choose(root)
+    is_script = kind == "torchscript"
+    chosen = _Choice(root, (), {}, (), "") if is_script else _choose(root)
     node = chosen.node
-    is_module = kind == "torchscript" or "_modules" in attributes(node)
+    is_module = is_script or "_modules" in attributes(node)
     modules: dict[str, tuple[str, dict[str, Any]]] = {}
     tensors = _module_tensors(node, modules) if is_module else _tensors(node)
-    kind_of_pickle = "state_dict" if tensors else "object"
-    if is_module:
-        kind_of_pickle = "pickled_module"
+    if is_script:
+        kind_of_contents = "torchscript"
+    elif kind == "pickle":
+        kind_of_contents = _kind_of_plain(tensors, is_module=is_module)
+    elif is_module:
+        kind_of_contents = "pickled_module"
+    else:
+        kind_of_contents = "state_dict" if tensors else "object"
     return Contents(
         path,
-        "torchscript" if kind == "torchscript" else _kind_of_plain(tensors, kind_of_pickle, kind),
+        kind_of_contents,
         tensors,
         node.origin if isinstance(node, Stub) else "",
         pickled.globals,
@@ -258,48 +274,49 @@ def _read_pickled(path: Path, kind: str) -> Contents:
     )
 
 
-def _kind_of_plain(tensors: dict[str, TensorInfo], held: str, kind: str) -> str:
-    """Return what a plain pickle is called: one with NumPy's arrays alone is like a state_dict."""
-    if kind != "pickle":
-        return held
-    has_values = any(isinstance(info, PlacedTensor) for info in tensors.values())
-    return "array_pickle" if tensors and not has_values and held == "state_dict" else "object"
+def _kind_of_plain(tensors: dict[str, TensorInfo], *, is_module: bool) -> str:
+    """Return what a plain pickle is called: "array_pickle" if it holds NumPy's arrays alone."""
+    has_torch_tensors = any(isinstance(info, PlacedTensor) for info in tensors.values())
+    return "array_pickle" if tensors and not has_torch_tensors and not is_module else "object"
 
 
 def _aside(root: Any) -> tuple[str, ...]:
     """Return where a trainer keeps its state, such as the optimizer's averages."""
     pairs = entries(root).items()
     return tuple(
-        key[:100]
-        for key, value in islice(pairs, 1000)
+        key[:_MAX_METADATA_KEY]
+        for key, value in islice(pairs, _MAX_STATES)
         if isinstance(key, str) and _STATE.search(key) and isinstance(value, dict | list | Stub)
     )
 
 
 def _metadata(root: Any) -> dict[str, str | int | float]:
     """Return the numbers and texts beside the weights, such as the epoch, no longer than useful."""
-    plain = {k: v for k, v in entries(root).items() if isinstance(k, str)}
+    named = {key: value for key, value in entries(root).items() if isinstance(key, str)}
     metadata: dict[str, str | int | float] = {}
-    for key, value in islice(plain.items(), 50):
+    for key, value in islice(named.items(), _MAX_METADATA):
+        name = key[:_MAX_METADATA_KEY]
         if isinstance(value, str):
-            metadata[key[:100]] = value[:200]
+            metadata[name] = value[:_MAX_METADATA_TEXT]
         elif isinstance(value, int):
-            metadata[key[:100]] = value if abs(value) < 1 << 63 else "a number of many digits"
+            metadata[name] = value if abs(value) < 1 << 63 else "a number of many digits"
         elif isinstance(value, float):
-            metadata[key[:100]] = value if math.isfinite(value) else str(value)
+            metadata[name] = value if math.isfinite(value) else str(value)
     return metadata
 
 
 class _Choice(NamedTuple):
+    """Where in a checkpoint the weights are, and what weights are beside them."""
+
     node: Any  # the module, or the mapping with the weights
     keys: tuple[str, ...]  # to it
-    others: dict[str, dict[str, TensorInfo]]
-    copies: tuple[str, ...]
+    others: dict[str, dict[str, TensorInfo]]  # other weights, by where they lie
+    copies: tuple[str, ...]  # where the same weights lie again
     note: str  # '' where everything was looked at
 
 
 def _choose(root: Any) -> _Choice:
-    """Return the module or mapping with the weights, the keys to it, what is beside, and a note.
+    """Return the module or mapping with the weights, the keys to it, and what is beside it.
 
     Of several, one below keys that wrap weights everywhere ("state_dict", "model", …) goes first,
     then the largest. Beside it is what has other keys or shapes: the D of a GAN, say.
@@ -378,15 +395,12 @@ def _containers(node: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(node, list | tuple) and not isinstance(node, TensorInfo):
         inside = {str(place): value for place, value in enumerate(node[:_MAX_CONTAINERS])}
     else:
-        inside = {k: v for k, v in entries(node).items() if isinstance(k, str)}
+        inside = {key: value for key, value in entries(node).items() if isinstance(key, str)}
     for key, value in inside.items():
         is_tensor = isinstance(value, TensorInfo)
         is_container = isinstance(value, dict | list | tuple | Stub) and not is_tensor
         if is_container and not _STATE.search(key):
             yield key, value
-
-
-_COUNTERS = re.compile(r"(.*\.)?total_(ops|params)")  # that thop leaves behind in a model
 
 
 def _without_counters(contents: Contents) -> Contents:
@@ -414,12 +428,13 @@ def _tensors(node: Any) -> dict[str, TensorInfo]:
 
 
 def _plain(state: dict[Any, Any]) -> dict[str, Any]:
-    """Return the attributes that are numbers, texts or tuples of numbers, but for the mode."""
+    """Return the attributes that are numbers, texts or tuples of them, but for `training`."""
     plain_values = {}
     for name, value in state.items():
         plain = tuple(value) if is_tuple(value) else value
         parts = plain if isinstance(plain, tuple) else (plain,)
-        if name != "training" and all(type(p) in (int, float, bool, str) for p in parts):
+        is_plain = all(type(part) in (int, float, bool, str) for part in parts)
+        if is_plain and name != "training":
             plain_values[str(name)] = plain
     return plain_values
 
@@ -436,13 +451,12 @@ def _module_tensors(
         state = attributes(node)
         origin = node.origin if isinstance(node, Stub) else ""
         modules[prefix.removesuffix(".")] = origin, _plain(state)
-        parts = (entries(state.get(f"_{part}")) for part in ("parameters", "buffers", "modules"))
-        children = {k: v for part in parts for k, v in part.items()} or state
-        hidden = state.get("_non_persistent_buffers_set", ())
-        hidden = [*hidden.args, ()][0] if isinstance(hidden, Stub) else hidden
-        hidden = set(islice(hidden, 100))
+        children: dict[Any, Any] = {}
+        for registry in ("_parameters", "_buffers", "_modules"):
+            children |= entries(state.get(registry))
+        hidden = _hidden_buffers(state)
         below: list[tuple[str, Any]] = []
-        for key, value in children.items():
+        for key, value in (children or state).items():
             name = prefix + key
             count += 1
             if count > _MAX_PARTS or len(name) > _MAX_KEY:
@@ -455,26 +469,9 @@ def _module_tensors(
     return tensors
 
 
-def read_safetensors(path: Path) -> dict[str, tuple[TensorInfo, int]]:
-    """Return a safetensors file's tensors by key, each with where in the file its data begins."""
-    with path.open("rb") as file:
-        length_bytes = int.from_bytes(file.read(8), "little")
-        text = file.read(length_bytes) if length_bytes <= MAX_BYTES else b""
-    if len(text) < length_bytes or not text:
-        raise ValueError(f"its header of {length_bytes} bytes ends too soon, or is too long")
-    pairs: list[tuple[str, Any]] = json.loads(text, object_pairs_hook=list)
-    header = {key: dict(entry) for key, entry in pairs}
-    if len(header) < len(pairs):
-        raise ValueError("its header names a key twice")
-    header.pop("__metadata__", None)
-    tensors = {}
-    start = 8 + length_bytes
-    file_bytes = path.stat().st_size
-    for key, entry in header.items():
-        info = TensorInfo(sizes(entry["shape"]), NAMES["safetensors"][entry["dtype"]])
-        first, last = sizes(entry["data_offsets"])
-        size_bytes = math.prod(info.shape) * (dtypes.itemsize(info.dtype) or 1)
-        if start + last > file_bytes or last - first != size_bytes:
-            raise ValueError(f"the data of {key!r} lies outside the file or does not fit its shape")
-        tensors[key] = info, start + first
-    return tensors
+def _hidden_buffers(state: dict[str, Any]) -> set[Any]:
+    """Return the names of a module's buffers that its state_dict does not have."""
+    names = state.get("_non_persistent_buffers_set", ())
+    if isinstance(names, Stub):  # a set, pickled as a call with a list of its items
+        names = names.args[0] if names.args else ()
+    return set(islice(names, _MAX_HIDDEN))

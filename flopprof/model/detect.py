@@ -12,7 +12,7 @@ from flopprof.errors import LoadError, UsageError
 from flopprof.units import safe_text
 
 _HEAD_BYTES = 1 << 16  # the index of a sharded checkpoint has its metadata first
-_TOLD = ("pickle", "gguf", "npy", "hdf5", "keras", "flax")  # whose weights are read all the same
+_ONLY_WEIGHTS = ("pickle", "gguf", "npy", "hdf5", "keras", "flax")  # which no model is made of
 _MAX_DIRECTORY_BYTES = 16 << 20  # of a zip: 200,000 members; zipfile takes ten times that
 
 
@@ -28,8 +28,8 @@ class FileKind:
 
     @property
     def is_readable(self) -> bool:
-        """Return whether its contents can be told: of a kind, too, that no model is made of."""
-        return not self.remedy or self.name in _TOLD
+        """Return whether its contents can be read, be it without a model made of them."""
+        return not self.remedy or self.name in _ONLY_WEIGHTS
 
 
 with Path(__file__).with_name("kinds.csv").open(encoding="utf-8", newline="") as _file:
@@ -38,12 +38,19 @@ with Path(__file__).with_name("kinds.csv").open(encoding="utf-8", newline="") as
 
 def _kind(where: str, text: str) -> FileKind | None:
     """Return the first kind that fits; every head and every zip fits their last."""
-    kinds = (kind for kind in _KINDS if kind.where == where)
-    return next((k for k in kinds if re.search(k.pattern, text, re.DOTALL | re.MULTILINE)), None)
+    for kind in _KINDS:
+        if kind.where == where and re.search(kind.pattern, text, re.DOTALL | re.MULTILINE):
+            return kind
+    return None
 
 
 def detect(path: Path) -> FileKind:
-    """Return what `path` is, from its type, its beginning and a zip's directory."""
+    """Return what `path` is, from its type, its beginning and a zip's directory.
+
+    Raises:
+        UsageError: It is not there, may not be read, or is a folder without a model.
+        LoadError: It is a zip whose directory is damaged.
+    """
     names: list[str] = []
     try:
         mode = path.stat().st_mode
@@ -65,7 +72,9 @@ def detect(path: Path) -> FileKind:
         fact = f"{safe_text(path)} is a folder that holds {listed}, not a model"
         raise UsageError(fact, remedy="name the model file")
     members = zip_members(path) if kind.name == "zip" else None
-    return kind if members is None else _kind("zip", "".join(f"{n}\n" for n in members)) or kind
+    if members is None:
+        return kind
+    return _kind("zip", "".join(f"{name}\n" for name in members)) or kind
 
 
 class _Directory(io.FileIO):
@@ -78,7 +87,11 @@ class _Directory(io.FileIO):
 
 
 def zip_members(path: Path) -> dict[str, ZipInfo] | None:
-    """Return a zip's members by name below the one top folder; None if it has no directory."""
+    """Return a zip's members by name below the one top folder; None if it has no directory.
+
+    Raises:
+        LoadError: The directory is damaged, or has a name twice.
+    """
     try:
         if not is_zipfile(path):
             return None
@@ -87,8 +100,9 @@ def zip_members(path: Path) -> dict[str, ZipInfo] | None:
     except Exception as error:  # a hostile directory may make zipfile raise anything
         raise damaged(path, f"its directory: {error}") from error
     top = infos[0].filename.partition("/")[0] + "/" if infos else ""
-    inside = all(info.filename.startswith(top) for info in infos)
-    members = {i.filename.removeprefix(top if inside else ""): i for i in infos}
+    if not all(info.filename.startswith(top) for info in infos):
+        top = ""
+    members = {info.filename.removeprefix(top): info for info in infos}
     if len(members) < len(infos):
         raise damaged(path, "it holds two members of one name")
     return members

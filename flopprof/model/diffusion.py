@@ -13,6 +13,17 @@ from flopprof.model.weights import read_weights
 from flopprof.units import safe_text
 
 _TOKENS = 77  # of CLIP's text encoder
+_SIGMA_SIDE = 128  # the latent side from which on PixArt knows resolution and aspect ratio
+_LONG_TEXTS = {
+    "Flux": 512,
+    "StableDiffusion3": 256,
+    "PixArtAlpha": 120,
+    "PixArtSigma": 300,
+    "Sana": 300,
+    "AuraFlow": 256,
+    "Lumina": 256,
+}
+"""Tokens that T5 and its like are given, by how the pipeline's class begins: its own default."""
 
 
 @loader("diffusers")
@@ -47,8 +58,8 @@ def load_diffusers(request: Request) -> Loaded:
 
 def latent_side(config: Mapping[str, Any]) -> int:
     """Return the side of the latent image that a denoiser's configuration is made for."""
-    packed = text(config, "_class_name").startswith("Flux")  # says no size: its own is 1024 pixels
-    return image_size(config, 128 if packed else 64)[0]
+    is_flux = text(config, "_class_name").startswith("Flux")  # says no size: its own is 1024 pixels
+    return image_size(config, 128 if is_flux else 64)[0]
 
 
 def text_tokens(pipeline: str, model_type: str) -> int:
@@ -57,18 +68,6 @@ def text_tokens(pipeline: str, model_type: str) -> int:
         return _TOKENS
     lengths = (length for name, length in _LONG_TEXTS.items() if pipeline.startswith(name))
     return next(lengths, _TOKENS)
-
-
-_LONG_TEXTS = {
-    "Flux": 512,
-    "StableDiffusion3": 256,
-    "PixArtAlpha": 120,
-    "PixArtSigma": 300,
-    "Sana": 300,
-    "AuraFlow": 256,
-    "Lumina": 256,
-}
-"""What T5 and its like are given, by the beginning of the pipeline's class: its own default."""
 
 
 def _input(name: str, config: dict[str, Any]) -> str | None:
@@ -89,9 +88,10 @@ def _input(name: str, config: dict[str, Any]) -> str | None:
         return f"hidden_states={image} timestep=1:int64 class_labels=1:int64:0-{classes - 1}"
     if name == "PixArtTransformer2DModel":
         width = number(config, "caption_channels", default=4096)
-        tokens = 300 if side >= _SIGMA else 120
+        is_sigma = side >= _SIGMA_SIDE
+        tokens = _LONG_TEXTS["PixArtSigma" if is_sigma else "PixArtAlpha"]
         added = "{resolution:None,aspect_ratio:None}"
-        if config.get("use_additional_conditions", side >= _SIGMA):
+        if config.get("use_additional_conditions", is_sigma):
             added = "{resolution:1x2,aspect_ratio:1x1}"
         return (
             f"hidden_states={image} timestep=1:int64 encoder_hidden_states=1x{tokens}x{width} "
@@ -105,18 +105,18 @@ def _input(name: str, config: dict[str, Any]) -> str | None:
             f"hidden_states={image} timestep=1:int64 encoder_hidden_states=1x{tokens}x{width} "
             f"pooled_projections=1x{pooled}"
         )
-    return _flux(config, channels, side) if name == "FluxTransformer2DModel" else None
-
-
-_SIGMA = 128  # the latent side from which on PixArt knows resolution and aspect ratio
+    if name == "FluxTransformer2DModel":
+        return _flux(config, channels, side)
+    return None
 
 
 def _sdxl(config: Mapping[str, Any]) -> str:
     """Return what SDXL's UNet takes besides: the pooled text, and six sizes."""
     if text(config, "addition_embed_type") != "text_time":
         return ""
-    each = number(config, "addition_time_embed_dim", default=256)
-    pooled = number(config, "projection_class_embeddings_input_dim", default=2816) - 6 * each
+    size_width = number(config, "addition_time_embed_dim", default=256)
+    joint_width = number(config, "projection_class_embeddings_input_dim", default=2816)
+    pooled = joint_width - 6 * size_width
     return f" added_cond_kwargs={{text_embeds:1x{pooled},time_ids:1x6}}" if pooled > 0 else ""
 
 

@@ -23,7 +23,7 @@ from flopprof.model.recognise import (
     same_order,
 )
 
-_FILES = 100_000  # of a folder whose sizes are added up
+_MAX_FILES = 100_000  # of a folder whose sizes are added up
 _NO_STATE = ("torch_export", "object")  # kinds whose tensors are not read
 _RUNS_CODE = ("pickled_module", "torchscript", "torch_export")
 
@@ -40,7 +40,7 @@ def file_facts(path: Path) -> dict[str, Any]:
     shards = contents.shards if contents else ()
     files: Iterable[Path] = shards or [path]
     if path.is_dir() and not shards:
-        files = islice(path.rglob("*"), _FILES)
+        files = islice(path.rglob("*"), _MAX_FILES)
     facts = {
         "schema_version": 1,
         "file": str(path),
@@ -51,10 +51,10 @@ def file_facts(path: Path) -> dict[str, Any]:
         "files": len(shards) or 1,
     }
     if contents is None:
-        insides = inside(path, kind.name)
-        return facts | ({"inside": insides} if insides else {})
-    weights = {"weights": weights_object(contents)} if contents.tensors else {"weights": None}
-    return facts | _of_contents(contents) | _of_architecture(contents) | weights
+        archive = inside(path, kind.name)
+        return facts | {"inside": archive} if archive else facts
+    weights = weights_object(contents) if contents.tensors else None
+    return facts | _of_contents(contents) | _of_architecture(contents) | {"weights": weights}
 
 
 def _of_contents(contents: Contents) -> dict[str, Any]:
@@ -82,18 +82,19 @@ def _is_read(contents: Contents) -> bool:
 
 def _of_architecture(contents: Contents) -> dict[str, Any]:
     """Return which model the weights are of, by the index or the config beside them."""
-    match = recognise({key: info.shape for key, info in contents.tensors.items()})
+    shapes = {key: info.shape for key, info in contents.tensors.items()}
+    match = recognise(shapes)
     is_exact = match is not None and match.exact
     candidates = match.candidates if match else ()
     best = named_first(candidates, contents.texts)[0] if candidates and is_exact else None
     others = alternatives(best) if best else ()
-    shapes = {key: info.shape for key, info in contents.tensors.items()}
     near = [] if is_exact else [*same_order(shapes), *candidates] or near_by_steps(shapes)
     return {
         "architecture": best.name if best else None,
         "nearest": list(dict.fromkeys(entry.name for entry in near)),
         "alternatives": [
-            {"architecture": e.name, "input": e.input or None, "gflops": e.gflops} for e in others
+            {"architecture": other.name, "input": other.input or None, "gflops": other.gflops}
+            for other in others
         ],
         "model_type": text(contents.config, "model_type") or None,
         "diffusers_class": text(contents.config, "_class_name") or None,

@@ -38,13 +38,13 @@ def fit_architecture(architecture: Architecture, request: Request) -> tuple[nn.M
     differences = ""
     if any(fit.wrong.values()):
         differences = "; ".join(
-            _difference(*pair) for pair in fit_as_named.wrong.items() if pair[1]
+            _difference(fault, keys) for fault, keys in fit_as_named.wrong.items() if keys
         )
     return model, Fitted(architecture, fit, overrides, differences)
 
 
-def _difference(kind: str, keys: Sequence[str]) -> str:
+def _difference(fault: str, keys: Sequence[str]) -> str:
     """Return how many keys are wrong in this way, and the first of them."""
     shown = safe_text(", ".join(keys[:3]))
     more = ", …" if len(keys) > 3 else ""
-    return f"{len(keys)} {kind} ({shown}{more})"
+    return f"{len(keys)} {fault} ({shown}{more})"

@@ -12,13 +12,12 @@ from flopprof.units import safe_text
 
 _MAX_BYTES = 64 << 20  # of a folder's JSON
 _MAX_FILES = 10_000
-# By what libraries save, the most complete first; {} is a variant, such as fp16.
-_NAMES = (
+_NAMES = (  # under which libraries save, the most complete first
     "model", "diffusion_pytorch_model", "open_clip_model", "pytorch_model",
     "open_clip_pytorch_model", "adapter_model", "consolidated",
 )  # fmt: skip
 _SUFFIXES = (".safetensors", ".bin", ".pth", ".pt", ".ckpt")
-NUMBERED = re.compile(r"(.+)-(\d+)-of-(\d+)(\.[a-z]+)")
+NUMBERED = re.compile(r"(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.[a-z]+)")
 _SLICE = re.compile(r"consolidated\.(\d+)\.(pth|pt)")
 _BESIDE = re.compile(  # what trainers leave beside the weights
     r"(training_args|optimizer|scheduler|scaler|rng_state.*|random_states.*|args|trainer_state)\..*"
@@ -105,9 +104,9 @@ def _indexed(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise damaged(index, "its index names no files")
-    names = set(weight_map.values()) if all(isinstance(n, str) for n in weight_map.values()) else {}
-    if not names:
+    if not all(isinstance(name, str) for name in weight_map.values()):
         raise damaged(index, "its index names what is no file")
+    names = set(weight_map.values())
     if any(Path(name).name != name or name in (".", "..") or "\\" in name for name in names):
         raise damaged(index, "its index names files outside its folder")
     return sorted(index.parent / name for name in names)
@@ -115,12 +114,15 @@ def _indexed(index: Path) -> list[Path]:
 
 def _numbered(folder: Path, names: list[str]) -> list[Path]:
     """Return the parts of a checkpoint whose index is not there: all of them, or an error."""
-    parts = [match for name in names if (match := NUMBERED.fullmatch(name))]
-    parts = [match for match in parts if match[4] in _SUFFIXES]
-    parts = [match for match in parts if match[4] == parts[0][4] and match[1] == parts[0][1]]
-    if not parts:
+    matches = [match for name in names if (match := NUMBERED.fullmatch(name))]
+    weights = [match for match in matches if match["suffix"] in _SUFFIXES]
+    if not weights:
         return []
-    total = int(parts[0][3])
+    first = weights[0]
+    parts = [
+        match for match in weights if match.group("stem", "suffix") == first.group("stem", "suffix")
+    ]
+    total = int(first["total"])
     if len(parts) != total:
         fact = f"{safe_text(folder)} holds {len(parts)} of {total} parts of a checkpoint"
         raise LoadError(fact, remedy="download the others")
@@ -128,13 +130,17 @@ def _numbered(folder: Path, names: list[str]) -> list[Path]:
 
 
 def _only_one(folder: Path, names: list[str]) -> list[Path]:
+    """Return the one file of a folder that can be its weights, by its suffix; [] for none.
+
+    Raises:
+        LoadError: There are several, or the slices of a checkpoint cut for several GPUs.
+    """
     slices = [name for name in names if _SLICE.fullmatch(name)]
     if len(slices) > 1:
         fact = f"{safe_text(folder)} holds a checkpoint cut for {len(slices)} GPUs ({slices[0]}, …)"
         raise LoadError(fact, remedy="name a folder with whole weights, as transformers saves them")
     files = [name for name in names if name.endswith(_SUFFIXES) and not _BESIDE.fullmatch(name)]
-    safe = [name for name in files if name.endswith(".safetensors")]
-    files = safe or files
+    files = [name for name in files if name.endswith(".safetensors")] or files
     if len(files) > 1:
         shown = safe_text(", ".join(files[:4]))
         fact = f"{safe_text(folder)} holds {len(files)} files that may be its weights: {shown}"

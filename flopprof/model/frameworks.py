@@ -11,6 +11,7 @@ from flopprof.model.pickles import TensorInfo
 from flopprof.units import counted, safe_text
 
 KINDS = ("gguf", "npz", "npy", "hdf5", "keras", "flax")
+_MAX_KEY = 100  # letters that are kept of a key of metadata
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +62,12 @@ def _left_out(arrays: Arrays) -> tuple[str, ...]:
 def _of_gguf(path: Path) -> ForeignWeights:
     """Return a GGUF file's tensors, and what of its metadata describes the model."""
     header = read_gguf(path)
-    metadata = {
-        key[:100]: value if isinstance(value, str | int | float) else ", ".join(map(str, value))
-        for key, value in header.metadata.items()
-        if not key.startswith("tokenizer.") and not isinstance(value, bool)
-    }
+    metadata: dict[str, str | int | float] = {}
+    for key, value in header.metadata.items():
+        if key.startswith("tokenizer.") or isinstance(value, bool):
+            continue
+        is_single = isinstance(value, str | int | float)
+        metadata[key[:_MAX_KEY]] = value if is_single else ", ".join(map(str, value))
     architecture = str(metadata.get("general.architecture", ""))
     used = metadata.get(f"{architecture}.expert_used_count")
     config = {"num_experts_per_tok": used} if type(used) is int else {}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from flopprof.model.pickles import PackedTensor, TensorInfo
+from flopprof.model.pickles import MAX_SIZE, PackedTensor, TensorInfo
 
 _MAX_HEADER_BYTES = 1 << 30  # tokens and merges of the largest vocabularies take a hundredth
 _MAX_TENSORS = 200_000
@@ -23,7 +23,9 @@ _KEPT_ITEMS = 64  # of an array, such as the key-value heads of each layer
 _KEPT_BYTES = 2_000  # of a text
 _MAX_NESTED = 4  # arrays in arrays
 _ALIGNMENT = 32  # bytes, unless general.alignment says otherwise
+_MAX_ALIGNMENT = 1 << 20
 
+# The specification's types of metadata: numbers, as struct spells them, texts and arrays.
 _NUMBERS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
@@ -40,7 +42,8 @@ class _ElementType:
     block_bytes: int
 
 
-def _table() -> dict[int, _ElementType]:
+def _read_types() -> dict[int, _ElementType]:
+    """Return the element types of ggml_types.csv by their numbers in a file."""
     with Path(__file__).with_name("ggml_types.csv").open(encoding="utf-8", newline="") as file:
         return {
             int(row["number"]): _ElementType(
@@ -50,7 +53,7 @@ def _table() -> dict[int, _ElementType]:
         }
 
 
-_TYPES = _table()
+_TYPES = _read_types()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +112,14 @@ class _Reader:
         """Return the next value of metadata; of a long array a text that says how long it is."""
         if kind in _NUMBERS:
             number = self.number(_NUMBERS[kind])
-            is_odd = isinstance(number, float) and not math.isfinite(number)
-            return str(number) if is_odd else number
+            has_no_json = isinstance(number, float) and not math.isfinite(number)
+            return str(number) if has_no_json else number
         if kind == _TEXT:
             return self.text(_KEPT_BYTES)
-        if kind != _ARRAY or depth > _MAX_NESTED:
+        if kind != _ARRAY:
             raise ValueError(f"its metadata has a value of type {kind}, which GGUF does not have")
+        if depth > _MAX_NESTED:
+            raise ValueError(f"its metadata has arrays more than {_MAX_NESTED} deep")
         inner = int(self.number("I"))
         count = self.length()
         if count > _KEPT_ITEMS:
@@ -161,7 +166,7 @@ def read_gguf(path: Path) -> GgufHeader:
             tensors[name] = info
             end_bytes = max(end_bytes, tensor_end_bytes)
         alignment = metadata.get("general.alignment", _ALIGNMENT)
-        if type(alignment) is not int or not 0 < alignment <= 1 << 20:
+        if type(alignment) is not int or not 0 < alignment <= _MAX_ALIGNMENT:
             raise ValueError(f"its general.alignment is {alignment}")
         start_bytes = math.ceil(file.tell() / alignment) * alignment
     if tensors and start_bytes + end_bytes > file_bytes:
@@ -204,7 +209,7 @@ def _tensor(reader: _Reader) -> tuple[str, TensorInfo, int]:
     element = _TYPES.get(kind)
     if element is None:
         raise ValueError(f"a tensor is of the type {kind}, which is not known")
-    if any(size >= 1 << 48 for size in file_order):
+    if any(size >= MAX_SIZE for size in file_order):
         raise ValueError("a tensor's shape is no list of sizes")
     elements = math.prod(file_order)
     if elements % element.block_elements:

@@ -3,29 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-
-def evaluated(node: Any, constants: Mapping[str, Any], opset: int) -> Any:
-    """Return what onnx's reference in numpy says of a node on small constants; None for nothing.
-
-    Args:
-        node: One of the ops FOLDED.
-        constants: By name.
-        opset: The version of ONNX's ops that the graph is of: attributes became inputs.
-    """
-    from onnx import helper, reference
-
-    try:
-        values = {name: constants[name] for name in node.input if name}
-        inputs = [helper.make_empty_tensor_value_info(name) for name in values]
-        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
-        graph = helper.make_graph([node], "one", inputs, outputs)
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
-        evaluator: Any = reference.ReferenceEvaluator(model)
-        return evaluator.run(None, values)[0]
-    except Exception:  # whatever it raises on a node that does not hold together
-        return None
-
-
 FOLDED = frozenset(
     [
         "Identity",
@@ -70,8 +47,43 @@ FOLDED = frozenset(
 
 MOVES = frozenset(
     [
-        *("Identity", "Cast", "Squeeze", "Unsqueeze", "Reshape", "Concat", "Slice", "Gather"),
-        *("Transpose", "ConstantOfShape", "Expand", "Range", "Flatten"),
+        "Identity",
+        "Cast",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Concat",
+        "Slice",
+        "Gather",
+        "Transpose",
+        "ConstantOfShape",
+        "Expand",
+        "Range",
+        "Flatten",
     ]
 )
-"""Those of them that do no arithmetic, whatever the element type: without them no FLOP is lost."""
+"""Those of them that only move values: replaced by a constant, no FLOP of theirs is lost."""
+
+
+def evaluated(node: Any, constants: Mapping[str, Any], opset: int) -> Any:
+    """Return the constant that a node makes of small constants, by onnx's reference in NumPy.
+
+    None where the reference raises.
+
+    Args:
+        node: Of one of the ops in FOLDED.
+        constants: By name.
+        opset: The version of ONNX's ops that the graph is of; some attributes became inputs.
+    """
+    from onnx import helper, reference
+
+    try:
+        values = {name: constants[name] for name in node.input if name}
+        inputs = [helper.make_empty_tensor_value_info(name) for name in values]
+        outputs = [helper.make_empty_tensor_value_info(name) for name in node.output]
+        graph = helper.make_graph([node], "one", inputs, outputs)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+        evaluator: Any = reference.ReferenceEvaluator(model)
+        return evaluator.run(None, values)[0]
+    except Exception:  # whatever it raises on a node that does not hold together
+        return None

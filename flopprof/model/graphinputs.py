@@ -10,17 +10,27 @@ from flopprof.model.inputs import InputSpec, Spec
 from flopprof.units import safe_text
 
 _SOUND = re.compile("(?i)wav|audio|sound|samples|pcm|speech")
-_NUMBERS = {"float": "float32", "double": "float64"}  # element types that ONNX calls otherwise
+_OTHER_NAMES = {"float": "float32", "double": "float64"}  # what ONNX calls element types
+_SECOND = 16_000  # samples of sound
+_IMAGE_SIDE = 224
+_COMMON_SIZE = 128
 
 
 def element_type(name: str) -> str:
     """Return an element type as we spell it, by ONNX's name of it."""
     lower = name.lower()
-    return _NUMBERS.get(lower, re.sub("^float8e", "float8_e", lower))
+    return _OTHER_NAMES.get(lower, re.sub("^float8e", "float8_e", lower))
 
 
 def give_inputs(graph: Any, path: Path, specs: Sequence[Spec]) -> tuple[dict[str, Any], str, str]:
-    """Write the sizes of the inputs into the graph; return values that were given, and a text."""
+    """Write the sizes of the inputs into the graph.
+
+    Returns:
+        The values that were given for inputs, by name; all inputs as a text; who said their sizes.
+
+    Raises:
+        UsageError: An input is not the graph's, does not fit it, or has a size that nothing says.
+    """
     weights = {tensor.name for tensor in graph.initializer}
     inputs = {value.name: value for value in graph.input if value.name not in weights}
     chosen = _by_name(inputs, specs, path)
@@ -28,7 +38,7 @@ def give_inputs(graph: Any, path: Path, specs: Sequence[Spec]) -> tuple[dict[str
     symbols: dict[str, int] = {}
     for name, spec in chosen.items():
         if isinstance(spec, InputSpec):
-            _check_rank(inputs[name], spec, path)
+            _check_fit(inputs[name], spec, path)
             for dim, size in zip(_dims(inputs[name]), spec.shape, strict=True):
                 if dim.dim_param:
                     symbols[dim.dim_param] = size
@@ -36,10 +46,16 @@ def give_inputs(graph: Any, path: Path, specs: Sequence[Spec]) -> tuple[dict[str
         else:
             values[name] = _shaped(spec.value, inputs[name])
     is_default = _fill_batch(inputs, symbols)
-    lacking = {name: v for name, v in inputs.items() if any(d.dim_value < 1 for d in _dims(v))}
-    if lacking:
-        opened = "; ".join(f"{name} is {_text_of(value)}" for name, value in lacking.items())
-        example = " ".join(f"--input {n}={_example(v)}" for n, v in lacking.items())
+    open_inputs = {
+        name: value
+        for name, value in inputs.items()
+        if any(dim.dim_value < 1 for dim in _dims(value))
+    }
+    if open_inputs:
+        opened = "; ".join(f"{name} is {_text_of(value)}" for name, value in open_inputs.items())
+        example = " ".join(
+            f"--input {name}={_example(value)}" for name, value in open_inputs.items()
+        )
         fact = f"{safe_text(path)}: sizes of its inputs are open: {safe_text(opened)}"
         command = safe_text(f"flopprof count {path} {example}", 1000)
         raise UsageError(fact, remedy=f"give them, such as {command}")
@@ -65,6 +81,7 @@ def _shaped(value: Any, declared: Any) -> Any:
 
 
 def _by_name(inputs: Mapping[str, Any], specs: Sequence[Spec], path: Path) -> dict[str, Spec]:
+    """Return the specs by the input that each is for; those without a name go in order."""
     free = [name for name in inputs if name not in {spec.name for spec in specs}]
     chosen: dict[str, Spec] = {}
     for spec in specs:
@@ -80,16 +97,17 @@ def _dims(value: Any) -> Any:
     return value.type.tensor_type.shape.dim
 
 
-def _check_rank(value: Any, spec: InputSpec, path: Path) -> None:
+def _check_fit(value: Any, spec: InputSpec, path: Path) -> None:
+    """Raise unless the spec has the input's rank and fixed sizes; add dims where none are said."""
     dims = _dims(value)
-    fixed = [dim.dim_value for dim in dims]
     fits = len(dims) == len(spec.shape) and all(
-        size < 1 or size == size_given for size, size_given in zip(fixed, spec.shape, strict=True)
+        dim.dim_value < 1 or dim.dim_value == size
+        for dim, size in zip(dims, spec.shape, strict=True)
     )
     if not fits and value.type.tensor_type.HasField("shape"):
         fact = f"{safe_text(path)}: the input {value.name} is {_text_of(value)}, not {spec.text}"
         raise UsageError(safe_text(fact), remedy=f"--input {safe_text(value.name)}=SHAPE")
-    if len(dims) != len(spec.shape):  # nothing is said of it
+    if len(dims) != len(spec.shape):  # the graph says no shape
         for _ in spec.shape:
             dims.add()
 
@@ -110,29 +128,35 @@ def _fill_batch(inputs: Mapping[str, Any], symbols: Mapping[str, int]) -> bool:
 
 
 def _text_of(value: Any) -> str:
-    sizes = [str(d.dim_value) if d.dim_value > 0 else d.dim_param or "?" for d in _dims(value)]
+    sizes = [
+        str(dim.dim_value) if dim.dim_value > 0 else dim.dim_param or "?" for dim in _dims(value)
+    ]
     between = "x" if all(size.isdecimal() for size in sizes) else " × "
     return between.join(sizes) or "()"
 
 
 def _example(value: Any) -> str:
-    """Return a shape that may be given: the sizes that are open are common ones, of no meaning."""
+    """Return a shape that may be given, with a common size for each that is open."""
     from onnx import TensorProto
 
     dims = _dims(value)
     kind = element_type(TensorProto.DataType.Name(value.type.tensor_type.elem_type))
     names = f"{value.name} {' '.join(dim.dim_param for dim in dims)}"
     if _SOUND.search(names):
-        common = 16_000  # a second
+        common = _SECOND
     elif len(dims) == 4 and all(dim.dim_value < 1 for dim in (dims[2], dims[3])):
-        common = 224  # an image's side
+        common = _IMAGE_SIDE
     else:
-        common = 128
-    open_sizes = [1, *[common] * (len(dims) - 1)]  # the first is the batch
-    sizes = [
-        dim.dim_value if dim.dim_value > 0 else open_size
-        for dim, open_size in zip(dims, open_sizes, strict=False)
-    ]
-    sizes = [3 if place == 1 and size == 224 else size for place, size in enumerate(sizes)]
+        common = _COMMON_SIZE
+    sizes = []
+    for place, dim in enumerate(dims):
+        if dim.dim_value > 0:
+            sizes.append(dim.dim_value)
+        elif place == 0:
+            sizes.append(1)  # the batch
+        elif place == 1 and common == _IMAGE_SIDE:
+            sizes.append(3)  # channels
+        else:
+            sizes.append(common)
     spelled = "x".join(map(str, sizes))
-    return f"{spelled}:{kind}" if len(sizes) == 1 else spelled  # else it would be a number
+    return f"{spelled}:{kind}" if len(sizes) == 1 else spelled  # a lone size would be a number

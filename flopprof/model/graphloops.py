@@ -6,10 +6,12 @@ from typing import Any
 
 from flopprof.model.graphfold import FOLDED, evaluated
 
-_MOST_STEPS = 2000  # of a condition that is worked out step by step
+_MAX_STEPS = 2000  # of a condition that is worked out step by step
+_NO_LIMIT = 1 << 40  # runs: exporters write the largest integer where there is no limit
+EXTERNAL = 1  # TensorProto.EXTERNAL: the values lie in another file
 
 Runs = tuple[int | None, int | None]
-"""How often exactly, and at most; None where nothing says."""
+"""How often a body runs exactly, and at most; None where nothing says."""
 
 
 def runs_of(
@@ -18,7 +20,7 @@ def runs_of(
     shapes: Mapping[str, tuple[int, ...] | None],
     opset: int,
 ) -> Runs:
-    """Return how often the body of a node runs; of what is no loop nothing is known.
+    """Return how often the body of a node runs; (None, None) for what is no loop.
 
     Args:
         node: A Loop or Scan; or an If, say.
@@ -36,7 +38,7 @@ def runs_of(
     if node.op_type != "Loop":
         return None, None
     limit = _scalar(constants, node.input[0]) if node.input[0] else None
-    most = None if limit is None or limit > 1 << 40 else max(0, int(limit))
+    most = None if limit is None or limit > _NO_LIMIT else max(0, int(limit))
     exact = _Condition(node, constants, opset).steps(most)
     return exact, most if exact is None else exact
 
@@ -79,7 +81,8 @@ class _Condition:
     def _slice(self) -> tuple[list[Any] | None, list[int]]:
         """Return the nodes that the condition follows from, and the places of carried values.
 
-        None where one of them is no op on small constants, or a value is not known.
+        The first is None where one of the nodes is no op on small constants, or needs a value that
+        is not known.
         """
         makers = {name: node for node in self.body.node for name in node.output}
         pending = [self.outputs[0]]
@@ -99,7 +102,7 @@ class _Condition:
                 pending += maker.input
             elif name in self.inputs:
                 place = self.inputs.index(name)
-                if place < 2:
+                if place < 2:  # the number of the step and the last condition are known
                     continue
                 if self.node.input[place] not in self.constants:
                     return None, []
@@ -113,7 +116,10 @@ class _Condition:
     def _worked_out(
         self, nodes: list[Any], carried: list[int], most: int | None, *, start: bool
     ) -> int | None:
-        """Return after how many steps the condition is false, or the limit is reached."""
+        """Return after how many steps the condition is false or the limit is reached.
+
+        None where a value is not known, or after 2000 steps.
+        """
         import numpy as np
 
         values = dict(self.constants)
@@ -124,7 +130,7 @@ class _Condition:
         limit = math.inf if most is None else most
         step = 0
         while going and step < limit:
-            if step >= _MOST_STEPS:
+            if step >= _MAX_STEPS:
                 return None
             values[self.inputs[0]] = np.asarray(step, np.int64)
             for node in nodes:
@@ -150,7 +156,7 @@ def _initialisers(body: Any) -> dict[str, Any]:
 
     own = {}
     for tensor in body.initializer:
-        if math.prod(tensor.dims) <= 1 and tensor.data_location != 1:
+        if math.prod(tensor.dims) <= 1 and tensor.data_location != EXTERNAL:
             own[tensor.name] = numpy_helper.to_array(tensor)
     for node in body.node:
         if node.op_type != "Constant":

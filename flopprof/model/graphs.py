@@ -1,5 +1,6 @@
 """Read an ONNX graph and the shapes in it; nothing of it is executed, no weights are kept."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +9,15 @@ from typing import Any
 from flopprof.errors import UsageError
 from flopprof.model.detect import damaged
 from flopprof.model.graphinputs import give_inputs
+from flopprof.model.graphloops import EXTERNAL
 from flopprof.model.graphshapes import take_from_onnx
-from flopprof.model.graphwalk import KEPT, MAX_NODES, GraphNode, Walker, product
+from flopprof.model.graphwalk import MAX_KEPT, MAX_NODES, GraphNode, Walker
 from flopprof.model.inputs import Spec
 from flopprof.units import safe_text, shape_text
 
 _MAX_BYTES = 2 << 30  # of a file that protobuf reads
-_ROUNDS = 30  # of finding shapes, and of what follows from them
+_MAX_ROUNDS = 30  # of finding shapes, and of what follows from them
+_FLOATS = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE, BFLOAT16
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +87,12 @@ def _of_model(model: Any, path: Path, specs: Sequence[Spec]) -> Graph:
 
         model = inliner.inline_local_functions(model)
     take_from_onnx(model)
-    walker = Walker(next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1))
+    versions = (opset.version for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
+    walker = Walker(next(versions, 1))
     for name, value in inputs.items():
         walker.give(name, value)
     del model.graph.value_info[:]
-    for _ in range(_ROUNDS):
+    for _ in range(_MAX_ROUNDS):
         model = onnx.shape_inference.infer_shapes(model, data_prop=True)
         walker.learn(model.graph)
         is_folded = walker.fold(model.graph)
@@ -110,20 +114,18 @@ def _of_model(model: Any, path: Path, specs: Sequence[Spec]) -> Graph:
 
 def _empty_weights(graph: Any) -> int:
     """Drop the values of large weights, and return how many floating ones there are."""
-    floats = {1, 10, 11, 16}  # FLOAT, FLOAT16, DOUBLE, BFLOAT16
     count = 0
     for tensor in graph.initializer:
-        elements = product(tensor.dims)
-        count += elements if tensor.data_type in floats else 0
-        if elements > KEPT or tensor.data_location == 1:
+        elements = math.prod(tensor.dims)
+        count += elements if tensor.data_type in _FLOATS else 0
+        if elements > MAX_KEPT or tensor.data_location == EXTERNAL:
             _drop_values(tensor)
     for node in graph.node:
         for attribute in node.attribute:
-            if not attribute.HasField("t"):
-                pass
-            elif product(attribute.t.dims) > KEPT:
-                count += product(attribute.t.dims) if attribute.t.data_type in floats else 0
-                _drop_values(attribute.t)
+            if attribute.HasField("t") and math.prod(attribute.t.dims) > MAX_KEPT:
+                tensor = attribute.t
+                count += math.prod(tensor.dims) if tensor.data_type in _FLOATS else 0
+                _drop_values(tensor)
             if attribute.HasField("g"):
                 count += _empty_weights(attribute.g)
     return count

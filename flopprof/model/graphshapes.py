@@ -1,7 +1,8 @@
 """Say the shapes that onnx's inference leaves out: of ONNX Runtime's ops, of STFT, of ranges.
 
 Runtime optimisers write nodes of the domain com.microsoft, of which onnx knows no shapes, so that
-all that follows them is unknown. Here are those whose results have the sizes of their operands.
+all that follows them is unknown. Here are rules for those whose outputs follow from the sizes of
+their inputs.
 """
 
 import math
@@ -32,6 +33,7 @@ Rule = Callable[[NodeFacts], list[Shape | None] | None]
 
 
 def _shape(node: NodeFacts, place: int) -> Shape:
+    """Return the shape of an input; () where it is left out or not known."""
     shape = node.shapes[place] if place < len(node.shapes) else None
     return shape or ()
 
@@ -43,18 +45,18 @@ def _like_first(node: NodeFacts) -> list[Shape | None] | None:
 def _broadcast(first: Shape, second: Shape) -> Shape | None:
     """Return the shape that both are stretched to; None where they do not fit."""
     longest = max(len(first), len(second))
-    pairs = zip(
-        (1,) * (longest - len(first)) + first, (1,) * (longest - len(second)) + second, strict=True
-    )
+    padded_first = (1,) * (longest - len(first)) + first
+    padded_second = (1,) * (longest - len(second)) + second
     sizes = []
-    for one, other in pairs:
+    for one, other in zip(padded_first, padded_second, strict=True):
         if one != other and 1 not in (one, other):
             return None
         sizes.append(other if one == 1 else one)
     return tuple(sizes)
 
 
-def _quantised_added(node: NodeFacts) -> list[Shape | None] | None:
+def _quantised_broadcast(node: NodeFacts) -> list[Shape | None] | None:
+    """Return the shape of an operation on two; each has its scale and zero point behind it."""
     return [_broadcast(_shape(node, 0), _shape(node, 3))]
 
 
@@ -84,14 +86,16 @@ def _gemm(node: NodeFacts) -> list[Shape | None] | None:
 
 
 def _packed_matmul(node: NodeFacts) -> list[Shape | None] | None:
-    left, columns = _shape(node, 0), node.attributes.get("N")
+    left = _shape(node, 0)
+    columns = node.attributes.get("N")
     return [(*left[:-1], columns)] if left and isinstance(columns, int) else None
 
 
 def _convolution(node: NodeFacts) -> list[Shape | None] | None:
     """Return a convolution's output; NhwcConv has its channels last."""
     is_quantised = node.op.endswith("QLinearConv")
-    shape, weight = _shape(node, 0), _shape(node, 3 if is_quantised else 1)
+    shape = _shape(node, 0)
+    weight = _shape(node, 3 if is_quantised else 1)
     is_last = "Nhwc" in node.op or bool(node.attributes.get("channels_last"))
     axes = len(weight) - 2
     if axes < 1 or len(shape) != len(weight):
@@ -116,7 +120,8 @@ def _convolution(node: NodeFacts) -> list[Shape | None] | None:
 def _attention(node: NodeFacts) -> list[Shape | None] | None:
     """Return the heads' joint values, and the keys and values to keep."""
     is_quantised = node.op.endswith("QAttention")
-    x, weight = _shape(node, 0), _shape(node, 1)
+    x = _shape(node, 0)
+    weight = _shape(node, 1)
     heads = node.attributes.get("num_heads", 0)
     if len(x) != 3 or len(weight) != 2 or not heads:
         return None
@@ -127,6 +132,10 @@ def _attention(node: NodeFacts) -> list[Shape | None] | None:
 
 
 def _multi_head_attention(node: NodeFacts) -> list[Shape | None] | None:
+    """Return the heads' joint values, and the keys and values to keep, past and new ones.
+
+    Keys and values may lie packed in the query or the key (5 sizes), or by heads (4 sizes).
+    """
     query, key, value = (_shape(node, place) for place in range(3))
     heads = node.attributes.get("num_heads", 0)
     if not heads or not query:
@@ -136,11 +145,14 @@ def _multi_head_attention(node: NodeFacts) -> list[Shape | None] | None:
         return [(batch, length, count * width)]
     batch, length, total = query[0], query[1], query[2]
     if len(value) == 4:
-        out_width, keys = heads * value[3], key[2]
+        out_width = heads * value[3]
+        keys = key[2]
     elif len(value) == 3:
-        out_width, keys = value[2], key[1]
+        out_width = value[2]
+        keys = key[1]
     else:
-        out_width, keys = total, key[1] if len(key) == 5 else length
+        out_width = total
+        keys = key[1] if len(key) == 5 else length
     past = _shape(node, 6)
     keys += past[2] if len(past) == 4 else 0
     present = (batch, heads, keys, total // heads)
@@ -149,8 +161,11 @@ def _multi_head_attention(node: NodeFacts) -> list[Shape | None] | None:
 
 def _grouped_attention(node: NodeFacts) -> list[Shape | None] | None:
     """Return the heads' joint values, and the keys and values, past and new ones."""
-    query, key, past = _shape(node, 0), _shape(node, 1), _shape(node, 3)
-    heads, kv_heads = node.attributes.get("num_heads", 0), node.attributes.get("kv_num_heads", 0)
+    query = _shape(node, 0)
+    key = _shape(node, 1)
+    past = _shape(node, 3)
+    heads = node.attributes.get("num_heads", 0)
+    kv_heads = node.attributes.get("kv_num_heads", 0)
     if len(query) != 3 or not heads or not kv_heads:
         return None
     width = query[2] // heads if key else query[2] // (heads + 2 * kv_heads)
@@ -166,7 +181,9 @@ def _skip_normalisation(node: NodeFacts) -> list[Shape | None] | None:
 
 
 def _embedding_normalisation(node: NodeFacts) -> list[Shape | None] | None:
-    ids, table = _shape(node, 0), _shape(node, 2)
+    """Return the sum of embeddings, the lengths by the mask, and the sum before normalisation."""
+    ids = _shape(node, 0)
+    table = _shape(node, 2)
     if len(ids) != 2 or len(table) != 2:
         return None
     return [(*ids, table[1]), (ids[0],), (*ids, table[1])]
@@ -174,7 +191,8 @@ def _embedding_normalisation(node: NodeFacts) -> list[Shape | None] | None:
 
 def _stft(node: NodeFacts) -> list[Shape | None] | None:
     """Return batch × frames × bins × 2; one-sided unless said otherwise, which onnx overlooks."""
-    signal, window = _shape(node, 0), _shape(node, 2)
+    signal = _shape(node, 0)
+    window = _shape(node, 2)
     step = node.constants.get(1)
     length = node.constants.get(3)
     frame = int(length) if length is not None and length.size == 1 else math.prod(window or (0,))
@@ -196,29 +214,24 @@ def _range(node: NodeFacts) -> list[Shape | None] | None:
 
 
 def _quantised_lstm(node: NodeFacts) -> list[Shape | None] | None:
-    x, recurrent = _shape(node, 0), _shape(node, 2)
+    """Return the outputs of all steps, steps × directions × batch × width, and the last states."""
+    x = _shape(node, 0)
+    recurrent = _shape(node, 2)
     if len(x) != 3 or len(recurrent) != 3:
         return None
     state = (recurrent[0], x[1], recurrent[1])
     return [(x[0], *state), state, state]
 
 
-_RULES: dict[str, Rule] = {
-    **dict.fromkeys(
-        (
-            *("Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasAdd", "BiasDropout"),
-            *("BiasSoftmax", "RotaryEmbedding", "GroupNorm", "QLinearSigmoid", "QLinearLeakyRelu"),
-            *(
-                "QLinearSoftmax",
-                "DequantizeLinear",
-                "QuantizeLinear",
-                "SimplifiedLayerNormalization",
-            ),
-            "LayerNormalization",
-        ),
-        _like_first,
-    ),
-    **dict.fromkeys(("QLinearAdd", "QLinearMul"), _quantised_added),
+_ELEMENTWISE = (  # their result has the shape of the first operand
+    "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "BiasAdd", "BiasDropout", "BiasSoftmax",
+    "RotaryEmbedding", "GroupNorm", "SkipGroupNorm", "LayerNormalization",
+    "SimplifiedLayerNormalization", "QuantizeLinear", "DequantizeLinear", "QLinearSigmoid",
+    "QLinearLeakyRelu", "QLinearSoftmax",
+)  # fmt: skip
+_RUNTIME_RULES: dict[str, Rule] = {
+    **dict.fromkeys(_ELEMENTWISE, _like_first),
+    **dict.fromkeys(("QLinearAdd", "QLinearMul"), _quantised_broadcast),
     "BiasSplitGelu": _halved,
     **dict.fromkeys(
         ("FusedMatMul", "TransposeMatMul", "DynamicQuantizeMatMul", "MatMulIntegerToFloat"),
@@ -233,12 +246,15 @@ _RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("SkipLayerNormalization", "SkipSimplifiedLayerNormalization"), _skip_normalisation
     ),
-    "SkipGroupNorm": _like_first,
     "DynamicQuantizeLSTM": _quantised_lstm,
     "EmbedLayerNormalization": _embedding_normalisation,
 }
-_RULES = {f"com.microsoft::{name}": rule for name, rule in _RULES.items()}
-_RULES |= {"STFT": _stft, "Range": _range, "SimplifiedLayerNormalization": _like_first}
+_RULES: dict[str, Rule] = {
+    "STFT": _stft,
+    "Range": _range,
+    "SimplifiedLayerNormalization": _like_first,
+    **{f"com.microsoft::{name}": rule for name, rule in _RUNTIME_RULES.items()},
+}
 
 
 def output_shapes(node: NodeFacts) -> list[Shape | None]:

@@ -7,12 +7,12 @@ from typing import Any
 
 from flopprof.model.graphfold import FOLDED, MOVES, evaluated
 from flopprof.model.graphinputs import element_type
-from flopprof.model.graphloops import runs_of
+from flopprof.model.graphloops import EXTERNAL, runs_of
 from flopprof.model.graphshapes import OWN, NodeFacts, output_shapes
 from flopprof.units import safe_text
 
 MAX_NODES = 500_000
-_NUMBERS_OF_TYPES = {
+_NUMBERS_OF_TYPES = {  # TensorProto's
     "float32": 1,
     "float16": 10,
     "float64": 11,
@@ -20,7 +20,11 @@ _NUMBERS_OF_TYPES = {
     "int64": 7,
     "int32": 6,
 }
-KEPT = 1024  # elements of a constant that shapes and conditions may depend on
+MAX_KEPT = 1024  # elements of a constant that shapes and conditions may depend on
+_PLAIN_ATTRIBUTES = (1, 2, 3, 6, 7, 8)  # AttributeProto's FLOAT, INT, STRING and lists of them
+_TYPES_OF_SHAPES = (1, 6, 7, 9, 11)  # TensorProto's FLOAT, INT32, INT64, BOOL, DOUBLE
+_BY_VALUE = {"DFT": {2: "axis"}, "STFT": {3: "frame_length"}}
+"""Inputs whose values a count depends on, by op and place, and the attribute that tells them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +51,6 @@ class GraphNode:
     times: int = 1
     branches: tuple[tuple["GraphNode", ...], ...] = ()
     most_runs: int | None = None
-
-
-def product(sizes: Sequence[int]) -> int:
-    """Return the product of sizes; 1 of none."""
-    return math.prod(sizes)
 
 
 class Walker:
@@ -132,7 +131,7 @@ class Walker:
                 self.constants[name] = np.asarray(shape[part.get("start", 0) : end], np.int64)
         elif node.op_type in FOLDED and all(n in self.constants for n in node.input if n):
             shape = self.shapes.get(name)
-            if shape is not None and product(shape) <= KEPT:
+            if shape is not None and math.prod(shape) <= MAX_KEPT:
                 self.constants[name] = evaluated(node, self.constants, self.opset)
         return self.constants.get(name)
 
@@ -159,16 +158,15 @@ class Walker:
             bodies = [a.g for a in node.attribute if a.HasField("g")]
             for body in bodies:
                 self.learn(body)
-            exact, most = (
-                runs_of(node, self.constants, self.shapes, self.opset) if bodies else (None, None)
-            )
-            if bodies and exact is not None:
-                for body in bodies:
-                    self.walk(body, nodes, times * exact)
-                continue
-            nodes.append(
-                self._open(node, bodies, times, most) if bodies else self._node(node, times)
-            )
+            if bodies:
+                exact, most = runs_of(node, self.constants, self.shapes, self.opset)
+                if exact is not None:
+                    for body in bodies:
+                        self.walk(body, nodes, times * exact)
+                    continue
+                nodes.append(self._open(node, bodies, times, most))
+            else:
+                nodes.append(self._node(node, times))
             if len(nodes) > MAX_NODES:
                 raise ValueError(f"it has more than {MAX_NODES} nodes")
 
@@ -180,8 +178,9 @@ class Walker:
                 f"a value decides which body of If {name} runs: at most the dearer one is counted"
             )
         else:
-            fact = f"how often the body of {safe_text(node.op_type, 60)} {name} runs is not known"
-            fact += "" if most is None else f": at most {most} times"
+            limit = "" if most is None else f": at most {most} times"
+            kind = safe_text(node.op_type, 60)
+            fact = f"how often the body of {kind} {name} runs is not known{limit}"
         self.notes.append(fact)
         branches = []
         for body in bodies:
@@ -201,10 +200,9 @@ class Walker:
         is_new = False
         for node in graph.node:
             shapes = output_shapes(self._facts(node))
-            kind = self.dtypes.get(node.input[0], "") if node.input else ""
-            number = _NUMBERS_OF_TYPES.get(kind, TensorProto.FLOAT)
-            if node.op_type == "Range":
-                number = _NUMBERS_OF_TYPES.get(kind, TensorProto.INT64)
+            dtype = self.dtypes.get(node.input[0], "") if node.input else ""
+            unless_known = TensorProto.INT64 if node.op_type == "Range" else TensorProto.FLOAT
+            number = _NUMBERS_OF_TYPES.get(dtype, unless_known)
             for name, shape in zip(node.output, shapes, strict=False):
                 if not name or shape is None or self.shapes.get(name) is not None:
                     continue
@@ -216,7 +214,9 @@ class Walker:
 
     def _facts(self, node: Any) -> NodeFacts:
         constants = {
-            n: self.constants[name] for n, name in enumerate(node.input) if name in self.constants
+            place: self.constants[name]
+            for place, name in enumerate(node.input)
+            if name in self.constants
         }
         return NodeFacts(_spelled(node), self._shapes(node), _attributes(node), constants)
 
@@ -243,10 +243,6 @@ class Walker:
         )
 
 
-_BY_VALUE = {"DFT": {2: "axis"}, "STFT": {3: "frame_length"}}
-"""Inputs whose values a count depends on, by op and place, and the attribute that tells them."""
-
-
 def _spelled(node: Any) -> str:
     """Return an op with its domain where that is not ONNX's own."""
     is_onnx = node.domain in ("", "ai.onnx", OWN)
@@ -258,9 +254,7 @@ def _attributes(node: Any) -> dict[str, Any]:
     from onnx import helper
 
     values = {
-        a.name: helper.get_attribute_value(a)
-        for a in node.attribute
-        if a.type in (1, 2, 3, 6, 7, 8)
+        a.name: helper.get_attribute_value(a) for a in node.attribute if a.type in _PLAIN_ATTRIBUTES
     }
     return {k: v.decode("latin-1") if isinstance(v, bytes) else v for k, v in values.items()}
 
@@ -305,11 +299,12 @@ def _constant(node: Any) -> Any:
         ("value_float", np.float32),
         ("value_floats", np.float32),
     ):
-        if name in values and np.size(values[name]) <= KEPT:
+        if name in values and np.size(values[name]) <= MAX_KEPT:
             return np.asarray(values[name], dtype)
     return None
 
 
 def _has_values(tensor: Any) -> bool:
-    is_small = product(tensor.dims) <= KEPT and tensor.data_location != 1
-    return bool(is_small and tensor.data_type in (1, 6, 7, 9, 11))  # of types that shapes are of
+    """Return whether a tensor's values are small, in the file, and of a type that shapes have."""
+    is_here = math.prod(tensor.dims) <= MAX_KEPT and tensor.data_location != EXTERNAL
+    return bool(is_here and tensor.data_type in _TYPES_OF_SHAPES)

@@ -22,8 +22,9 @@ from flopprof.model.fit import fit_weights
 from flopprof.model.weights import read_weights
 from flopprof.units import safe_text, shape_text
 
+# Parts of models that keys begin with, and that are no model type.
 _PARTS = ("encoder", "decoder", "model", "transformer", "module", "embeddings", "layers", "h")
-_CONFIG = "take the config.json that was saved with the model"
+_TAKE_ITS_CONFIG = "take the config.json that was saved with the model"
 
 
 @loader("huggingface")
@@ -53,16 +54,16 @@ def load_folder(request: Request) -> Loaded:
     except ModelError as error:
         reason = error.problem.partition(" raised ")[2]
         fact = f"{path}: its config.json makes no {model_class.__name__}: {reason}"
-        raise LoadError(fact, remedy=_CONFIG) from error
+        raise LoadError(fact, remedy=_TAKE_ITS_CONFIG) from error
     notes = take_weights(model, request)
-    quantised = any("packed" in note for note in notes)
+    are_read = bool(request.contents.tensors) and not _quantisation(request.contents.config)
     return Loaded(
         model,
         architecture.text,
         "Hugging Face file" if Path(request.contents.path).is_file() else "Hugging Face folder",
         input_hint=model_inputs(str(model_class.main_input_name), config),
         recognised_by="config.json",
-        weights="file" if request.contents.tensors and not quantised else "random",
+        weights="file" if are_read else "random",
         warnings=tuple(notes),
     )
 
@@ -72,10 +73,12 @@ def _type_by_keys(tensors: Mapping[str, Any]) -> str:
 
     Configurations of before transformers 2.5 do not name it.
     """
-    first = Counter(key.partition(".")[0] for key in tensors)
-    prefix, count = first.most_common(1)[0] if first else ("", 0)
-    is_prefix = 2 * count > len(tensors) and prefix not in _PARTS
-    return prefix if is_prefix and prefix.isidentifier() else ""
+    prefixes = Counter(key.partition(".")[0] for key in tensors)
+    if not prefixes:
+        return ""
+    prefix, count = prefixes.most_common(1)[0]
+    is_type = 2 * count > len(tensors) and prefix not in _PARTS and prefix.isidentifier()
+    return prefix if is_type else ""
 
 
 def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
@@ -109,7 +112,7 @@ def _configured(config: Mapping[str, Any], path: str) -> tuple[Any, Any]:
     except Exception as error:  # what its validation raises
         reason = str(error).partition("\n")[0]
         fact = f"{path}: its config.json does not fit {class_name}: {safe_text(reason)}"
-        raise LoadError(fact, remedy=_CONFIG) from error
+        raise LoadError(fact, remedy=_TAKE_ITS_CONFIG) from error
     return (cls[0] if isinstance(cls, tuple) else cls), settings
 
 
@@ -124,24 +127,27 @@ def take_weights(model: nn.Module, request: Request) -> list[str]:
     if not tensors:
         return ["the folder holds no weights: their values are random"]
     if method := _quantisation(request.contents.config):
-        packed = len(tensors)
         return [
-            f"its weights are packed by {method} ({packed} tensors) and were not read: the dense "
-            "model that they stand for is counted, with random values"
+            f"its weights are packed by {method} ({len(tensors)} tensors) and were not read: the "
+            "dense model that they stand for is counted, with random values"
         ]
     state = dict(model.state_dict(keep_vars=True))
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    names = {key: key if key in tensors else key.removeprefix(prefix) for key in state}
-    names = {key: name if name in tensors else prefix + key for key, name in names.items()}
-    fits = {key: name for key, name in names.items() if name in tensors}
+    fits = {}
+    for key in state:  # a file of the base model alone lacks its prefix, and the other way round
+        for name in (key, key.removeprefix(prefix), prefix + key):
+            if name in tensors:
+                fits[key] = name
+                break
     misfit = [key for key, name in fits.items() if tensors[name].shape != state[key].shape]
+    placed = {id(state[key]) for key in fits}  # tied tensors lie in one place
     weights = None if request.meta else read_weights(request.contents)
-    if misfit or len({id(state[key]) for key in fits}) < len({id(t) for t in state.values()}):
+    if misfit or len(placed) < len({id(tensor) for tensor in state.values()}):
         converted = _convert(model, request, weights)
         if converted is not None:
             return converted
     if misfit:
-        name = names[misfit[0]]
+        name = fits[misfit[0]]
         raise LoadError(
             f"{safe_text(request.contents.path)}: {safe_text(name)} is "
             f"{shape_text(tensors[name].shape)}, by its config.json "
@@ -150,11 +156,11 @@ def take_weights(model: nn.Module, request: Request) -> list[str]:
         )
     for key, name in fits.items():
         state[key].data = _empty(tensors[name]) if weights is None else weights[name]
-    placed = {id(state[key]) for key in fits}
     return _lacking([key for key, tensor in state.items() if id(tensor) not in placed], len(state))
 
 
 def _lacking(keys: list[str], count: int) -> list[str]:
+    """Return a note on which of the model's `count` tensors stay random; [] where none does."""
     if not keys:
         return []
     shown = safe_text(", ".join(keys[:3]))
@@ -166,15 +172,18 @@ def _empty(info: Any) -> torch.Tensor:
 
 
 def _quantisation(config: Mapping[str, Any]) -> str:
-    """Return, in words, by what the weights are quantised; '' where they are not."""
+    """Return in words by which method the weights are quantised; '' where they are not."""
     settings = config.get("quantization_config")
     settings = settings or section(config, "text_config").get("quantization_config")
     if not isinstance(settings, dict) or not settings:
         return ""
-    bits = "4 bits, " if settings.get("load_in_4bit") is True else ""
-    bits = bits or ("8 bits, " if settings.get("load_in_8bit") is True else "")
+    bits = ""
     if type(settings.get("bits")) is int:
         bits = f"{settings['bits']} bits, "
+    elif settings.get("load_in_4bit") is True:
+        bits = "4 bits, "
+    elif settings.get("load_in_8bit") is True:
+        bits = "8 bits, "
     method = text(settings, "quant_method") or "a method that it does not name"
     return f"{safe_text(method, 40)} ({bits}quantization_config)"
 
@@ -192,7 +201,7 @@ def _convert(
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import convert_and_load_state_dict_in_model
         from transformers.modeling_utils import LoadStateDictConfig
-        from transformers.utils import logging as said
+        from transformers.utils import logging as transformers_logging
     except ImportError:
         return None
     tensors = request.contents.tensors
@@ -202,7 +211,7 @@ def _convert(
     if weights is None:
         weights = {key: _empty(info) for key, info in tensors.items()}
     device = "meta" if request.meta else "cpu"
-    progress: Any = said
+    progress: Any = transformers_logging
     shows_progress = progress.is_progress_bar_enabled()
     progress.disable_progress_bar()
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import NamedTuple
 
 from torch import nn
@@ -24,6 +25,7 @@ from flopprof.units import counted, safe_text
 
 _BY_HAND = "name its code: --arch package.module:Class, or --arch my_net.py:build"
 _ARRAYS = ("npz", "array_pickle")
+_SHOWN_CHOICES = 6
 BESIDE = 0.1  # share of tensors outside the model's prefix, at most, for it to be recognised
 
 
@@ -65,10 +67,10 @@ def recognise_weights(request: Request) -> tuple[nn.Module, Fitted, tuple[Entry,
 class _Tries(NamedTuple):
     """What comparing the candidates gave."""
 
-    fits: dict[Entry, int]  # and how many tensors each leaves out
-    closest: str  # that has most of the weights and does not fit, and why, in words
-    farther: str  # as `closest`, with less of the weights
-    lacking: str  # what is not installed, in words
+    fits: dict[Entry, int]  # those that fit, and how many of the file's tensors each leaves out
+    closest: str  # in words, one that takes most of the weights, and why it does not fit
+    farther: str  # as `closest`, of one that takes fewer of them
+    lacking: str  # in words, what is not installed
 
 
 def _try(match: Match, request: Request) -> _Tries:
@@ -87,8 +89,8 @@ def _try(match: Match, request: Request) -> _Tries:
         except UsageError as error:
             lacking = lacking or f"{path} is {entry.name.replace(':', ' ')}: {error.problem}"
             if not match.exact:
-                cannot = f"closest is {entry.name}, which cannot be built: {error.problem}"
-                closest = closest or cannot
+                unbuilt = f"closest is {entry.name}, which cannot be built: {error.problem}"
+                closest = closest or unbuilt
             continue
         _, fitted = fit_architecture(architecture, replace(request, meta=True))
         beside = fitted.fit.left_out / max(len(tensors), 1)  # such as a loss's weights
@@ -122,15 +124,19 @@ def _chosen(fitting: list[Entry], request: Request) -> tuple[nn.Module, Fitted, 
 def _refuse_choice(path: str, fitting: list[Entry]) -> None:
     """Raise where several fit that do not count the same."""
     first, *others = fitting
-    differ = [o for o in others if (o.gflops, o.input) != (first.gflops, first.input)]
+    differ = [
+        other for other in others if (other.gflops, other.input) != (first.gflops, first.input)
+    ]
     if differ:
-        shown = ", ".join(f"{o.name} ({o.gflops} GFLOPs)" for o in (first, *differ)[:6])
+        shown = ", ".join(
+            f"{entry.name} ({entry.gflops} GFLOPs)" for entry in (first, *differ)[:_SHOWN_CHOICES]
+        )
         fact = f"{path} may be any of {shown}: their weights have equal keys and shapes"
         raise UnknownArchitectureError(fact, remedy="name one: --arch …")
 
 
 def _near(request: Request) -> str:
-    """Return in words which models have alike weights one after the other, whatever their keys."""
+    """Return in words which models have like shapes in the same order, whatever their keys."""
     shapes = {key: info.shape for key, info in request.contents.tensors.items()}
     near = near_by_steps(shapes)[:3]
     names = ", ".join(entry.name for entry in near)
@@ -138,8 +144,9 @@ def _near(request: Request) -> str:
 
 
 def _candidates(match: Match) -> Iterator[Entry]:
-    """Yield the candidates; behind torchvision's the same of timm, which also makes headless."""
+    """Yield the candidates; after one of torchvision's timm's, which is also made without head."""
     for entry in match.candidates:
         yield entry
         if not match.exact and entry.name.startswith("torchvision:"):
-            yield from [e for e in alternatives(entry) if e.name.startswith("timm:")][:1]
+            of_timm = (other for other in alternatives(entry) if other.name.startswith("timm:"))
+            yield from islice(of_timm, 1)

@@ -13,14 +13,25 @@ from flopprof.units import shape_text
 if TYPE_CHECKING:
     from torch import Tensor
 
-_SHORT_NAMES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32"}
-_SHORT_NAMES |= {"fp32": "float32", "double": "float64", "int": "int32", "long": "int64"}
+_SHORT_NAMES = {
+    "half": "float16",
+    "fp16": "float16",
+    "bf16": "bfloat16",
+    "float": "float32",
+    "fp32": "float32",
+    "double": "float64",
+    "int": "int32",
+    "long": "int64",
+}
 _IDS = (0, 1)  # rows of every embedding, and off and on in a mask
 _WORDS = {"None": None, "null": None, "True": True, "true": True, "False": False, "false": False}
 _NUMBER = re.compile(r"[+-]?(\d+|(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+)")
 _TEXT = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"", re.DOTALL)
 _RANGE = re.compile("(-?[0-9]{1,18})-(-?[0-9]{1,18})")
+_SIZE = re.compile("0*[1-9][0-9]{0,14}")
 _MAX_DEPTH = 20  # of lists in lists
+_SHOWN_LETTERS = 50  # of a text among the inputs
+_BRACKETS = {"[": 1, "(": 1, "{": 1, "]": -1, ")": -1, "}": -1}  # how each changes the depth
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,18 +200,21 @@ def _word(word: str) -> Any:
 
 
 def _random_tensor(word: str) -> InputSpec:
-    sizes, dtype_name, bounds = [*word.split(":", 2), "", ""][:3]
+    """Return what `shape[:dtype[:low-high]]` says.
+
+    Raises:
+        ValueError: A part of it is no such thing, or the range is beyond the dtype's.
+    """
+    sizes, _, after = word.partition(":")
+    dtype_name, _, bounds = after.partition(":")
     parts = [] if re.fullmatch(r"\(\s*\)", sizes) else re.split("[x×X,]", sizes)
     for part in parts:
-        if not re.fullmatch("0*[1-9][0-9]{0,14}", part):
+        if not _SIZE.fullmatch(part):
             raise ValueError(f"{part!r} is not a size")
     dtype = _dtype(dtype_name or "float32")
     if bounds and (dtypes.is_floating(dtype) or dtype == "bool"):
         raise ValueError(f"a range is for integers, not for {dtype}")
-    match = _RANGE.fullmatch(bounds or "{}-{}".format(*_IDS))
-    low, high = map(int, match.groups()) if match else (1, 0)
-    if low > high:
-        raise ValueError(f"{bounds!r} is not a range low-high with low ≤ high")
+    low, high = _range(bounds) if bounds else _IDS
     is_unsigned = dtype.startswith("u")
     bits = 8 * (dtypes.itemsize(dtype) or 8) - (0 if is_unsigned else 1)
     least = 0 if is_unsigned else -(1 << bits)
@@ -210,7 +224,15 @@ def _random_tensor(word: str) -> InputSpec:
     return InputSpec(tuple(int(part) for part in parts), dtype, None, low, high)
 
 
+def _range(bounds: str) -> tuple[int, int]:
+    match = _RANGE.fullmatch(bounds)
+    if match is None or int(match[1]) > int(match[2]):
+        raise ValueError(f"{bounds!r} is not a range low-high with low ≤ high")
+    return int(match[1]), int(match[2])
+
+
 def _dtype(name: str) -> str:
+    """Return an element type by its name or short name; raise ValueError for no such."""
     dtype = _SHORT_NAMES.get(name, name)
     if not dtypes.itemsize(dtype) or dtype.startswith(("q", "float4", "float8_e8")):
         raise ValueError(f"{dtype!r} is not an element type, such as float16, bfloat16 or int64")
@@ -226,14 +248,14 @@ def specs_of(inputs: Any) -> list[Spec]:
 
 
 def split_specs(text: str) -> list[str]:
-    """Return the specs in a text, which spaces outside of brackets and quotes are between."""
+    """Return the specs in a text; spaces outside of brackets and quotes separate them."""
     specs: list[str] = []
     depth = 0
     for part in re.findall(rf"{_TEXT.pattern}|\s+|[\[({{]|[\])}}]|[^\s\[\](){{}}'\"]+|.", text):
         if part.isspace() and not depth:
             specs.append("")
             continue
-        depth += {"[": 1, "(": 1, "{": 1, "]": -1, ")": -1, "}": -1}.get(part, 0)
+        depth += _BRACKETS.get(part, 0)
         specs = specs or [""]
         specs[-1] += part
     return [spec.rstrip(",") for spec in specs if spec.rstrip(",")]
@@ -330,11 +352,9 @@ def _describe(value: Any) -> str:
         return f"{{{', '.join(f'{key}: {_describe(item)}' for key, item in value.items())}}}"
     if getattr(value, "is_nested", False):  # whose sizes differ, and may not even be asked for
         return f"nested tensor of {len(value.unbind())}"
-    if (
-        value is None
-        or type(value) in (bool, int, float)
-        or (type(value) is str and len(value) < 50)
-    ):
+    if value is None or type(value) in (bool, int, float):
+        return repr(value)
+    if type(value) is str and len(value) < _SHOWN_LETTERS:
         return repr(value)
     if not hasattr(value, "dtype") or not hasattr(value, "shape"):
         return type(value).__name__

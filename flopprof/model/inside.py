@@ -16,8 +16,8 @@ from flopprof.model.graphs import parse
 from flopprof.model.pickles import MAX_BYTES, TensorInfo, dangers, unpickled
 
 _CODE = (".py", ".cpp", ".h", ".cu", ".so", ".cubin", ".o", ".ptx")
-_MOST = 100_000  # tensors, and files, that are told of
-_MOST_PICKLES = 1000
+_MAX_LISTED = 100_000  # tensors, and files, that are told of
+_MAX_READ = 1000  # pickles or C++ sources that are read
 
 
 def inside(path: Path, kind: str) -> dict[str, Any] | None:
@@ -49,27 +49,30 @@ def _tensor(name: str, shape: Any, dtype: str | None) -> dict[str, Any]:
 
 
 def _of_onnx(path: Path) -> dict[str, Any]:
+    """Return an ONNX graph's inputs, outputs and weights; a note alone where onnx is lacking."""
     try:
         model = parse(path)
     except UsageError as error:  # onnx is not here, or the file is too large for it
         return {"notes": [f"{error.problem}: {error.remedy}"]}
     from onnx import TensorProto
 
-    def element(number: int) -> str | None:
+    def dtype_of(number: int) -> str | None:
         return element_type(TensorProto.DataType.Name(number)) if number else None
 
     def described(value: Any) -> dict[str, Any]:
         kind = value.type.tensor_type
-        dims = [d.dim_value if d.dim_value > 0 else d.dim_param or None for d in kind.shape.dim]
+        dims = [
+            dim.dim_value if dim.dim_value > 0 else dim.dim_param or None for dim in kind.shape.dim
+        ]
         shape = dims if kind.HasField("shape") else None
-        return _tensor(value.name, shape, element(kind.elem_type))
+        return _tensor(value.name, shape, dtype_of(kind.elem_type))
 
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     return {
         "inputs": [described(value) for value in graph.input if value.name not in weights],
         "outputs": [described(value) for value in graph.output],
-        "tensors": [_tensor(t.name, t.dims, element(t.data_type)) for t in graph.initializer],
+        "tensors": [_tensor(t.name, t.dims, dtype_of(t.data_type)) for t in graph.initializer],
     }
 
 
@@ -87,7 +90,7 @@ def _of_package(path: Path) -> dict[str, Any]:
     pickles = [name for name in members if name.endswith(".pkl")]
     with ZipFile(path) as archive:
         _check(archive, members)
-        for name in pickles[:_MOST_PICKLES]:
+        for name in pickles[:_MAX_READ]:
             root, named_globals = unpickled(io.BytesIO(_read(archive, members[name])), sizes_bytes)
             if dangerous := dangers(named_globals):
                 notes.append(f"{name} names {', '.join(dangerous)}: DANGEROUS")
@@ -95,8 +98,8 @@ def _of_package(path: Path) -> dict[str, Any]:
             if not tensors_of_pickle:
                 notes.append(f"{name} holds no tensors that are told of")
             tensors += [_of_info(f"{name}: {key}", info) for key, info in tensors_of_pickle.items()]
-    if len(pickles) > _MOST_PICKLES:
-        notes.append(f"{len(pickles) - _MOST_PICKLES} more pickles were not read")
+    if len(pickles) > _MAX_READ:
+        notes.append(f"{len(pickles) - _MAX_READ} more pickles were not read")
     return {"tensors": tensors, "code_files": _code_files(members), "notes": notes}
 
 
@@ -111,7 +114,7 @@ def _of_aotinductor(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"inputs": [], "outputs": [], "tensors": []}
     with ZipFile(path) as archive:
         _check(archive, members)
-        for name in wrappers[:_MOST_PICKLES]:
+        for name in wrappers[:_MAX_READ]:
             text = _read(archive, members[name]).decode("utf-8", "replace")
             for kind, values in _of_wrapper(text).items():
                 facts[kind] += values
@@ -126,7 +129,7 @@ def _of_wrapper(text: str) -> dict[str, list[dict[str, Any]]]:
     names: dict[str, list[str]] = {}
     for kind in ("inputs", "outputs"):
         pattern = rf'{kind}_info_\[\d+\]\.name = "([^"\n]*)"'
-        names[kind] = [match[1] for match in islice(re.finditer(pattern, text), _MOST)]
+        names[kind] = [match[1] for match in islice(re.finditer(pattern, text), _MAX_LISTED)]
     sizes: dict[str, dict[int, int]] = {}
     for size, name, place in re.findall(r"if \((\d{1,18}) != (\w+)_size\[(\d{1,3})\]\)", text):
         sizes.setdefault(name, {})[int(place)] = int(size)
@@ -150,7 +153,7 @@ def _constants(text: str) -> Iterator[dict[str, Any]]:
     pattern = r"constants_info_\[(\d+)\]\.(name|dtype|shape|original_fqn) = ([^;\n]*);"
     for place, fact, value in re.findall(pattern, text):
         facts.setdefault(place, {})[fact] = value
-    for constant in islice(facts.values(), _MOST):
+    for constant in islice(facts.values(), _MAX_LISTED):
         name = constant.get("original_fqn") or constant.get("name", "")
         dtype = re.search(r"dtype_(\w+)", constant.get("dtype", ""))
         sizes = [int(size) for size in re.findall(r"\d{1,18}", constant.get("shape", ""))]
@@ -159,13 +162,13 @@ def _constants(text: str) -> Iterator[dict[str, Any]]:
 
 
 def _code_files(members: dict[str, ZipInfo]) -> list[str]:
-    return [name for name in islice(members, _MOST) if name.endswith(_CODE)]
+    return [name for name in islice(members, _MAX_LISTED) if name.endswith(_CODE)]
 
 
 def _check(archive: ZipFile, members: dict[str, ZipInfo]) -> None:
     """Raise ValueError where the members do not lie in the file."""
-    whole = sum(info.compress_size for info in members.values())
-    if archive.fp is None or whole > archive.fp.seek(0, io.SEEK_END):
+    members_bytes = sum(info.compress_size for info in members.values())
+    if archive.fp is None or members_bytes > archive.fp.seek(0, io.SEEK_END):
         raise ValueError("its members are larger than the file")
     for info in members.values():
         with archive.open(info):  # compares the name with that where the member lies

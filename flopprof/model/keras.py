@@ -1,4 +1,4 @@
-"""Read what weights by Keras say, HDF5 files and .keras archives: names, shapes, types.
+"""Read what HDF5 files and .keras archives by Keras say of weights: names, shapes, types.
 
 h5py (an extra) opens them; links to other files are not followed, and no values are read.
 """
@@ -16,7 +16,14 @@ from flopprof.units import safe_text
 _MAX_TENSORS = 100_000
 _LEAST_BYTES = 48  # of an HDF5 file's first block
 _WEIGHTS = "model.weights.h5"  # in an archive by Keras 3
-_STATE = ("optimizer_weights", "optimizer", "_optimizer", "training_config")
+_TRAINER_STATE = ("optimizer_weights", "optimizer", "_optimizer", "training_config")
+_MATRICES = ("kernel", "recurrent_kernel", "bias")  # of a layer; a GRU's bias is one, too
+_VARIABLES = {
+    "normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "embedding": ("embeddings",),
+    "seed_generator": ("seed_index",),
+}
+"""The order of a layer's variables, by what its class is called, where shapes do not tell."""
 
 
 def read_keras(path: Path, kind: str) -> tuple[dict[str, TensorInfo], dict[str, Any]]:
@@ -69,7 +76,7 @@ def _tensors(file: Any) -> dict[str, TensorInfo]:
     def visit(name: str, item: Any) -> None:
         if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "biuf":
             return
-        if name.partition("/")[0] in _STATE or item.shape is None:
+        if name.partition("/")[0] in _TRAINER_STATE or item.shape is None:
             return
         if len(stored) >= _MAX_TENSORS:
             raise ValueError(f"it holds over {_MAX_TENSORS} tensors")
@@ -94,21 +101,21 @@ def _key(name: str) -> str:
 
 
 def _with_short_names(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    """Return the tensors with names for the numbers that Keras 3 gives a layer's own.
+    """Return the tensors with names where Keras 3 has numbers: its variables in a layer's order.
 
-    It keeps "layers.dense_1.vars.0" for what the layer's class calls its kernel: the order is the
-    class's, and the path has the class's name.
+    "layers.dense_1.vars.0" is a Dense's kernel: the path has the name of the layer's class, which
+    tells the order.
     """
     renamed = {}
-    matrices: dict[str, int] = {}  # seen of each layer
+    matrices: dict[str, int] = {}  # how many of each layer were seen
     for key, info in tensors.items():
         layer, is_numbered, number = key.partition(".vars.")
         if not is_numbered or not number.isdecimal():
             renamed[key] = info
             continue
-        kind = next((names for part, names in _VARIABLES.items() if part in layer), ())
-        if int(number) < len(kind):
-            name = kind[int(number)]
+        names = next((names for part, names in _VARIABLES.items() if part in layer), ())
+        if int(number) < len(names):
+            name = names[int(number)]
         elif len(info.shape) > 1:
             place = matrices.get(layer, 0)
             matrices[layer] = place + 1
@@ -117,12 +124,3 @@ def _with_short_names(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
             name = "bias" if f"{layer}.bias" not in renamed else f"bias_{number}"
         renamed[f"{layer}.{name}"] = info
     return renamed
-
-
-_MATRICES = ("kernel", "recurrent_kernel", "bias")  # of a layer; a GRU's bias is one, too
-_VARIABLES = {
-    "normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
-    "embedding": ("embeddings",),
-    "seed_generator": ("seed_index",),
-}
-"""The order of a layer's variables, by what its class is called, where shapes do not tell."""

@@ -18,11 +18,11 @@ from flopprof.units import safe_text
 
 
 class Entry(NamedTuple):
-    """A library's model."""
+    """A library's model, with what `architectures.Architecture` says of it."""
 
     make: Callable[..., Any]
     input: str | None = None
-    adapts: bool = False  # takes overrides: num_classes, channels
+    adapts: bool = False
     classes: int = 0
 
 
@@ -92,11 +92,10 @@ def _make_torchvision(
 
 def _timm(code: CodeName) -> Entry:
     timm = _import("timm", code.name, "timm")
-    if (
-        code.name not in timm.list_models()
-        and code.name.partition(".")[0] not in timm.list_models()
-    ):
-        raise no_such("timm", code.name, timm.list_models())
+    names = timm.list_models()
+    without_tag = code.name.partition(".")[0]  # "resnet50.a1_in1k" names weights as well
+    if code.name not in names and without_tag not in names:
+        raise no_such("timm", code.name, names)
     config = timm.get_pretrained_cfg(code.name)
     size = getattr(config, "input_size", None)
     spec = "x".join(map(str, (1, *size))) if size else None
@@ -106,21 +105,21 @@ def _timm(code: CodeName) -> Entry:
 
 def _make_timm(create: Callable[..., Any], name: str, *args: Any, **options: Any) -> Any:
     spelled = {"channels": "in_chans", "image_size": "img_size"}
-    its_options = {spelled.get(key, key): value for key, value in options.items()}
-    return create(name, *args, **{"pretrained": False, **its_options})
+    renamed = {spelled.get(key, key): value for key, value in options.items()}
+    return create(name, *args, **{"pretrained": False, **renamed})
 
 
 def _ultralytics(code: CodeName) -> Entry:
     tasks = _import("ultralytics", code.name, "ultralytics.nn.tasks")
-    cfg = importlib.import_module("ultralytics.cfg")
-    files = sorted((Path(str(cfg.__file__)).parent / "models").rglob("*.yaml"))
     stem = code.name.removesuffix(".yaml").removesuffix(".pt")
     try:
         config = tasks.yaml_model_load(f"{stem}.yaml")
     except FileNotFoundError as error:
-        names = [path.stem for path in files]
+        package = importlib.import_module("ultralytics.cfg")
+        folder = Path(str(package.__file__)).parent / "models"
+        names = [path.stem for path in sorted(folder.rglob("*.yaml"))]
         raise no_such("ultralytics", code.name, names) from error
-    kinds = {
+    classes = {
         "detect": tasks.DetectionModel,
         "segment": tasks.SegmentationModel,
         "classify": tasks.ClassificationModel,
@@ -129,7 +128,7 @@ def _ultralytics(code: CodeName) -> Entry:
     }
     task = tasks.guess_model_task(config)
     is_rtdetr = "rtdetr" in stem
-    cls = tasks.RTDETRDetectionModel if is_rtdetr else kinds.get(task, tasks.DetectionModel)
+    cls = tasks.RTDETRDetectionModel if is_rtdetr else classes.get(task, tasks.DetectionModel)
     side = {"classify": 224, "obb": 1024}.get(task, 640)  # as each was trained
     make = partial(_make_ultralytics, cls, f"{stem}.yaml", *code.args, **code.kwargs)
     return Entry(make, f"1x3x{side}x{side}", adapts=True, classes=int(config.get("nc") or 0))
@@ -137,26 +136,34 @@ def _ultralytics(code: CodeName) -> Entry:
 
 def _make_ultralytics(cls: Callable[..., Any], name: str, *args: Any, **options: Any) -> Any:
     spelled = {"channels": "ch", "num_classes": "nc"}
-    its_options = {spelled.get(k, k): v for k, v in options.items() if k != "image_size"}
-    return cls(name, *args, **{"verbose": False, **its_options})
+    renamed = {
+        spelled.get(key, key): value for key, value in options.items() if key != "image_size"
+    }
+    return cls(name, *args, **{"verbose": False, **renamed})
 
 
 def _open_clip(code: CodeName) -> Entry:
     open_clip = _import("open_clip", code.name, "open_clip", "open_clip_torch")
     if code.name not in open_clip.list_models():
         raise no_such("open_clip", code.name, open_clip.list_models())
-    size = open_clip.get_model_config(code.name).get("vision_cfg", {}).get("image_size", 224)
+    config = open_clip.get_model_config(code.name)
+    size = config.get("vision_cfg", {}).get("image_size", 224)
     sides = "x".join(map(str, size)) if isinstance(size, tuple | list) else f"{size}x{size}"
-    text = open_clip.get_model_config(code.name).get("text_cfg", {})
-    length, words = text.get("context_length", 77), text.get("vocab_size", 49408)  # CLIP's own
+    text = config.get("text_cfg", {})
+    length = text.get("context_length", 77)  # CLIP's own, as the next
+    words = text.get("vocab_size", 49408)
     tokens = f"1x{length}:int64:0-{words - 1}"
     make = partial(_make_open_clip, open_clip.create_model, code)
     return Entry(make, f"1x3x{sides} {tokens}")
 
 
 def _make_open_clip(create: Callable[..., Any], code: CodeName) -> Any:
-    fixed = {"pretrained": None, "load_weights": False, "pretrained_text": False}
-    fixed["pretrained_hf"] = False  # of versions before 3
+    fixed = {
+        "pretrained": None,
+        "load_weights": False,
+        "pretrained_text": False,
+        "pretrained_hf": False,  # of versions before 3
+    }
     parameters = inspect.signature(create).parameters
     options = {key: value for key, value in fixed.items() if key in parameters}
     return create(code.name, *code.args, **{**options, **code.kwargs})

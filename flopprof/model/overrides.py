@@ -23,33 +23,41 @@ def find_overrides(
         if built_shape != saved_shape
     ]
     # A detector's heads have four outputs for each class, or as many for each anchor.
-    heads = [
+    classes_of_heads = [
         saved_shape[0] * architecture.classes // built_shape[0] or saved_shape[0]
         for built_shape, saved_shape in differing
         if saved_shape and built_shape[0] and saved_shape[1:] == built_shape[1:]
     ]
-    if heads:
-        overrides["num_classes"] = min(heads)
-    conv = next((n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)), "")
+    if classes_of_heads:
+        overrides["num_classes"] = min(classes_of_heads)
+    convolutions = (path for path, module in model.named_modules() if isinstance(module, nn.Conv2d))
+    conv = next(convolutions, "")
     built, saved = shapes.get(f"{conv}.weight", ((), ()))
     if built[1:2] != saved[1:2]:
         overrides["channels"] = saved[1]
     if side := _image_size(model, shapes):
         overrides["image_size"] = side
-    missing = fit.wrong["missing"]
-    unexpected = fit.wrong["unexpected"]
-    head = getattr(model, "pretrained_cfg", {}).get("classifier")  # of timm
-    head = (head,) if isinstance(head, str) else tuple(head or ())
-    if missing and head and all(key.startswith(head) for key in missing):
+    missing = fit.missing
+    unexpected = fit.unexpected
+    heads = _timm_heads(model)
+    if missing and heads and all(key.startswith(heads) for key in missing):
         overrides["num_classes"] = 0
-    if unexpected and head and all(key.rpartition(".")[0].endswith(head) for key in unexpected):
-        weights = [i.shape[0] for k, i in tensors.items() if k.endswith(f"{head[0]}.weight")]
-        overrides["num_classes"] = min(weights, default=0)  # a head where there is none
+    if unexpected and heads and all(key.rpartition(".")[0].endswith(heads) for key in unexpected):
+        # The file has a head, and the model none.
+        ending = f"{heads[0]}.weight"
+        classes = [info.shape[0] for key, info in tensors.items() if key.endswith(ending)]
+        overrides["num_classes"] = min(classes, default=0)
     if missing and all(key.startswith(("aux1.", "aux2.", "AuxLogits.")) for key in missing):
         overrides["aux_logits"] = False
     if unexpected and all(key.startswith("aux_classifier.") for key in unexpected):
         overrides["aux_loss"] = True
     return overrides
+
+
+def _timm_heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the paths of the classifiers that a model of timm says it has; () for others."""
+    heads = getattr(model, "pretrained_cfg", {}).get("classifier")
+    return (heads,) if isinstance(heads, str) else tuple(heads or ())
 
 
 def _image_size(model: nn.Module, shapes: Mapping[str, tuple[Any, Any]]) -> int | None:
@@ -61,7 +69,10 @@ def _image_size(model: nn.Module, shapes: Mapping[str, tuple[Any, Any]]) -> int 
     for key in ("encoder.pos_embedding", "pos_embed"):
         built, saved = shapes.get(key, ((), ()))
         if built != saved and len(saved) == 3 and built[::2] == saved[::2] and patch:
-            extra = 1 if key.startswith("encoder") else getattr(model, "num_prefix_tokens", 0)
-            extra = 0 if getattr(model, "no_embed_class", False) else extra
+            # The class token and registers have positions, too, unless the model says otherwise.
+            if getattr(model, "no_embed_class", False):
+                extra = 0
+            else:
+                extra = 1 if key.startswith("encoder") else getattr(model, "num_prefix_tokens", 0)
             return int(patch) * math.isqrt(max(saved[1] - extra, 1))
     return None

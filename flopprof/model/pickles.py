@@ -21,6 +21,14 @@ from flopprof.units import safe_text, shape_text
 _MAX_OPCODES = 1_500_000  # a tensor takes about 60; an empty set 1, and 216 bytes of memory
 MAX_BYTES = 64 << 20  # of a pickle or a header
 _MAX_GLOBALS = 5_000
+_MAX_DIMS = 64
+MAX_SIZE = 1 << 48  # elements of one dimension, more than any disk holds
+_SHOWN_DANGERS = 4
+# A zip member's header, by PKWARE's APPNOTE.TXT (4.3.7): its end, without name and extra field.
+_ZIP_LENGTHS_AT = 26  # bytes into it, the lengths of those two
+_ZIP_HEADER_BYTES = 30
+_ARRAY = re.compile(r"numpy\._?core\.multiarray\._reconstruct")
+_ARRAY_OF_BYTES = re.compile(r"numpy\._?core\.numeric\._frombuffer")
 # What names in files mean: wrapper keys, harmless globals, element types.
 NAMES: dict[str, Any] = json.loads(Path(__file__).with_name("names.json").read_text("utf-8"))
 
@@ -139,22 +147,28 @@ def _rebuild(name: str, args: list[Any]) -> Any:
         return _call(args[0], args[2])
     if name not in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3"):
         return None
-    ((room_bytes,), dtype), (start, *shape) = args[0], sizes((args[1], *sizes(args[2])))
-    dtype = args[6].origin.removeprefix("torch.") if name.endswith("v3") else dtype
+    storage = args[0]
+    (start,) = sizes((args[1],))
+    shape = sizes(args[2])
     stride = sizes(args[3])
-    steps = sum((n - 1) * step for n, step in zip(shape, stride, strict=True))
+    dtype = args[6].origin.removeprefix("torch.") if name.endswith("v3") else storage.dtype
+    (storage_bytes,) = storage.shape
+    steps = sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
     end_bytes = (start + steps + 1) * (dtypes.itemsize(dtype) or 1)
-    if 0 not in shape and end_bytes > room_bytes:
-        raise ValueError(f"a tensor of shape {shape} reaches outside its storage")
-    tensor = PlacedTensor(tuple(shape), dtype)
-    tensor.storage, tensor.start, tensor.stride = args[0].storage, start, stride
+    if 0 not in shape and end_bytes > storage_bytes:
+        raise ValueError(f"a tensor of shape {list(shape)} reaches outside its storage")
+    tensor = PlacedTensor(shape, dtype)
+    tensor.storage = storage.storage
+    tensor.start = start
+    tensor.stride = stride
     return tensor
 
 
 def sizes(value: Any) -> tuple[int, ...]:
     """Return a shape, stride or offset; raise ValueError where it is none."""
     numbers = value.args[0] if isinstance(value, Stub) else value  # torch.Size((2, 3))
-    if len(numbers) > 64 or not all(type(n) is int and 0 <= n < 1 << 48 for n in numbers):
+    are_sizes = all(type(number) is int and 0 <= number < MAX_SIZE for number in numbers)
+    if len(numbers) > _MAX_DIMS or not are_sizes:
         raise ValueError("a tensor's shape, stride or offset is no list of sizes")
     return tuple(numbers)
 
@@ -165,15 +179,15 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, stream: io.BytesIO, sizes_bytes: Mapping[str, int] | None = None) -> None:
         super().__init__(stream, encoding="latin-1")
         self.dispatch = self  # type: ignore[misc,assignment]  # looks up what to do by opcode
-        self.left = _MAX_OPCODES
+        self.opcodes_left = _MAX_OPCODES
         self.stack: list[Any] = []
         self.sizes_bytes = sizes_bytes
         self.globals: set[str] = set()
         self.storages: dict[str, int] = {}
 
     def __getitem__(self, opcode: int) -> Any:
-        self.left -= 1
-        if self.left < 0:
+        self.opcodes_left -= 1
+        if self.opcodes_left < 0:
             raise TooLargeError(f"its pickle has more than {_MAX_OPCODES:,} opcodes")
         if self.stack and type(self.stack[-1]) is tuple:
             self.stack[-1] = _Tuple(self.stack[-1])
@@ -225,14 +239,14 @@ class _Unpickler(pickle._Unpickler):
         readline: Callable[[], bytes] = self.readline  # type: ignore[attr-defined]
         module = readline()[:-1].decode("ascii")
         name = readline()[:-1].decode("ascii")
-        args = _Tuple(self._to_mark())
+        args = _Tuple(self._pop_to_mark())
         self.stack.append(_call(self.find_class(module, name), args))
 
     def load_obj(self) -> None:
-        made_by, *args = self._to_mark()
+        made_by, *args = self._pop_to_mark()
         self.stack.append(_call(made_by, _Tuple(args)))
 
-    def _to_mark(self) -> list[Any]:
+    def _pop_to_mark(self) -> list[Any]:
         items: list[Any] = self.pop_mark()  # type: ignore[attr-defined]
         return items
 
@@ -259,10 +273,13 @@ def read_pickle(path: Path, kind: str) -> Pickled:
 
     Raises:
         RefusedError: It does not hold together, and names what no model does.
+        TooLargeError: It is larger than any model's.
+        ValueError: It does not hold together; a hostile pickle may raise others.
     """
-    members = (zip_members(path) if kind in ("torch_zip", "torchscript") else None) or {}
+    is_zip = kind in ("torch_zip", "torchscript")
+    members = (zip_members(path) if is_zip else None) or {}
     sizes_bytes = {name: info.compress_size for name, info in members.items()}
-    if any(i.compress_type for name, i in members.items() if name.startswith("data")):
+    if any(info.compress_type for name, info in members.items() if name.startswith("data")):
         raise ValueError("its tensors are compressed, which torch.save never does")
     file_bytes = path.stat().st_size
     length_bytes = sizes_bytes.get("data.pkl", MAX_BYTES)
@@ -274,17 +291,20 @@ def read_pickle(path: Path, kind: str) -> Pickled:
         stream = io.BytesIO(file.read(length_bytes))
         unpickler = _Unpickler(stream, sizes_bytes if members else None)
         try:
-            for _ in range(3 if kind == "torch_legacy" else 0):  # magic number, version, machine
-                _Unpickler(stream).load()
+            if kind == "torch_legacy":
+                for _ in ("magic number", "version", "machine"):  # a pickle each
+                    _Unpickler(stream).load()
             root = unpickler.load()
             if kind == "torch_legacy":
                 positions = _legacy_positions(file, stream, unpickler.storages)
             else:
-                offsets = {k: members[f"data/{k}"].header_offset for k in unpickler.storages}
-                positions = {key: _first_byte(file, at) for key, at in offsets.items()}
+                positions = {
+                    key: _first_byte(file, members[f"data/{key}"].header_offset)
+                    for key in unpickler.storages
+                }
         except Exception as error:
             if dangerous := dangers(sorted(unpickler.globals)):
-                shown = safe_text(", ".join(dangerous[:4]))
+                shown = safe_text(", ".join(dangerous[:_SHOWN_DANGERS]))
                 fact = f"{safe_text(path)} does not hold together, and wants {shown}: DANGEROUS"
                 remedy = "do not load it; get the model from its author"
                 raise RefusedError(fact, remedy=remedy) from error
@@ -306,31 +326,28 @@ def unpickled(stream: io.BytesIO, sizes_bytes: Mapping[str, int]) -> tuple[Any, 
 
 def _first_byte(file: BinaryIO, header_offset: int) -> int:
     """Return where a zip member's data begins: behind its header, which ends with two lengths."""
-    file.seek(header_offset + 26)
+    file.seek(header_offset + _ZIP_LENGTHS_AT)
     name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-    return header_offset + 30 + int(name_bytes) + int(extra_bytes)
+    return header_offset + _ZIP_HEADER_BYTES + int(name_bytes) + int(extra_bytes)
 
 
 def _legacy_positions(
     file: BinaryIO, stream: io.BytesIO, storages: Mapping[str, int]
 ) -> dict[str, int]:
     """Return where the storages lie, which follow each other behind a list of their keys."""
+    count_bytes = 8  # of the number of elements, before each
     keys = _Unpickler(stream).load()
-    stored_bytes = sum(8 + size_bytes for size_bytes in storages.values())
-    at = stream.tell()
-    if stored_bytes > file.seek(0, os.SEEK_END) - at:
+    stored_bytes = sum(count_bytes + size_bytes for size_bytes in storages.values())
+    position = stream.tell()
+    if stored_bytes > file.seek(0, os.SEEK_END) - position:
         raise ValueError("its storages end too soon: truncated")
     positions = {}
     for key in keys:
         if key not in storages:
             raise ValueError(f"no tensor is in its storage {key!r}")
-        positions[key] = at + 8  # behind the number of elements
-        at += 8 + storages[key]
+        positions[key] = position + count_bytes
+        position += count_bytes + storages[key]
     return positions
-
-
-_ARRAY = re.compile(r"numpy\._?core\.multiarray\._reconstruct")
-_ARRAY_OF_BYTES = re.compile(r"numpy\._?core\.numeric\._frombuffer")
 
 
 def array_info(node: Any) -> TensorInfo | None:
@@ -379,7 +396,8 @@ def entries(node: Any) -> dict[Any, Any]:
     """Return what a dict or OrderedDict holds; nothing for what is neither."""
     if not isinstance(node, Stub) or node.origin != "collections.OrderedDict":
         return node if isinstance(node, dict) else {}
-    pairs = [*node.args, []][0]  # as Python 2 writes it
-    if len(distinct := dict(pairs)) < len(pairs):
+    pairs = node.args[0] if node.args else []  # as Python 2 writes it
+    distinct = dict(pairs)
+    if len(distinct) < len(pairs):
         raise ValueError("it holds a dict that names a key twice")
     return distinct

@@ -19,11 +19,12 @@ from flopprof.model.contents import Contents
 from flopprof.model.diffusion import latent_side, text_tokens
 from flopprof.units import safe_text
 
-_BETWEEN = "__"
+_BETWEEN = "__"  # a part's name and its input's
 _DENOISERS = ("unet", "transformer")
 _DECODERS = ("vae", "vqvae", "movq")
 _NEVER = 9  # the place of a part that a plain generation does not call
-_STEPS = 50  # of a generation, where the pipeline's class does not say
+_USUAL_STEPS = 50  # of a generation, where the pipeline's class does not say
+_MAX_STEPS = 100_000
 
 
 class Share(NamedTuple):
@@ -34,7 +35,7 @@ class Share(NamedTuple):
 
 
 class PipelineCall(nn.Module):
-    """The models of a pipeline; called, each runs once, and the decoder of the autoencoder.
+    """The models of a pipeline; called, each runs once, and of the autoencoder its decoder.
 
     Attributes:
         shares: How often a generation calls each.
@@ -53,7 +54,11 @@ class PipelineCall(nn.Module):
         results = {}
         for part, _ in self.shares:
             prefix = part + _BETWEEN
-            own = {k.removeprefix(prefix): v for k, v in inputs.items() if k.startswith(prefix)}
+            own = {
+                name.removeprefix(prefix): value
+                for name, value in inputs.items()
+                if name.startswith(prefix)
+            }
             model: Any = getattr(self, part)
             results[part] = model.decode(**own) if part in _DECODERS else model(**own)
         return results
@@ -80,15 +85,15 @@ def load_pipeline(request: Request) -> Loaded:
         fact = f"{path} is a diffusers pipeline without its unet or transformer"
         raise LoadError(fact, remedy="download the folder again, or name one of its models")
     name = text(contents.config, "_class_name")
-    module = PipelineCall({part: some.model for part, some in parts.items()}, _steps_of(name))
-    notes = [f"{part}: {note}" for part, some in parts.items() for note in some.warnings]
+    module = PipelineCall({part: loaded.model for part, loaded in parts.items()}, _steps_of(name))
+    notes = [f"{part}: {note}" for part, loaded in parts.items() for note in loaded.warnings]
     if left_out:
         notes.append(f"not called by a plain generation, and not counted: {', '.join(left_out)}")
     return Loaded(
         module,
         f"diffusers:{safe_text(name)}",
         "diffusers pipeline",
-        weights="file" if all(some.weights == "file" for some in parts.values()) else "random",
+        weights="file" if all(loaded.weights == "file" for loaded in parts.values()) else "random",
         input_hint=_inputs(contents, parts),
         recognised_by="model_index.json",
         warnings=tuple(safe_text(note, 1000) for note in notes),
@@ -140,5 +145,5 @@ def _steps_of(class_name: str) -> int:
     try:
         steps = inspect.signature(cls.__call__).parameters["num_inference_steps"].default
     except (AttributeError, KeyError, TypeError, ValueError):
-        return _STEPS
-    return steps if type(steps) is int and 0 < steps <= 100_000 else _STEPS
+        return _USUAL_STEPS
+    return steps if type(steps) is int and 0 < steps <= _MAX_STEPS else _USUAL_STEPS

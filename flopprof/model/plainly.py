@@ -5,7 +5,7 @@ from typing import Any
 
 from flopprof.model.pickles import Stub, TensorInfo, attributes, entries
 
-MAX_VALUES = 2_000
+MAX_VALUES = 2_000  # more than anybody reads
 _MAX_DEPTH = 8
 _MAX_TEXT = 200
 _MAX_ITEMS = 100  # of one list
@@ -14,15 +14,15 @@ _NOTHING = object()
 
 
 class Plain:
-    """Values that were turned; no more of them than anybody reads."""
+    """Turns stubs into plain values, up to MAX_VALUES of them."""
 
     def __init__(self) -> None:
-        self.left = MAX_VALUES
+        self.values_left = MAX_VALUES
 
     def of(self, node: Any, depth: int = 0) -> Any:
         """Return `node` as dicts, lists, texts, numbers; `_NOTHING` for tensors and the empty."""
-        self.left -= 1
-        if self.left < 0 or depth > _MAX_DEPTH or isinstance(node, TensorInfo):
+        self.values_left -= 1
+        if self.values_left < 0 or depth > _MAX_DEPTH or isinstance(node, TensorInfo):
             return _NOTHING
         if node is None or isinstance(node, bool):
             return node
@@ -46,7 +46,7 @@ class Plain:
     def _dict(self, pairs: dict[Any, Any], depth: int) -> Any:
         values = {}
         for key, item in pairs.items():
-            if self.left < 0:
+            if self.values_left < 0:
                 break
             value = self.of(item, depth + 1)
             if value is not _NOTHING:
@@ -77,7 +77,7 @@ def configuration(root: Any, *, without: Any) -> dict[str, Any]:
     if isinstance(root, list | tuple) and not isinstance(root, TensorInfo):
         pairs = {str(place): value for place, value in enumerate(root[:_MAX_ITEMS])}
     else:
-        pairs = {k: v for k, v in entries(root).items() if isinstance(k, str)}
+        pairs = {key: value for key, value in entries(root).items() if isinstance(key, str)}
     plain = Plain()
     plain_values = {}
     for key, value in pairs.items():
@@ -85,7 +85,7 @@ def configuration(root: Any, *, without: Any) -> dict[str, Any]:
             continue
         if without.search(key) or "_modules" in attributes(value):
             continue
-        value_as_plain = plain.of(value)
-        if value_as_plain is not _NOTHING and value_as_plain not in ({}, []):
-            plain_values[key[:_MAX_TEXT]] = value_as_plain
+        turned = plain.of(value)
+        if turned is not _NOTHING and turned not in ({}, []):
+            plain_values[key[:_MAX_TEXT]] = turned
     return plain_values

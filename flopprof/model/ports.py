@@ -14,9 +14,9 @@ from flopprof.model.fitted import Fitted, fit_architecture
 from flopprof.model.pickles import TensorInfo
 from flopprof.model.recognise import Entry, in_order, named_first, same_order
 
-_OWN = 0.3  # share of keys in common from which on the spelling is the library's own
-_TRIED = 6  # models of the same shapes that are built
-_TAIL = 6  # tensors at the end, of a head that was given another name
+_OWN_FRAC = 0.3  # share of keys in common from which on the spelling is the library's own
+_MAX_BUILT = 6  # models of the same shapes that are built
+_HEAD_TENSORS = 6  # tensors at the end, of a head that was given another name
 
 
 class Port(NamedTuple):
@@ -38,7 +38,7 @@ def find_port(request: Request) -> Port | None:
     shapes = {key: info.shape for key, info in tensors.items()}
     entries = named_first(same_order(shapes), request.contents.texts)
     built = []
-    for entry in entries[:_TRIED]:
+    for entry in entries[:_MAX_BUILT]:
         try:
             architecture = find_architecture(entry.name)
         except UsageError:  # its library is not installed
@@ -48,10 +48,11 @@ def find_port(request: Request) -> Port | None:
             return None
         built.append((entry, architecture, list(in_order(_shapes(model)))))
     for entry, architecture, keys in built:
-        port = _fitted(architecture, keys, request)
-        if port is not None:
+        fitting = _fitted(architecture, keys, request)
+        if fitting is not None:
+            model, fitted = fitting
             others = tuple(other for other in entries if other != entry)
-            return Port(entry, *port, others)
+            return Port(entry, model, fitted, others)
     return None
 
 
@@ -60,13 +61,13 @@ def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _is_variant(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
-    """Return whether the keys are the model's own, but for some that are not those of its head."""
+    """Return whether the keys are the model's own, and some that are no head's are lacking."""
     fit = compare(model, tensors)
     keys = list(in_order(_shapes(model)))
     common = {key for key in keys if key in fit.pairs}
-    if len(common) < _OWN * len(keys):
+    if len(common) < _OWN_FRAC * len(keys):
         return False
-    return any(key not in common for key in keys[:-_TAIL])
+    return any(key not in common for key in keys[:-_HEAD_TENSORS])
 
 
 def _is_inner(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
@@ -74,10 +75,10 @@ def _is_inner(model: nn.Module, tensors: Mapping[str, TensorInfo]) -> bool:
 
     Such a module is a model of its own, and does with its weights what no key tells.
     """
-    names = [key.partition(".") for key in model.state_dict()]
-    if len({outer for outer, _, _ in names}) != 1:
+    keys = [key.partition(".") for key in model.state_dict()]
+    if len({outer for outer, _, _ in keys}) != 1:
         return False
-    return set(tensors) <= {inner for _, _, inner in names}
+    return set(tensors) <= {inner for _, _, inner in keys}
 
 
 def _fitted(
@@ -85,10 +86,10 @@ def _fitted(
 ) -> tuple[nn.Module, Fitted] | None:
     """Return the model with the file's tensors in their order; None where a shape differs."""
     tensors = request.contents.tensors
-    own = list(in_order({key: info.shape for key, info in tensors.items()}))
-    if len(own) > len(keys):
+    file_keys = list(in_order({key: info.shape for key, info in tensors.items()}))
+    if len(file_keys) > len(keys):
         return None
-    names = dict(zip(keys, own, strict=False))
+    names = dict(zip(keys, file_keys, strict=False))
     renamed = {key: tensors[name] for key, name in names.items()}
     by_order = replace(request, contents=replace(request.contents, tensors=renamed))
     model, fitted = fit_architecture(architecture, by_order)

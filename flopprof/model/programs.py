@@ -21,7 +21,7 @@ _RESAVE = "save its state_dict again: torch.save(model.state_dict(), 'model.pth'
 
 @loader("state_dict", "npz")
 def load_state_dict(request: Request) -> Loaded:
-    """Return the model that `--arch` names with the file's weights, mapped into memory."""
+    """Return the model that `--arch` names or that is recognised, with the file's weights."""
     keys = ".".join(request.contents.wrapper_keys)
     source = f"state_dict under {keys!r} of" if keys else "state_dict of"
     if request.contents.kind == "npz":
@@ -31,7 +31,7 @@ def load_state_dict(request: Request) -> Loaded:
 
 @loader("array_pickle")
 def load_array_pickle(request: Request) -> Loaded:
-    """Return the model that `--arch` names with the shapes of a plain pickle's NumPy arrays.
+    """Return the model that `--arch` names or that is recognised, of the arrays' shapes.
 
     Raises:
         LoadError: Their values are wanted, which unpickling alone would give.
@@ -56,7 +56,8 @@ def load_exported(request: Request) -> Loaded:
     args, kwargs = program.example_inputs or ((), {})
     specs = [_spec(tensor) for tensor in args]
     specs += [f"{name}={_spec(tensor)}" for name, tensor in kwargs.items()]
-    hint = " ".join(specs) if specs and not any(spec.endswith("?") for spec in specs) else None
+    are_tensors = not any(spec.endswith("?") for spec in specs)
+    hint = " ".join(specs) if specs and are_tensors else None
     name = safe_text(request.contents.path.name)
     return Loaded(program.module(), name, "exported program of", input_hint=hint)
 
@@ -71,8 +72,8 @@ def _spec(value: Any) -> str:
 @loader("safetensors", "sharded")
 def load_safetensors(request: Request) -> Loaded:
     """Return the model of weights in one or several files, mapped into memory."""
-    several = len(request.contents.shards)
-    source = f"{several} files of weights by" if several else "safetensors weights of"
+    files = len(request.contents.shards)
+    source = f"{files} files of weights by" if files else "safetensors weights of"
     return fit_weights(request, source, partial(read_weights, request.contents))
 
 
@@ -111,6 +112,11 @@ def _load_pickle(request: Request) -> Any:
 
 
 def _run_code(request: Request, load: Callable[..., Any], **options: Any) -> Any:
+    """Return what `load`, which runs the file's code, makes of it, below the wrapper keys.
+
+    Raises:
+        LoadError: Whatever the code raised.
+    """
     path = request.contents.path
     try:
         with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated, not gone
@@ -122,8 +128,8 @@ def _run_code(request: Request, load: Callable[..., Any], **options: Any) -> Any
         raise
     except BaseException as error:  # the file's code may raise anything, sys.exit's too
         first_line = safe_text(str(error).strip().partition("\n")[0])
-        is_gone = isinstance(error, AttributeError | ImportError)
-        raise LoadError(
-            f"{safe_text(path)}: torch's loader raised {type(error).__name__}: {first_line}",
-            remedy="make the classes that it names importable (PYTHONPATH)" if is_gone else _RESAVE,
-        ) from error
+        remedy = _RESAVE
+        if isinstance(error, AttributeError | ImportError):
+            remedy = "make the classes that it names importable (PYTHONPATH)"
+        fact = f"{safe_text(path)}: torch's loader raised {type(error).__name__}: {first_line}"
+        raise LoadError(fact, remedy=remedy) from error

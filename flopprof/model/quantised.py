@@ -7,7 +7,8 @@ from typing import Any
 from flopprof.model.pickles import TensorInfo
 
 _INT_BITS = 32  # of the integers that GPTQ and AWQ pack into
-Packed = tuple[str, str, int]
+Packed = tuple[str, str, int]  # kind, reason and number of elements, as of a `Role`
+_UNKNOWN_BITS = "packed, and nothing says in how many bits"
 
 
 def packed_role(
@@ -27,19 +28,20 @@ def packed_role(
     if leaf == "weight_packed":
         bits = _bits(config)
         if not bits:
-            return "unknown", "packed, and nothing says in how many bits", size
+            return "unknown", _UNKNOWN_BITS, size
         return "linear", f"packed in {bits} bits", size * _INT_BITS // bits
     if (leaf == "weight" and "weight.absmax" in beside) or _is_4bit(leaf, info, beside):
         return "linear", "packed in 4 bits by bitsandbytes", 2 * size
-    if leaf.endswith("_blocks") and f"{leaf[:-7]}_scales" in beside:
+    if leaf.endswith("_blocks") and f"{leaf.removesuffix('_blocks')}_scales" in beside:
         return "linear", "packed in 4 bits (MXFP4)", 2 * size
     if leaf == "weight" and info.dtype == "int8" and len(info.shape) == 2:
-        scaled = "SCB" in beside or any("scale" in name for name in beside)
-        return "linear", "int8 with scales" if scaled else "int8", size
+        has_scales = "SCB" in beside or any("scale" in name for name in beside)
+        return "linear", "int8 with scales" if has_scales else "int8", size
     return None
 
 
 def _is_4bit(leaf: str, info: TensorInfo, beside: Mapping[str, TensorInfo]) -> bool:
+    """Return whether bitsandbytes packed a weight in one column of bytes, two numbers each."""
     is_column = len(info.shape) == 2 and info.shape[1] == 1
     return leaf == "weight" and info.dtype == "uint8" and is_column and "absmax" in beside
 
@@ -60,7 +62,7 @@ def _by_gptq(
     elif zeros is not None and len(zeros.shape) == 2:
         bits = bits or _INT_BITS * zeros.shape[1] // outputs
     if not bits:
-        return "unknown", "packed, and nothing says in how many bits", rows * columns
+        return "unknown", _UNKNOWN_BITS, rows * columns
     return "linear", f"packed in {bits} bits (GPTQ)", rows * columns * _INT_BITS // bits
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,10 +21,13 @@ INDEX = Path(__file__).with_name("index.csv")
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "net.", "encoder.", "student.")
 """What wrappers put before every key: DataParallel, torch.compile, Lightning, own classes."""
 LIBRARIES = ("torchvision.", "timm.")  # whose models the index has: what their classes begin with
-LEAST = 20  # tensors of which the order says something
+LEAST = 20  # tensors at least of which the order says something
 NEAR_STEPS = 0.3  # share of steps in common from which on a model is near
 SKETCH = 16  # the least hashes of keys and shapes; two sets share as many as they are alike
 NEAREST = 12  # candidates that are tried, most alike first
+_NO_HASH = 0xFFFFFFFF  # fills a sketch of fewer hashes
+_MOST_FRAC = 0.9  # of the keys that a wrapper's prefix must be on for it to be left out
+_READINGS = 3  # of the keys, with and without prefixes, whose candidates are tried
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -62,8 +65,7 @@ def fingerprint(shapes: Shapes) -> str:
 
 def sketch(shapes: Shapes) -> bytes:
     """Return the least hashes of keys and shapes, 4 bytes each, a set's own whatever its order."""
-    hashes = {hashlib.blake2b(t.encode(), digest_size=4).digest() for t in _lines(shapes)}
-    return b"".join(sorted(hashes)[:SKETCH]).ljust(4 * SKETCH, b"\xff")
+    return _least_hashes(_lines(shapes))
 
 
 def recognise(shapes: Shapes) -> Match | None:
@@ -81,23 +83,40 @@ def recognise(shapes: Shapes) -> Match | None:
         exact = [entry for entry in entries if entry.fingerprint == mark]
         if exact and len(keys) == len(shapes):
             return Match(tuple(sorted(exact, key=_plainness)), exact=True)
-        mine = np.frombuffer(sketch(keys), dtype=">u4")
-        common = np.isin(sketches[:, :SKETCH], mine[mine < 0xFFFFFFFF]).sum(axis=1)
-        likeness = common / max(min(len(set(keys)), SKETCH), 1)
-        order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
-        first = {entries[i].fingerprint: i for i in reversed(order) if common[i]}
-        top = sorted(first.values(), key=order.index)[:NEAREST]  # one of each fingerprint
         if exact:  # but for some keys beside: of a loss, or of a head that others have too
             ranked.append((1.0, sorted(exact, key=_plainness)))
-        elif top:
-            share = min(float(likeness[top[0]]), 1.0)
-            ranked.append((share, [entries[i] for i in top]))
+            continue
+        hashes = np.frombuffer(sketch(keys), dtype=">u4")
+        common = np.isin(sketches[:, :SKETCH], hashes[hashes < _NO_HASH]).sum(axis=1)
+        most = int(common.max())
+        if most:
+            likeness = most / max(min(len(set(keys)), SKETCH), 1)
+            ranked.append((min(likeness, 1.0), _most_alike(entries, common)))
     if not ranked:
         return None
     ranked.sort(key=lambda pair: -pair[0])
-    each = NEAREST if len(ranked) == 1 else NEAREST // 2  # a backbone's keys are a model's too
-    nearest = dict.fromkeys(entry for _, some in ranked[:3] for entry in some[:each])
+    count = NEAREST if len(ranked) == 1 else NEAREST // 2  # a backbone's keys are a model's too
+    nearest: dict[Entry, None] = {}
+    for _, candidates in ranked[:_READINGS]:
+        nearest |= dict.fromkeys(candidates[:count])
     return Match(tuple(nearest), exact=False)
+
+
+def _by_common(entries: list[Entry], common: "np.ndarray[Any, Any]") -> list[int]:
+    """Return the entries' places: those with most hashes in common first, then the plainest."""
+    return sorted(
+        range(len(entries)), key=lambda place: (-common[place], _plainness(entries[place]))
+    )
+
+
+def _most_alike(entries: list[Entry], common: "np.ndarray[Any, Any]") -> list[Entry]:
+    """Return the entries with most hashes in common, one for each fingerprint."""
+    alike: dict[str, Entry] = {}
+    for place in _by_common(entries, common):
+        if not common[place] or len(alike) == NEAREST:
+            break
+        alike.setdefault(entries[place].fingerprint, entries[place])
+    return list(alike.values())
 
 
 def order_mark(shapes: Shapes, *, is_headless: bool = False) -> str:
@@ -110,22 +129,33 @@ def order_mark(shapes: Shapes, *, is_headless: bool = False) -> str:
         is_headless: Whether there is no head to leave out.
     """
     row = list(in_order(shapes).values())
-    if not is_headless and len(row) > 2 and len(row[-1]) == 1 and row[-2][:1] == row[-1]:
-        row = row[:-2]
+    if not is_headless and len(row) > 2:
+        weight, bias = row[-2:]
+        if len(bias) == 1 and weight[:1] == bias:
+            row = row[:-2]
     text = "\n".join("x".join(map(str, shape)) for shape in row[1:])
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def in_order(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """Return the tensors in the order in which models have them, without counters."""
-    return {k: tuple(v) for k, v in shapes.items() if not k.endswith("num_batches_tracked")}
+    return {
+        key: tuple(shape)
+        for key, shape in shapes.items()
+        if not key.endswith("num_batches_tracked")
+    }
 
 
 def steps_sketch(shapes: Shapes) -> bytes:
     """Return the least hashes of each three weights that follow each other, by their shapes."""
     row = ["x".join(map(str, shape)) for shape in in_order(shapes).values() if len(shape) > 1]
     steps = {" ".join(row[place : place + 3]) for place in range(max(len(row) - 2, 0))}
-    hashes = {hashlib.blake2b(step.encode(), digest_size=4).digest() for step in steps}
+    return _least_hashes(steps)
+
+
+def _least_hashes(texts: Iterable[str]) -> bytes:
+    """Return the least of the texts' hashes, 4 bytes each, filled up where there are fewer."""
+    hashes = {hashlib.blake2b(text.encode(), digest_size=4).digest() for text in texts}
     return b"".join(sorted(hashes)[:SKETCH]).ljust(4 * SKETCH, b"\xff")
 
 
@@ -137,7 +167,8 @@ def same_order(shapes: Shapes) -> list[Entry]:
     if len(in_order(shapes)) < LEAST:
         return []
     marks = (order_mark(shapes), order_mark(shapes, is_headless=True))
-    matching = [entry for entry in _index()[0] if entry.order and entry.order in marks]
+    entries, _ = _index()
+    matching = [entry for entry in entries if entry.order and entry.order in marks]
     return sorted(matching, key=_plainness)
 
 
@@ -146,18 +177,19 @@ def near_by_steps(shapes: Shapes) -> list[Entry]:
     import numpy as np
 
     entries, sketches = _index()
-    mine = np.frombuffer(steps_sketch(shapes), dtype=">u4")
-    mine = mine[mine < 0xFFFFFFFF]
-    if len(mine) == 0:
+    filled = np.frombuffer(steps_sketch(shapes), dtype=">u4")
+    hashes = filled[filled < _NO_HASH]
+    if len(hashes) == 0:
         return []
-    common = np.isin(sketches[:, SKETCH:], mine).sum(axis=1)
-    order = sorted(range(len(entries)), key=lambda i: (-common[i], _plainness(entries[i])))
-    return [entries[i] for i in order[:NEAREST] if common[i] >= NEAR_STEPS * len(mine)]
+    common = np.isin(sketches[:, SKETCH:], hashes).sum(axis=1)
+    nearest = _by_common(entries, common)[:NEAREST]
+    return [entries[place] for place in nearest if common[place] >= NEAR_STEPS * len(hashes)]
 
 
 def alternatives(entry: Entry) -> tuple[Entry, ...]:
     """Return the other models with the keys and shapes of this one, plainest first."""
-    same = [e for e in _index()[0] if e.fingerprint == entry.fingerprint and e != entry]
+    entries, _ = _index()
+    same = [other for other in entries if other.fingerprint == entry.fingerprint and other != entry]
     return tuple(sorted(same, key=_plainness))
 
 
@@ -192,13 +224,18 @@ def _without_prefixes(shapes: Shapes) -> Iterator[Shapes]:
     """Yield the keys as they are, then without each prefix that nearly all of them have."""
     yield shapes
     for prefix in PREFIXES:
-        inside = {k.removeprefix(prefix): v for k, v in shapes.items() if k.startswith(prefix)}
-        if len(inside) > 0.9 * len(shapes):
+        inside = {
+            key.removeprefix(prefix): shape
+            for key, shape in shapes.items()
+            if key.startswith(prefix)
+        }
+        if len(inside) > _MOST_FRAC * len(shapes):
             yield from _without_prefixes(inside)
 
 
 @cache
 def _index() -> tuple[list[Entry], "np.ndarray[tuple[int, int], np.dtype[np.uint32]]"]:
+    """Return the index's models, and a row for each of the hashes of its sketch and its steps."""
     import numpy as np
 
     with INDEX.open(encoding="utf-8", newline="") as file:

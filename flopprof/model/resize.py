@@ -28,14 +28,18 @@ def resized(
         leading = next((shape[0] for shape in shapes if shape), None)
         if leading is None:
             raise UsageError("no input has a batch", remedy="leave out --batch")
-        shapes = [[batch, *s[1:]] if s and s[0] == leading else s for s in shapes]
+        shapes = [
+            [batch, *shape[1:]] if shape and shape[0] == leading else shape for shape in shapes
+        ]
     if input_size is not None:
         if not any(len(shape) == 4 for shape in shapes):
             raise UsageError(
                 f"no input is a batch of pictures: {', '.join(texts) or 'there is none'}",
                 remedy="leave out --input-size, or give --input",
             )
-        shapes = [[*s[:2], input_size, input_size] if len(s) == 4 else s for s in shapes]
+        shapes = [
+            [*shape[:2], input_size, input_size] if len(shape) == 4 else shape for shape in shapes
+        ]
     return [
         _spelled(match, shape) if match else text
         for text, match, shape in zip(texts, parsed, shapes, strict=True)

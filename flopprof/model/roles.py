@@ -45,6 +45,8 @@ PRODUCTS = {
 """The kinds of weights that are multiplied, each with what 2 FLOPs per element are done for."""
 
 NO_PARAMETERS = ("statistics", "buffer")
+"""The kinds of tensors that are not learned."""
+
 _RECURRENT = re.compile(r"(\w+_)?w(eight)?_(ih|hh|hr)(_l\d+)?(_reverse)?")
 _EMBEDDING = re.compile(
     r"(?i)(\w*_)?(emb|embd|embed|embeds|embedding|embeddings|embedder|lut|lookup|codebook|vocab)(_\w+)?"
@@ -62,7 +64,7 @@ _PARAMETRISED = re.compile(
     r"(?P<path>(?:.*\.)?)parametrizations\.(?P<leaf>\w+)\.(?P<rest>original[01]?|\d+\.(?P<own>\w+))"
 )
 _OF_A_WEIGHT = re.compile(r"(.*)\.(weight\.(?:nested_)?(?:absmax|quant_map|quant_state)[\w.]*)")
-_FLAT = 65_536  # elements of a 1-d weight: more than any channel count
+_MAX_CHANNELS = 65_536  # a longer 1-d weight is a matrix that was flattened
 _TABLE_ROWS = 1_000  # of the first matrix of a file, which then is rather looked up
 
 _CLASSES = {
@@ -108,8 +110,8 @@ def place_of(key: str) -> tuple[str, str]:
             return of_weight[1], of_weight[2]
         path, _, leaf = key.rpartition(".")
         return path, leaf
-    spelled = {"original": "orig", "original0": "g", "original1": "v"}
-    ending = spelled.get(match["rest"]) or str(match["own"] or match["rest"]).strip("_")
+    endings = {"original": "orig", "original0": "g", "original1": "v"}
+    ending = endings.get(match["rest"]) or str(match["own"] or match["rest"]).strip("_")
     return match["path"].removesuffix("."), f"{match['leaf']}_{ending}"
 
 
@@ -190,9 +192,8 @@ def _by_neighbours(place: _Place) -> tuple[str, str] | None:
     for ending in ("_v", "_orig"):
         name = leaf.removesuffix(ending)
         if leaf.endswith(ending) and dims > 1:
-            plain = dict(place.beside) | {name: place.info}
-            spelled = replace(place, leaf=name, beside=plain)
-            kind, why = _by_name(spelled) or _by_shape(spelled)
+            plain = replace(place, leaf=name, beside={**place.beside, name: place.info})
+            kind, why = _by_name(plain) or _by_shape(plain)
             return kind, f"{why}, reparametrised"
     if leaf == "bias" and dims > 1 and place.info.shape[-1] == place.info.shape[-2]:
         return "buffer", "a square bias: a causal mask"
@@ -200,7 +201,7 @@ def _by_neighbours(place: _Place) -> tuple[str, str] | None:
 
 
 def _by_dtype(place: _Place) -> tuple[str, str] | None:
-    """Return what whole numbers are."""
+    """Return what tensors of whole numbers are; None for floating and packed ones."""
     info = place.info
     if place.leaf == "num_batches_tracked":
         return "statistics", "the batches that were averaged"
@@ -232,7 +233,7 @@ def _by_shape(place: _Place) -> tuple[str, str]:
         return "scalar", "one number"
     if "bias" in place.leaf:
         return "bias", "named as a bias"
-    if sum(n > 1 for n in shape) <= 1 and place.leaf != "weight":
+    if sum(size > 1 for size in shape) <= 1 and place.leaf != "weight":
         return "scale", "one number for each channel"
     if len(shape) == 1:
         return _vector(place)
@@ -245,10 +246,11 @@ def _by_shape(place: _Place) -> tuple[str, str]:
 
 
 def _vector(place: _Place) -> tuple[str, str]:
+    """Return whether a 1-d weight scales, normalises, or is a matrix that was flattened."""
     size = place.info.shape[0]
     if _NORM.search(place.path) or "norm" in place.cls.lower():
         return "norm", "1-d, and its module is named as a normalisation"
-    if size > _FLAT or _LINEAR_NAME.search(place.path):
+    if size > _MAX_CHANNELS or _LINEAR_NAME.search(place.path):
         return "unknown", f"a 1-d weight of {size} elements: flattened?"
     return "scale", "1-d: of a normalisation or an activation"
 
@@ -271,7 +273,8 @@ def _matrix(place: _Place) -> tuple[str, str]:
         return "embedding", f"2-d without a bias, and its module is called {name}"
     if not has_bias and place.is_first and rows >= max(_TABLE_ROWS, 4 * columns):
         return "embedding", f"the file's first matrix, of {rows} rows without a bias"
-    return "linear", f"2-d {shape_text((rows, columns))}" + (" with a bias" if has_bias else "")
+    with_bias = " with a bias" if has_bias else ""
+    return "linear", f"2-d {shape_text((rows, columns))}{with_bias}"
 
 
 def _filters(place: _Place) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from typing import Any
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's, from linux/prctl.h, as the next
 _SET_CHILD_SUBREAPER = 36
 _POLL_S = 0.05
+_PAUSE_PER_LOOK = 20  # × what a look at the processes takes: it takes 5 % of the time at most
 _PATIENCE_S = 10.0  # for what the kernel does not let go of
 
 
@@ -64,7 +65,7 @@ def _watch(command: list[str], memory_bytes: int, time_s: float) -> dict[str, An
             return {"broke": "time"}
         if _memory_bytes(_descendants()) > memory_bytes:
             return {"broke": "memory"}
-        pause_s = max(_POLL_S, 20 * (time.monotonic() - start))  # looking takes 5 % at most
+        pause_s = max(_POLL_S, _PAUSE_PER_LOOK * (time.monotonic() - start))
         try:
             is_gone = bool(select.select([0], [], [], pause_s)[0])
         except (OSError, ValueError):  # closed by a signal
@@ -79,9 +80,12 @@ def _reap(pid: int) -> int | None:
     """Take the exit codes of all children that ended; return that of `pid`."""
     code = None
     with suppress(ChildProcessError):
-        while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-            if ended[0] == pid:
-                code = os.waitstatus_to_exitcode(ended[1])
+        while True:
+            ended_pid, status = os.waitpid(-1, os.WNOHANG)
+            if not ended_pid:
+                break
+            if ended_pid == pid:
+                code = os.waitstatus_to_exitcode(status)
     return code
 
 
@@ -119,8 +123,9 @@ def _descendants() -> list[int]:
     children: dict[int, list[int]] = {}
     for pid in [int(name) for name in _entries("/proc") if name.isdecimal()]:
         with suppress(OSError, ValueError, IndexError):
-            after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-            children.setdefault(int(after_name[1]), []).append(pid)
+            after_name = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2]
+            _state, parent, *_ = after_name.split()
+            children.setdefault(int(parent), []).append(pid)
     pids: list[int] = []
     pending = [os.getpid()]
     while pending:
@@ -160,9 +165,11 @@ def _resident_bytes(pid: int) -> int:
 
 
 def _staged(output: Path | None) -> set[Path]:
+    """Return what lies half-written beside the output, by the names that flopprof gives it."""
     if output is None or not output.parent.is_dir():
         return set()
-    return {p for p in output.parent.iterdir() if p.name.startswith(f".{output.name}-")}
+    beginning = f".{output.name}-"
+    return {path for path in output.parent.iterdir() if path.name.startswith(beginning)}
 
 
 def _clear(output: Path | None, before: set[Path]) -> None:

@@ -26,7 +26,7 @@ MARK = "FLOPPROF_CONTAINED"  # in the child's environment: the process id of its
 MEMORY_LIMIT = "16G"
 TIME_LIMIT_S = 1800.0
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_LEFT = "nothing was measured: check that it runs without flopprof"
+_NO_RESULT = "nothing was measured: check that it runs without flopprof"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,10 @@ def parse_bytes(text: str) -> int:
     unit = "" if text[-1:].isdigit() else text[-1:]
     number = text.removesuffix(unit)
     try:
-        n_bytes = int(float(number) * _UNITS[unit.upper()])
-        if n_bytes < 1:
+        amount_bytes = int(float(number) * _UNITS[unit.upper()])
+        if amount_bytes < 1:
             raise ValueError("nothing")
-        return n_bytes
+        return amount_bytes
     except (ValueError, KeyError, OverflowError) as error:
         fact = f"{text!r} is no amount of memory"
         raise UsageError(fact, remedy="write it as 500M or 16G") from error
@@ -150,15 +150,15 @@ def run_contained(
         shutil.rmtree(scratch, ignore_errors=True)
     _refuse_limits(outcome.get("broke"), path, memory_bytes, time_s)
     if exit_code < 0:
-        raise ModelError(f"{safe_text(path)} {_ending(outcome)}", remedy=_LEFT)
+        raise ModelError(f"{safe_text(path)} {_ending(outcome)}", remedy=_NO_RESULT)
     return exit_code, printed
 
 
 def _child_command(arguments: Sequence[str], scratch: str, answer: Path) -> list[str]:
-    """Return the command of the child; `env` sets what only the child shall see."""
+    """Return the command of the child, whose code sets the environment that it alone shall see."""
     package = str(Path(__file__).resolve().parents[2])
-    old = os.environ.get("PYTHONPATH")
-    python_path = f"{package}{os.pathsep}{old}" if old else package
+    own_path = os.environ.get("PYTHONPATH")
+    python_path = f"{package}{os.pathsep}{own_path}" if own_path else package
     code = (
         "import os, sys; "
         f"os.environ.update({{{MARK!r}: str(os.getppid()), 'TMPDIR': {scratch!r}, "
@@ -225,6 +225,7 @@ def supervised(
 
 
 def _refuse_limits(broke: str | None, path: Path, memory_bytes: int, time_s: float) -> None:
+    """Raise `ModelError` where a limit was broken: "time" or "memory"."""
     if broke == "time":
         fact = f"it took more than {time_s:g} s"
         remedy = "--time-limit takes more seconds"
@@ -238,7 +239,7 @@ def _refuse_limits(broke: str | None, path: Path, memory_bytes: int, time_s: flo
 
 
 def _ending(outcome: dict[str, Any]) -> str:
-    """Return, in words, how a child ended that gave no result."""
+    """Return in words how a child ended that gave no result."""
     code = outcome.get("exit_code")
     if code is None:
         return "ended the process that watches it, before there was a result"

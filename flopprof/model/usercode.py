@@ -94,7 +94,7 @@ def pip_name(module: str) -> str:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and those that it came of, the last first."""
+    """Yield the error, then the one that it came of, and so on."""
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
@@ -111,6 +111,10 @@ def _is_network(error: BaseException) -> bool:
 
 def find_function(spec: str, option: str) -> Callable[..., Any]:
     """Return the function that `spec`, FILE.py:FUNCTION, names.
+
+    Args:
+        spec: What the user gave.
+        option: The flag that it was given with, for messages.
 
     Raises:
         UsageError: It names none.

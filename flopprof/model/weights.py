@@ -7,8 +7,9 @@ import numpy as np
 import torch
 
 from flopprof.errors import LoadError
-from flopprof.model.contents import Contents, file_kind, read_contents, read_safetensors
+from flopprof.model.contents import Contents, file_kind, read_contents
 from flopprof.model.pickles import PlacedTensor
+from flopprof.model.safetensors import read_safetensors
 from flopprof.units import safe_text
 
 _ALIGNED = 16  # bytes, as an allocator of memory gives at least
@@ -64,10 +65,10 @@ def _map_pickled(contents: Contents) -> dict[str, torch.Tensor]:
         if 0 in info.shape:
             tensors[key] = torch.empty(info.shape, dtype=getattr(torch, info.dtype))
             continue
-        steps = [(n - 1) * step for n, step in zip(info.shape, info.stride, strict=True)]
+        last = sum((size - 1) * step for size, step in zip(info.shape, info.stride, strict=True))
         itemsize = getattr(torch, info.dtype).itemsize
         start = contents.positions[info.storage] + info.start * itemsize
-        values = _elements(file_bytes, start, sum(steps) + 1, info.dtype)
+        values = _elements(file_bytes, start, last + 1, info.dtype)
         tensors[key] = values.as_strided(info.shape, info.stride)
     return tensors
 
@@ -79,5 +80,6 @@ def _elements(file_bytes: torch.Tensor, start: int, size: int, dtype_name: str) 
     """
     dtype = getattr(torch, dtype_name)
     raw = file_bytes[start : start + size * dtype.itemsize]
-    raw = raw.clone() if start % _ALIGNED else raw
+    if start % _ALIGNED:
+        raw = raw.clone()
     return raw.view(dtype)
