@@ -22,6 +22,9 @@ from torch import nn
 
 import flopprof
 
+LONGEST_FAULT = 150  # letters
+MOST_NAMED = 10  # sites that disagree
+
 Model = tuple[str, nn.Module, Any, dict[str, Any]]
 
 
@@ -67,7 +70,8 @@ class Coverage:
         try:
             run = flopprof.count_flops(model, inputs, kwargs=kwargs).run
         except Exception as error:  # a model that does not run is no fault of the formulas
-            self.faults.append(f"{name}: {type(error).__name__}: {str(error)[:150]}")
+            text = str(error)[:LONGEST_FAULT]
+            self.faults.append(f"{name}: {type(error).__name__}: {text}")
             return
         self.models += 1
         # Sites without FLOPs and without a bound are unknown; those with a bound are counted so.
@@ -93,7 +97,7 @@ class Coverage:
                 f"{op} ({len(models)}: {sorted(models)[0]})"
                 for op, models in sorted(self.unknown.items())
             ),
-            "disagrees": "; ".join(sorted(self.disagree)[:10]),
+            "disagrees": "; ".join(sorted(self.disagree)[:MOST_NAMED]),
         }
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 REPEATS = 3
+LONGEST_NOTE = 120  # letters
 FIGURES = ("events", "kernels", "computing_us", "flops", "cpu_s", "peak_mb")
 COLUMNS = ("trace", "tool", "version", *FIGURES, "note")
 PRELUDE = """
@@ -115,7 +116,7 @@ def measured(tool: str, trace: Path, peers: Path | None) -> dict[str, Any]:
         )
         if done.returncode:
             told = done.stderr.strip().splitlines() or ["it ended without a word"]
-            return {"note": f"failed: {told[-1][:120]}"}
+            return {"note": f"failed: {told[-1][:LONGEST_NOTE]}"}
         answers.append(json.loads(done.stdout.splitlines()[-1]))
     row = dict(answers[0])
     for figure in ("cpu_s", "peak_mb"):

@@ -12,6 +12,8 @@ import sys
 import flopprof
 from flopprof.units import duration, percent, si
 
+MOST_KERNELS = 10  # printed, those of most time
+
 
 def main(arguments: list[str] | None = None) -> None:
     """Profile the model, compiled and not, and print both beside each other."""
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"graphs    {compiled.graphs}, compiled again {compiled.recompilations} times")
     for reason, times in compiled.graph_breaks.items():
         print(f"break     {times} ×: {reason}")
-    for kernel in compiled.kernels[:10]:
+    for kernel in compiled.kernels[:MOST_KERNELS]:
         print(f"kernel    {kernel.calls} × {kernel.kernel}: {', '.join(kernel.fuses)}")
 
 

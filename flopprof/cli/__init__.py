@@ -27,6 +27,7 @@ COMMANDS: Registry[Callable[[ArgumentParser], Handler]] = Registry("subcommand")
 INTERRUPTED: Final = 130
 OUT_OF_MEMORY: Final = 6
 BUG: Final = 70
+LONGEST_COMMAND = 2000  # letters of a command line that a run keeps
 _answer: TextIO | None = None  # where the one JSON object goes
 
 
@@ -59,18 +60,18 @@ class _Parser(ArgumentParser):
             return args
         parser = self.subcommands[args.command] if args.command else self
         option = unknown[0].partition("=")[0]
-        known = [name for action in parser._actions for name in action.option_strings]
-        near = _nearest(option, known) if option.startswith("-") else ""
+        names = [name for action in parser._actions for name in action.option_strings]
+        near = _nearest(option, names) if option.startswith("-") else ""
         meant = f"did you mean {near}? See " if near else ""
         fact = f"unrecognized arguments: {' '.join(unknown)}"
         raise UsageError(fact, remedy=f"{meant}{parser.prog} --help")
 
 
-def _nearest(text: str, known: Iterable[str]) -> str:
-    """Return what of the known is most like a text that may be misspelled; "" if nothing is."""
+def _nearest(text: str, names: Iterable[str]) -> str:
+    """Return the name that is most like a text, which may be misspelled; "" if none is."""
     import difflib
 
-    return next(iter(difflib.get_close_matches(text, [*known], n=1)), "")
+    return next(iter(difflib.get_close_matches(text, [*names], n=1)), "")
 
 
 def make_parser(first: str = "") -> _Parser:
@@ -215,7 +216,8 @@ def _handle(args: Namespace) -> int:
     from flopprof.units import file_text
 
     with ExitStack() as cleanup:
-        before = COMMAND.set(file_text(shlex.join(["flopprof", *args.arguments]), 2000))
+        command_line = shlex.join(["flopprof", *args.arguments])
+        before = COMMAND.set(file_text(command_line, LONGEST_COMMAND))
         cleanup.callback(COMMAND.reset, before)
         if getattr(args, "no_advice", False):
             from flopprof.report.advice import SHOWN

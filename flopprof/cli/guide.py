@@ -5,6 +5,8 @@ from argparse import ArgumentParser, Namespace
 
 from flopprof.cli import Handler, command, print_json
 
+WIDEST = 100  # columns: longer lines of text are hard to read
+
 
 @command("guide")
 def guide(parser: ArgumentParser) -> Handler:
@@ -41,6 +43,6 @@ def _show(markdown: str, *, paged: bool) -> None:
 
     os.environ.setdefault("LESS", "-RF")  # colours; and no waiting where a page is short
     console = Console()
-    width = min(console.width, 100)
+    width = min(console.width, WIDEST)
     with console.pager(styles=True) if paged else nullcontext():
         console.print(Markdown(markdown), width=width)

@@ -7,6 +7,7 @@ from typing import Any
 from flopprof.cli import Handler, command, print_json
 
 MOST_LISTED = 8  # globals, tensors and files of code, each; --json has all
+NEAREST = 3  # models named where none is the file's own
 LABEL_WIDTH = 10  # columns
 
 
@@ -137,7 +138,7 @@ def _lines_of_model(facts: dict[str, Any]) -> list[tuple[str, str]]:
         if facts["input"]:
             lines.append(("Input", f"{facts['input']} (canonical for {facts['architecture']})"))
     elif facts["nearest"] and not facts["model_type"]:
-        nearest = f"{', '.join(facts['nearest'][:3])}, with another head, input or layers"
+        nearest = f"{', '.join(facts['nearest'][:NEAREST])}, with another head, input or layers"
         lines.append(("Nearest", f"{nearest}: flopprof count builds and compares"))
     elif facts["tensors"] and not (
         facts["model_type"] or facts["diffusers_class"] or facts["remedy"]

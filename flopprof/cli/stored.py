@@ -9,6 +9,8 @@ from flopprof.units import UNKNOWN
 ROWS = 24  # of groups; where there are more, they are added up by the beginning of their paths
 CONFIG_LINES = 12
 _NAME_WIDTH = 46
+_TEXTS = 3  # columns of the table that are texts, the first; the others are numbers
+_MOST_NAMED = 3  # tensors of unknown use
 _MOST_LETTERS = 2000  # of a line: a file chooses its names
 _CONFIG_WIDTH = 150  # letters of a name and its value
 
@@ -58,7 +60,9 @@ def _sums(weights: dict[str, Any]) -> list[str]:
         _field("Products", f"{least}{flops:,} matmul FLOPs: each weight applied at one position")
     )
     if unknown:
-        shown = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
+        shown = ", ".join(unknown[:_MOST_NAMED])
+        if len(unknown) > _MOST_NAMED:
+            shown += ", …"
         lines.append(
             _field("", f"without {counted(len(unknown), 'tensor')} of unknown use: {shown}")
         )
@@ -140,12 +144,11 @@ def _aligned(rows: list[dict[str, Any]]) -> list[str]:
     widths = [max(map(columns, cells)) for cells in zip(*table, strict=True)]
     lines = []
     for line in table:
-        texts = [
-            cell + " " * (width - columns(cell))
-            for cell, width in zip(line[:3], widths[:3], strict=True)
-        ]
-        numbers = [f"{cell:>{width}}" for cell, width in zip(line[3:], widths[3:], strict=True)]
-        lines.append("  ".join([*texts, *numbers]))
+        cells = []
+        for place, (cell, width) in enumerate(zip(line, widths, strict=True)):
+            padding = " " * (width - columns(cell))
+            cells.append(cell + padding if place < _TEXTS else padding + cell)
+        lines.append("  ".join(cells))
     return lines
 
 

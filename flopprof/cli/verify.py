@@ -65,11 +65,11 @@ def verify(parser: ArgumentParser) -> Handler:
     parser.add_argument("--ranges", metavar="DIR", help=SUPPRESS)  # for itself, below a profiler
     add_model_arguments(parser, without_model=True)
     add_measuring_arguments(parser)
-    return run
+    return _handle
 
 
-def run(args: Namespace) -> int:
-    """Hand the arguments to what compares these."""
+def _handle(args: Namespace) -> int:
+    """Join counters, step ops, or run a model under counters, by what is named and given."""
     if args.counters:
         return _join(args) if args.what else _show_launches(args)
     if not args.what:
@@ -226,9 +226,10 @@ def _join(args: Namespace) -> int:
     from flopprof.executed.attach import join_counters
 
     subject = _only(args)
-    if args.annotate and Path(subject).is_dir():
+    is_folder = Path(subject).is_dir()
+    if args.annotate and is_folder:
         raise UsageError("--annotate writes a trace again", remedy="name the trace in place of DIR")
-    sources = [*args.counters] + ([] if Path(subject).is_dir() else [subject])
+    sources = [*args.counters] if is_folder else [*args.counters, subject]
     with Progress() as progress:
 
         def make() -> "Run":

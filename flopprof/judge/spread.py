@@ -14,8 +14,6 @@ import pandas as pd
 from flopprof.judge.walk import TEXTS, Walked
 
 SITE_KEY = (*TEXTS, "by_kernel")
-P5 = 5
-P95 = 95
 
 
 class TracedCall(NamedTuple):
@@ -86,8 +84,8 @@ def spread(samples: np.ndarray) -> dict[str, np.ndarray]:
     several = counts > 1
     return {
         "time_us": _quantile(ordered, counts, 50),
-        "time_p5_us": np.where(several, _quantile(ordered, counts, P5), np.nan),
-        "time_p95_us": np.where(several, _quantile(ordered, counts, P95), np.nan),
+        "time_p5_us": np.where(several, _quantile(ordered, counts, 5), np.nan),
+        "time_p95_us": np.where(several, _quantile(ordered, counts, 95), np.nan),
         "samples": counts,
     }
 

@@ -7,7 +7,8 @@ import sysconfig
 import venv
 from pathlib import Path
 
-INSTALL_S = 600
+INSTALL_S = 600  # that installing a package may take
+LONGEST_REASON = 300  # letters of why it failed
 EXTENSION_SOURCE = Path(__file__).with_name("extension.cpp")
 
 
@@ -37,7 +38,7 @@ def make(package: str, folder: Path) -> Path:
         command, capture_output=True, text=True, timeout=INSTALL_S, env=environment(), check=False
     )
     if ended.returncode:
-        raise RuntimeError(ended.stderr.strip().splitlines()[-1][:300])
+        raise RuntimeError(ended.stderr.strip().splitlines()[-1][:LONGEST_REASON])
     stamp.touch()
     return python
 
