@@ -31,13 +31,12 @@ def compared(before: Run, after: Run) -> dict[str, Any]:
     entry, NaN where unknown; `change`: added, removed, changed (calls or FLOPs), or same; and
     `time_change`: slower, faster, noise, or unknown (no time, or no spread).
     """
-    wall = noise.described(before, after)
     judge = _Judge(before, after)
     runs = (before, after)
     return {
         "conditions": differing_conditions(before, after),
         "doubts": dict(zip(_SIDES, map(doubts_of, runs), strict=True)),
-        "time": wall,
+        "time": noise.described(before, after),
         "totals": {name: [_total(run, name) for run in runs] for name in _TOTALS},
         "figures": _paired(*(_figures(run) for run in runs)),
         "modules": judge.entries([_modules(run) for run in runs], ["module_path"]),
@@ -67,15 +66,16 @@ def _paired(earlier: dict[str, Any], later: dict[str, Any]) -> dict[str, list[An
 def _modules(run: Run) -> pd.DataFrame:
     """Return the sites, and a row without work per module that was called and has none."""
     calls = run.module_calls
-    idle = calls[~calls["module_path"].isin(run.sites["module_path"])]
-    rows = dict.fromkeys(_SUMS, 0.0)
-    times = run.sites["time_us"]
-    is_timed = bool(times.notna().any())
-    rows |= dict.fromkeys(["time_us", *_SPREAD], 0.0 if is_timed else math.nan)
-    paths = idle[["module_path"]].drop_duplicates().assign(**rows, samples=-1)
     columns = ["module_path", *_SUMS, *_SPREAD, "samples"]
     sites = run.sites[columns].astype({"module_path": object})
-    return pd.concat([sites, paths[columns]], ignore_index=True) if len(paths) else sites
+    idle = calls[~calls["module_path"].isin(sites["module_path"])]
+    if not len(idle):
+        return sites
+    nothing = dict.fromkeys(_SUMS, 0.0)
+    is_timed = bool(sites["time_us"].notna().any())
+    nothing |= dict.fromkeys(["time_us", *_SPREAD], 0.0 if is_timed else math.nan)
+    rows = idle[["module_path"]].drop_duplicates().assign(**nothing, samples=-1)
+    return pd.concat([sites, rows[columns]], ignore_index=True)
 
 
 class _Judge:
@@ -152,8 +152,12 @@ def _change(is_there: dict[str, bool], values: dict[str, list[float | None]]) ->
         return "removed"
     if not is_there["before"]:
         return "added"
-    return "same" if all(_equal(*values[c]) for c in ("calls", "flops")) else "changed"
+    is_same = all(_are_equal(*values[name]) for name in ("calls", "flops"))
+    return "same" if is_same else "changed"
 
 
-def _equal(a: float | None, b: float | None) -> bool:
-    return a == b or (a != a and b != b)  # both unknown
+def _are_equal(before: float | None, after: float | None) -> bool:
+    """Return whether two known values are equal, or both are NaN."""
+    if before is None or after is None:
+        return before is after
+    return before == after or (math.isnan(before) and math.isnan(after))

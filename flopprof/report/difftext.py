@@ -25,6 +25,7 @@ from flopprof.units import (
 TOP = 15  # modules, ops and sites listed of each
 _PLACE_COLUMNS = 38  # of a terminal, for a module and an op
 _CONDITION_COLUMNS = 32  # for one side of a condition
+_SIDES = ("before", "after")
 _KINDS = ("same", "changed", "added", "removed")
 _NOTABLE = (noise.SLOWER, noise.FASTER)
 _FORMS: dict[str, Callable[[float], str]] = {"wall_us": duration, "coverage_frac": percent}
@@ -59,8 +60,8 @@ def compared_text(
         if len(notable) > top:
             more = counted(len(notable) - top, _NOUNS[block])
             lines.append(f"… and {more} more: see --json")
-    lines += [""] if rules else []
-    lines += [rule_line(rule) for rule in rules or []]
+    if rules:
+        lines += ["", *map(rule_line, rules)]
     return "\n".join(lines) + "\n"
 
 
@@ -76,15 +77,11 @@ def _conditions(comparison: dict[str, Any]) -> list[str]:
     if comparison["conditions"]:
         lines = ["conditions that differ:"]
     for condition in comparison["conditions"]:
-        sides = [shorten(_condition_text(condition[side]), _CONDITION_COLUMNS) for side in _sides()]
+        sides = [shorten(_condition_text(condition[side]), _CONDITION_COLUMNS) for side in _SIDES]
         lines.append(f"  {condition['name']:14}{sides[0]} → {sides[1]}")
-    for side in _sides():
+    for side in _SIDES:
         lines += [f"  {side}: {safe_text(text, 88)}" for text in comparison["doubts"][side]]
     return lines
-
-
-def _sides() -> tuple[str, str]:
-    return ("before", "after")
 
 
 def _condition_text(value: Any) -> str:
@@ -143,7 +140,7 @@ def _about_time(time: dict[str, Any]) -> list[str]:
     """Return what the change of time is worth, and what would not have been seen."""
     significance = time["significance"]
     if significance == noise.UNKNOWN:
-        untimed = any(math.isnan(time[side]["median_us"]) for side in _sides())
+        untimed = any(math.isnan(time[side]["median_us"]) for side in _SIDES)
         why = "one run has no times" if untimed else "two timed calls of each run are needed"
         return [f"time: whether it changed is not known: {why}"]
     conclusion = {
@@ -151,16 +148,14 @@ def _about_time(time: dict[str, Any]) -> list[str]:
         noise.SLOWER: "slower, beyond the spread of repeated calls",
         noise.FASTER: "faster, beyond the spread of repeated calls",
     }[significance]
-    spreads = [_spread(time[side]) for side in _sides()]
+    spreads = [_spread(time[side]) for side in _SIDES]
     visible_frac = time["visible_frac"]
-    least = (
-        "no slowdown"
-        if math.isinf(visible_frac)
-        else f"a slowdown of {growth_text(visible_frac)} or more"
-    )
-    of = time["before"]["of"]
+    least = "no slowdown"
+    if math.isfinite(visible_frac):
+        least = f"a slowdown of {growth_text(visible_frac)} or more"
+    timed = time["before"]["of"]  # a call, a step
     return [
-        f"time: {conclusion} (90 % of {of}s: {spreads[0]}; {spreads[1]});",
+        f"time: {conclusion} (90 % of {timed}s: {spreads[0]}; {spreads[1]});",
         f"{least} would be seen.",
     ]
 
@@ -238,7 +233,7 @@ def label_of(entry: dict[str, Any]) -> str:
 
 def _values(entry: dict[str, Any]) -> tuple[list[str], str]:
     """Return the time of both sides and their ratio; FLOPs where nothing was timed."""
-    is_timed = any(value is not None and value == value for value in entry["time_us"])
+    is_timed = any(value is not None and not math.isnan(value) for value in entry["time_us"])
     name = "time_us" if is_timed else "flops"
     texts = [_side(name, value) for value in entry[name]]
     return texts, _ratio(*entry[name])
@@ -285,19 +280,21 @@ def compared_markdown(
     for rule in rules or []:
         word = "**fails**" if rule.broken else "holds"
         lines.append(f"- {word}: {cell(rule.broken or rule.note or rule.name)}")
-    lines += [""] if rules else []
+    if rules:
+        lines.append("")
     conditions: list[dict[str, Any]] = comparison["conditions"]
     if conditions:
-        rows = [
-            [one["name"], *(_condition_text(one[side]) for side in _sides())] for one in conditions
-        ]
-        lines += ["**Conditions that differ**", "", *table(["condition", *_sides()], rows), ""]
+        rows = []
+        for condition in conditions:
+            values = [_condition_text(condition[side]) for side in _SIDES]
+            rows.append([condition["name"], *values])
+        lines += ["**Conditions that differ**", "", *table(["condition", *_SIDES], rows), ""]
     else:
         lines += ["Conditions: the same.", ""]
-    for side in _sides():
+    for side in _SIDES:
         lines += [f"- {side}: {cell(text)}" for text in comparison["doubts"][side]]
     rows = [[name, *values, change] for name, values, change in figure_rows(comparison)]
-    lines += ["", *table(["figure", *_sides(), "change"], rows), ""]
+    lines += ["", *table(["figure", *_SIDES, "change"], rows), ""]
     lines += [cell(" ".join(_about_time(comparison["time"]))), ""]
     for block in _NOUNS:
         lines += _markdown_block(block, comparison[block], top)

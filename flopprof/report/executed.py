@@ -15,6 +15,13 @@ HEADER = ["module", "op", "matmul", "executed", "useful", "all executed", "DRAM"
 NUMERIC = frozenset(HEADER[2:9])
 LEVELS = {"DRAM": "dram_bytes", "L2": "l2_bytes", "L1": "l1_bytes"}
 """Memory levels of which counters tell the traffic, and the columns that have it."""
+_OF_JSON = [
+    "site_id", "op", "module_path", "phase", "input_shapes", "dtype", "calls", "verdict",
+    "matmul_flops", "vector_flops", "flops", "min_bytes", "time_us", "executed_flops",
+    "executed_matmul_flops", "executed_vector_flops", "executed_fma_flops", "executed_int_ops",
+    "useful_frac", "dram_bytes", "l2_bytes", "l1_bytes", "executed_source", "joined_by",
+    "executed_reason",
+]  # fmt: skip
 
 
 class Traffic(Part, frozen=True, kw_only=True):
@@ -185,14 +192,7 @@ def _bytes(measured: float, least: float) -> str:
 
 def executed_object(run: Run) -> dict[str, Any]:
     """Return the sites of which something was executed, as JSON has them."""
-    names = [
-        *("site_id", "op", "module_path", "phase", "input_shapes", "dtype", "calls", "verdict"),
-        *("matmul_flops", "vector_flops", "flops", "min_bytes", "time_us", "executed_flops"),
-        *("executed_matmul_flops", "executed_vector_flops", "executed_fma_flops"),
-        *("executed_int_ops", "useful_frac", "dram_bytes", "l2_bytes", "l1_bytes"),
-        *("executed_source", "joined_by", "executed_reason"),
-    ]
     if "executed_flops" not in run.sites:
         return {"sites": []}
-    rows = run.sites.loc[run.sites["joined_by"] != "", names].to_dict("records")
+    rows = run.sites.loc[run.sites["joined_by"] != "", _OF_JSON].to_dict("records")
     return {"sites": rows}

@@ -76,17 +76,17 @@ def figures(run: Run) -> Figures:
     moved = _moved_bytes(run)
     counted = float(run.totals.flops)
     return Figures(
-        samples_per_s=_rate(samples, spent_us),
-        tokens_per_s=_rate(tokens, spent_us),
-        flops_per_sample=_ratio(counted, samples),
-        flops_per_token=_ratio(counted, tokens),
-        achieved_bytes_per_s=_rate(moved, spent_us),
-        mfu_frac=_ratio(_rate(matmul["mathematics"], devices_us), peak),
-        hfu_frac=_ratio(_rate(matmul["executed"], devices_us), peak),
-        mbu_frac=_ratio(_rate(moved, devices_us), peak_bytes_per_s(run)),
+        samples_per_s=rate(samples, spent_us),
+        tokens_per_s=rate(tokens, spent_us),
+        flops_per_sample=ratio(counted, samples),
+        flops_per_token=ratio(counted, tokens),
+        achieved_bytes_per_s=rate(moved, spent_us),
+        mfu_frac=ratio(rate(matmul["mathematics"], devices_us), peak),
+        hfu_frac=ratio(rate(matmul["executed"], devices_us), peak),
+        mbu_frac=ratio(rate(moved, devices_us), peak_bytes_per_s(run)),
         overhead_frac=_overhead_frac(run),
         launches=_launches(run),
-        energy_per_sample_j=_ratio(_energy_j(run), samples),
+        energy_per_sample_j=ratio(_energy_j(run), samples),
         attainable_wall_us=_attainable_wall_us(run),
         tied_sites=tied_at_top(run),
         held_frac=_held_frac(run),
@@ -175,7 +175,7 @@ def _energy_j(run: Run) -> float:
     provenance = run.provenance
     if not isinstance(provenance, CallProvenance) or provenance.telemetry is None:
         return math.nan
-    return _ratio(provenance.telemetry.energy_j, float(provenance.telemetry.calls))
+    return ratio(provenance.telemetry.energy_j, float(provenance.telemetry.calls))
 
 
 def _describes_the_timed_call(run: Run) -> bool:
@@ -192,15 +192,15 @@ def _overhead_frac(run: Run) -> float:
     if not _describes_the_timed_call(run):
         return math.nan
     if isinstance(provenance, TraceProvenance):
-        busy_frac = _ratio(provenance.trace.device_busy_us, provenance.trace.span_us)
+        busy_frac = ratio(provenance.trace.device_busy_us, provenance.trace.span_us)
         return max(1 - busy_frac, 0.0) if run.has_kernels and busy_frac > 0 else math.nan
     assert isinstance(provenance, CallProvenance)
     timing = provenance.timing
     if run.has_kernels:
-        busy_frac = _ratio(timing.device_busy_us, timing.wall_us.median)
+        busy_frac = ratio(timing.device_busy_us, timing.wall_us.median)
         return math.nan if math.isnan(busy_frac) else max(1 - busy_frac, 0.0)
     in_ops_us = float(run.sites["time_us"].sum(min_count=1)) / sharing_ranks(run)
-    return _ratio(timing.host_overhead_us, in_ops_us + timing.host_overhead_us)
+    return ratio(timing.host_overhead_us, in_ops_us + timing.host_overhead_us)
 
 
 def _held_frac(run: Run) -> dict[str, float]:
@@ -241,7 +241,7 @@ def _untraced_share(run: Run) -> float:
         return 1.0
     in_ops_us = float(run.sites["time_us"].sum()) / sharing_ranks(run)
     traced_us = in_ops_us + provenance.timing.host_overhead_us
-    share = _ratio(provenance.wall_us, traced_us)
+    share = ratio(provenance.wall_us, traced_us)
     return min(share, 1.0) if share > 0 else 1.0
 
 
@@ -249,11 +249,11 @@ def _number(count: int | None) -> float:
     return math.nan if count is None else float(count)
 
 
-def _rate(count: float, time_us: float) -> float:
+def rate(count: float, time_us: float) -> float:
     """Return `count` per second; NaN without a time."""
     return float(count) / float(time_us) * 1e6 if time_us > 0 else math.nan
 
 
-def _ratio(part: float, whole: float) -> float:
+def ratio(part: float, whole: float) -> float:
     """Return `part` over `whole`; NaN where either is not known."""
     return float(part) / float(whole) if whole > 0 else math.nan

@@ -8,10 +8,11 @@ from msgspec import Meta
 from flopprof.jobfacts import Part
 from flopprof.provenance import AtContext, Generation
 from flopprof.report.answer import json_block
-from flopprof.report.figures import figures, peak_bytes_per_s, peak_flops_per_s
+from flopprof.report.figures import figures, peak_bytes_per_s, peak_flops_per_s, rate, ratio
 from flopprof.run import Run
 from flopprof.units import duration, percent, si, three_digits
 
+_NEARLY_ALL = 0.99  # of the parameters: with fewer in use, the report says how many
 Amount = Annotated[float, Meta(ge=0)]
 
 
@@ -122,7 +123,7 @@ def _prefill(run: Run, facts: Generation) -> PrefillFigures:
         matmul_flops=float(run.totals.matmul_flops),
         flops=float(run.totals.flops),
         wall_us=wall_us,
-        tokens_per_s=_per_s(float(facts.batch * facts.prompt_len), wall_us),
+        tokens_per_s=rate(float(facts.batch * facts.prompt_len), wall_us),
         mfu_frac=of_run.mfu_frac,
         mbu_frac=of_run.mbu_frac,
     )
@@ -135,18 +136,10 @@ def _decode(run: Run, facts: Generation) -> DecodeFigures:
         matmul_flops=facts.step_matmul_flops / facts.batch,
         flops=facts.step_flops / facts.batch,
         wall_us=step_us,
-        tokens_per_s=_per_s(float(facts.batch), step_us),
-        mfu_frac=_over(_per_s(facts.step_matmul_flops, step_us), peak_flops_per_s(run)),
-        mbu_frac=_over(_per_s(read_bytes, step_us), peak_bytes_per_s(run)),
+        tokens_per_s=rate(float(facts.batch), step_us),
+        mfu_frac=ratio(rate(facts.step_matmul_flops, step_us), peak_flops_per_s(run)),
+        mbu_frac=ratio(rate(read_bytes, step_us), peak_bytes_per_s(run)),
     )
-
-
-def _per_s(amount: float, time_us: float) -> float:
-    return amount / time_us * 1e6 if time_us > 0 else math.nan
-
-
-def _over(part: float, whole: float) -> float:
-    return part / whole if whole > 0 else math.nan
 
 
 def generate_lines(run: Run) -> list[tuple[str, str]]:
@@ -174,7 +167,7 @@ def generate_lines(run: Run) -> list[tuple[str, str]]:
     text = f"cache {si(of_run.kv_cache_bytes, 'B')} ({of_run.kv_cache}) at the end; a step reads "
     text += f"{si(of_run.weight_bytes_per_token, 'B')} of weights"
     parameters = run.provenance.source.parameters or math.nan
-    if of_run.active_parameters < 0.99 * parameters:
+    if of_run.active_parameters < _NEARLY_ALL * parameters:
         text += f"; {si(of_run.active_parameters, '')} active parameters"
     return [*lines, ("", text)]
 

@@ -89,11 +89,12 @@ def _more_flops(comparison: dict[str, Any], limit: float, allow_unknown: bool) -
     counted = f"{si(float(before), 'FLOPs')} → {si(float(after), 'FLOPs')}"
     fact = f"{name}: {counted}, {signed(growth)}{grown_modules(comparison['modules'])}"
     exceeds = after - before > limit * before
-    if before == most_before and after == most_after:
-        return Rule(name, growth, fact if exceeds else "", "" if exceeds else fact)
-    if after - most_before > limit * most_before:  # whatever the unknown ones are
+    is_exact = before == most_before and after == most_after
+    surely_exceeds = after - most_before > limit * most_before  # whatever the unknown ones are
+    surely_holds = most_after - before <= limit * before
+    if surely_exceeds or (is_exact and exceeds):
         return Rule(name, growth, fact)
-    if most_after - before <= limit * before:
+    if surely_holds or is_exact:
         return Rule(name, growth, "", fact)
     if exceeds:
         return Rule(name, growth, f"{fact}; some more are unknown")

@@ -1,10 +1,11 @@
 """The report as one HTML file that needs nothing else, made of page.html, page.css and page.js."""
 
 import json
+import math
 import string
 import warnings
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from importlib.resources import files
 from typing import Any, TypeVar
@@ -21,12 +22,14 @@ from flopprof.report.chart.narrow import narrow_chart
 from flopprof.report.chart.svg import PALETTES, chart_svg, figure_svg
 from flopprof.report.jobpage import job_section
 from flopprof.report.misses import heading
-from flopprof.report.summary import kernel_sums, module_sums, summary
+from flopprof.report.rows import kernel_sums, module_sums
+from flopprof.report.summary import summary
 from flopprof.run import Run
 from flopprof.tables import TABLES
 from flopprof.units import UNKNOWN, clean_text, shown
 
 Made = TypeVar("Made")
+_LONGEST = 1000  # letters of a list that the page's provenance has room for
 
 
 @report_format("html", ".html")
@@ -36,9 +39,15 @@ def html_report(run: Run) -> str:
 
 
 def page(run: Run, chart: Drawn | str) -> str:
-    """Return that page, around a chart that is drawn already, or why there is none."""
-    light, dark = ("; ".join(f"--c{n}: {c}" for n, c in enumerate(colours)) for colours in PALETTES)
+    """Return the page of `html_report`, around a chart that is drawn already, or why there is none.
+
+    Args:
+        run: The result.
+        chart: What `chart_of` gave for it.
+    """
+    light, dark = map(_variables, PALETTES)
     section = job_section(run)
+    rows = json.dumps(_page_data(run), allow_nan=False)
     return string.Template(_part("page.html")).substitute(
         title=_escaped(run.provenance.title or "model"),
         style=string.Template(_part("page.css")).substitute(light=light, dark=dark),
@@ -51,10 +60,13 @@ def page(run: Run, chart: Drawn | str) -> str:
         job=section,
         job_link='<a href="#job">Job</a>' if section else "",
         provenance=_definitions([*_flat(run.provenance)]),
-        data=json.dumps(_page_data(run), allow_nan=False).replace(
-            "<", "\\u003c"
-        ),  # nothing ends it
+        data=rows.replace("<", "\\u003c"),  # so that nothing in it ends the script
     )
+
+
+def _variables(colours: Sequence[str]) -> str:
+    """Return a palette as CSS variables, --c0 and so on."""
+    return "; ".join(f"--c{number}: {colour}" for number, colour in enumerate(colours))
 
 
 def _part(name: str) -> str:
@@ -134,15 +146,17 @@ def _plain(value: Any) -> str:
     """Return a value as people read it; "" for nothing, and for what is a table of its own."""
     if isinstance(value, tuple | list):
         parts = [_plain(item) for item in value]
-        return ", ".join(parts) if len(str(parts)) < 1000 else ""
+        text = ", ".join(parts)
+        return text if len(text) < _LONGEST else ""
     if isinstance(value, float):
-        return f"{value:.6g}" if value == value else UNKNOWN
+        return UNKNOWN if math.isnan(value) else f"{value:.6g}"
     return "" if value is None else str(value)
 
 
 def _page_data(run: Run) -> dict[str, Any]:
     """Return what the page's script shows: tables as columns and rows; null is unknown."""
-    docs = {c.name: c.doc for table in ("kernels", "sites") for c in TABLES[table].columns}
+    columns = (*TABLES["kernels"].columns, *TABLES["sites"].columns)
+    docs = {column.name: column.doc for column in columns}
     frames = {"sites": run.sites, "modules": module_sums(run), "kernels": kernel_sums(run)}
     return {
         "good": sorted(GOOD),

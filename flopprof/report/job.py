@@ -10,6 +10,7 @@ from msgspec import Meta
 from flopprof.jobfacts import CollectiveTimes, Link, ModuleLoad, Parallel, Part, Rank, Step
 from flopprof.provenance import CallProvenance, Provenance, TraceProvenance, ranks_of
 from flopprof.report.answer import Rate, Share, Time, Whole, json_block
+from flopprof.report.figures import rate, ratio
 from flopprof.report.groups import JobGroup, job_groups, node_links
 from flopprof.run import Run
 from flopprof.trace.collectives import collective_facts, collective_sums
@@ -20,6 +21,7 @@ APART_FRAC = 0.05  # of the median: like GPUs' clocks differ by a few per cent a
 APART_SPREADS = 3 * 1.4826  # median deviations: three standard ones, were they normal
 NAMED_RANKS = 8  # and layers, of a call that ranks share
 LISTED = 3  # collectives and ranks that the summary names
+_MOST_DIGITS = 20  # of a step's number
 
 
 class JobStep(Part, frozen=True, kw_only=True):
@@ -224,8 +226,8 @@ def _rank(rank: Rank, steps: tuple[Step, ...]) -> JobRank:
         compute_us=rank.device_busy_us,
         communication_us=rank.communication_us,
         exposed_communication_us=exposed_us,
-        exposed_frac=_ratio(exposed_us, rank.all_kernels_us),
-        achieved_flops_per_s=_ratio(rank.flops, rank.device_busy_us) * 1e6,
+        exposed_frac=ratio(exposed_us, rank.all_kernels_us),
+        achieved_flops_per_s=rate(rank.flops, rank.device_busy_us),
     )
 
 
@@ -239,7 +241,8 @@ def step_times(steps: tuple[Step, ...]) -> dict[str, dict[int, Step]]:
 
 
 def _order(step: str) -> tuple[bool, int, str]:
-    is_number = step.isdecimal() and len(step) < 20
+    """Return a key that sorts steps by number, and those without one behind them, by name."""
+    is_number = step.isdecimal() and len(step) < _MOST_DIGITS
     return (not is_number, int(step) if is_number else 0, step)
 
 
@@ -282,8 +285,9 @@ def _collectives(run: Run, provenance: TraceProvenance | CallProvenance) -> list
 
 def _collective(times: CollectiveTimes, link: Link | None) -> Collective:
     factor = bus_factor(times.collective or "", times.group_size or math.nan)
-    bus = _ratio(times.message_bytes, times.median_us) * 1e6 * factor
-    shortest = _ratio(times.message_bytes, times.shortest_us) * 1e6 * factor
+    algorithm = rate(times.message_bytes, times.median_us)
+    bus = algorithm * factor
+    shortest = rate(times.message_bytes, times.shortest_us) * factor
     peak = link.peak_bytes_per_s if link else math.nan
     return Collective(
         collective=times.collective,
@@ -294,13 +298,13 @@ def _collective(times: CollectiveTimes, link: Link | None) -> Collective:
         time_us=times.time_us,
         median_us=times.median_us,
         shortest_us=times.shortest_us,
-        algorithm_bytes_per_s=_ratio(times.message_bytes, times.median_us) * 1e6,
+        algorithm_bytes_per_s=algorithm,
         bus_bytes_per_s=bus,
         shortest_bus_bytes_per_s=shortest,
         link=link.name if link else None,
         link_bytes_per_s=peak,
-        bus_frac=_ratio(bus, peak),
-        shortest_bus_frac=_ratio(shortest, peak),
+        bus_frac=ratio(bus, peak),
+        shortest_bus_frac=ratio(shortest, peak),
     )
 
 
@@ -311,7 +315,7 @@ def _imbalance(load: ModuleLoad) -> ModuleImbalance:
         mean_us=load.mean_us,
         longest_us=load.longest_us,
         longest_rank=load.longest_rank,
-        imbalance_frac=max(_ratio(load.longest_us, load.mean_us) - 1, 0.0),
+        imbalance_frac=max(ratio(load.longest_us, load.mean_us) - 1, 0.0),
     )
 
 
@@ -331,10 +335,6 @@ def bus_factor(collective: str, group_size: float) -> float:
     return others if collective in shares else math.nan
 
 
-def _ratio(part: float, whole: float) -> float:
-    return float(part / whole) if whole > 0 else math.nan
-
-
 def job_lines(run: Run) -> list[tuple[str, str]]:
     """Return the summary's lines on a job: its steps, who is slow, and what communication costs."""
     facts = job(run)
@@ -344,10 +344,9 @@ def job_lines(run: Run) -> list[tuple[str, str]]:
     if len(facts.ranks) > 1 and facts.steps:
         slowest = max(facts.steps, key=lambda step: step.slowest_us)
         middle = duration(median(step.median_us for step in facts.steps))
-        text = f"{len(facts.steps)} steps of {len(facts.ranks)} ranks, median {middle}; longest "
-        text += (
-            f"{duration(slowest.slowest_us)}: step {slowest.step} of rank {slowest.slowest_rank}"
-        )
+        longest = f"step {slowest.step} of rank {slowest.slowest_rank}"
+        text = f"{len(facts.steps)} steps of {len(facts.ranks)} ranks, median {middle}; "
+        text += f"longest {duration(slowest.slowest_us)}: {longest}"
         lines.append(("Job", text))
     for remark, ranks in (
         ("own compute took apart longer", facts.straggler_ranks),
@@ -364,11 +363,12 @@ def job_lines(run: Run) -> list[tuple[str, str]]:
     if exposed:
         worst = max(exposed, key=lambda rank: rank.exposed_frac)
         doing = "kernels" if run.has_kernels else "computing and sending"
+        exposed_time = duration(worst.exposed_communication_us)
         text = f"{percent(worst.exposed_frac)} of the time of rank {worst.rank}'s {doing} is "
-        text += (
-            f"communication with no compute beside it ({duration(worst.exposed_communication_us)})"
-        )
-        lines.append(("Exposed", text + (": the most" if len(facts.ranks) > 1 else "")))
+        text += f"communication with no compute beside it ({exposed_time})"
+        if len(facts.ranks) > 1:
+            text += ": the most"
+        lines.append(("Exposed", text))
     rated = [row for row in facts.collectives if row.bus_bytes_per_s > 0]
     lines += [("Traffic", collective_text(row)) for row in rated[:LISTED]]
     return lines
@@ -401,9 +401,13 @@ def sharing_text(parallel: Parallel, ranks: tuple[Rank, ...]) -> str:
     if parallel.shards:
         named = ", ".join(parallel.shards[:NAMED_RANKS])
         more = len(parallel.shards) - NAMED_RANKS
-        text += f"; each has a part of {named}" + (f" and {more} more" if more > 0 else "")
+        text += f"; each has a part of {named}"
+        if more > 0:
+            text += f" and {more} more"
     parts = [
         f"rank {rank.rank}: {si(rank.flops, 'FLOPs')} in {duration(rank.wall_us)}"
         for rank in ranks[:NAMED_RANKS]
     ]
-    return f"{text}. {'; '.join(parts)}" + ("; …" if len(ranks) > NAMED_RANKS else "")
+    if len(ranks) > NAMED_RANKS:
+        parts.append("…")
+    return f"{text}. {'; '.join(parts)}"

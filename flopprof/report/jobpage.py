@@ -16,6 +16,8 @@ MOST_GROUPS = 64
 MOST_MODULES = 40
 MOST_SPANS = 8  # of numbers that follow each other
 _FULL_FRAC = 0.25  # over or under the median: the strongest colour
+_RED = "213, 62, 40"
+_BLUE = "50, 110, 200"
 _STRONGEST = 0.6  # of opacity: text on it can be read on a light page and on a dark one
 _HEADER = (
     "collective",
@@ -80,9 +82,9 @@ def _heat_map(facts: Job, steps: tuple[Step, ...]) -> str:
 def _cell(step: Step | None, middle_us: float) -> str:
     if step is None:
         return f"<td>{UNKNOWN}</td>"
-    off = step.duration_us / middle_us - 1 if middle_us > 0 else 0.0
-    strength = min(abs(off) / _FULL_FRAC, 1.0) * _STRONGEST
-    colour = "213, 62, 40" if off > 0 else "50, 110, 200"
+    over_frac = step.duration_us / middle_us - 1 if middle_us > 0 else 0.0
+    strength = min(abs(over_frac) / _FULL_FRAC, 1.0) * _STRONGEST
+    colour = _RED if over_frac > 0 else _BLUE
     style = f"background: rgba({colour}, {strength:.2f})"
     return f'<td style="{style}">{duration(step.duration_us)}</td>'
 
@@ -127,8 +129,8 @@ def _ranks(facts: Job) -> str:
 def _collectives(facts: Job) -> str:
     if not facts.collectives:
         return ""
-    note = "By kind, group and size, on all ranks. A time has the wait for the last rank to come; "
-    note += (
+    note = (
+        "By kind, group and size, on all ranks. A time has the wait for the last rank to come; "
         "the shortest call, which has least of it, is held against the link of one node, one way."
     )
     if len(facts.collectives) > MOST_COLLECTIVES:
@@ -169,7 +171,7 @@ def _groups(facts: Job) -> str:
             group.parallel or UNKNOWN,
             UNKNOWN if group.size is None else str(group.size),
             numbers_text(group.ranks),
-            {True: "yes", False: "no", None: UNKNOWN}[group.one_node],
+            _yes_or_no(group.one_node),
             duration(group.time_us),
         ]
         for group in facts.groups[:MOST_GROUPS]
@@ -179,6 +181,12 @@ def _groups(facts: Job) -> str:
         note += f" The first {MOST_GROUPS} of {len(facts.groups)}: see --json."
     header = ("group", "description", "parallel", "size", "ranks", "on one node", "time")
     return f"<h2>Process groups</h2><p>{note}</p>{_table(header, rows)}"
+
+
+def _yes_or_no(answer: bool | None) -> str:
+    if answer is None:
+        return UNKNOWN
+    return "yes" if answer else "no"
 
 
 def _modules(facts: Job) -> str:
@@ -218,9 +226,14 @@ def numbers_text(numbers: tuple[int, ...]) -> str:
             spans[-1][1] = number
         else:
             spans.append([number, number])
-    texts = [str(a) if a == b else f"{a} to {b}" for a, b in spans[:MOST_SPANS]]
-    more = ", …" if len(spans) > MOST_SPANS else ""
-    return ", ".join(texts) + more if texts else UNKNOWN
+    if not spans:
+        return UNKNOWN
+    texts = []
+    for first, last in spans[:MOST_SPANS]:
+        texts.append(str(first) if first == last else f"{first} to {last}")
+    if len(spans) > MOST_SPANS:
+        texts.append("…")
+    return ", ".join(texts)
 
 
 def _table(header: tuple[str, ...], rows: list[list[str]]) -> str:

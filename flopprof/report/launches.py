@@ -19,7 +19,7 @@ from flopprof.report.executed import (
     executed_table,
 )
 from flopprof.report.json import to_object
-from flopprof.report.summary import short_op
+from flopprof.report.rows import short_op
 from flopprof.report.text import aligned
 from flopprof.run import SCHEMA_VERSION, Run, to_json, whole
 from flopprof.tables import LAUNCHES, SITES

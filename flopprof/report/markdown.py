@@ -7,7 +7,8 @@ import pandas as pd
 from flopprof.report import report_format
 from flopprof.report.executed import executed_table
 from flopprof.report.misses import Missed, heading, share_text
-from flopprof.report.summary import kernel_sums, module_sums, summary, top_sites
+from flopprof.report.rows import kernel_sums, module_sums, top_sites
+from flopprof.report.summary import summary
 from flopprof.run import Run
 from flopprof.tables import SITES
 from flopprof.units import clean_text, counted, duration, percent, shorten, si

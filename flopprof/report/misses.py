@@ -3,6 +3,7 @@
 import math
 import textwrap
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -114,7 +115,7 @@ def heading(run: Run) -> str:
     lacking = run.sites["flops"].isna() | (run.sites["verdict"] == "not_run")
     if lacking.any():
         share = run.sites.loc[lacking, "time_share_frac"].sum(min_count=1)
-        of_time = f" ({percent(share)} of the time)" if share == share else ""
+        of_time = "" if math.isnan(share) else f" ({percent(share)} of the time)"
         sites = counted(int(lacking.sum()), "site")
         text = f"The count is not complete: the FLOPs of {sites}{of_time} are not known."
         return f"{text} What the {by_whom} missed:"
@@ -138,7 +139,7 @@ def advice(entry: MissedOp) -> str:
 def to_rows(groups: list[Missed]) -> list[dict[str, Any]]:
     """Return one entry per verdict and op for `--json`: the fields of `MissedOp`, and `advice`."""
     rows = []
-    for entry in (entry for group in groups for entry in group.ops):
+    for entry in chain.from_iterable(group.ops for group in groups):
         row = asdict(entry) | {"advice": advice(entry)}
         del row["known_flops"]
         rows.append(row | {name: whole(row[name]) for name in ("flops", "flops_at_most")})
@@ -186,8 +187,11 @@ def stubs(run: Run) -> str:
     """
     load_op_formulas()
     sites = run.sites[run.sites["flops"].isna() & run.sites["op"].str.contains("::", regex=False)]
-    lacking = [op for op in sites["op"].unique() if find_op_formula(op) is None]
-    lacking = [op for op in lacking if not op.startswith("inductor::")]  # code, another each time
+    lacking = []
+    for op in sites["op"].unique():
+        is_generated = op.startswith("inductor::")  # code that is another each time
+        if not is_generated and find_op_formula(op) is None:
+            lacking.append(op)
     sites = sites[sites["op"].isin(lacking)]
     if not lacking:
         return ""

@@ -19,6 +19,19 @@ from flopprof.run import Run
 from flopprof.trace.stream import stream_events
 
 BINS = 1000  # of the counter tracks: what a screen shows
+_EXECUTED = {  # by hardware's counters, where they were joined
+    "executed_flops": "executed FLOPs",
+    "executed_matmul_flops": "executed matmul FLOPs",
+    "useful_frac": "counted / executed",
+    "dram_bytes": "DRAM bytes",
+    "l2_bytes": "L2 bytes",
+    "l1_bytes": "L1 bytes",
+}
+_TITLES = {"min_bytes": "bytes", "flops_at_most": "FLOPs at most", **_EXECUTED}
+_SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "roof", "verdict"]
+_SHOWN += _EXECUTED.values()
+_COUNTS = ("FLOPs", "FLOPs at most", "bytes", "executed FLOPs", "executed matmul FLOPs")
+_LARGEST = 1 << 63  # that JSON's readers take as an integer
 
 
 def annotate_trace(source: str | Path, target: str | Path, run: Run) -> Path:
@@ -57,8 +70,9 @@ def _as_traced(run: Run) -> Run:
     """Return the run; of one of several processes the part of rank 0, whose trace it has."""
     if "rank" not in run.ops:
         return run
-    of_rank_0 = {name: getattr(run, name) for name in ("ops", "kernels")}
-    return run.replaced(**{name: t[t["rank"] == 0] for name, t in of_rank_0.items()})
+    ops = run.ops[run.ops["rank"] == 0]
+    kernels = run.kernels[run.kernels["rank"] == 0]
+    return run.replaced(ops=ops, kernels=kernels)
 
 
 def _op_facts(run: Run) -> pd.DataFrame:
@@ -79,27 +93,13 @@ def _op_facts(run: Run) -> pd.DataFrame:
     return ops.rename(columns=_TITLES)
 
 
-_EXECUTED = {  # by hardware's counters, where they were joined
-    "executed_flops": "executed FLOPs",
-    "executed_matmul_flops": "executed matmul FLOPs",
-    "useful_frac": "counted / executed",
-    "dram_bytes": "DRAM bytes",
-    "l2_bytes": "L2 bytes",
-    "l1_bytes": "L1 bytes",
-}
-_TITLES = {"min_bytes": "bytes", "flops_at_most": "FLOPs at most", **_EXECUTED}
-_SHOWN = ["FLOPs", "FLOPs at most", "bytes", "FLOP/s", "% of roof", "roof", "verdict"]
-_SHOWN += _EXECUTED.values()
-_COUNTS = ("FLOPs", "FLOPs at most", "bytes", "executed FLOPs", "executed matmul FLOPs")
-_LARGEST = 1 << 63  # that JSON's readers take as an integer
-
-
 def _facts(columns: dict[str, list[Any]], row: int) -> dict[str, Any]:
     """Return what is known of an op; counts as integers."""
     facts = {}
     for name, column in columns.items():
         value = column[row]
-        if value != value or value == "":  # not known
+        is_known = value != "" and value == value  # NaN equals nothing
+        if not is_known:
             continue
         is_whole = name in _COUNTS and value < _LARGEST
         facts[name] = int(value) if is_whole else value
@@ -115,8 +115,9 @@ def _writer(run: Run, ops: pd.DataFrame) -> Callable[[dict[str, Any]], None]:
     keys = zip(ops["thread"].astype("str"), ops["start_us"], ops["cpu_us"], ops["op"], strict=True)
     row_of = {key: row for row, key in enumerate(keys)}
     computing = run.kernels[run.kernels["kind"] == "compute"]
-    launches = (computing[c] for c in ("start_us", "duration_us", "correlation_id"))
-    op_of_kernel = dict(zip(zip(*launches, strict=True), computing["op_id"].tolist(), strict=True))
+    columns_of_key = ["start_us", "duration_us", "correlation_id"]
+    kernel_keys = computing[columns_of_key].itertuples(index=False, name=None)
+    op_of_kernel = dict(zip(kernel_keys, computing["op_id"].tolist(), strict=True))
     owner = ops["owner"].tolist()
     names = ops["op"].tolist()
     origin_us = _origin_us(run)

@@ -50,15 +50,15 @@ def _cells(row: "SteppedOp") -> list[str]:
 
 def _notes(row: "SteppedOp") -> list[str]:
     """Return what is to be said of a row: its reason, and what of its figures is not sure."""
-    notes = [row.conclusion.reason] if row.conclusion.reason else []
-    if row.executed is not None and row.executed.undecoded and row.conclusion.code != "undecoded":
-        notes.append(f"{row.executed.undecoded:,} instructions are not decoded: at least so much")
-    if (
-        row.executed is not None
-        and row.executed.masked_flops
-        and row.conclusion.code != "masked_lanes"
-    ):
-        notes.append(f"{row.executed.masked_flops:,} FLOPs have a mask: at most so much")
+    conclusion = row.conclusion
+    executed = row.executed
+    notes = [conclusion.reason] if conclusion.reason else []
+    if executed is None:
+        return notes
+    if executed.undecoded and conclusion.code != "undecoded":
+        notes.append(f"{executed.undecoded:,} instructions are not decoded: at least so much")
+    if executed.masked_flops and conclusion.code != "masked_lanes":
+        notes.append(f"{executed.masked_flops:,} FLOPs have a mask: at most so much")
     return notes
 
 

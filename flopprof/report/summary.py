@@ -1,4 +1,4 @@
-"""What every report says: the summary's lines, the top sites, what the hooks missed."""
+"""The lines that every report begins with: what ran, its FLOPs, times and verdicts."""
 
 import math
 from typing import Any
@@ -11,7 +11,6 @@ from flopprof.provenance import (
     Alternative,
     AnyProvenance,
     CallProvenance,
-    CountProvenance,
     Spread,
     Telemetry,
     TraceProvenance,
@@ -23,6 +22,7 @@ from flopprof.report.generate import generate_lines
 from flopprof.report.job import job_lines, sharing_text
 from flopprof.report.memory import memory_line
 from flopprof.report.noise import ranking_lines, was_busy
+from flopprof.report.rows import is_timed
 from flopprof.run import Run
 from flopprof.totals import Totals
 from flopprof.units import (
@@ -33,12 +33,10 @@ from flopprof.units import (
     percent,
     safe_text,
     shorten,
-    shown,
     si,
     three_digits,
 )
 
-TOP = 15
 # Of telemetry: the unit shown, and how many of it the unit of the reading is.
 _READINGS = {
     "sm_clock_mhz": ("Hz", 1e6),
@@ -52,12 +50,7 @@ ALTERNATIVES = 6  # other architectures that a report names
 TELLING_SLOWDOWN = 1.0  # of a bare call: from here on tracing is most of what a site's time is
 SEEN_FRAC = 0.0005  # of the time: less is printed as 0.0 %
 STEPS = 8  # steps and ranks that a report lists
-
-
-def is_timed(run: Run) -> bool:
-    """Return whether the run has times (a pure count has none)."""
-    measured = not isinstance(run.provenance, CountProvenance)
-    return measured and bool(run.sites["time_us"].notna().any())
+NEVER_CALLED = 5  # modules that a report names
 
 
 def summary(run: Run) -> list[tuple[str, str]]:
@@ -267,8 +260,9 @@ def _telemetry(run: Run, telemetry: Telemetry) -> str:
     for name, (unit, scale) in _READINGS.items():
         reading = getattr(telemetry, name)
         value = reading.median if isinstance(reading, Spread) else reading
-        if value is not None and value == value:  # not NaN
-            parts.append(f"{name.rpartition('_')[0].replace('_', ' ')} {si(value * scale, unit)}")
+        if value is not None and not math.isnan(value):
+            label = name.rpartition("_")[0].replace("_", " ")
+            parts.append(f"{label} {si(value * scale, unit)}")
     if limits := [why for why in telemetry.throttle_reasons or () if why != "idle"]:
         parts.append("clocks held by " + ", ".join(limits))
     if not math.isnan(flops_per_j(run)):
@@ -284,7 +278,7 @@ def _device(provenance: AnyProvenance) -> str:
     called = provenance.called
     parts = [provenance.device.name or "unknown device"]
     if threads := provenance.device.threads:
-        parts.append(f"{threads} thread" + ("s" if threads > 1 else ""))
+        parts.append(counted(threads, "thread"))
     parts.append(f"{called.dtype} by autocast" if called.autocast else called.dtype)
     if called.tf32:
         parts.append("TF32")
@@ -307,10 +301,10 @@ def _nothing_known(totals: Totals) -> bool:
 def _bounds(totals: Totals) -> str:
     if totals.flops_at_most == totals.flops:
         return f"{si(float(totals.flops), 'FLOPs')} in all; nothing is unknown"
-    most = si(totals.flops_at_most, "FLOPs")
-    return f"at least {si(float(totals.flops), 'FLOPs')}, at most " + (
-        "unknown" if most == UNKNOWN else most
-    )
+    most = "unknown"
+    if not math.isnan(totals.flops_at_most):
+        most = si(totals.flops_at_most, "FLOPs")
+    return f"at least {si(float(totals.flops), 'FLOPs')}, at most {most}"
 
 
 def _phases(phases: pd.DataFrame) -> str:
@@ -329,7 +323,7 @@ def _time(provenance: CallProvenance) -> str:
     text += f" of {timing.repeats or '?'} calls"
     if provenance.compiled:
         text += ", compiled"
-    if timing.slowdown_frac == timing.slowdown_frac:  # not NaN
+    if not math.isnan(timing.slowdown_frac):
         text += f"; tracing added {100 * timing.slowdown_frac:+.0f} %"
         if provenance.compiled:
             text += " to the eager call"
@@ -421,8 +415,8 @@ def _modules(run: Run) -> str:
     times = "once" if len(paths) == 1 else f"{len(paths)} times"
     text = f"{paths.nunique()} called {times}"
     if never := run.provenance.source.never_called:
-        shown = ", ".join(never[:5]) + (", …" if len(never) > 5 else "")
-        text += f"; {len(never)} never called: {shown}"
+        listed = [*never[:NEVER_CALLED], *(["…"] if len(never) > NEVER_CALLED else [])]
+        text += f"; {len(never)} never called: {', '.join(listed)}"
     return text
 
 
@@ -432,67 +426,3 @@ def _verdicts(run: Run) -> str:
         share = "" if math.isnan(count["time_frac"]) else f" ({percent(count['time_frac'])})"
         parts.append(f"{verdict} {count['sites']}{share}")
     return ", ".join(parts)
-
-
-def top_sites(
-    run: Run, top: int = TOP, *, sort: str | None = None
-) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows, as text, of the sites that take most time (or have most FLOPs).
-
-    Args:
-        run: The result.
-        top: How many.
-        sort: A column of numbers to sort by instead, the largest first.
-    """
-    timed = is_timed(run)
-    sites = run.sites
-    sites = sites[sites["flops"].isna() | (sites["flops"] > 0) | (sites["time_share_frac"] > 0.005)]
-    if sort:
-        sites = sites.sort_values(sort, ascending=False, kind="stable")
-    by_rank = "rank" in sites
-    header = ["module", "op", *(["rank"] if by_rank else []), "calls", "FLOPs"]
-    header += ["time", "FLOP/s", "FLOP/B", "roof", "bound"] if timed else ["FLOP/B"]
-    rows = []
-    sites = sites.head(top)
-    alike = sites.duplicated(["module_path", "op", *(["rank"] if by_rank else [])], keep=False)
-    for site, is_alike in zip(sites.itertuples(index=False), alike, strict=True):
-        names = [site.module_path or "(model)", short_op(site)]
-        if is_alike and site.op != "(kernels)":  # shapes tell it from its likes
-            names[1] = f"{names[1]} {site.input_shapes}".strip()
-        if by_rank:
-            names.append(str(site.rank))
-        row = [*names, shown("calls", site.calls), shown("flops", site.flops)]
-        intensity = shown("intensity_flops_per_byte", site.intensity_flops_per_byte)
-        if timed:
-            row.append(shown("time_share_frac", site.time_share_frac))
-            row += [shown("achieved_flops_per_s", site.achieved_flops_per_s), intensity]
-            row.append(shown("efficiency_frac", site.efficiency_frac))
-            row.append(shown("bound", site.bound))
-        else:
-            row.append(intensity)
-        rows.append([*row, site.verdict])
-    return [*header, "verdict"], rows
-
-
-def short_op(site: Any) -> str:
-    """Return the op's name without PyTorch's own namespace; a kernel's name for a hidden one."""
-    if site.op == "(kernels)":
-        return str(site.input_shapes)
-    return str(site.op).removeprefix("aten::")
-
-
-def kernel_sums(run: Run) -> pd.DataFrame:
-    """Return, per kernel's name and kind: calls, time_us, time_share_frac; by time."""
-    groups = run.kernel_sums.groupby(["kernel", "kind"], sort=False, observed=True)
-    sums = groups[["calls", "time_us"]].sum().reset_index()
-    sums["time_share_frac"] = sums["time_us"] / sums["time_us"].sum()
-    return sums.sort_values("time_us", ascending=False, kind="stable", ignore_index=True)
-
-
-def module_sums(run: Run) -> pd.DataFrame:
-    """Return `Run.by_module` with time_share_frac and achieved_flops_per_s of all inside."""
-    sums = run.by_module()
-    time_us = sums["time_us"].where(sums["time_us"] > 0)
-    sums["time_share_frac"] = time_us / run.sites["time_us"].sum(min_count=1)
-    sums["achieved_flops_per_s"] = sums["flops"] / time_us * 1e6
-    return sums

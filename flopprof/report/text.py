@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from flopprof.report import report_format
 from flopprof.report.misses import Missed, heading, share_text
-from flopprof.report.summary import TOP, summary, top_sites
+from flopprof.report.rows import TOP, top_sites
+from flopprof.report.summary import summary
 from flopprof.report.tree import module_tree
 from flopprof.run import Run
 from flopprof.units import clean_text, columns, counted, shorten, shorten_path, si, text_width

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from flopprof.report.summary import is_timed, module_sums
+from flopprof.report.rows import is_timed, module_sums
 from flopprof.run import Run
 from flopprof.units import percent, shown, si
 
@@ -23,7 +23,9 @@ def module_tree(run: Run, depth: int) -> list[list[str]]:
     timed = is_timed(run)
     whole_flops = float(run.totals.flops)
     header = ["module", "type", "params", "FLOPs", "share"]
-    rows = [header + (["time", "FLOP/s"] if timed else [])]
+    if timed:
+        header += ["time", "FLOP/s"]
+    rows = [header]
     for module in sums.sort_values("module_path", key=_in_tree_order).itertuples(index=False):
         level = _level(module.module_path)
         if level > depth:

@@ -13,7 +13,8 @@ from flopprof.report import report_format
 from flopprof.report.answer import schema
 from flopprof.report.json import to_object
 from flopprof.report.misses import to_rows
-from flopprof.report.summary import kernel_sums, module_sums, summary
+from flopprof.report.rows import kernel_sums, module_sums
+from flopprof.report.summary import summary
 from flopprof.run import Run
 from flopprof.units import clean_text
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 MOST_ROWS = 2**20 - 1  # of a sheet in Excel, below the header
 MOST_LETTERS = 32_767  # of a cell in Excel
 NARROWEST = 8  # columns of letters: room for the filter's arrow
+NUMBERS_WIDTH = 14  # columns of numbers, at least: "−1.23E+12" and more
 WIDEST = 60  # columns of letters: a longer text is cut by the cell, not by the file
 LOOKED_AT = 500  # rows whose texts decide how wide a column is
 
@@ -84,8 +86,9 @@ def xlsx_report(run: Run) -> bytes:
 
 def _summary(run: Run) -> pd.DataFrame:
     """Return the lines of the summary, then every number of `--json` with what it means."""
-    lines: list[tuple[str, str, float | None, str]]
-    lines = [(label, text, None, "") for label, text in summary(run)]
+    lines: list[tuple[str, str, float | None, str]] = []
+    for label, text in summary(run):
+        lines.append((label, text, None, ""))
     meanings = schema()["$defs"]["Answer"]["properties"]
     for name, value in to_object(run).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -123,8 +126,11 @@ def header_of(column: str) -> str:
 
 
 def _ending_of(column: str) -> tuple[str, str, str]:
-    """Return the row of `_ENDINGS` of a column; that of a text or a plain number else."""
-    return next((row for row in _ENDINGS if column.endswith(row[0])), ("", "", ""))
+    """Return the row of `_ENDINGS` of a column; empty texts where it is of none."""
+    for row in _ENDINGS:
+        if column.endswith(row[0]):
+            return row
+    return "", "", ""
 
 
 def _write_sheet(book: "Workbook", name: str, table: pd.DataFrame) -> None:
@@ -164,6 +170,6 @@ def _write_cell(sheet: Any, row: int, column: int, value: object, shown: "Format
 def _width(header: str, values: Sequence[object], *, is_number: bool) -> int:
     """Return how many letters wide a column is."""
     if is_number:
-        return max(len(header) // 2, 14)
+        return max(len(header) // 2, NUMBERS_WIDTH)  # a header may take two lines
     longest = max((len(str(value)) for value in values[:LOOKED_AT]), default=0)
     return min(max(longest, len(header), NARROWEST) + 2, WIDEST)

@@ -13,7 +13,7 @@ import pytest
 
 from flopprof.report.chart.draw import draw
 from flopprof.report.folder import save_run
-from flopprof.report.summary import kernel_sums, module_sums
+from flopprof.report.rows import kernel_sums, module_sums
 from flopprof.run import Run
 from flopprof.tables import KERNELS
 from tests.builders import make_run

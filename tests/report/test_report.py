@@ -11,7 +11,7 @@ import pytest
 from flopprof.api import analyse_traces
 from flopprof.cli import main
 from flopprof.errors import UsageError
-from flopprof.report.summary import top_sites
+from flopprof.report.rows import top_sites
 from flopprof.report.text import fitting
 from flopprof.run import Run
 from flopprof.tables import SITES, TABLES
