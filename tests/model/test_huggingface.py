@@ -198,6 +198,22 @@ def test_packed_weights_are_counted_as_the_dense_model(settings, said, tmp_path)
         assert loaded.parameters == sum(parameter.numel() for parameter in model.parameters())
 
 
+def test_a_missing_key_that_says_packed_makes_no_weights_random(tmp_path):
+    save_file = pytest.importorskip("safetensors.torch").save_file
+    config = transformers.XmodConfig(**SMALL, languages=["packed"], default_language="packed")
+    model = transformers.XmodModel(config)
+    model.save_pretrained(tmp_path)
+    key = "encoder.layer.0.output.adapter_modules.packed.dense1.weight"
+    state = {name: value.clone() for name, value in model.state_dict().items() if name != key}
+    save_file(state, tmp_path / "model.safetensors")
+
+    loaded = load_model(tmp_path)
+
+    (warning,) = loaded.warnings
+    assert warning.startswith(f"1 of {len(state) + 1} tensors are not in the folder: random ({key}")
+    assert loaded.weights == "file"
+
+
 # Configurations of any types and sizes.
 
 
